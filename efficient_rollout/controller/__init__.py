@@ -1,0 +1,1 @@
+"""How many tokens should we draft? Pure Python: a state goes in, a decision comes out."""

@@ -1,0 +1,54 @@
+"""Policies that need no latency model. Each answers one question: how many tokens to draft now?"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from efficient_rollout.controller.state import Decision, DecodeState
+
+
+class Policy(Protocol):
+    """Chooses the number of draft tokens for one engine tick."""
+
+    def decide(self, state: DecodeState) -> Decision:
+        """Return the decision for this tick; called once per tick, in tick order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    """Plain decoding: the drafter never runs."""
+
+    def decide(self, state: DecodeState) -> Decision:  # noqa: ARG002 - the protocol's signature
+        return Decision(0, "never")
+
+
+@dataclass(frozen=True, slots=True)
+class Always:
+    """The same number of draft tokens at every tick.
+
+    Attributes:
+        num_draft_tokens: Draft tokens per request, capped by the state's `max_draft_tokens`.
+    """
+
+    num_draft_tokens: int
+
+    def decide(self, state: DecodeState) -> Decision:
+        return Decision(min(self.num_draft_tokens, state.max_draft_tokens), "always")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchThreshold:
+    """Draft while few requests run; decode plainly while many do.
+
+    Attributes:
+        num_draft_tokens: Draft tokens per request when drafting.
+        max_running_requests: Draft only when at most this many requests are running or waiting.
+    """
+
+    num_draft_tokens: int
+    max_running_requests: int
+
+    def decide(self, state: DecodeState) -> Decision:
+        if state.num_running_requests + state.num_waiting_requests > self.max_running_requests:
+            return Decision(0, "batch_above_threshold")
+        return Decision(min(self.num_draft_tokens, state.max_draft_tokens), "batch_below_threshold")

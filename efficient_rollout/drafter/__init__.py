@@ -1,0 +1,1 @@
+"""The quantized self: schemes, packed kernels per device, refresh in place."""

@@ -1,0 +1,41 @@
+"""Errors shown to users. Every message says what is wrong, which value, and what to do."""
+
+
+class EfficientRolloutError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(EfficientRolloutError, ValueError):
+    """A setting is unknown, has the wrong type, or is out of range."""
+
+
+class UnsupportedVersionError(EfficientRolloutError):
+    """An installed veRL, vLLM or torch is not one this package was tested with."""
+
+
+class UnsupportedModelError(EfficientRolloutError):
+    """The policy has a shape the self-drafter cannot handle."""
+
+
+class SchemeUnavailableError(EfficientRolloutError):
+    """A quantization scheme has no kernel on this device."""
+
+
+class ProfileError(EfficientRolloutError):
+    """A latency profile is missing, malformed, or belongs to another machine or model."""
+
+
+class PatchDriftError(EfficientRolloutError):
+    """The upstream code a patch replaces is not the code the patch was written for."""
+
+
+class PluginInactiveError(EfficientRolloutError):
+    """The plugin did not load in a process that needs it."""
+
+
+class StaleDrafterError(EfficientRolloutError):
+    """The drafter does not carry the target's current weights."""
+
+
+class InputFileError(EfficientRolloutError):
+    """A model, data set or reward file is missing or unreadable."""

@@ -1,0 +1,1 @@
+"""Every metric name once, and per-rollout statistics that merge across engines."""

@@ -1,0 +1,1 @@
+"""Replay a rollout under a policy, for fleets larger than this machine."""

@@ -1,0 +1,1 @@
+"""The embedded task: arithmetic with long-tailed worked answers, its reward, and a small policy."""
