@@ -1,0 +1,117 @@
+"""Every setting, with its bounds. One tree, parsed once, carried as a plain dict between processes.
+
+In veRL it stands under `actor_rollout_ref.rollout.custom.efficient_rollout`; in vLLM under
+`additional_config["efficient_rollout"]`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from efficient_rollout.errors import ConfigError
+
+CONFIG_KEY = "efficient_rollout"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DrafterSettings(_Group):
+    """How the policy is quantized to draft for itself."""
+
+    scheme: Literal["int8", "int4", "bf16"] = Field(
+        default="int8",
+        description="int8: W8A8, per output channel. int4: weight only, group-wise, asymmetric. "
+        "bf16: unquantized, for tests; every draft is accepted.",
+    )
+    group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
+    quantize_output_head: bool = Field(
+        default=True, description="Quantize the drafter's output head too; the target's own head stays untouched."
+    )
+
+
+class ControllerSettings(_Group):
+    """How many tokens to draft, decided at every engine tick."""
+
+    policy: Literal["never", "always", "batch_threshold"] = Field(
+        default="batch_threshold", description="Which policy decides; see `controller/policy.py`."
+    )
+    max_draft_tokens: int = Field(default=4, ge=1, le=16, description="Upper bound of every decision.")
+    num_draft_tokens: int | None = Field(
+        default=None, ge=1, le=16, description="Draft tokens when drafting; unset means max_draft_tokens."
+    )
+    max_running_requests: int = Field(
+        default=8, ge=1, description="batch_threshold drafts only at or below this many requests."
+    )
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.num_draft_tokens is not None and self.num_draft_tokens > self.max_draft_tokens:
+            raise ValueError(
+                f"num_draft_tokens ({self.num_draft_tokens}) must not exceed max_draft_tokens ({self.max_draft_tokens})"
+            )
+        return self
+
+    @property
+    def draft_tokens_when_drafting(self) -> int:
+        """`num_draft_tokens`, or `max_draft_tokens` where that is unset."""
+        return self.num_draft_tokens or self.max_draft_tokens
+
+
+class Settings(_Group):
+    """The whole tree.
+
+    Attributes:
+        enabled: False is plain vLLM, with the same rollout name: the baseline arm.
+        drafter: How the policy is quantized to draft for itself.
+        controller: How many tokens to draft, decided at every engine tick.
+    """
+
+    enabled: bool = True
+    drafter: DrafterSettings = DrafterSettings()
+    controller: ControllerSettings = ControllerSettings()
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any] | None, *, where: str = CONFIG_KEY) -> "Settings":
+        """Validate `raw`; None means every default.
+
+        Args:
+            raw: Nested mapping, as it comes from hydra or JSON.
+            where: Path of `raw` in the user's own configuration, for the error message.
+
+        Raises:
+            ConfigError: A key is unknown, or a value has the wrong type or is out of range. The message
+                lists every fault, and the legal keys or values.
+        """
+        try:
+            return cls.model_validate({} if raw is None else dict(raw))
+        except ValidationError as error:
+            raise ConfigError(_explain(error, where)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict of JSON types; `parse(to_dict())` gives an equal tree."""
+        return self.model_dump(mode="json")
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = [f"invalid settings under `{where}`:"]
+    for fault in error.errors():
+        location = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            legal = ", ".join(_group_at(fault["loc"][:-1]).model_fields)
+            lines.append(f"  {location}: unknown setting; legal here: {legal}")
+        else:
+            lines.append(f"  {location or '(whole tree)'}: {fault['msg']}, got {fault['input']!r}")
+    return "\n".join(lines)
+
+
+def _group_at(path: tuple[int | str, ...]) -> type[BaseModel]:
+    group: type[BaseModel] = Settings
+    for part in path:
+        annotation = group.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        group = annotation
+    return group

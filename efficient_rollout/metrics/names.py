@@ -1,0 +1,66 @@
+"""Every metric this package reports, once: name, unit, meaning, and which direction is good."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "efficient_rollout/"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One reported number.
+
+    Attributes:
+        name: Key in veRL's step metrics and in the JSONL file, with `PREFIX`.
+        unit: SI unit, or "ratio", "tokens", "count".
+        meaning: One line for a dashboard's tooltip.
+        good: Which direction is better; None where neither is.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    good: Literal["up", "down"] | None = None
+
+
+_REGISTRY: dict[str, Metric] = {}
+
+
+def _declare(name: str, unit: str, meaning: str, good: Literal["up", "down"] | None = None) -> str:
+    key = PREFIX + name
+    if key in _REGISTRY:
+        raise ValueError(f"metric {key} is declared twice")
+    _REGISTRY[key] = Metric(key, unit, meaning, good)
+    return key
+
+
+ROLLOUT_SECONDS = _declare("rollout_seconds", "s", "First request in to last response out.", "down")
+GENERATED_TOKENS = _declare("generated_tokens", "tokens", "Response tokens of all engines.")
+TOKENS_PER_SECOND = _declare("generated_tokens_per_second", "tokens/s", "Response tokens over rollout seconds.", "up")
+ENGINE_TICKS = _declare("engine_ticks", "count", "Engine steps that computed at least one token, all engines.")
+SPECULATIVE_TICK_SHARE = _declare("speculative_tick_share", "ratio", "Ticks that verified drafts, over all ticks.")
+DRAFT_TOKENS = _declare("draft_tokens", "tokens", "Draft tokens verified.")
+ACCEPTED_TOKENS = _declare("accepted_tokens", "tokens", "Draft tokens accepted.")
+ACCEPTANCE_RATE = _declare("acceptance_rate", "ratio", "Accepted over verified draft tokens.", "up")
+MEAN_ACCEPTED_LENGTH = _declare(
+    "mean_accepted_length", "tokens", "Tokens a request gains per verify pass, its own included; 1.0 is no gain.", "up"
+)
+DRAFT_SECONDS = _declare("draft_seconds", "s", "Time inside the drafter, summed over engines.", "down")
+REQUANTIZE_SECONDS = _declare(
+    "requantize_seconds", "s", "Longest requantization of an engine since last report.", "down"
+)
+WEIGHT_SYNC_SECONDS = _declare(
+    "weight_sync_seconds", "s", "Longest weight sync of an engine since last report.", "down"
+)
+DRAFTER_BYTES = _declare(
+    "drafter_bytes", "bytes", "Largest memory the drafter's own weights take in an engine.", "down"
+)
+DRAFTER_FAULTS = _declare("drafter_faults", "count", "Faults that turned an engine's drafter off.", "down")
+STALE_DRAFTER = _declare("stale_drafter", "count", "Engines whose drafter does not follow the target.", "down")
+NUM_ENGINES = _declare("engines", "count", "Engines that reported.")
+REASON_SHARE_PREFIX = _declare("decision_share/", "ratio", "Share of ticks decided for this reason.")
+
+
+def all_metrics() -> tuple[Metric, ...]:
+    """Every declared metric, in order of declaration."""
+    return tuple(_REGISTRY.values())

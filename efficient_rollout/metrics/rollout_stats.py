@@ -1,0 +1,130 @@
+"""Counts of one rollout: additive, so that engines merge exactly and ratios stay token-weighted."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from efficient_rollout.metrics import names
+
+
+@dataclass(slots=True, kw_only=True)
+class RolloutStats:
+    """What happened in the engines since the last report.
+
+    Attributes:
+        num_engines: Engines merged into this record.
+        num_ticks: Engine steps that computed at least one token.
+        num_speculative_ticks: Ticks that verified at least one draft token.
+        num_generated_tokens: Tokens emitted to requests, drafts included.
+        num_drafts: Verify events: requests times ticks with at least one draft token.
+        num_draft_tokens: Draft tokens verified.
+        num_accepted_tokens: Draft tokens accepted.
+        accepted_per_position: Accepted drafts at each position, first draft token first.
+        drafted_per_position: Verified drafts at each position.
+        ticks_by_reason: Ticks by the controller's reason for its decision.
+        draft_seconds: Time inside the drafter.
+        busy_seconds: Time from the scheduling of a tick to the end of its bookkeeping, summed over ticks.
+        weight_sync_seconds: Time of the weight syncs since the last report, requantization included.
+        requantize_seconds: Time of the requantizations in them.
+        num_weight_syncs: Weight syncs since the last report.
+        drafter_bytes: Memory of the drafter's own weights.
+        num_drafter_faults: Faults that turned the drafter off.
+        num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the target.
+    """
+
+    num_engines: int = 0
+    num_ticks: int = 0
+    num_speculative_ticks: int = 0
+    num_generated_tokens: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    drafted_per_position: list[int] = field(default_factory=list)
+    ticks_by_reason: dict[str, int] = field(default_factory=dict)
+    draft_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    weight_sync_seconds: float = 0.0
+    requantize_seconds: float = 0.0
+    num_weight_syncs: int = 0
+    drafter_bytes: int = 0
+    num_drafter_faults: int = 0
+    num_stale_drafters: int = 0
+
+    # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
+    _LARGEST = frozenset({"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"})
+
+    def observe_verify(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
+        """Count one request's verify pass."""
+        self.num_drafts += 1
+        self.num_draft_tokens += num_draft_tokens
+        self.num_accepted_tokens += num_accepted_tokens
+        missing = num_draft_tokens - len(self.drafted_per_position)
+        if missing > 0:
+            self.drafted_per_position += [0] * missing
+            self.accepted_per_position += [0] * missing
+        for position in range(num_draft_tokens):
+            self.drafted_per_position[position] += 1
+            self.accepted_per_position[position] += position < num_accepted_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; `from_dict(to_dict())` is equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "RolloutStats":
+        """Rebuild from `to_dict`; raises TypeError on an unknown key."""
+        return cls(**raw)
+
+    @classmethod
+    def merge(cls, parts: Iterable["RolloutStats"]) -> "RolloutStats":
+        """One record for several engines: counts add, per-engine durations and sizes keep the largest."""
+        total = cls()
+        for part in parts:
+            for item in fields(cls):
+                ours, theirs = getattr(total, item.name), getattr(part, item.name)
+                setattr(total, item.name, _combine(item.name in cls._LARGEST, ours, theirs))
+        return total
+
+    def to_metrics(self, *, rollout_seconds: float | None = None) -> dict[str, float]:
+        """Step metrics by the names in `names`; a ratio without a denominator is left out, never 0.
+
+        Args:
+            rollout_seconds: Wall time of the rollout, where the caller measured it.
+        """
+        metrics: dict[str, float] = {
+            names.NUM_ENGINES: self.num_engines,
+            names.ENGINE_TICKS: self.num_ticks,
+            names.GENERATED_TOKENS: self.num_generated_tokens,
+            names.DRAFT_TOKENS: self.num_draft_tokens,
+            names.ACCEPTED_TOKENS: self.num_accepted_tokens,
+            names.DRAFT_SECONDS: self.draft_seconds,
+            names.DRAFTER_BYTES: self.drafter_bytes,
+            names.DRAFTER_FAULTS: self.num_drafter_faults,
+            names.STALE_DRAFTER: self.num_stale_drafters,
+        }
+        if self.num_ticks:
+            metrics[names.SPECULATIVE_TICK_SHARE] = self.num_speculative_ticks / self.num_ticks
+            for reason, ticks in sorted(self.ticks_by_reason.items()):
+                metrics[names.REASON_SHARE_PREFIX + reason] = ticks / self.num_ticks
+        if self.num_drafts:
+            metrics[names.ACCEPTANCE_RATE] = self.num_accepted_tokens / self.num_draft_tokens
+            metrics[names.MEAN_ACCEPTED_LENGTH] = 1.0 + self.num_accepted_tokens / self.num_drafts
+        if self.num_weight_syncs:
+            metrics[names.WEIGHT_SYNC_SECONDS] = self.weight_sync_seconds
+            metrics[names.REQUANTIZE_SECONDS] = self.requantize_seconds
+        if rollout_seconds:
+            metrics[names.ROLLOUT_SECONDS] = rollout_seconds
+            metrics[names.TOKENS_PER_SECOND] = self.num_generated_tokens / rollout_seconds
+        return metrics
+
+
+def _combine(keep_largest: bool, ours: Any, theirs: Any) -> Any:
+    if isinstance(ours, list):
+        length = max(len(ours), len(theirs))
+        padded = [values + [0] * (length - len(values)) for values in (ours, theirs)]
+        return [a + b for a, b in zip(*padded, strict=True)]
+    if isinstance(ours, dict):
+        return dict(Counter(ours) + Counter(theirs))
+    return max(ours, theirs) if keep_largest else ours + theirs
