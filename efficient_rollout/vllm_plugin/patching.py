@@ -1,0 +1,110 @@
+"""Replace one upstream function, on the record: idempotent, and refused where upstream has drifted.
+
+Standard library only, so that it can run inside `import verl` in every process.
+"""
+
+import hashlib
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from efficient_rollout.errors import PatchDriftError
+
+logger = logging.getLogger(__name__)
+
+State = Literal["applied", "not applied", "not needed", "drifted"]
+
+_MARKER = "__efficient_rollout_patch__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """One ledger entry.
+
+    Attributes:
+        name: Short, unique.
+        target: `module:attribute.path` of the function to replace.
+        make_replacement: Gets the original, returns its replacement.
+        reason: The upstream fault, and why the replacement is safe.
+        tested_versions: Upstream versions whose target this patch was tested against.
+        source_sha256: `source_sha256()` of the target in those versions.
+        remove_when: What must have happened upstream before this entry can go.
+        is_needed: False where upstream does not show the fault, None to apply always.
+    """
+
+    name: str
+    target: str
+    make_replacement: Callable[[Callable[..., Any]], Callable[..., Any]]
+    reason: str
+    tested_versions: str
+    source_sha256: frozenset[str]
+    remove_when: str
+    is_needed: Callable[[], bool] | None = None
+
+
+def source_sha256(function: Callable[..., Any]) -> str:
+    """Hash of a function's source text, whitespace at line ends aside."""
+    lines = inspect.getsource(function).splitlines()
+    return hashlib.sha256("\n".join(line.rstrip() for line in lines).encode()).hexdigest()
+
+
+def state(patch: Patch) -> State:
+    """What became of `patch` in this process."""
+    _, _, current = _resolve(patch.target)
+    if getattr(current, _MARKER, None) == patch.name:
+        return "applied"
+    if patch.is_needed is not None and not patch.is_needed():
+        return "not needed"
+    return "not applied" if source_sha256(current) in patch.source_sha256 else "drifted"
+
+
+def apply_patches(patches: Iterable[Patch]) -> None:
+    """Apply each patch that is needed and not yet applied.
+
+    Raises:
+        PatchDriftError: The target is not the code the patch was written for. Nothing is applied then.
+    """
+    pending = []
+    for patch in patches:
+        current_state = state(patch)
+        if current_state == "drifted":
+            raise PatchDriftError(
+                f"patch '{patch.name}' does not know this version of {patch.target} "
+                f"(tested: {patch.tested_versions}). Another package may have replaced it, or the installed "
+                f"version is newer than this package supports: install a tested version."
+            )
+        if current_state == "not applied":
+            pending.append(patch)
+    for patch in pending:
+        owner, attribute, original = _resolve(patch.target)
+        replacement = patch.make_replacement(original)
+        setattr(replacement, _MARKER, patch.name)
+        setattr(owner, attribute, replacement)
+        logger.info("applied patch '%s' to %s", patch.name, patch.target)
+
+
+def describe(patches: Iterable[Patch]) -> list[dict[str, str]]:
+    """One row per patch for `doctor` and the docs."""
+    return [
+        {
+            "name": patch.name,
+            "target": patch.target,
+            "state": state(patch),
+            "reason": patch.reason,
+            "tested_versions": patch.tested_versions,
+            "remove_when": patch.remove_when,
+        }
+        for patch in patches
+    ]
+
+
+def _resolve(target: str) -> tuple[Any, str, Any]:
+    module_name, _, path = target.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *parents, attribute = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    return owner, attribute, getattr(owner, attribute)
