@@ -1,0 +1,76 @@
+"""The drafter's weights: one packed layer per linear layer of the policy, refreshed as the policy's arrive."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.schemes import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReport:
+    """What one pass over the policy's weights cost.
+
+    Attributes:
+        num_layers: Layers quantized since the last report.
+        seconds: Time of quantizing and packing them.
+        num_bytes: Memory of all packed layers.
+    """
+
+    num_layers: int
+    seconds: float
+    num_bytes: int
+
+
+class PackedWeights:
+    """Packed layers by the policy's own layer names.
+
+    Args:
+        scheme: How to quantize.
+        quantize_output_head: Whether output heads are packed too.
+    """
+
+    def __init__(self, scheme: Scheme, *, quantize_output_head: bool) -> None:
+        self.scheme = scheme
+        self.quantize_output_head = quantize_output_head
+        self._layers: dict[str, PackedLinear] = {}
+        self._num_layers = 0
+        self._seconds = 0.0
+
+    @property
+    def layers(self) -> Mapping[str, PackedLinear]:
+        """Packed layers by name; a layer the scheme does not take is absent."""
+        return self._layers
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all packed layers."""
+        return sum(layer.num_bytes for layer in self._layers.values())
+
+    def refresh(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Quantize the policy's layer `name` into its packed twin, made here the first time.
+
+        Args:
+            name: The policy's layer name.
+            weight: [out_features, in_features], on the policy's device; read, not kept.
+            bias: [out_features] or None.
+        """
+        started = time.perf_counter()
+        packed = self._layers.get(name)
+        if packed is not None:
+            packed.requantize(weight, bias)
+        elif self.scheme.pack is not None and self.scheme.supports(*weight.shape, weight.dtype):
+            self._layers[name] = self.scheme.pack(weight, bias)
+        else:
+            return
+        self._num_layers += 1
+        self._seconds += time.perf_counter() - started
+
+    def take_report(self) -> RefreshReport:
+        """Layers and seconds since the last call."""
+        report = RefreshReport(self._num_layers, self._seconds, self.num_bytes)
+        self._num_layers, self._seconds = 0, 0.0
+        return report

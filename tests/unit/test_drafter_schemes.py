@@ -1,0 +1,106 @@
+"""The packed kernels multiply by exactly the weights the reference quantizers chose, also after a requantization."""
+
+import pytest
+import torch
+
+from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.int4 import Int4Linear, quantize_int4
+from efficient_rollout.drafter.int8 import quantize_int8
+from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.errors import SchemeUnavailableError
+
+SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]
+IDS = ["int8", "int4-32", "int4-64", "int4-128"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cpu_kernels():
+    platforms = pytest.importorskip("vllm.platforms", reason="int8 needs vLLM's CPU kernels")
+    platforms.current_platform.import_kernels()
+
+
+def random_weight(seed: int, dtype: torch.dtype, shape: tuple[int, int] = (192, 256)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
+    if settings.scheme == "int8":
+        values, scales = quantize_int8(weight)
+        return values.float() * scales
+    values, scales, offsets = quantize_int4(weight, settings.group_size, weight.dtype)
+    spread = [tensor.float().repeat_interleave(settings.group_size, dim=1) for tensor in (scales, offsets)]
+    return (values.float() - 8) * spread[0] + spread[1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pack_holds_the_reference_weights_bit_for_bit_after_requantizing(settings, dtype):
+    scheme = make_scheme(settings, "cpu")
+    packed = scheme.pack(random_weight(0, dtype), None)
+    torch.testing.assert_close(packed.dequantize(), reference(settings, random_weight(0, dtype)), rtol=0, atol=1e-6)
+    packed.requantize(random_weight(1, dtype), None)
+    fresh = scheme.pack(random_weight(1, dtype), None)
+    assert torch.equal(packed.dequantize(), fresh.dequantize())
+    assert not torch.equal(packed.dequantize(), scheme.pack(random_weight(0, dtype), None).dequantize())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 33])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_product_is_close_to_the_dequantized_product(settings, num_rows, with_bias):
+    bias = random_weight(3, torch.float32, (1, 192))[0] if with_bias else None
+    packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.float32), bias)
+    x = random_weight(2, torch.float32, (num_rows, 256))
+    expected = torch.nn.functional.linear(x, packed.dequantize(), bias)
+    # int8 quantizes activations too, to 1/127 of each row's largest value.
+    relative_error = (packed(x) - expected).norm() / expected.norm()
+    assert relative_error < (0.02 if settings.scheme == "int8" else 1e-5)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+def test_a_row_does_not_depend_on_its_neighbours(settings):
+    packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.bfloat16), None)
+    x = random_weight(2, torch.bfloat16, (5, 256))
+    assert torch.equal(packed(x)[2], packed(x[2:3])[0])
+
+
+@pytest.mark.parametrize(("settings", "largest_share"), [(SETTINGS[0], 0.52), (SETTINGS[2], 0.32)], ids=["int8", "int4"])
+def test_memory_is_what_the_scheme_promises(settings, largest_share):
+    weight = random_weight(0, torch.bfloat16, (512, 512))
+    assert make_scheme(settings, "cpu").pack(weight, None).num_bytes < largest_share * weight.nbytes
+
+
+def test_int4_chooses_the_nearest_level():
+    weight = random_weight(0, torch.float32)
+    error = (Int4Linear(weight, group_size=32).dequantize() - weight).abs()
+    step = (weight.view(192, 8, 32).amax(-1) - weight.view(192, 8, 32).amin(-1)) / 15
+    assert (error <= 0.5001 * step.repeat_interleave(32, dim=1)).all()
+
+
+def test_constant_and_zero_rows_survive():
+    weight = torch.zeros(64, 64)
+    weight[1] = 0.25
+    for settings in (SETTINGS[0], SETTINGS[2]):
+        restored = make_scheme(settings, "cpu").pack(weight, None).dequantize()
+        torch.testing.assert_close(restored, weight, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_the_kernel_cannot_take_are_left_out():
+    weights = PackedWeights(make_scheme(SETTINGS[2], "cpu"), quantize_output_head=True)
+    weights.refresh("odd", torch.randn(64, 96), None)
+    weights.refresh("even", torch.randn(64, 128), None)
+    assert set(weights.layers) == {"even"}
+    assert weights.take_report().num_layers == 1
+    assert weights.take_report().num_layers == 0
+
+
+def test_another_shape_is_refused():
+    packed = make_scheme(SETTINGS[0], "cpu").pack(torch.randn(64, 64), None)
+    with pytest.raises(ValueError, match=r"\[64, 64\]"):
+        packed.requantize(torch.randn(64, 128), None)
+
+
+def test_a_scheme_without_a_kernel_names_those_that_have_one():
+    with pytest.raises(SchemeUnavailableError, match="int8 is not available here.*Available: bf16"):
+        make_scheme(DrafterSettings(scheme="int8"), "cuda")
