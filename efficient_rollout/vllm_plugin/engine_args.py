@@ -1,0 +1,46 @@
+"""The vLLM arguments that turn self-drafting on. Everything goes through vLLM's own options."""
+
+from typing import TYPE_CHECKING, Any
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+CPU_WORKER = "efficient_rollout.vllm_plugin.worker.CpuWorker"
+SCHEDULER = "efficient_rollout.vllm_plugin.scheduler.EfficientScheduler"
+
+
+def engine_args(model: str, settings: Settings) -> dict[str, Any]:
+    """Keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or, as JSON, for `vllm serve`.
+
+    Args:
+        model: The policy's path: the same as the engine's own `model`.
+        settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did.
+    """
+    args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
+    if settings.enabled:
+        args |= {
+            "scheduler_cls": SCHEDULER,
+            # Decisions are made per tick from results of the tick before: both must be in hand.
+            "async_scheduling": False,
+            "speculative_config": {
+                "method": "draft_model",
+                "model": model,
+                "num_speculative_tokens": settings.controller.max_draft_tokens,
+                # Greedy drafts would be accepted far less often at temperature 1.
+                "draft_sample_method": "probabilistic",
+            },
+        }
+    return args
+
+
+def settings_of(vllm_config: "VllmConfig") -> Settings:
+    """The settings an engine was started with.
+
+    Raises:
+        ConfigError: They are absent or invalid; the message names the argument to pass.
+    """
+    return Settings.parse(
+        vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]"
+    )

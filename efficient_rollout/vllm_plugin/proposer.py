@@ -1,0 +1,219 @@
+"""Draft with the quantized self, on the policy's own KV cache."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.forward_context import set_forward_context
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+from vllm.v1.spec_decode.draft_model import DraftModelProposer
+from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
+
+from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
+
+logger = logging.getLogger(__name__)
+
+_GREEDY_TEMPERATURE = 1e-5  # vLLM's own bound between greedy and random requests
+
+
+class SelfDraftProposer(DraftModelProposer):
+    """The `draft_model` method with the policy as its own draft model.
+
+    Two things differ from stock. The attention layers are aliases of the policy's, so there is no second KV
+    cache, no second prefill, and nothing to keep in step when no drafts are wanted. And the first pass feeds only
+    the newly sampled token: the KV of everything before it is the policy's.
+
+    The drafter writes the KV of its drafts into slots the policy overwrites when it verifies them, so the policy
+    never attends to a drafter's KV.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, device: torch.device, runner: Any, packed: PackedWeights) -> None:
+        super().__init__(vllm_config=vllm_config, device=device, runner=runner)
+        self.runner = runner
+        self.packed = packed
+        self.draft_seconds = 0.0
+        self.num_faults = 0
+        self.fault: str | None = None
+        # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
+        # the model's maximum length. Capacity is checked per request here.
+        runner.effective_drafter_max_model_len = self.max_model_len + self.num_speculative_tokens + 1
+
+    def _get_model(self) -> torch.nn.Module:
+        target = self.runner.get_model()
+        drafter = build_drafter(self._create_draft_vllm_config(), target, self.packed)
+        report = link_report(drafter, target)
+        logger.info(
+            "self-drafter ready: scheme %s, %d packed layers, %d linear layers unquantized, %.1f MB",
+            self.packed.scheme.name,
+            report.num_packed,
+            report.num_unquantized,
+            self.packed.num_bytes / 1e6,
+        )
+        return drafter
+
+    def load_model(self, target_model: torch.nn.Module) -> None:
+        """Build the drafter and alias its attention layers to the policy's."""
+        super().load_model(target_model)
+        # vLLM allocates nothing for a layer that names another's KV cache, and binds that one's tensor to it.
+        for name in self._draft_attn_layer_names:
+            self._attention(name).kv_sharing_target_layer_name = name.removeprefix(f"{DRAFTER_PREFIX}.")
+
+    def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
+        """Find the KV cache group; from here on the aliases write KV, which a sharing layer would not."""
+        super().initialize_attn_backend(kv_cache_config, kernel_block_sizes)
+        for name in self._draft_attn_layer_names:
+            self._attention(name).kv_sharing_target_layer_name = None
+
+    def _attention(self, name: str) -> Any:
+        return self.vllm_config.compilation_config.static_forward_context[name]
+
+    def propose(  # the stock signature
+        self,
+        num_speculative_tokens: int,
+        target_token_ids: torch.Tensor,  # noqa: ARG002
+        target_positions: torch.Tensor,  # noqa: ARG002
+        target_hidden_states: torch.Tensor,  # noqa: ARG002
+        next_token_ids: torch.Tensor,
+        token_indices_to_sample: torch.Tensor | None,  # noqa: ARG002
+        common_attn_metadata: CommonAttentionMetadata,
+        sampling_metadata: SamplingMetadata,
+        mm_embed_inputs: Any = None,  # noqa: ARG002
+        num_rejected_tokens_gpu: torch.Tensor | None = None,
+        slot_mappings: Any = None,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Draft `num_speculative_tokens` for each request of the batch.
+
+        Args:
+            num_speculative_tokens: Draft tokens per request; 0 does no drafter work.
+            next_token_ids: [num_requests], the tokens just sampled, whose KV nobody has computed yet.
+            common_attn_metadata: Of the pass that sampled them.
+            sampling_metadata: Of the batch.
+            num_rejected_tokens_gpu: [num_requests] or None, drafts of that pass that were rejected.
+
+        Returns:
+            int64 [num_requests, num_speculative_tokens]; [num_requests, 0] once a fault has turned drafting off.
+        """
+        self.num_speculative_tokens = num_speculative_tokens
+        self._last_draft_probs = None
+        num_requests = common_attn_metadata.batch_size()
+        if num_speculative_tokens == 0 or self.fault is not None:
+            return torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
+        started = time.perf_counter()
+        num_computed = common_attn_metadata.seq_lens[:num_requests].long()
+        if num_rejected_tokens_gpu is not None:
+            num_computed = num_computed - num_rejected_tokens_gpu[:num_requests]
+        try:
+            drafts, probabilities = self._draft_chain(
+                num_speculative_tokens, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+            )
+        except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
+            self.turn_off(f"{type(error).__name__}: {error}")
+            return torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
+        finally:
+            self.draft_seconds += time.perf_counter() - started
+        self._last_draft_probs = probabilities
+        return drafts
+
+    def turn_off(self, fault: str) -> None:
+        """Stop drafting in this engine, loudly. The engine goes on; no sample is lost or changed."""
+        self.fault = fault
+        self.num_faults += 1
+        logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
+
+    def _draft_chain(
+        self,
+        num_drafts: int,
+        next_token_ids: torch.Tensor,
+        num_computed: torch.Tensor,
+        metadata: CommonAttentionMetadata,
+        sampling: SamplingMetadata,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns drafts [num_requests, num_drafts] and their distributions [num_requests, num_drafts, vocab]."""
+        num_requests = num_computed.shape[0]
+        metadata.num_actual_tokens = num_requests
+        metadata.max_query_len = 1
+        metadata.query_start_loc = self.arange[: num_requests + 1]
+        metadata.query_start_loc_cpu = torch.from_numpy(self.token_arange_np[: num_requests + 1])
+        capacity = self._slot_capacity(num_requests)
+        tokens, drafts, probabilities = next_token_ids, [], []
+        for step in range(num_drafts):
+            hidden_states = self._forward(tokens, num_computed + step, capacity, metadata, step)
+            tokens, token_probabilities = self._sample(self.model.compute_logits(hidden_states), sampling)
+            drafts.append(tokens)
+            probabilities.append(token_probabilities)
+        if sampling.all_greedy:
+            return torch.stack(drafts, dim=1), None
+        return torch.stack(drafts, dim=1), torch.stack(probabilities, dim=1).contiguous()
+
+    def _slot_capacity(self, num_requests: int) -> torch.Tensor:
+        """Positions each request's own blocks can hold, int64 [num_requests].
+
+        The block table's row of a request is not cleared beyond its blocks: a slot looked up there may belong to
+        another request.
+        """
+        table = self.runner.input_batch.block_table[self.kv_cache_gid]
+        num_blocks = torch.from_numpy(table.num_blocks_per_row[:num_requests]).long()
+        return (num_blocks * self.block_size).clamp_max_(self.max_model_len).to(self.device)
+
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        capacity: torch.Tensor,
+        metadata: CommonAttentionMetadata,
+        step: int,
+    ) -> torch.Tensor:
+        """One token per request through the drafter; returns hidden states [num_requests, hidden_size]."""
+        num_requests = tokens.shape[0]
+        fits = positions < capacity
+        # A request without a slot left writes nothing, and its draft is a guess the policy will judge.
+        positions = torch.where(fits, positions, 0)
+        blocks = metadata.block_table_tensor[:num_requests].gather(1, (positions // self.block_size).unsqueeze(1))
+        slots = blocks.squeeze(1).long() * self.block_size + positions % self.block_size
+        self._slot_mapping_buffer[:num_requests] = torch.where(fits, slots, PADDING_SLOT_ID)
+        metadata.slot_mapping = self._slot_mapping_buffer[:num_requests]
+        metadata.seq_lens = (positions + 1).to(torch.int32)
+        metadata.max_seq_len = int(metadata.seq_lens.max())
+        _, per_layer = self.build_per_group_and_layer_attn_metadata(metadata, draft_index=step)
+        self.input_ids[:num_requests] = tokens
+        self.positions[:num_requests] = positions
+        with set_forward_context(
+            per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=self._get_slot_mapping(num_requests)
+        ):
+            return self.model(
+                input_ids=self.input_ids[:num_requests], positions=self.positions[:num_requests], inputs_embeds=None
+            )
+
+    def _sample(self, logits: torch.Tensor, sampling: SamplingMetadata) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw one draft per request, and return the distribution it was drawn from, float32 [num_requests, vocab].
+
+        Greedy requests take the largest logit. The others follow the request's temperature, top-k and top-p, and
+        its own generator where it has a seed: rejection sampling is exact for any draft distribution, and closer
+        ones are accepted more often.
+
+        Raises:
+            FloatingPointError: A logit is not a number.
+        """
+        logits = logits.float()
+        largest, greedy_tokens = logits.max(dim=-1)
+        if largest.isnan().any():
+            raise FloatingPointError("the drafter's logits are not numbers")
+        if sampling.all_greedy:
+            return greedy_tokens, logits
+        temperature = sampling.temperature
+        assert temperature is not None
+        is_greedy = temperature < _GREEDY_TEMPERATURE
+        logits = logits / torch.where(is_greedy, 1.0, temperature).unsqueeze(1)
+        logits = apply_top_k_top_p(logits, sampling.top_k, sampling.top_p)
+        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
+        # The largest of p / e with e exponentially distributed is a draw from p.
+        noise = torch.empty_like(probabilities).exponential_()
+        for row, generator in sampling.generators.items():
+            noise[row].exponential_(generator=generator)
+        random_tokens = (probabilities / noise).argmax(dim=-1)
+        return torch.where(is_greedy, greedy_tokens, random_tokens), probabilities

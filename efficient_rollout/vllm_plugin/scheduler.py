@@ -1,0 +1,117 @@
+"""Ask the controller for the number of draft tokens at every engine tick, and count what came of it."""
+
+import time
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+
+from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.vllm_plugin.engine_args import settings_of
+from efficient_rollout.vllm_plugin.policies import policy_from
+from efficient_rollout.vllm_plugin.staleness import StalenessWatch
+
+# Where the tick's statistics ride from the scheduler to the worker, which may be another process.
+STATS_ATTRIBUTE = "efficient_rollout_stats"
+
+
+class _Decide:
+    """Stands where stock keeps its table by batch size: `schedule()` indexes it once per tick."""
+
+    def __init__(self, scheduler: "EfficientScheduler") -> None:
+        self._scheduler = scheduler
+
+    def __getitem__(self, num_scheduled_requests: int) -> int:
+        return self._scheduler.decide(num_scheduled_requests)
+
+
+class EfficientScheduler(Scheduler):
+    """Stock scheduling; only the number of draft tokens is the controller's.
+
+    The number asked for at one tick is drafted at the end of it and verified at the next.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = settings_of(self.vllm_config)
+        self._policy = policy_from(settings.controller)
+        self._max_draft_tokens = settings.controller.max_draft_tokens
+        self._staleness = StalenessWatch()
+        self._drafter_failed = False
+        self._decision = Decision(0, "idle")
+        self._stats = RolloutStats()
+        self.dynamic_sd_lookup = _Decide(self)
+
+    def decide(self, num_scheduled_requests: int) -> int:
+        """Draft tokens per request to ask the worker for at this tick."""
+        if self._drafter_failed:
+            self._decision = Decision(0, "drafter_fault")
+        elif self._staleness.is_stale:
+            self._decision = Decision(0, "drafter_stale")
+        else:
+            self._decision = self._policy.decide(self._state(num_scheduled_requests))
+        return self._decision.num_draft_tokens
+
+    def _state(self, num_scheduled_requests: int) -> DecodeState:
+        running = self.running
+        num_tokens = sum(request.num_tokens for request in running)
+        return DecodeState(
+            num_running_requests=num_scheduled_requests,
+            num_waiting_requests=len(self.waiting),
+            num_prefill_tokens=sum(max(0, r.num_prompt_tokens - r.num_computed_tokens) for r in running),
+            mean_context_tokens=num_tokens / len(running) if running else 0.0,
+            max_draft_tokens=self._max_draft_tokens,
+        )
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Stock, with the statistics of the ticks since the last call riding along."""
+        started = time.perf_counter()
+        self._decision = Decision(0, "idle")
+        output = super().schedule(*args, **kwargs)
+        setattr(output, STATS_ATTRIBUTE, self._stats)
+        self._stats = RolloutStats()
+        self._tick_started = started
+        return output
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        """Stock, with what was verified and what was emitted counted."""
+        # Before stock: it cuts the lists of sampled tokens at a request's end.
+        self._count_verified(scheduler_output, model_runner_output)
+        core_outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if scheduler_output.total_num_scheduled_tokens:
+            self._count_tick(core_outputs)
+        return core_outputs
+
+    def _count_verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> None:
+        drafts = scheduled.scheduled_spec_decode_tokens
+        self._stats.num_speculative_ticks += bool(drafts)
+        for request_id, draft_tokens in drafts.items():
+            sampled = output.sampled_token_ids[output.req_id_to_index[request_id]]
+            if sampled:
+                self._stats.observe_verify(len(draft_tokens), len(sampled) - 1)
+                self._staleness.observe(first_draft_accepted=len(sampled) > 1)
+
+    def _count_tick(self, core_outputs: Any) -> None:
+        stats, reason = self._stats, self._decision.reason
+        stats.num_ticks += 1
+        stats.busy_seconds += time.perf_counter() - self._tick_started
+        stats.ticks_by_reason[reason] = stats.ticks_by_reason.get(reason, 0) + 1
+        stats.num_generated_tokens += sum(
+            len(request.new_token_ids) for outputs in core_outputs.values() for request in outputs.outputs
+        )
+        stats.num_stale_drafters = int(self._staleness.is_stale)
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """Stock; a worker that drafts nothing when asked has turned its drafter off."""
+        asked = self._decision.num_draft_tokens
+        if asked and draft_token_ids.req_ids and not any(draft_token_ids.draft_token_ids):
+            self._drafter_failed = True
+        super().update_draft_token_ids(draft_token_ids)
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Stock; called after every weight sync, when old KV and old acceptance both mean nothing."""
+        self._staleness.reset()
+        self._drafter_failed = False
+        return super().reset_prefix_cache(*args, **kwargs)

@@ -1,0 +1,118 @@
+"""Let the drafter see each of the policy's weights at the one moment it exists whole and unpacked.
+
+vLLM fuses checkpoint tensors into layers (q, k, v into one) and then hands each layer to its quant method, at
+first load and at every layerwise reload; on a CPU that method repacks the weight and drops the original. A
+quantization config whose methods quantize for the drafter first, then do what stock vLLM does, needs neither a
+second read of the checkpoint nor a second copy of the weights. The policy itself stays unquantized.
+"""
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
+
+from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.packed_weights import PackedWeights
+
+
+class _InternalConfig(QuantizationConfig):
+    """A config that is set on an engine by this package and never read from a checkpoint."""
+
+    def get_name(self) -> Any:
+        return "efficient_rollout"
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 0
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QuantizationConfig":
+        raise NotImplementedError("set on the engine, never read from a checkpoint")
+
+
+class TappedTargetConfig(_InternalConfig):
+    """For the policy: stock unquantized layers that show their weights to `packed`.
+
+    Args:
+        packed: Receives every linear layer's weight, and every output head's where it quantizes those.
+    """
+
+    def __init__(self, packed: PackedWeights) -> None:
+        super().__init__()
+        self._packed = packed
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if isinstance(layer, LinearBase):
+            return _TappedLinearMethod(self._packed, prefix)
+        if isinstance(layer, ParallelLMHead) and self._packed.quantize_output_head:
+            return _TappedHeadMethod(self._packed, prefix)
+        return None
+
+
+class _TappedLinearMethod(UnquantizedLinearMethod):
+    def __init__(self, packed: PackedWeights, prefix: str) -> None:
+        super().__init__()
+        self._packed, self._prefix = packed, prefix
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        self._packed.refresh(self._prefix, layer.weight.data, layer.bias)
+        super().process_weights_after_loading(layer)
+
+
+class _TappedHeadMethod(UnquantizedEmbeddingMethod):
+    def __init__(self, packed: PackedWeights, prefix: str) -> None:
+        super().__init__()
+        self._packed, self._prefix = packed, prefix
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        self._packed.refresh(self._prefix, layer.weight.data, layer.bias)
+        super().process_weights_after_loading(layer)
+
+
+class HollowDrafterConfig(_InternalConfig):
+    """For building the drafter: layers without weights, to be filled by `PackedMethod` or by the policy's own."""
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:  # noqa: ARG002
+        if isinstance(layer, LinearBase | VocabParallelEmbedding):
+            return _HollowMethod()
+        return None
+
+
+class _HollowMethod(LinearMethodBase):
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        layer.register_parameter("weight", torch.nn.Parameter(torch.empty(0), requires_grad=False))
+
+    def apply(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        raise AssertionError(f"{type(layer).__name__} of the drafter was never linked to a weight")
+
+    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        raise AssertionError("the drafter's embedding was never linked to the policy's")
+
+    def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:  # noqa: ARG002
+        return layer
+
+
+class PackedMethod(LinearMethodBase):
+    """Computes a drafter layer with its packed weight, bias included."""
+
+    def __init__(self, packed: PackedLinear) -> None:
+        self._packed = packed
+
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a packed layer is filled from the policy, never loaded")
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002
+        return self._packed(x)

@@ -1,0 +1,94 @@
+"""The CPU worker: stock, plus the self-drafter, and a report of what the engine did."""
+
+import os
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from efficient_rollout import __version__
+from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.errors import PluginInactiveError
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.vllm_plugin import ledger
+from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm
+from efficient_rollout.vllm_plugin.engine_args import settings_of
+from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
+from efficient_rollout.vllm_plugin.register import is_registered
+from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
+from efficient_rollout.vllm_plugin.tapped_target import TappedTargetConfig
+
+
+class CpuWorker(CPUWorker):
+    """`worker_cls` of an engine on a CPU, with or without drafting."""
+
+    def init_device(self) -> None:
+        """Check everything, then stock, then put the self-drafter in the place of the stock draft model.
+
+        Raises:
+            EfficientRolloutError: Something this package needs is not there; nothing is started then.
+        """
+        if not is_registered():
+            raise PluginInactiveError(
+                "the entry point vllm.general_plugins of efficient-rollout was not called in this worker. Is "
+                "VLLM_PLUGINS set to a list without 'efficient_rollout', or the package not installed there?"
+            )
+        self.settings = settings_of(self.vllm_config)
+        check_engine(self.vllm_config, self.settings)
+        ledger.apply()
+        self.stats = RolloutStats(num_engines=1)
+        self.self_drafter: SelfDraftProposer | None = None
+        scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
+        super().init_device()
+        if scheme is not None:
+            packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
+            self.vllm_config.quant_config = TappedTargetConfig(packed)
+            self.self_drafter = SelfDraftProposer(
+                packed=packed, vllm_config=self.vllm_config, device=self.device, runner=self.model_runner
+            )
+            self.model_runner.drafter = self.self_drafter
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
+        """Stock, with the scheduler's statistics taken in."""
+        tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
+        if tick_stats is not None:
+            self.stats = RolloutStats.merge([self.stats, tick_stats])
+        elif scheduler_output.total_num_scheduled_tokens:
+            self.stats.num_ticks += 1
+        output = super().execute_model(scheduler_output)
+        return self._count(output, tick_stats is None)
+
+    def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
+        """Stock; an engine with the stock scheduler has its tokens counted here."""
+        return self._count(super().sample_tokens(grammar_output), not self.settings.enabled)
+
+    def _count(self, output: ModelRunnerOutput | None, stock_scheduler: bool) -> ModelRunnerOutput | None:
+        if stock_scheduler and isinstance(output, ModelRunnerOutput):
+            self.stats.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
+        return output
+
+    def take_rollout_stats(self) -> dict[str, Any]:
+        """Counts since the last call, as `RolloutStats.to_dict()`."""
+        stats, self.stats = self.stats, RolloutStats(num_engines=1)
+        stats.num_stale_drafters = min(1, stats.num_stale_drafters)
+        drafter = self.self_drafter
+        if drafter is not None:
+            stats.draft_seconds, drafter.draft_seconds = drafter.draft_seconds, 0.0
+            stats.num_drafter_faults, drafter.num_faults = drafter.num_faults, 0
+            stats.drafter_bytes = drafter.packed.num_bytes
+        return stats.to_dict()
+
+    def plugin_status(self) -> dict[str, Any]:
+        """What is active in this worker, for a check before the first rollout."""
+        name, version = installed_vllm()
+        return {
+            "process_id": os.getpid(),
+            "efficient_rollout": __version__,
+            name: version,
+            "enabled": self.settings.enabled,
+            "scheme": self.settings.drafter.scheme if self.settings.enabled else None,
+            "drafter_fault": self.self_drafter.fault if self.self_drafter else None,
+            "patches": {row["name"]: row["state"] for row in ledger.status()},
+        }
