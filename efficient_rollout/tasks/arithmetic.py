@@ -1,0 +1,144 @@
+"""Chains of additions, reduced one step at a time: a verifiable task with long-tailed worked answers.
+
+The question `3+14+5+9=` has the worked answer `17+5+9=22+9=31.`: every step adds the two leftmost
+operands and writes the rest again, so an answer with n operands costs on the order of n * n tokens. The number of
+operands is lognormal; the length of an answer therefore has a heavy tail, as the responses of a reasoning model do.
+
+Standard library only: data can be generated, and rewards computed, where torch is not installed.
+"""
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from efficient_rollout.errors import ConfigError
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same seed would give other problems: cached policies and data then stop matching."""
+
+DATA_SOURCE = "efficient_rollout/arithmetic"
+ANSWER_END = "."
+"""Closes a worked answer, so that a truncated number is never taken for the answer."""
+
+Split = Literal["train", "validation"]
+_VALIDATION_SHARE = 1 / 10
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard problems are, and how long their worked answers get.
+
+    Attributes:
+        median_operands: Median of the lognormal number of operands, before truncation.
+        log_sigma_operands: Standard deviation of its logarithm: the weight of the tail.
+        min_operands: Fewest operands, at least 2.
+        max_operands: Most operands.
+        max_digits: Most decimal digits of an operand; the number of digits is uniform from 1.
+        max_response_tokens: No worked answer is longer, its end-of-sequence token included.
+    """
+
+    median_operands: float
+    log_sigma_operands: float
+    min_operands: int
+    max_operands: int
+    max_digits: int
+    max_response_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_operands <= self.max_operands:
+            raise ConfigError(
+                f"operands must satisfy 2 <= min <= max, got min {self.min_operands} and max {self.max_operands}"
+            )
+        if not 1 <= self.max_digits <= 9:
+            raise ConfigError(f"max_digits must be 1 to 9, got {self.max_digits}")
+        if not (self.min_operands <= self.median_operands <= self.max_operands and self.log_sigma_operands > 0):
+            raise ConfigError(
+                f"median_operands must lie in [{self.min_operands}, {self.max_operands}] and log_sigma_operands above "
+                f"0, got {self.median_operands} and {self.log_sigma_operands}"
+            )
+        shortest = Problem((1,) * self.min_operands).num_response_tokens
+        if self.max_response_tokens < shortest:
+            raise ConfigError(
+                f"max_response_tokens is {self.max_response_tokens}, but the shortest worked answer with "
+                f"{self.min_operands} operands takes {shortest}; raise it to {shortest} or more"
+            )
+
+    def capped(self, max_response_tokens: int) -> "Level":
+        """The same level without the problems whose worked answers exceed `max_response_tokens`.
+
+        Raises:
+            ConfigError: No problem of this level is that short.
+        """
+        return replace(self, max_response_tokens=min(max_response_tokens, self.max_response_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One sum of two or more non-negative operands."""
+
+    operands: tuple[int, ...]
+
+    @property
+    def question(self) -> str:
+        return "+".join(map(str, self.operands)) + "="
+
+    @property
+    def answer(self) -> str:
+        return str(sum(self.operands))
+
+    @property
+    def worked_answer(self) -> str:
+        """Every intermediate chain, leftmost pair reduced first, then `ANSWER_END`."""
+        steps = []
+        total = self.operands[0]
+        for position, operand in enumerate(self.operands[1:], start=2):
+            total += operand
+            steps.append("+".join(map(str, (total, *self.operands[position:]))))
+        return "=".join(steps) + ANSWER_END
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Tokens of the worked answer: one a character, and one to end the sequence."""
+        return len(self.worked_answer) + 1
+
+    @property
+    def split(self) -> Split:
+        """The split this problem belongs to, whatever the seed: the splits can share no problem."""
+        digest = hashlib.sha256(self.question.encode()).digest()
+        return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
+
+
+def generate(level: Level, split: Split, seed: int) -> Iterator[Problem]:
+    """Yield problems of one split without end; the same arguments always give the same sequence.
+
+    Raises:
+        ConfigError: `split` is neither "train" nor "validation".
+    """
+    if split not in get_args(Split):
+        raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    rng = random.Random(f"arithmetic-{GENERATOR_VERSION}-{split}-{seed}")
+    for _ in itertools.count():
+        problem = _draw(level, rng)
+        if problem.num_response_tokens <= level.max_response_tokens and problem.split == split:
+            yield problem
+
+
+def take(level: Level, split: Split, seed: int, count: int) -> list[Problem]:
+    """The first `count` problems of `generate`."""
+    return list(itertools.islice(generate(level, split, seed), count))
+
+
+def _draw(level: Level, rng: random.Random) -> Problem:
+    while True:
+        num_operands = int(rng.lognormvariate(math.log(level.median_operands), level.log_sigma_operands) + 0.5)
+        if level.min_operands <= num_operands <= level.max_operands:
+            return Problem(tuple(_draw_operand(level, rng) for _ in range(num_operands)))
+
+
+def _draw_operand(level: Level, rng: random.Random) -> int:
+    digits = rng.randint(1, level.max_digits)
+    return rng.randint(10 ** (digits - 1), 10**digits - 1)

@@ -1,0 +1,80 @@
+"""Training batches: worked answers of similar length, a fixed token budget each, reproducible by index."""
+
+import random
+from functools import lru_cache
+
+import torch
+from torch.utils.data import Dataset
+
+from efficient_rollout.tasks.arithmetic import Level, Problem, take
+from efficient_rollout.tasks.tokenizer import EOS, prompt_tokens, vocabulary
+
+IGNORED = -100
+"""Label of a position that is not trained on, as transformers' losses expect."""
+
+_POOL_PROBLEMS = 4096
+
+
+class WorkedAnswerBatches(Dataset):
+    """Item i is a whole batch; it depends on nothing but the arguments and i, so training can resume anywhere.
+
+    Problems are drawn in pools, sorted by length within a pool, and cut where a batch would exceed its budget: little
+    padding, and every batch costs about the same.
+
+    Args:
+        level: Difficulty; problems come from its training split.
+        batch_tokens: Most tokens of a batch, padding included.
+        num_batches: Length of the dataset.
+        seed: Of the problems.
+    """
+
+    def __init__(self, level: Level, batch_tokens: int, num_batches: int, seed: int) -> None:
+        self._level = level
+        self._batch_tokens = batch_tokens
+        self._num_batches = num_batches
+        self._seed = seed
+        self._token_ids = {token: index for index, token in enumerate(vocabulary())}
+        self._batches_per_pool = len(self._pool(0))
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Batch `index`: `input_ids` and `labels`, each (problems, tokens), int64.
+
+        Padding is on the right, where causal attention never looks back at it, so no attention mask is needed.
+        """
+        pool_index, position = divmod(index, self._batches_per_pool)
+        pool = self._pool(pool_index)  # pools differ a little in length: a longer one's surplus is not used
+        return self._collate(pool[position % len(pool)])
+
+    @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the training run
+    def _pool(self, pool_index: int) -> list[list[Problem]]:
+        problems = take(self._level, "train", self._seed * 1_000_003 + pool_index, _POOL_PROBLEMS)
+        problems.sort(key=_sequence_tokens)
+        batches: list[list[Problem]] = [[]]
+        for problem in problems:
+            if (len(batches[-1]) + 1) * _sequence_tokens(problem) > self._batch_tokens:
+                batches.append([])
+            batches[-1].append(problem)
+        random.Random(pool_index).shuffle(batches)
+        return batches
+
+    def _encode(self, tokens: list[str]) -> list[int]:
+        return [self._token_ids[token] for token in tokens]
+
+    def _collate(self, problems: list[Problem]) -> dict[str, torch.Tensor]:
+        width = max(map(_sequence_tokens, problems))
+        input_ids = torch.zeros(len(problems), width, dtype=torch.long)
+        labels = torch.full_like(input_ids, IGNORED)
+        for row, problem in enumerate(problems):
+            prompt = self._encode(prompt_tokens(problem.question))
+            response = self._encode([*problem.worked_answer, EOS])
+            end = len(prompt) + len(response)
+            input_ids[row, :end] = torch.tensor(prompt + response)
+            labels[row, len(prompt) : end] = torch.tensor(response)
+        return {"input_ids": input_ids, "labels": labels}
+
+
+def _sequence_tokens(problem: Problem) -> int:
+    return len(prompt_tokens(problem.question)) + problem.num_response_tokens

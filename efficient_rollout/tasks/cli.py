@@ -1,0 +1,70 @@
+"""The `policy` and `data` commands. Parsing needs neither torch nor transformers."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from efficient_rollout.tasks.recipes import SIZES
+
+
+def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `policy`; the parsed arguments' `run` makes the policy and returns the exit code."""
+    parser = subparsers.add_parser("policy", help="train the embedded policy, or reuse the cached one")
+    parser.add_argument("--size", choices=SIZES, required=True, help="nano: tests; small: quickstart; bench: 100 M")
+    parser.add_argument("--out", type=Path, help="directory for a copy; without it the policy stays in the cache")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and training data")
+    parser.add_argument(
+        "--tied",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="share the output head with the embedding (default: the size's own choice)",
+    )
+    parser.set_defaults(run=run_policy)
+
+
+def add_data_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `data`; the parsed arguments' `run` writes the parquet files and returns the exit code."""
+    parser = subparsers.add_parser("data", help="write the embedded task's parquet files for veRL")
+    parser.add_argument("--size", choices=SIZES, required=True, help="the policy's size, which sets the difficulty")
+    parser.add_argument("--out", type=Path, required=True, help="directory for train.parquet and validation.parquet")
+    parser.add_argument("--num-train", type=int, required=True, metavar="N", help="training problems")
+    parser.add_argument("--num-validation", type=int, required=True, metavar="M", help="validation problems")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument(
+        "--max-response-tokens", type=int, metavar="T", help="leave out problems with longer worked answers"
+    )
+    parser.set_defaults(run=run_data)
+
+
+def run_policy(args: argparse.Namespace) -> int:
+    """Make or reuse the policy and say where it is."""
+    from efficient_rollout.tasks.policy import RECIPE_FILE, ensure_policy
+
+    _show_progress()
+    path = ensure_policy(args.size, out=args.out, seed=args.seed, tied=args.tied)
+    sys.stdout.write(f"{path}\n{(path / RECIPE_FILE).read_text()}")
+    return 0
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """Write the data set and say where it is."""
+    from efficient_rollout.tasks.dataset import write_dataset
+
+    _show_progress()
+    paths = write_dataset(
+        args.out,
+        size=args.size,
+        num_train=args.num_train,
+        num_validation=args.num_validation,
+        seed=args.seed,
+        max_response_tokens=args.max_response_tokens,
+    )
+    sys.stdout.write("".join(f"{path}\n" for path in paths))
+    return 0
+
+
+def _show_progress() -> None:
+    """Send this package's progress lines to standard error, unless the caller set logging up."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("efficient_rollout").setLevel(logging.INFO)

@@ -1,0 +1,87 @@
+"""The arithmetic task as veRL parquet files."""
+
+import logging
+from pathlib import Path
+
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Problem, Split, take
+from efficient_rollout.tasks.recipes import level_of
+
+logger = logging.getLogger(__name__)
+
+
+def write_dataset(
+    path_dir: Path | str,
+    *,
+    size: str,
+    num_train: int,
+    num_validation: int,
+    seed: int = 0,
+    max_response_tokens: int | None = None,
+) -> tuple[Path, Path]:
+    """Write `train.parquet` and `validation.parquet`, which share no problem, whatever their seeds.
+
+    Within a split short problems may repeat, as there are few of them.
+
+    Args:
+        path_dir: Directory for the files, made if absent; files of these names are replaced.
+        size: The policy's size, which sets the difficulty.
+        num_train: Problems to train on.
+        num_validation: Problems to validate on.
+        seed: Of the draw.
+        max_response_tokens: Leave out problems whose worked answer is longer; None keeps the size's own limit.
+
+    Returns:
+        The two files, training first.
+
+    Raises:
+        ConfigError: A number or the size is not a legal one.
+        InputFileError: The directory cannot be written.
+    """
+    for name, value in (("num_train", num_train), ("num_validation", num_validation)):
+        if value < 1:
+            raise ConfigError(f"{name} must be 1 or more, got {value}")
+    level = level_of(size)
+    if max_response_tokens is not None:
+        level = level.capped(max_response_tokens)
+    directory = Path(path_dir)
+    counts: dict[Split, int] = {"train": num_train, "validation": num_validation}
+    paths = []
+    for split, count in counts.items():
+        rows = [_row(problem, split, index) for index, problem in enumerate(take(level, split, seed, count))]
+        paths.append(_write(directory / f"{split}.parquet", rows))
+    return paths[0], paths[1]
+
+
+def _row(problem: Problem, split: Split, index: int) -> dict:
+    return {
+        "data_source": DATA_SOURCE,
+        "prompt": [{"role": "user", "content": problem.question}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "question": problem.question,
+            "answer": problem.worked_answer,
+            "num_operands": len(problem.operands),
+            "num_worked_tokens": problem.num_response_tokens,
+        },
+    }
+
+
+def _write(path: Path, rows: list[dict]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    staged = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
+        staged.replace(path)
+    except OSError as error:
+        raise InputFileError(
+            f"cannot write {path}: {error.strerror or error}; choose a writable directory with free space"
+        ) from error
+    logger.info("wrote %d problems to %s", len(rows), path)
+    return path

@@ -1,0 +1,177 @@
+"""Embedded policies on disk: made once per recipe, kept in a cache, never taken for finished when they are not."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from efficient_rollout.errors import InputFileError
+from efficient_rollout.tasks.recipes import Recipe, recipe_of
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.json"
+"""Beside the weights: the recipe, what was measured, and the versions. It is the last file to be written."""
+
+_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_LOCK_POLL_SECONDS = 4.0
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/efficient_rollout/policies`, or the same below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "efficient_rollout" / "policies"
+
+
+def ensure_policy(
+    size: str,
+    *,
+    out: Path | str | None = None,
+    seed: int = 0,
+    tied: bool | None = None,
+    cache_dir: Path | None = None,
+) -> Path:
+    """Return a directory with the finished policy of this size, training it only if no cache has it.
+
+    Args:
+        size: "nano", "small" or "bench".
+        out: Copy the policy there; must be empty, absent, or already hold this very policy.
+        seed: Of the initial weights and the training data.
+        tied: Share the output head with the embedding, or not; None keeps the size's own choice.
+        cache_dir: Where finished policies are kept; None is `default_cache_dir()`.
+
+    Returns:
+        `out` if given, else the policy's directory in the cache: a Hugging Face checkpoint with tokenizer and chat
+        template, and `RECIPE_FILE`.
+
+    Raises:
+        ConfigError: The size or the seed is not a legal one.
+        InputFileError: A directory cannot be written, is full, or holds something else.
+        EfficientRolloutError: Training ended with a policy that is hardly ever, or nearly always, right.
+    """
+    recipe = recipe_of(size, seed=seed, tied=tied)
+    cache = cache_dir or default_cache_dir()
+    needed_bytes = _needed_bytes(recipe)
+    with _disk_faults(cache):
+        _require_space(cache, needed_bytes)
+        target = Path(out) if out is not None else None
+        if target is not None:
+            _require_empty_or_same(target, recipe)
+            _require_space(target, needed_bytes)
+        cached = _ensure_cached(recipe, cache)
+    if target is None:
+        return cached
+    with _disk_faults(target):
+        return _copy(cached, target, recipe)
+
+
+def is_finished(directory: Path, recipe: Recipe) -> bool:
+    """Whether `directory` holds every file of this very recipe's policy."""
+    try:
+        card = json.loads((directory / RECIPE_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+    same = isinstance(card, dict) and card.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
+    return same and all((directory / name).is_file() for name in _FILES)
+
+
+def _ensure_cached(recipe: Recipe, cache: Path) -> Path:
+    """The policy's directory in the cache; trains under a lock, in a `.partial` directory renamed when finished."""
+    final = cache / recipe.key
+    if is_finished(final, recipe):
+        return final
+    with _locked(cache / f"{recipe.key}.lock"):
+        if is_finished(final, recipe):
+            return final
+        partial = cache / f"{recipe.key}.partial"
+        if not recipe.schedule.resumable and partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+
+        from efficient_rollout.tasks.training import train
+
+        logger.info("training the %s policy (%.1f M parameters)", recipe.size, recipe.shape.num_parameters / 1e6)
+        train(recipe, partial)
+        shutil.rmtree(partial / "trainer", ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+    return final
+
+
+def _copy(cached: Path, target: Path, recipe: Recipe) -> Path:
+    """Copy a finished policy beside `target` and rename it there."""
+    if is_finished(target, recipe):
+        return target
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
+        staged = Path(staging) / "policy"
+        shutil.copytree(cached, staged)
+        if target.exists():
+            target.rmdir()
+        staged.rename(target)
+    return target
+
+
+@contextmanager
+def _locked(lock_file: Path) -> Iterator[None]:
+    """Hold the lock, saying so while another process has it. It falls away with the process that holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    started = time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=_LOCK_POLL_SECONDS)
+            break
+        except Timeout:
+            waited = time.monotonic() - started
+            logger.info("another process is making this policy; waiting for it, %.0f s (%s)", waited, lock_file)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _needed_bytes(recipe: Recipe) -> int:
+    """Disk space to make the policy: its weights, and two checkpoints with optimizer state if it is resumable."""
+    weights = 4 * recipe.shape.num_parameters
+    return weights * (1 + 2 * 3 if recipe.schedule.resumable else 1) + 2**20
+
+
+def _require_space(directory: Path, needed_bytes: int) -> None:
+    """Make `directory`'s parent and see that it is writable and has room."""
+    parent = directory.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=parent):
+        pass
+    free_bytes = shutil.disk_usage(parent).free
+    if free_bytes < needed_bytes:
+        raise InputFileError(
+            f"{parent} has {free_bytes / 2**20:.0f} MiB free, the policy needs {needed_bytes / 2**20:.0f} MiB; "
+            f"free some space or choose another directory"
+        )
+
+
+def _require_empty_or_same(target: Path, recipe: Recipe) -> None:
+    if target.is_dir() and (is_finished(target, recipe) or not any(target.iterdir())):
+        return
+    if target.exists():
+        raise InputFileError(f"{target} exists and is not the {recipe.key} policy; remove it or choose another --out")
+
+
+@contextmanager
+def _disk_faults(directory: Path) -> Iterator[None]:
+    """Turn a failing file operation into one message."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or directory
+        raise InputFileError(
+            f"cannot write {place}: {error.strerror or error}; choose a writable directory with free space "
+            f"(--out for the copy, XDG_CACHE_HOME for the cache in {default_cache_dir().parent})"
+        ) from error

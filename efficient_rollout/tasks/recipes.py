@@ -1,0 +1,255 @@
+"""Everything that determines an embedded policy, per size: model shape, data, schedule and when to stop."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Literal, get_args
+
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.tasks.arithmetic import GENERATOR_VERSION, Level
+from efficient_rollout.tasks.tokenizer import VOCAB_SIZE
+
+Size = Literal["nano", "small", "bench"]
+SIZES: tuple[str, ...] = get_args(Size)
+
+MIN_ACCURACY, MAX_ACCURACY = 0.2, 0.8
+"""Validation accuracy at temperature 1 a finished policy must have: right often enough to be rewarded, and wrong
+often enough to learn."""
+
+RECIPE_VERSION = 1
+"""Raised when training code changes in a way the fields below do not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A Qwen3 decoder. Every linear dimension must be a multiple of 64, for packed INT8 and INT4 kernels.
+
+    Attributes:
+        dtype: Of the saved weights; training is in float32 (see `Schedule.bf16_autocast`).
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    tied_embeddings: bool
+    dtype: Literal["float32", "bfloat16"]
+
+    def __post_init__(self) -> None:
+        dims = {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_heads * head_dim": self.num_heads * self.head_dim,
+            "num_kv_heads * head_dim": self.num_kv_heads * self.head_dim,
+        }
+        for name, dim in dims.items():
+            if dim % 64:
+                raise ConfigError(f"{name} must be a multiple of 64, got {dim}")
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters; a tied output head is counted once."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads) + 2 * self.head_dim
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = VOCAB_SIZE * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How the policy is trained, and when it stops.
+
+    Attributes:
+        learning_rate: Peak rate of Muon and AdamW, constant after a linear warm-up.
+        batch_tokens: Most tokens of a batch, padding included.
+        warmup_steps: Optimizer steps of the warm-up.
+        max_steps: Optimizer steps after which training gives up.
+        eval_every_steps: Optimizer steps between two measurements of sampled validation accuracy.
+        eval_problems: Problems of each such measurement.
+        final_problems: Problems of the measurement written to the recipe file.
+        target_accuracy: Training stops at the first measurement at or above it.
+        bf16_autocast: Run matrix products in bfloat16.
+        resumable: Save optimizer state at every measurement, and continue from it after an interruption.
+    """
+
+    learning_rate: float
+    batch_tokens: int
+    warmup_steps: int
+    max_steps: int
+    eval_every_steps: int
+    eval_problems: int
+    final_problems: int
+    target_accuracy: float
+    bf16_autocast: bool
+    resumable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One reproducible policy."""
+
+    size: Size
+    seed: int
+    level: Level
+    shape: ModelShape
+    schedule: Schedule
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest prompt and response together, rounded up to a multiple of 64."""
+        prompt = self.level.max_operands * (self.level.max_digits + 1) + 5
+        return -(-(prompt + self.level.max_response_tokens) // 64) * 64
+
+    def as_dict(self) -> dict:
+        """Plain data that determines the checkpoint, library versions included."""
+        return {
+            **asdict(self),
+            "recipe_version": RECIPE_VERSION,
+            "generator_version": GENERATOR_VERSION,
+            "transformers": version("transformers"),
+        }
+
+    @property
+    def key(self) -> str:
+        """`<size>-<hash>`: equal for equal recipes, and a name for a cache directory."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True).encode()
+        return f"{self.size}-{hashlib.sha256(canonical).hexdigest()[:12]}"
+
+
+_LEVELS = {
+    "nano": Level(
+        median_operands=3,
+        log_sigma_operands=0.5,
+        min_operands=2,
+        max_operands=8,
+        max_digits=1,
+        max_response_tokens=64,
+    ),
+    "small": Level(
+        median_operands=4,
+        log_sigma_operands=0.6,
+        min_operands=2,
+        max_operands=14,
+        max_digits=2,
+        max_response_tokens=256,
+    ),
+    "bench": Level(
+        median_operands=6,
+        log_sigma_operands=0.8,
+        min_operands=2,
+        max_operands=32,
+        max_digits=3,
+        max_response_tokens=2048,
+    ),
+}
+
+_SHAPES = {
+    "nano": ModelShape(
+        hidden_size=256,
+        intermediate_size=512,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=32,
+        tied_embeddings=True,
+        dtype="float32",
+    ),
+    "small": ModelShape(
+        hidden_size=256,
+        intermediate_size=768,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        tied_embeddings=False,
+        dtype="bfloat16",
+    ),
+    "bench": ModelShape(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_layers=9,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=64,
+        tied_embeddings=False,
+        dtype="bfloat16",
+    ),
+}
+
+_SCHEDULES = {
+    "nano": Schedule(
+        learning_rate=3e-3,
+        batch_tokens=1024,
+        warmup_steps=30,
+        max_steps=2000,
+        eval_every_steps=25,
+        eval_problems=128,
+        final_problems=512,
+        target_accuracy=0.45,
+        bf16_autocast=False,
+        resumable=False,
+    ),
+    "small": Schedule(
+        learning_rate=2e-3,
+        batch_tokens=8192,
+        warmup_steps=30,
+        max_steps=3000,
+        eval_every_steps=50,
+        eval_problems=128,
+        final_problems=512,
+        target_accuracy=0.45,
+        bf16_autocast=False,
+        resumable=False,
+    ),
+    "bench": Schedule(
+        learning_rate=3e-4,
+        batch_tokens=8192,
+        warmup_steps=50,
+        max_steps=5000,
+        eval_every_steps=50,
+        eval_problems=48,
+        final_problems=192,
+        target_accuracy=0.45,
+        bf16_autocast=True,
+        resumable=True,
+    ),
+}
+
+
+def level_of(size: str) -> Level:
+    """The difficulty a policy of this size is trained on.
+
+    Raises:
+        ConfigError: There is no such size.
+    """
+    return _LEVELS[_checked(size)]
+
+
+def recipe_of(size: str, *, seed: int = 0, tied: bool | None = None) -> Recipe:
+    """The recipe of a size.
+
+    Args:
+        size: "nano", "small" or "bench".
+        seed: Of the initial weights and the training data.
+        tied: Share the output head with the embedding, or not; None keeps the size's own choice.
+
+    Raises:
+        ConfigError: There is no such size, or the seed is not one.
+    """
+    checked = _checked(size)
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be 0 to {2**32 - 1}, got {seed}")
+    shape = _SHAPES[checked]
+    if tied is not None:
+        shape = replace(shape, tied_embeddings=tied)
+    return Recipe(checked, seed, _LEVELS[checked], shape, _SCHEDULES[checked])
+
+
+def _checked(size: str) -> Size:
+    for known in get_args(Size):
+        if size == known:
+            return known
+    raise ConfigError(f"size must be one of {', '.join(SIZES)}, got {size!r}")

@@ -1,0 +1,63 @@
+"""A character tokenizer for the arithmetic policy: one token a printable ASCII character, digits included.
+
+Special tokens come first, then newline and the printable characters; the rest of the 128 ids are reserved, so that
+every id the model can sample decodes. The vocabulary is a multiple of 64, as packed INT8 and INT4 kernels want.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCAB_SIZE = 128
+PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>"
+ROLES = ("system", "user", "assistant")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def vocabulary() -> list[str]:
+    """All tokens, in id order, `VOCAB_SIZE` long."""
+    special = [PAD, BOS, EOS, UNKNOWN, *(f"<|{role}|>" for role in ROLES)]
+    characters = ["\n", *(chr(code) for code in range(0x20, 0x7F))]
+    reserved = [f"<|reserved_{index}|>" for index in range(VOCAB_SIZE - len(special) - len(characters))]
+    return special + characters + reserved
+
+
+def build_tokenizer(max_length: int) -> "PreTrainedTokenizerFast":
+    """Make the tokenizer; `save_pretrained` on it gives files that `AutoTokenizer` loads offline.
+
+    Args:
+        max_length: The model's longest sequence, in tokens.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = vocabulary()
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens if len(token) > 1]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        model_max_length=max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def prompt_tokens(question: str) -> list[str]:
+    """What the chat template makes of one user message plus the generation prompt, token by token."""
+    return [BOS, "<|user|>", *question, EOS, "<|assistant|>"]

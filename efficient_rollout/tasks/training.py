@@ -1,0 +1,147 @@
+"""Training an embedded policy from scratch on worked answers, until it is partly right."""
+
+import json
+import logging
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.tasks.batches import WorkedAnswerBatches
+from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
+from efficient_rollout.tasks.evaluation import Measurement, measure
+from efficient_rollout.tasks.optimizer import MuonAndAdamW
+from efficient_rollout.tasks.policy import RECIPE_FILE
+from efficient_rollout.tasks.recipes import MAX_ACCURACY, MIN_ACCURACY, Recipe
+from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 decoder of the recipe's shape with freshly drawn float32 weights."""
+    shape = recipe.shape
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        initializer_range=shape.hidden_size**-0.5,
+        max_position_embeddings=recipe.max_sequence_tokens,
+        tie_word_embeddings=shape.tied_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
+    return model
+
+
+def train(recipe: Recipe, work_dir: Path) -> None:
+    """Train the recipe's policy; leave weights, tokenizer and `RECIPE_FILE` in `work_dir`.
+
+    A resumable recipe continues from the newest complete checkpoint in `work_dir/trainer`, if there is one.
+
+    Raises:
+        EfficientRolloutError: The policy is not partly right when training ends.
+    """
+    set_seed(recipe.seed)
+    tokenizer = build_tokenizer(recipe.max_sequence_tokens)
+    model = build_model(recipe, tokenizer)
+    schedule = recipe.schedule
+    trainer_dir = work_dir / "trainer"
+    resume_from = _newest_checkpoint(trainer_dir)
+    progress = Progress(f"{recipe.size} policy")
+
+    def measured(model: PreTrainedModel, num_problems: int, seed: int) -> Measurement:
+        return measure(model, tokenizer, recipe.level, num_problems, seed=seed, heartbeat=progress.beat)
+
+    stop = StopWhenPartlyRight(schedule, progress, lambda model: measured(model, schedule.eval_problems, seed=0))
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(trainer_dir),
+            per_device_train_batch_size=1,  # a dataset item is a whole batch
+            max_steps=schedule.max_steps,
+            learning_rate=schedule.learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=schedule.warmup_steps,
+            max_grad_norm=1.0,
+            bf16=schedule.bf16_autocast,
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="sequential",
+            save_strategy="no",  # the callback asks for saves
+            save_total_limit=2,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            seed=recipe.seed,
+        ),
+        train_dataset=WorkedAnswerBatches(recipe.level, schedule.batch_tokens, schedule.max_steps, recipe.seed),
+        data_collator=lambda items: items[0],
+        optimizers=(MuonAndAdamW(model, schedule.learning_rate, weight_decay=0.01), None),
+        callbacks=[stop],
+    )
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    dtype = getattr(torch, recipe.shape.dtype)
+    model.to(dtype)
+    progress.status = "measuring the finished policy"
+    result = measured(model, schedule.final_problems, seed=1)
+    _check_partly_right(recipe, result)
+    model.config.dtype = dtype
+    model.save_pretrained(work_dir)
+    tokenizer.save_pretrained(work_dir)
+    card = {
+        "recipe": recipe.as_dict(),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "measured": asdict(result),
+        "training": {"steps": trainer.state.global_step, "seconds": round(stop.seconds, 1)},
+        "torch": version("torch"),
+        "num_threads": torch.get_num_threads(),
+    }
+    (work_dir / RECIPE_FILE).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _check_partly_right(recipe: Recipe, result: Measurement) -> None:
+    if not MIN_ACCURACY <= result.accuracy <= MAX_ACCURACY:
+        raise EfficientRolloutError(
+            f"the {recipe.size} policy answers {result.accuracy:.0%} of validation problems right after training, "
+            f"outside {MIN_ACCURACY:.0%} to {MAX_ACCURACY:.0%}, where reinforcement learning has something to do; "
+            f"try another --seed than {recipe.seed}"
+        )
+
+
+def _newest_checkpoint(trainer_dir: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the trainer's state is its last file."""
+    found = []
+    for state_file in trainer_dir.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found.append((json.loads(state_file.read_text())["global_step"], state_file.parent))
+        except json.JSONDecodeError:
+            logger.warning("ignoring %s: it was not written to its end", state_file.parent)
+    return max(found)[1] if found else None
