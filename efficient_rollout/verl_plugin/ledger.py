@@ -1,0 +1,95 @@
+"""The patches to veRL, each with its reason. `vllm_plugin/patching.py` applies them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from verl.plugin.platform import get_platform
+
+from efficient_rollout.verl_plugin.platform import PLATFORM_NAME
+from efficient_rollout.vllm_plugin.patching import Patch
+
+
+def _on_cpu() -> bool:
+    return get_platform().device_name == PLATFORM_NAME
+
+
+def _gloo_only(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def initialize_global_process_group_ray(timeout_second: float | None = None, backend: str | None = None) -> Any:
+        return original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
+
+    return initialize_global_process_group_ray
+
+
+def _attention_without_flash(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_valuehead_model(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+        from transformers import AutoModelForTokenClassification
+
+        chosen = getattr(model_config, "_attn_implementation", None)
+        return AutoModelForTokenClassification.from_pretrained(
+            local_path,
+            torch_dtype=torch_dtype,
+            config=model_config,
+            attn_implementation="sdpa" if chosen in (None, "flash_attention_2") else chosen,
+            trust_remote_code=trust_remote_code,
+        )
+
+    return load_valuehead_model
+
+
+def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __init__(
+        self: Any,
+        project_name: str,
+        experiment_name: str,
+        default_backend: str | list[str] = "console",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        from efficient_rollout.verl_plugin.metrics import step_logger
+
+        original(self, project_name, experiment_name, default_backend=default_backend, config=config)
+        ours = step_logger(config)
+        if ours is not None:
+            self.logger = {"efficient_rollout": ours, **self.logger}
+
+    return __init__
+
+
+PATCHES = (
+    Patch(
+        name="gloo-only-process-group",
+        target="verl.utils.distributed:initialize_global_process_group_ray",
+        make_replacement=_gloo_only,
+        reason="The default backend string names the CPU and the device each once, which is 'cpu:gloo,cpu:gloo' "
+        "on a CPU platform; torch refuses a repeated device. An explicit backend is passed on untouched.",
+        tested_versions="verl 0.9.1",
+        source_sha256=frozenset({"e9ec517a0089c3c5e6917f28bdd2f55bf493b452aa70fd85c7c17bd12a3e485f"}),
+        remove_when="veRL builds the backend string without repeating the device.",
+        is_needed=_on_cpu,
+    ),
+    Patch(
+        name="critic-attention-on-cpu",
+        target="verl.utils.model:load_valuehead_model",
+        make_replacement=_attention_without_flash,
+        reason="The critic's model is loaded with attn_implementation='flash_attention_2' whatever the model's "
+        "configuration says; that kernel needs an NVIDIA GPU. The configured implementation is used instead.",
+        tested_versions="verl 0.9.1",
+        source_sha256=frozenset({"d7528f4ff909c7c31e6485e97756fd076f2cddd7004a0feab8ff89be2a14fa17"}),
+        remove_when="load_valuehead_model honours override_config.attn_implementation.",
+        is_needed=_on_cpu,
+    ),
+    Patch(
+        name="step-metrics",
+        target="verl.utils.tracking:Tracking.__init__",
+        make_replacement=_with_step_logger,
+        reason="Tracking accepts only its own list of backends, and it is the one place that both trainers pass "
+        "once a step. One more backend is added, first, which completes the step's metrics; jobs with another "
+        "rollout name are untouched.",
+        tested_versions="verl 0.9.1",
+        source_sha256=frozenset({"7c48e9fec63fa266a0c51f83dd13e3128a227b2c2ddfcdd7e9de92dfeb8b477b"}),
+        remove_when="Tracking accepts logger backends from outside.",
+    ),
+)

@@ -1,0 +1,147 @@
+"""The CPU as a veRL platform."""
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from verl.plugin.platform import PlatformBase, PlatformRegistry
+
+PLATFORM_NAME = "cpu"
+
+
+class _CpuDeviceModule(types.ModuleType):
+    """What veRL expects of `torch.<device>`, answered for a CPU; all else comes from `torch.cpu`."""
+
+    def __init__(self) -> None:
+        super().__init__("efficient_rollout_torch_cpu")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cpu, name)
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def get_device_name(self, *_args: Any) -> str:
+        return PLATFORM_NAME
+
+    def mem_get_info(self, *_args: Any) -> tuple[int, int]:
+        """Free and total bytes of main memory."""
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return memory.available, memory.total
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    manual_seed_all = manual_seed
+
+    def get_rng_state(self, *_args: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, *_args: Any) -> None:
+        torch.set_rng_state(state)
+
+    def _nothing(self, *_args: Any, **_kwargs: Any) -> None:
+        """A CPU has no streams to wait for and no cache of its own to empty."""
+
+    set_device = synchronize = empty_cache = ipc_collect = reset_peak_memory_stats = _nothing
+
+    def _zero(self, *_args: Any, **_kwargs: Any) -> int:
+        """A CPU has no device memory of its own to account for."""
+        return 0
+
+    memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = current_device = _zero
+
+
+_DEVICE_MODULE = _CpuDeviceModule()
+
+
+@PlatformRegistry.register(platform=PLATFORM_NAME)
+class CpuPlatform(PlatformBase):
+    """Chosen where torch has no accelerator build at all; `VERL_PLATFORM=cpu` forces it."""
+
+    @property
+    def device_name(self) -> str:
+        return PLATFORM_NAME
+
+    @property
+    def vendor_name(self) -> str:
+        return PLATFORM_NAME
+
+    @property
+    def device_module(self) -> types.ModuleType:
+        return _DEVICE_MODULE
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:  # noqa: ARG002 - upstream's signature
+        """False wherever torch was built for an accelerator.
+
+        A CPU-only node of a GPU cluster must go on calling itself what veRL calls it.
+        """
+        return torch.version.cuda is None and torch.version.hip is None and not hasattr(torch, "npu")
+
+    def current_device(self) -> Any:
+        """The name: veRL hands this to `tensor.to()`, where an integer would mean `cuda:0`."""
+        return PLATFORM_NAME
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index: int) -> None:
+        """There is one."""
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        """Nothing runs asynchronously."""
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def set_allocator_settings(self, settings: str) -> None:
+        """The settings are for an accelerator's caching allocator."""
+
+    def empty_cache(self) -> None:
+        """There is none."""
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:  # noqa: ARG002
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        return "CUDA_VISIBLE_DEVICES"
+
+    @contextlib.contextmanager
+    def nvtx_range(self, msg: str) -> Iterator[None]:  # noqa: ARG002 - upstream's signature
+        yield
+
+    def profiler_start(self) -> None:
+        """There is no device profiler."""
+
+    def profiler_stop(self) -> None:
+        """There is no device profiler."""
+
+    def ray_resource_name(self) -> str:
+        """Ray's "GPU", as a logical slot: `ray_kwargs.ray_init.num_gpus` says how many."""
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        return []
+
+    def is_ipc_supported(self) -> bool:
+        """False selects veRL's shared-memory weight transfer."""
+        return False
+
+    def cudart(self) -> None:
+        return None

@@ -1,0 +1,62 @@
+"""veRL's vLLM replica, launching our server and refusing to train with a process that lacks the plugin."""
+
+import asyncio
+from typing import Any
+
+import ray
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
+
+from efficient_rollout.errors import PluginInactiveError
+from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.verl_plugin.server import EfficientServer
+
+
+def _status_in_trainer(_worker: Any) -> dict[str, Any]:
+    """Runs inside a trainer's worker process; imports nothing, so that it tells what is there already."""
+    import sys
+
+    register = sys.modules.get("efficient_rollout.verl_plugin.register")
+    return {"active": False} if register is None else register.plugin_status()
+
+
+class EfficientReplica(vLLMReplica):
+    """One engine, on one or several nodes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        compat.check_versions()
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(EfficientServer)
+
+    def _get_server_name_prefix(self) -> str:
+        """veRL's server adapter looks the actor up under the rollout's name."""
+        return f"{ROLLOUT_NAME}_"
+
+    async def launch_servers(self) -> None:
+        """Launch, then ask every process of the replica whether it carries the plugin.
+
+        Raises:
+            PluginInactiveError: One does not.
+        """
+        await super().launch_servers()
+        trainers = await asyncio.gather(*[worker.__ray_call__.remote(_status_in_trainer) for worker in self.workers])
+        servers = await asyncio.gather(*[server.plugin_statuses.remote() for server in self.servers])
+        statuses = {f"trainer worker {rank}": status for rank, status in enumerate(trainers)}
+        for node, reported in enumerate(servers):
+            statuses |= {f"{process} on node {node}": status for process, status in reported.items()}
+        require_active({f"replica {self.replica_rank}, {process}": status for process, status in statuses.items()})
+
+
+def require_active(statuses: dict[str, dict[str, Any]]) -> None:
+    """Raise unless every status says "active".
+
+    Raises:
+        PluginInactiveError: Names each process that lacks the plugin, with what it reported.
+    """
+    inactive = {process: status for process, status in statuses.items() if not status.get("active")}
+    if inactive:
+        listed = "; ".join(f"{process}: {status}" for process, status in inactive.items())
+        raise PluginInactiveError(
+            f"efficient_rollout is not active in {len(inactive)} of {len(statuses)} processes ({listed}). Install "
+            "the same version on every node, and leave VERL_USE_EXTERNAL_PLUGINS and VLLM_PLUGINS unset or let "
+            "them include 'efficient_rollout'."
+        )

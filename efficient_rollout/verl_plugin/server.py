@@ -1,0 +1,83 @@
+"""veRL's vLLM server, with this package's engine arguments and a record of what the engine did."""
+
+import json
+import time
+from typing import Any
+
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.verl_plugin.register import patches_in_place, plugin_status
+from efficient_rollout.verl_plugin.rollout_record import Segment
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
+from efficient_rollout.vllm_plugin.engine_args import engine_args
+
+_WEIGHT_SYNC = "update_weights_from_ipc"
+_MERGED = "additional_config"
+
+
+class EfficientServer(vLLMHttpServer):
+    """One replica's server on one node."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._closed_segments: list[Segment] = []
+        self._first_request_time: float | None = None
+        self._last_response_time: float | None = None
+        super().__init__(*args, **kwargs)
+
+    def _get_worker_extension_cls(self) -> str:
+        return "efficient_rollout.verl_plugin.worker_extension.EfficientWorkerExtension"
+
+    def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
+        """Add our engine arguments; what the user set by the same name is an error, not overwritten."""
+        super()._preprocess_engine_kwargs(engine_kwargs)
+        ours = engine_args(self.model_config.local_path, rollout_settings(self.config.custom))
+        both = sorted((ours.keys() & engine_kwargs.keys()) - {_MERGED})
+        if both:
+            raise ConfigError(
+                f"rollout.engine_kwargs.vllm sets {', '.join(both)}, which this package sets itself: remove them, "
+                f"or disable the package's drafting with {SETTINGS_PATH}.enabled=false and rollout.name=vllm."
+            )
+        theirs = engine_kwargs.get(_MERGED) or {}
+        theirs = json.loads(theirs) if isinstance(theirs, str) else dict(theirs)
+        engine_kwargs.update(ours)
+        if _MERGED in ours:
+            engine_kwargs[_MERGED] = theirs | ours[_MERGED]
+
+    async def generate(self, *args: Any, **kwargs: Any) -> TokenOutput:
+        """Stock generation, inside the clock of the rollout."""
+        if self._first_request_time is None:
+            self._first_request_time = time.time()
+        output = await super().generate(*args, **kwargs)
+        self._last_response_time = time.time()
+        return output
+
+    async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> None:
+        """Stock call to every worker; a weight sync closes the running segment first."""
+        if method == _WEIGHT_SYNC:
+            self._closed_segments.append(await self._take_segment())
+        await super().collective_rpc(method, *args, **kwargs)
+
+    async def take_segments(self) -> list[dict[str, Any]]:
+        """What the engine did since the last call, a segment for each weight sync and one since the last."""
+        segments = [*self._closed_segments, await self._take_segment()]
+        self._closed_segments = []
+        return [segment.to_dict() for segment in segments]
+
+    async def _take_segment(self) -> Segment:
+        # Every tensor-parallel rank sees the same ticks: the first speaks for the engine.
+        raw, *_ = await self.engine.collective_rpc("take_rollout_stats")
+        segment = Segment(RolloutStats.from_dict(raw), self._first_request_time, self._last_response_time)
+        self._first_request_time = self._last_response_time = None
+        return segment
+
+    async def plugin_statuses(self) -> dict[str, dict[str, Any]]:
+        """State of the plugins in this process and in every engine worker."""
+        workers = await self.engine.collective_rpc("plugin_status") if self.node_rank == 0 else []
+        statuses = {"server": plugin_status()}
+        for rank, status in enumerate(workers):
+            active = status["drafter_fault"] is None and patches_in_place(status["patches"])
+            statuses[f"engine worker {rank}"] = {"active": active, **status}
+        return statuses
