@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 128
-PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>"
+# veRL's agent loop asks every tokenizer of a Qwen3 model for "<|im_end|>", and for a newline of one token.
+PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|begin|>", "<|im_end|>", "<|unknown|>"
 ROLES = ("system", "user", "assistant")
 
 CHAT_TEMPLATE = (
