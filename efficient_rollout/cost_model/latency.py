@@ -1,0 +1,115 @@
+"""Seconds of a plain step, a draft step, a verify pass and a whole tick: the roofline shape times its corrections."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficient_rollout.cost_model.residual import ResidualScales, covariance
+from efficient_rollout.cost_model.roofline import RowPadding, roofline_seconds
+from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, PointArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyModel:
+    """A fitted model.
+
+    Attributes:
+        log_parameters: Shape (3, 8), see `roofline.PARAMETERS`.
+        padding: How rows are padded.
+        scales: Of the corrections.
+        anchors: The measured points the corrections hang on, `num_anchors` of them.
+        weights: Shape (num_anchors,): (C + nugget)^-1 times the log residuals.
+    """
+
+    log_parameters: Array
+    padding: RowPadding
+    scales: ResidualScales
+    anchors: PointArray
+    weights: Array
+
+    def seconds(self, points: PointArray) -> Array:
+        """Predicted seconds, shape (num_points,)."""
+        rows = self.padding.rows(points)
+        base = roofline_seconds(self.log_parameters, points, rows)
+        anchor_rows = self.padding.rows(self.anchors)
+        shift = covariance(self.scales, points, rows, self.anchors, anchor_rows) @ self.weights
+        return np.asarray(base * np.exp(shift))
+
+    def tick_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> Array:
+        """Seconds of a whole tick for k = 0..max at each context, shape (max + 1, num_contexts).
+
+        k = 0 is one plain step; k > 0 is k draft steps and one verify pass.
+        """
+        plain, draft, verify = self.pass_seconds(max_draft_tokens, batch, context_tokens)
+        k = np.arange(1.0, max_draft_tokens + 1.0)[:, None]
+        return np.concatenate([plain[None, :], k * draft + verify])
+
+    def pass_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> tuple[Array, Array, Array]:
+        """Plain (num_contexts,), draft and verify (max, num_contexts) seconds for k = 1..max."""
+        context = np.maximum(np.asarray(context_tokens, dtype=np.float64), 1.0)
+        num = len(context)
+        lengths = np.arange(1.0, max_draft_tokens + 1.0)
+        kind = np.repeat(np.array([PLAIN, DRAFT, VERIFY]), [num, num * len(lengths), num * len(lengths)])
+        repeated = np.repeat(lengths, num)
+        k = np.concatenate([np.zeros(num), repeated, repeated])
+        tiled = np.tile(context, 1 + 2 * len(lengths))
+        seconds = self.seconds(PointArray(kind, k, np.full(len(k), max(batch, 1.0)), tiled))
+        draft, verify = seconds[num:].reshape(2, len(lengths), num)
+        return seconds[:num], draft, verify
+
+
+@dataclass(slots=True)
+class TickTable:
+    """Tick seconds for integer batches, computed once per batch and interpolated linearly in log2 context.
+
+    Attributes:
+        model: Where the numbers come from.
+        max_draft_tokens: Largest k.
+        max_context_tokens: Contexts above it read as it.
+    """
+
+    model: LatencyModel
+    max_draft_tokens: int
+    max_context_tokens: int = 131072
+    _steps_per_octave: int = 4
+    _rows: dict[int, Array] = field(default_factory=dict)
+
+    def by_length(self, batch: int, context_tokens: float) -> Array:
+        """Seconds of a tick for k = 0..max, shape (max + 1,)."""
+        row = self.row(batch)
+        low, share = self._locate(context_tokens)
+        return np.asarray(row[:, low] * (1.0 - share) + row[:, low + 1] * share)
+
+    def row(self, batch: int) -> Array:
+        """Seconds at every grid context, shape (max + 1, num_contexts)."""
+        row = self._rows.get(batch)
+        if row is None:
+            octaves = int(np.ceil(np.log2(self.max_context_tokens)))
+            grid = 2.0 ** (np.arange(octaves * self._steps_per_octave + 2) / self._steps_per_octave)
+            row = self._rows[batch] = self.model.tick_seconds(self.max_draft_tokens, batch, grid)
+        return row
+
+    def _locate(self, context_tokens: float) -> tuple[int, float]:
+        clipped = min(max(context_tokens, 1.0), float(self.max_context_tokens))
+        position = float(np.log2(clipped)) * self._steps_per_octave
+        low = int(position)
+        return low, position - low
+
+    def many(self, num_draft_tokens: NDArray[np.int64], batch: NDArray[np.int64], context_tokens: Array) -> Array:
+        """Seconds of many ticks at once, all arguments and the result of shape (num_ticks,)."""
+        stack = self._stacked(int(batch.max()))
+        position = np.log2(np.clip(context_tokens, 1.0, self.max_context_tokens)) * self._steps_per_octave
+        low = position.astype(np.int64)
+        share = position - low
+        left = stack[batch, num_draft_tokens, low]
+        return np.asarray(left * (1.0 - share) + stack[batch, num_draft_tokens, low + 1] * share)
+
+    _stack: Array | None = None
+
+    def _stacked(self, max_batch: int) -> Array:
+        if self._stack is None or len(self._stack) <= max_batch:
+            self._stack = np.stack([self.row(max(b, 1)) for b in range(max_batch + 1)])
+        return self._stack

@@ -1,0 +1,126 @@
+"""Measured latencies: what one point is, and how a table of them is read."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficient_rollout.errors import InputFileError
+
+PLAIN, DRAFT, VERIFY = 0, 1, 2
+PASS_NAMES = ("plain", "draft", "verify")
+_MODES = {"target_decode": PLAIN, "drafter_decode": DRAFT, "target_verify": VERIFY}
+_UNUSED_MODES = {"target_decode_sd"}
+_COLUMNS = ("model", "batch", "seq", "gamma", "mode", "median_ms")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """One thing that can be timed.
+
+    Attributes:
+        kind: `PLAIN`, `DRAFT` (one draft step) or `VERIFY` (one pass over k + 1 positions per sequence).
+        num_draft_tokens: k of the tick the pass belongs to; 0 for plain decoding.
+        batch: Running sequences, at least 1.
+        context_tokens: Mean context tokens per sequence, at least 1.
+    """
+
+    kind: int
+    num_draft_tokens: int
+    batch: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PointArray:
+    """Points as columns. Every array has shape (num_points,) and type float64, `kind` int64."""
+
+    kind: NDArray[np.int64]
+    num_draft_tokens: NDArray[np.float64]
+    batch: NDArray[np.float64]
+    context_tokens: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, points: Sequence[Point]) -> "PointArray":
+        """Columns of a list of points, in its order."""
+        return cls(
+            np.array([p.kind for p in points], dtype=np.int64),
+            np.array([p.num_draft_tokens for p in points], dtype=np.float64),
+            np.array([p.batch for p in points], dtype=np.float64),
+            np.array([p.context_tokens for p in points], dtype=np.float64),
+        )
+
+    def take(self, index: Sequence[int] | NDArray[np.int64]) -> "PointArray":
+        """The points at these positions."""
+        i = np.asarray(index, dtype=np.int64)
+        return PointArray(self.kind[i], self.num_draft_tokens[i], self.batch[i], self.context_tokens[i])
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Median seconds of each measured point, and the model they were measured on."""
+
+    model: str
+    seconds: dict[Point, float]
+
+
+def read_table(path: Path) -> LatencyTable:
+    """Read a sweep CSV (columns `model, batch, seq, gamma, mode, median_ms`, others ignored).
+
+    Rows with batch 0 and rows of mode `target_decode_sd` are skipped.
+
+    Raises:
+        InputFileError: the file is missing, a column is missing, or a value is malformed or repeated.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputFileError(f"cannot read the latency table {path}: {error.strerror}; check the path") from error
+    reader = csv.DictReader(text.splitlines())
+    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputFileError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(_COLUMNS)}")
+    models: set[str] = set()
+    seconds: dict[Point, float] = {}
+    for line, row in enumerate(reader, start=2):
+        models.add(row["model"])
+        point = _point(path, line, row)
+        if point is None:
+            continue
+        if point in seconds:
+            raise InputFileError(f"{path}:{line} repeats {point}; keep one row per point")
+        seconds[point] = _median_s(path, line, row)
+    if len(models) > 1:
+        raise InputFileError(f"{path} mixes models {sorted(models)}; give one model per file")
+    if not seconds:
+        raise InputFileError(f"{path} has no usable row; modes must be among {sorted(_MODES)} with batch >= 1")
+    return LatencyTable(models.pop(), seconds)
+
+
+def _point(path: Path, line: int, row: dict[str, str]) -> Point | None:
+    try:
+        batch, context, k = int(row["batch"]), int(row["seq"]), int(row["gamma"])
+    except (TypeError, ValueError) as error:
+        raise InputFileError(f"{path}:{line} batch, seq and gamma must be integers, got {row}") from error
+    if row["mode"] in _UNUSED_MODES or batch == 0:
+        return None
+    if row["mode"] not in _MODES:
+        raise InputFileError(f"{path}:{line} has unknown mode {row['mode']!r}; known: {sorted(_MODES)}")
+    kind = _MODES[row["mode"]]
+    if batch < 0 or context < 1 or k < 0 or (kind != PLAIN and k == 0):
+        raise InputFileError(f"{path}:{line} batch, seq or gamma is out of range: {batch}, {context}, {k}")
+    return Point(kind, k if kind != PLAIN else 0, batch, context)
+
+
+def _median_s(path: Path, line: int, row: dict[str, str]) -> float:
+    try:
+        milliseconds = float(row["median_ms"])
+    except (TypeError, ValueError) as error:
+        raise InputFileError(f"{path}:{line} median_ms must be a number, got {row['median_ms']!r}") from error
+    if not math.isfinite(milliseconds) or milliseconds <= 0.0:
+        raise InputFileError(f"{path}:{line} median_ms must be positive and finite, got {milliseconds}")
+    return milliseconds * 1e-3

@@ -1,0 +1,194 @@
+"""Fits recover what made the data; profiles survive the disk and refuse what they do not belong to."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from efficient_rollout.cost_model.calibration import calibrate, calibrate_from_table
+from efficient_rollout.cost_model.fit import fit_parameters
+from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile, profile_to_dict, save_profile
+from efficient_rollout.cost_model.residual import ResidualScales
+from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, RowPadding, prior, roofline_seconds
+from efficient_rollout.cost_model.speedup import expected_tokens, expected_tokens_by_position
+from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, LatencyTable, Point, PointArray, read_table
+from efficient_rollout.errors import ConfigError, InputFileError, ProfileError
+
+DATA = Path(__file__).parent.parent / "data"
+GRID = [
+    Point(kind, k, b, s)
+    for kind, lengths in ((PLAIN, (0,)), (DRAFT, (3, 7, 15)), (VERIFY, (3, 7, 15)))
+    for k in lengths
+    for b in (1, 4, 16, 64)
+    for s in (256, 1024, 4096)
+]
+
+
+def synthetic(scale: float = 1.7) -> tuple[np.ndarray, np.ndarray]:
+    """Log parameters off the prior, and the seconds they make on `GRID`."""
+    truth = prior(0.010)[0].copy()
+    truth[:, PARAMETERS.index("row_compute_s")] += np.log(scale)
+    truth[VERIFY, PARAMETERS.index("attention_s_per_row_token")] += np.log(scale)
+    points = PointArray.of(GRID)
+    return truth, roofline_seconds(truth, points, NO_PADDING.rows(points))
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"))
+
+
+def test_fit_recovers_the_parameters_that_made_the_data() -> None:
+    truth, seconds = synthetic()
+    points = PointArray.of(GRID)
+    fitted = fit_parameters(points, seconds, NO_PADDING, ResidualScales())
+    error = np.abs(np.log(roofline_seconds(fitted, points, NO_PADDING.rows(points)) / seconds))
+    assert error.max() < 0.02
+    column = PARAMETERS.index("row_compute_s")
+    np.testing.assert_allclose(np.exp(fitted[VERIFY, column]), np.exp(truth[VERIFY, column]), rtol=0.15)
+
+
+def test_one_wild_point_does_not_move_the_shape() -> None:
+    _, seconds = synthetic()
+    seconds[GRID.index(Point(VERIFY, 7, 16, 1024))] *= 5
+    points = PointArray.of(GRID)
+    fitted = fit_parameters(points, seconds, NO_PADDING, ResidualScales())
+    error = np.abs(np.log(roofline_seconds(fitted, points, NO_PADDING.rows(points)) / synthetic()[1]))
+    assert np.median(error) < 0.02
+
+
+def test_corrections_reproduce_measured_points_and_fade_far_away(profile: Profile) -> None:
+    measured = list(profile.measured)
+    predicted = profile.model.seconds(PointArray.of(measured))
+    np.testing.assert_allclose(predicted, list(profile.measured.values()), rtol=0.02)
+    far = PointArray.of([Point(PLAIN, 0, 2**20, 256)])
+    bare = LatencyModel(profile.model.log_parameters, profile.model.padding, profile.model.scales,
+                        profile.model.anchors, np.zeros_like(profile.model.weights))  # fmt: skip
+    np.testing.assert_allclose(profile.model.seconds(far), bare.seconds(far), rtol=0.01)
+
+
+def test_padding_follows_the_measured_steps() -> None:
+    verify = PointArray.of([Point(VERIFY, 11, 16, 1), Point(VERIFY, 3, 2, 1), Point(VERIFY, 7, 5, 1)])
+    assert RowPadding().rows(verify).tolist() == [256.0, 16.0, 64.0]
+    draft = PointArray.of([Point(DRAFT, 11, 16, 1), Point(DRAFT, 3, 16, 1), Point(DRAFT, 11, 64, 1)])
+    assert RowPadding().rows(draft).tolist() == [32.0, 16.0, 80.0]
+
+
+def test_held_out_error_is_stated_per_pass(profile: Profile) -> None:
+    assert set(profile.held_out_error) == {"leave_one_out", "plain", "draft", "verify"}
+    assert profile.held_out_error["verify"]["median"] < 0.05
+    assert profile.held_out_error["plain"]["median"] < 0.03
+
+
+def test_tick_table_agrees_with_the_model(profile: Profile) -> None:
+    table = TickTable(profile.model, 7)
+    direct = profile.model.tick_seconds(7, 8, np.array([700.0]))[:, 0]
+    np.testing.assert_allclose(table.by_length(8, 700.0), direct, rtol=0.005)
+    many = table.many(np.array([0, 7]), np.array([8, 8]), np.array([700.0, 700.0]))
+    np.testing.assert_allclose(many, direct[[0, 7]], rtol=0.005)
+
+
+def test_profile_survives_the_disk(profile: Profile, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "profile.json"
+    save_profile(profile, path)
+    again = load_profile(path)
+    points = PointArray.of(GRID)
+    np.testing.assert_array_equal(again.model.seconds(points), profile.model.seconds(points))
+    assert again.measured == dict(profile.measured)
+    assert [p.name for p in path.parent.iterdir()] == ["profile.json"]
+
+
+def test_a_profile_of_another_machine_is_refused_with_the_way_out(profile: Profile) -> None:
+    with pytest.raises(ProfileError, match=r"hardware: '' != 'H200'.*efficient-rollout calibrate --model m"):
+        profile.require(
+            ProfileKey(model_shape="Qwen2.5-7B", hardware="H200"), remedy="efficient-rollout calibrate --model m"
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(schema_version=2),
+        lambda d: d.pop("key"),
+        lambda d: d["model"]["passes"]["plain"].update(fixed_s=-1.0),
+        lambda d: d["model"]["points"][0].update(batch=0),
+        lambda d: d["model"]["points"][0].pop("median_s"),
+        lambda d: d["model"]["row_padding"].update(tile=3),
+        lambda d: d["model"].update(points=[]),
+    ],
+)
+def test_a_malformed_profile_is_refused(
+    profile: Profile, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    data = json.loads(json.dumps(profile_to_dict(profile)))
+    change(data)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ProfileError, match="calibrate --from-csv"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a,b\n1,2\n", "no column"),
+        ("model,batch,seq,gamma,mode,median_ms\nm,1,256,0,target_decode,-1\n", "positive"),
+        ("model,batch,seq,gamma,mode,median_ms\nm,1,256,0,dance,1\n", "unknown mode"),
+        ("model,batch,seq,gamma,mode,median_ms\nm,1,x,0,target_decode,1\n", "integers"),
+        ("model,batch,seq,gamma,mode,median_ms\nm,0,256,0,target_decode,1\n", "no usable row"),
+    ],
+)
+def test_a_malformed_table_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(InputFileError, match=fault):
+        read_table(path)
+
+
+def test_too_few_points_and_missing_passes_are_refused() -> None:
+    table = LatencyTable("m", {p: 0.01 for p in GRID})
+    with pytest.raises(ConfigError, match="at least 12"):
+        calibrate_from_table(table, max_points=5)
+    with pytest.raises(ProfileError, match="no verify point"):
+        calibrate([p for p in GRID if p.kind != VERIFY], lambda _: 0.01, key=ProfileKey())
+
+
+def test_a_model_config_gives_bytes_and_operations(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+             "num_key_value_heads": 4, "vocab_size": 152064}  # fmt: skip
+    path.write_text(json.dumps(sizes))
+    shape = read_model_shape(path)
+    assert shape.kv_bytes_per_token == 2 * 2 * 28 * 4 * 128
+    assert shape.target_weight_bytes == pytest.approx(14.1e9, rel=0.02)
+    assert shape.draft_weight_bytes / shape.target_weight_bytes == pytest.approx(0.33, abs=0.02)
+    fitted = calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"), shape=shape, max_points=20)
+    assert 1.0e12 < fitted.provenance["effective_rates"]["bandwidth_bytes_per_s"] < 2.1e12
+
+
+def test_expected_tokens_formulas_agree() -> None:
+    assert expected_tokens(1.0, 7) == 8.0
+    assert expected_tokens(0.0, 7) == 1.0
+    np.testing.assert_allclose(expected_tokens_by_position([0.9] * 5), [expected_tokens(0.9, k) for k in range(6)])
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        expected_tokens(1.2, 3)
+
+
+def test_the_pure_packages_import_with_numpy_alone() -> None:
+    code = (
+        "import sys, pkgutil, importlib\n"
+        "for name in ('torch','vllm','verl','pydantic','scipy'): sys.modules[name] = None\n"
+        "import efficient_rollout\n"
+        "for room in ('cost_model','controller','simulator'):\n"
+        "    package = importlib.import_module('efficient_rollout.' + room)\n"
+        "    for module in pkgutil.iter_modules(package.__path__):\n"
+        "        importlib.import_module(package.__name__ + '.' + module.name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
