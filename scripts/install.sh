@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# Install everything into .venv: the pinned CPU packages, the tools, and this package itself, editable.
+#     bash scripts/install.sh
+# Uses the package index pip is set up with, and the Python in $PYTHON, or else the first 3.11 or 3.12 found.
+# Run it again after an interruption: it takes up what is missing. With nothing to do it returns at once.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+STAMP="$VENV/.efficient_rollout_stamp"
+LOG="$VENV/install.log"
+REQUIREMENTS=("$ROOT/requirements/cpu.txt" "$ROOT/requirements/dev.txt")
+
+fail() {
+  printf 'install: %s\n' "$@" >&2
+  exit 1
+}
+
+is_supported() { # does "$1" run, as Python 3.11 or 3.12?
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
+find_python() {
+  local candidate path
+  if [[ -n "${PYTHON:-}" ]]; then
+    is_supported "$PYTHON" || fail "\$PYTHON is $PYTHON, which does not run as Python 3.11 or 3.12"
+    echo "$PYTHON"
+    return
+  fi
+  # Every place on the PATH, not the first alone: a version manager's shim may be there and not work.
+  for candidate in python3.11 python3.12 python3; do
+    while IFS= read -r path; do
+      if is_supported "$path"; then
+        echo "$path"
+        return
+      fi
+    done < <(type -aP "$candidate")
+  done
+  fail "no Python 3.11 or 3.12 on the PATH; install one, or name it: PYTHON=/path/to/python3.11 bash scripts/install.sh"
+}
+
+choose_python() { # the one .venv has, or a new one's
+  local ours="$VENV/bin/python"
+  if [[ ! -L "$ours" && ! -e "$ours" ]]; then
+    find_python
+    return
+  fi
+  is_supported "$ours" || fail "$ours does not run as Python 3.11 or 3.12; remove the folder $VENV and try again"
+  if [[ -n "${PYTHON:-}" && "$("$PYTHON" --version)" != "$("$ours" --version)" ]]; then
+    fail "$VENV has $("$ours" --version), and \$PYTHON is another; remove the folder $VENV, or unset \$PYTHON"
+  fi
+  echo "$ours"
+}
+
+check_machine() {
+  [[ "$(uname -sm)" == "Linux x86_64" ]] ||
+    fail "requirements/cpu.txt is pinned for Linux on x86_64, and this is $(uname -sm)" \
+      "resolve it for this machine with scripts/lock.sh, or install vLLM and veRL yourself and then: pip install -e ."
+  local compiler
+  for compiler in gcc g++; do
+    command -v "$compiler" >/dev/null ||
+      fail "$compiler is missing; torch compiles kernels with it. On Debian or Ubuntu: apt-get install $compiler"
+  done
+}
+
+digest() {
+  { cat "${REQUIREMENTS[@]}" "$ROOT/pyproject.toml"; echo "$ROOT"; } | sha256sum | cut -d' ' -f1
+}
+
+count() { # lines of the log that match "$1"
+  grep -cE "$1" "$LOG" 2>/dev/null || true
+}
+
+# Run a command with its output in the log, and a line here every 5 seconds.
+with_heartbeat() {
+  local label="$1" started=$SECONDS pid status=0
+  shift
+  : >"$LOG"
+  "$@" >>"$LOG" 2>&1 &
+  pid=$!
+  trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; exit 130' INT TERM
+  local next=5
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 0.2
+    if ((SECONDS - started >= next)); then
+      next=$((SECONDS - started + 5))
+      local phase=""
+      if [[ "$label" != packages ]]; then
+        :
+      elif [[ "$(count '^Installing collected packages')" != 0 ]]; then
+        phase=", $(find "$VENV"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l) of $NUM_PACKAGES packages installed"
+      else
+        phase=", $(count '^(Collecting|Requirement already satisfied)') of $NUM_PACKAGES packages fetched"
+      fi
+      printf '  %s: %d s%s\n' "$label" "$((SECONDS - started))" "$phase"
+    fi
+  done
+  wait "$pid" || status=$?
+  trap - INT TERM
+  return "$status"
+}
+
+pip_install() {
+  "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off --no-compile --no-deps "$@"
+}
+
+explain_missing_torch() {
+  local pin="$1" version="${1#torch==}"
+  fail "the package index pip is set up with has no $pin, the CPU build of torch for $("$VENV/bin/python" --version)." \
+    "(Plain 'torch' there brings gigabytes of CUDA libraries.) Either of these gets it; then run this script again:" \
+    "  uv, which knows where CPU builds of torch are published:" \
+    "    $VENV/bin/python -m pip install uv" \
+    "    $VENV/bin/uv pip install --python $VENV/bin/python --no-deps --torch-backend=cpu torch==${version%+cpu}" \
+    "  an index or a folder of wheels of your own that has it:" \
+    "    PIP_EXTRA_INDEX_URL=<index> bash scripts/install.sh      PIP_FIND_LINKS=<folder> bash scripts/install.sh"
+}
+
+install_packages() {
+  local torch_pin
+  torch_pin="$(grep -oE '^torch==[^ ]+' "$ROOT/requirements/cpu.txt")"
+  # First alone, so that a missing CPU build shows before the other downloads.
+  if ! with_heartbeat "torch" pip_install "$torch_pin"; then
+    if grep -q 'No matching distribution found for torch' "$LOG"; then explain_missing_torch "$torch_pin"; fi
+    tail -n 15 "$LOG" >&2
+    fail "pip could not install $torch_pin; see above"
+  fi
+  if ! with_heartbeat "packages" pip_install -r "${REQUIREMENTS[0]}" -r "${REQUIREMENTS[1]}"; then
+    tail -n 15 "$LOG" >&2
+    fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
+  fi
+  # pip would compile one file after another; this takes every core. Some packages ship files that do not compile.
+  with_heartbeat "bytecode" "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" || true
+  if ! with_heartbeat "efficient-rollout" pip_install --no-build-isolation --editable "$ROOT"; then
+    tail -n 15 "$LOG" >&2
+    fail "pip could not install efficient-rollout itself; see above"
+  fi
+}
+
+main() {
+  local wanted
+  wanted="$(digest)"
+  mkdir -p "$VENV"
+  exec 9>"$VENV/.install.lock"
+  if ! flock --nonblock 9; then
+    echo "install: another install is at work here; waiting for it"
+    flock 9
+  fi
+  if [[ -f "$STAMP" && "$(cat "$STAMP")" == "$wanted" ]] && "$VENV/bin/python" --version >/dev/null 2>&1; then
+    return
+  fi
+  check_machine
+  local python started=$SECONDS
+  python="$(choose_python)"
+  echo "install: into $VENV with $("$python" --version) ($python)"
+  [[ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]] ||
+    fail "the C headers of $python are missing; torch compiles kernels with them." \
+      "On Debian or Ubuntu: apt-get install $(basename "$("$python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')")"
+  rm -f "$STAMP"
+  if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+      fail "$python cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv"
+    "$python" -m venv "$VENV"
+  fi
+  # pip writes RECORD last: a package without one was cut off half way, and pip would take it for installed.
+  local half
+  for half in "$VENV"/lib/python*/site-packages/*.dist-info; do
+    if [[ -d "$half" && ! -f "$half/RECORD" ]]; then rm -r "$half"; fi
+  done
+  NUM_PACKAGES="$(cat "${REQUIREMENTS[@]}" | grep -oE '^[^#= ]+==' | sort -u | wc -l)"
+  install_packages
+  echo "$wanted" >"$STAMP"
+  echo "install: done in $((SECONDS - started)) s"
+}
+
+main

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Install if needed, then lint, type-check and test. Arguments go to pytest:
+#     bash scripts/test.sh                        everything
+#     bash scripts/test.sh tests/unit -k config   a part
+# Exit code: 0 when all is well; the first failing tool's otherwise, after every tool has run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/install.sh
+
+status=0
+check() {
+  echo "test: $*"
+  local code=0
+  "$@" || code=$?
+  if ((code != 0)); then
+    echo "test: FAILED with exit code $code: $*" >&2
+    if ((status == 0)); then status=$code; fi
+  fi
+}
+
+check .venv/bin/ruff check .
+check .venv/bin/ruff format --check .
+check .venv/bin/mypy
+check .venv/bin/python -m pytest "$@"
+if ((status == 0)); then echo "test: all passed"; fi
+exit "$status"
