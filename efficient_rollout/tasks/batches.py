@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from efficient_rollout.tasks.arithmetic import Level, Problem, take
+from efficient_rollout.tasks.recipes import Schedule
 from efficient_rollout.tasks.tokenizer import EOS, prompt_tokens, vocabulary
 
 IGNORED = -100
@@ -23,38 +24,39 @@ class WorkedAnswerBatches(Dataset):
 
     Args:
         level: Difficulty; problems come from its training split.
-        batch_tokens: Most tokens of a batch, padding included.
-        num_batches: Length of the dataset.
+        schedule: Says how many tokens a batch has, how many batches there are, and which of them are easy.
         seed: Of the problems.
     """
 
-    def __init__(self, level: Level, batch_tokens: int, num_batches: int, seed: int) -> None:
+    def __init__(self, level: Level, schedule: Schedule, seed: int) -> None:
         self._level = level
-        self._batch_tokens = batch_tokens
-        self._num_batches = num_batches
+        self._easy_level = level.capped(schedule.easy_response_tokens)
+        self._schedule = schedule
         self._seed = seed
         self._token_ids = {token: index for index, token in enumerate(vocabulary())}
-        self._batches_per_pool = len(self._pool(0))
 
     def __len__(self) -> int:
-        return self._num_batches
+        return self._schedule.max_steps
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Batch `index`: `input_ids` and `labels`, each (problems, tokens), int64.
 
         Padding is on the right, where causal attention never looks back at it, so no attention mask is needed.
         """
-        pool_index, position = divmod(index, self._batches_per_pool)
-        pool = self._pool(pool_index)  # pools differ a little in length: a longer one's surplus is not used
+        easy = index < self._schedule.easy_steps
+        level = self._easy_level if easy else self._level
+        first_pool = self._pool(level, 0)
+        pool_index, position = divmod(index, len(first_pool))
+        pool = self._pool(level, pool_index)  # pools differ a little in length: a longer one's surplus is not used
         return self._collate(pool[position % len(pool)])
 
-    @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the training run
-    def _pool(self, pool_index: int) -> list[list[Problem]]:
-        problems = take(self._level, "train", self._seed * 1_000_003 + pool_index, _POOL_PROBLEMS)
+    @lru_cache(maxsize=3)  # noqa: B019 - lives as long as the training run
+    def _pool(self, level: Level, pool_index: int) -> list[list[Problem]]:
+        problems = take(level, "train", self._seed * 1_000_003 + pool_index, _POOL_PROBLEMS)
         problems.sort(key=_sequence_tokens)
         batches: list[list[Problem]] = [[]]
         for problem in problems:
-            if (len(batches[-1]) + 1) * _sequence_tokens(problem) > self._batch_tokens:
+            if (len(batches[-1]) + 1) * _sequence_tokens(problem) > self._schedule.batch_tokens:
                 batches.append([])
             batches[-1].append(problem)
         random.Random(pool_index).shuffle(batches)

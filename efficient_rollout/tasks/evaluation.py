@@ -95,6 +95,7 @@ def _sample(
             input_ids=encoded.input_ids,
             attention_mask=encoded.attention_mask,
             max_new_tokens=max_new_tokens,
+            use_cache=True,
             do_sample=True,
             temperature=1.0,
             top_k=0,

@@ -18,7 +18,14 @@ logger = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.json"
 """Beside the weights: the recipe, what was measured, and the versions. It is the last file to be written."""
 
-_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 _LOCK_POLL_SECONDS = 4.0
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.arithmetic import GENERATOR_VERSION, Level
-from efficient_rollout.tasks.tokenizer import VOCAB_SIZE
+from efficient_rollout.tasks.tokenizer import CHAT_TEMPLATE, VOCAB_SIZE, vocabulary
 
 Size = Literal["nano", "small", "bench"]
 SIZES: tuple[str, ...] = get_args(Size)
@@ -17,7 +17,10 @@ MIN_ACCURACY, MAX_ACCURACY = 0.2, 0.8
 """Validation accuracy at temperature 1 a finished policy must have: right often enough to be rewarded, and wrong
 often enough to learn."""
 
-RECIPE_VERSION = 1
+MAX_POSITIONS = 4096
+"""Longest sequence the checkpoints declare, in tokens: more than any level needs, so that users may sample longer."""
+
+RECIPE_VERSION = 2
 """Raised when training code changes in a way the fields below do not show."""
 
 
@@ -66,6 +69,8 @@ class Schedule:
         learning_rate: Peak rate of Muon and AdamW, constant after a linear warm-up.
         batch_tokens: Most tokens of a batch, padding included.
         warmup_steps: Optimizer steps of the warm-up.
+        easy_steps: Optimizer steps at the beginning that only see problems of up to `easy_response_tokens`.
+        easy_response_tokens: Longest worked answer among those.
         max_steps: Optimizer steps after which training gives up.
         eval_every_steps: Optimizer steps between two measurements of sampled validation accuracy.
         eval_problems: Problems of each such measurement.
@@ -78,6 +83,8 @@ class Schedule:
     learning_rate: float
     batch_tokens: int
     warmup_steps: int
+    easy_steps: int
+    easy_response_tokens: int
     max_steps: int
     eval_every_steps: int
     eval_problems: int
@@ -97,26 +104,20 @@ class Recipe:
     shape: ModelShape
     schedule: Schedule
 
-    @property
-    def max_sequence_tokens(self) -> int:
-        """Longest prompt and response together, rounded up to a multiple of 64."""
-        prompt = self.level.max_operands * (self.level.max_digits + 1) + 5
-        return -(-(prompt + self.level.max_response_tokens) // 64) * 64
-
     def as_dict(self) -> dict:
         """Plain data that determines the checkpoint, library versions included."""
         return {
             **asdict(self),
             "recipe_version": RECIPE_VERSION,
             "generator_version": GENERATOR_VERSION,
+            "tokenizer": _short_hash([*vocabulary(), CHAT_TEMPLATE]),
             "transformers": version("transformers"),
         }
 
     @property
     def key(self) -> str:
         """`<size>-<hash>`: equal for equal recipes, and a name for a cache directory."""
-        canonical = json.dumps(self.as_dict(), sort_keys=True).encode()
-        return f"{self.size}-{hashlib.sha256(canonical).hexdigest()[:12]}"
+        return f"{self.size}-{_short_hash(self.as_dict())}"
 
 
 _LEVELS = {
@@ -130,10 +131,10 @@ _LEVELS = {
     ),
     "small": Level(
         median_operands=4,
-        log_sigma_operands=0.6,
+        log_sigma_operands=0.7,
         min_operands=2,
-        max_operands=14,
-        max_digits=2,
+        max_operands=16,
+        max_digits=1,
         max_response_tokens=256,
     ),
     "bench": Level(
@@ -160,8 +161,8 @@ _SHAPES = {
     "small": ModelShape(
         hidden_size=256,
         intermediate_size=768,
-        num_layers=4,
-        num_heads=4,
+        num_layers=3,
+        num_heads=8,
         num_kv_heads=2,
         head_dim=64,
         tied_embeddings=False,
@@ -184,6 +185,8 @@ _SCHEDULES = {
         learning_rate=3e-3,
         batch_tokens=1024,
         warmup_steps=30,
+        easy_steps=0,
+        easy_response_tokens=64,
         max_steps=2000,
         eval_every_steps=25,
         eval_problems=128,
@@ -193,13 +196,15 @@ _SCHEDULES = {
         resumable=False,
     ),
     "small": Schedule(
-        learning_rate=2e-3,
-        batch_tokens=8192,
+        learning_rate=3e-3,
+        batch_tokens=1024,
         warmup_steps=30,
+        easy_steps=200,
+        easy_response_tokens=40,
         max_steps=3000,
-        eval_every_steps=50,
-        eval_problems=128,
-        final_problems=512,
+        eval_every_steps=40,
+        eval_problems=96,
+        final_problems=384,
         target_accuracy=0.45,
         bf16_autocast=False,
         resumable=False,
@@ -208,6 +213,8 @@ _SCHEDULES = {
         learning_rate=3e-4,
         batch_tokens=8192,
         warmup_steps=50,
+        easy_steps=100,
+        easy_response_tokens=64,
         max_steps=5000,
         eval_every_steps=50,
         eval_problems=48,
@@ -253,3 +260,8 @@ def _checked(size: str) -> Size:
         if size == known:
             return known
     raise ConfigError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+
+
+def _short_hash(data: list | dict) -> str:
+    """Twelve hexadecimal digits that change with any of the data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,7 +24,7 @@ from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
 from efficient_rollout.tasks.evaluation import Measurement, measure
 from efficient_rollout.tasks.optimizer import MuonAndAdamW
 from efficient_rollout.tasks.policy import RECIPE_FILE
-from efficient_rollout.tasks.recipes import MAX_ACCURACY, MIN_ACCURACY, Recipe
+from efficient_rollout.tasks.recipes import MAX_ACCURACY, MAX_POSITIONS, MIN_ACCURACY, Recipe
 from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
         num_key_value_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         initializer_range=shape.hidden_size**-0.5,
-        max_position_embeddings=recipe.max_sequence_tokens,
+        max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=shape.tied_embeddings,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -70,7 +70,7 @@ def train(recipe: Recipe, work_dir: Path) -> None:
         EfficientRolloutError: The policy is not partly right when training ends.
     """
     set_seed(recipe.seed)
-    tokenizer = build_tokenizer(recipe.max_sequence_tokens)
+    tokenizer = build_tokenizer(MAX_POSITIONS)
     model = build_model(recipe, tokenizer)
     schedule = recipe.schedule
     trainer_dir = work_dir / "trainer"
@@ -102,7 +102,7 @@ def train(recipe: Recipe, work_dir: Path) -> None:
             remove_unused_columns=False,
             seed=recipe.seed,
         ),
-        train_dataset=WorkedAnswerBatches(recipe.level, schedule.batch_tokens, schedule.max_steps, recipe.seed),
+        train_dataset=WorkedAnswerBatches(recipe.level, schedule, recipe.seed),
         data_collator=lambda items: items[0],
         optimizers=(MuonAndAdamW(model, schedule.learning_rate, weight_decay=0.01), None),
         callbacks=[stop],
@@ -114,6 +114,7 @@ def train(recipe: Recipe, work_dir: Path) -> None:
     result = measured(model, schedule.final_problems, seed=1)
     _check_partly_right(recipe, result)
     model.config.dtype = dtype
+    model.config.use_cache = True  # the Trainer turns it off
     model.save_pretrained(work_dir)
     tokenizer.save_pretrained(work_dir)
     card = {

@@ -1,0 +1,119 @@
+"""Training machinery on a toy model: batches, the optimizer, saving, and resuming exactly."""
+
+from dataclasses import replace
+
+import pytest
+
+from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.tasks.arithmetic import take
+from efficient_rollout.tasks.recipes import recipe_of
+from efficient_rollout.tasks.tokenizer import prompt_tokens
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from efficient_rollout.tasks import training  # noqa: E402
+from efficient_rollout.tasks.batches import IGNORED, WorkedAnswerBatches  # noqa: E402
+from efficient_rollout.tasks.evaluation import measure  # noqa: E402
+from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def toy():
+    recipe = recipe_of("nano")
+    shape = replace(
+        recipe.shape, hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64
+    )
+    schedule = replace(
+        recipe.schedule,
+        batch_tokens=256,
+        max_steps=4,
+        eval_every_steps=2,
+        eval_problems=4,
+        final_problems=4,
+        resumable=True,
+    )
+    return replace(recipe, shape=shape, schedule=schedule, level=recipe.level.capped(16))
+
+
+def test_batches_keep_their_budget_and_train_only_on_the_answer():
+    recipe = recipe_of("small")
+    level = recipe.level
+    batches = WorkedAnswerBatches(level, recipe.schedule, seed=0)
+    tokenizer = build_tokenizer(512)
+    validation = {problem.question for problem in take(level, "validation", 0, 2000)}
+    before, after = "".join(prompt_tokens("?")).split("?")
+    for index in (0, 7, 239, 1000):
+        batch = batches[index]
+        assert batch["input_ids"].numel() <= recipe.schedule.batch_tokens
+        for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            trained = labels != IGNORED
+            prompt, response = tokenizer.decode(row[: int(trained.nonzero()[0])]), tokenizer.decode(row[trained])
+            question = prompt.removeprefix(before).removesuffix(after)
+            assert prompt == "".join(prompt_tokens(question))
+            assert question not in validation
+            total = sum(int(operand) for operand in question.rstrip("=").split("+"))
+            assert response.endswith(f"{total}.{tokenizer.eos_token}")
+
+
+def test_batches_depend_on_seed_and_index_only():
+    recipe = recipe_of("nano")
+    first, again, other = (WorkedAnswerBatches(recipe.level, recipe.schedule, seed) for seed in (0, 0, 1))
+    again[3]
+    assert torch.equal(first[250]["input_ids"], again[250]["input_ids"])
+    assert not torch.equal(first[250]["input_ids"][0, :9], other[250]["input_ids"][0, :9])
+
+
+def test_easy_steps_come_first():
+    recipe = recipe_of("small")
+    batches = WorkedAnswerBatches(recipe.level, recipe.schedule, seed=0)
+    easy = recipe.schedule.easy_steps
+    longest = [int((batches[index]["labels"] != IGNORED).sum(1).max()) for index in range(easy - 20, easy + 20)]
+    assert max(longest[:20]) <= recipe.schedule.easy_response_tokens < max(longest[20:])
+
+
+def test_parameter_count_is_what_the_shape_says(toy):
+    tokenizer = build_tokenizer(512)
+    for tied in (True, False):
+        recipe = replace(toy, shape=replace(toy.shape, tied_embeddings=tied))
+        model = training.build_model(recipe, tokenizer)
+        assert sum(parameter.numel() for parameter in model.parameters()) == recipe.shape.num_parameters
+
+
+def test_a_policy_that_is_never_right_is_refused(toy, tmp_path):
+    with pytest.raises(EfficientRolloutError, match=r"answers 0% .* outside 20% to 80%.* try another --seed than 0"):
+        training.train(replace(toy, schedule=replace(toy.schedule, max_steps=1)), tmp_path)
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_check_partly_right", lambda *_: None)
+    (tmp_path / "straight").mkdir()
+    training.train(toy, tmp_path / "straight")
+
+    resumed = tmp_path / "resumed"
+    calls = []
+
+    def interrupted_at_step_4(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(training, "measure", interrupted_at_step_4)
+    resumed.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        training.train(toy, resumed)
+    half_written = resumed / "trainer" / "checkpoint-3"
+    half_written.mkdir()
+    (half_written / "trainer_state.json").write_text('{"global_st')
+    training.train(toy, resumed)
+
+    straight_model, resumed_model = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True)
+        for name in ("straight", "resumed")
+    )
+    for name, weight in straight_model.state_dict().items():
+        assert torch.equal(weight, resumed_model.state_dict()[name]), name
+    assert resumed_model.config.use_cache
+    assert resumed_model.generation_config.eos_token_id == build_tokenizer(64).eos_token_id
