@@ -3,19 +3,40 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from efficient_rollout.controller.observation import TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
 
 
 class Policy(Protocol):
     """Chooses the number of draft tokens for one engine tick."""
 
+    def observe(self, observation: TickObservation) -> None:
+        """Learn from a finished tick; called in tick order, possibly a few ticks after its decision."""
+        ...
+
+    def mark_stale(self) -> None:
+        """The weights changed: a new rollout begins."""
+        ...
+
     def decide(self, state: DecodeState) -> Decision:
         """Return the decision for this tick; called once per tick, in tick order."""
         ...
 
 
+class Unlearning:
+    """The feedback half of a policy that learns nothing."""
+
+    __slots__ = ()
+
+    def observe(self, observation: TickObservation) -> None:
+        """Ignore the tick."""
+
+    def mark_stale(self) -> None:
+        """Ignore the weight sync."""
+
+
 @dataclass(frozen=True, slots=True)
-class Never:
+class Never(Unlearning):
     """Plain decoding: the drafter never runs."""
 
     def decide(self, state: DecodeState) -> Decision:  # noqa: ARG002 - the protocol's signature
@@ -23,7 +44,7 @@ class Never:
 
 
 @dataclass(frozen=True, slots=True)
-class Always:
+class Always(Unlearning):
     """The same number of draft tokens at every tick.
 
     Attributes:
@@ -37,7 +58,7 @@ class Always:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchThreshold:
+class BatchThreshold(Unlearning):
     """Draft while few requests run; decode plainly while many do.
 
     Attributes:

@@ -1,0 +1,167 @@
+"""Draft as many tokens as maximize the expected tokens per second, at every tick, in both directions."""
+
+import math
+from dataclasses import dataclass, field
+
+from efficient_rollout.controller.acceptance import AcceptanceEstimator
+from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.cost_model.correction import OnlineCorrection
+from efficient_rollout.cost_model.latency import TickTable
+
+REASONS = ("idle", "prefill", "plain_is_faster", "drafting_is_faster", "unsure", "hold", "explore")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostPolicySettings:
+    """How careful the policy is.
+
+    Attributes:
+        prior_acceptance: Acceptance assumed before any draft was verified.
+        switch_gain: Another k must promise this share more tokens per second before the policy moves to it.
+        margin_standard_errors: Drafting must pay with the acceptance this many standard errors lower.
+        explore_share: At most this share of time is spent on ticks that are expected to be slower.
+        min_ticks: Ticks of plain decoding, and of drafting, wanted in each octave of batch before either is trusted.
+        refresh_ticks: An alternative is timed again after this many ticks; doubles while nothing changes.
+        burst_ticks: Exploring lasts this many ticks; the first one is not timed, for it still pays for the switch.
+    """
+
+    prior_acceptance: float = 0.9
+    switch_gain: float = 0.01
+    margin_standard_errors: float = 1.0
+    explore_share: float = 0.01
+    min_ticks: int = 3
+    refresh_ticks: int = 64
+    burst_ticks: int = 3
+
+
+@dataclass(slots=True)
+class CostModelPolicy:
+    """k that maximizes tokens per second, from a calibrated table, corrected by what ticks really took.
+
+    Attributes:
+        table: Predicted seconds of a tick; may be shared by many policies.
+        max_draft_tokens: Largest k ever chosen.
+        settings: How careful it is.
+    """
+
+    table: TickTable
+    max_draft_tokens: int
+    settings: CostPolicySettings = field(default_factory=CostPolicySettings)
+    acceptance: AcceptanceEstimator = field(init=False)
+    correction: OnlineCorrection = field(default_factory=OnlineCorrection)
+    predicted_speedup: float = 1.0
+    _current: int = 0
+    _previous: int = 0
+    _burst_left: int = 0
+    _burst_length: int = 0
+    _ticks: int = 0
+    _spent_s: float = 0.0
+    _elapsed_s: float = 0.0
+    _last_timed: dict[tuple[bool, int], int] = field(default_factory=dict)
+    _patience: int = 0
+
+    def __post_init__(self) -> None:
+        self.acceptance = AcceptanceEstimator(self.max_draft_tokens, self.settings.prior_acceptance)
+        self._patience = self.settings.refresh_ticks
+
+    def mark_stale(self) -> None:
+        """The weights changed: acceptance must be learned again, and alternatives timed again soon."""
+        self.acceptance.mark_stale()
+        self._patience = self.settings.refresh_ticks
+
+    def decide(self, state: DecodeState) -> Decision:
+        """Tokens to draft at this tick."""
+        batch = state.num_running_requests
+        if batch < 1:
+            return Decision(0, "idle")
+        if state.num_prefill_tokens > 0:
+            return Decision(0, "prefill")
+        self._ticks += 1
+        limit = min(self.max_draft_tokens, state.max_draft_tokens)
+        if self._burst_left > 0 and self._burst_length <= limit:
+            self._burst_left -= 1
+            return Decision(self._burst_length, "explore")
+        seconds = self.tick_seconds(batch, state.mean_context_tokens)[: limit + 1]
+        tokens = self.acceptance.expected_tokens()
+        rates = [tokens[k] / seconds[k] for k in range(limit + 1)]
+        best, reason = self._choose(rates, seconds)
+        self.predicted_speedup = rates[best] / rates[0]
+        explored = self._alternative(best, rates, seconds, batch)
+        if explored is not None:
+            self._burst_length, self._burst_left = explored, self.settings.burst_ticks - 1
+            self._spent_s += self.settings.burst_ticks * seconds[explored] * max(0.0, 1 - rates[explored] / rates[best])
+            return Decision(explored, "explore")
+        self._current = best
+        return Decision(best, reason)
+
+    def observe(self, observation: TickObservation) -> None:
+        """Learn from a finished tick."""
+        self.acceptance.observe(observation.attempts_per_position, observation.accepted_per_position)
+        k, batch = observation.num_draft_tokens, observation.num_requests
+        settled, self._previous = k == self._previous or observation.num_ticks > 1, k
+        if batch < 1 or k > self.max_draft_tokens:
+            return
+        predicted = float(self.table.by_length(batch, observation.mean_context_tokens)[k])
+        self._elapsed_s += predicted * observation.num_ticks
+        if observation.had_prefill or not settled:
+            return
+        before = self.correction.log_factor(k, batch)
+        if self.correction.observe(k, batch, predicted, observation.seconds):
+            self._last_timed[k > 0, batch.bit_length()] = self._ticks
+            if abs(self.correction.log_factor(k, batch) - before) > 0.1:
+                self._patience = self.settings.refresh_ticks
+
+    def tick_seconds(self, batch: int, context_tokens: float) -> list[float]:
+        """Corrected seconds of a tick for k = 0..max."""
+        predicted = self.table.by_length(batch, context_tokens)
+        if self.correction.version == 0:
+            return [float(s) for s in predicted[: self.max_draft_tokens + 1]]
+        return [
+            float(s) * math.exp(self.correction.log_factor(k, batch))
+            for k, s in enumerate(predicted[: self.max_draft_tokens + 1])
+        ]
+
+    def _choose(self, rates: list[float], seconds: list[float]) -> tuple[int, str]:
+        best = max(range(len(rates)), key=rates.__getitem__)
+        current = min(self._current, len(rates) - 1)
+        if best == 0:
+            return 0, "plain_is_faster"
+        if not self._pays_when_unlucky(best, rates, seconds):
+            return 0, "unsure"
+        keep = rates[current] * (1.0 + self.settings.switch_gain) >= rates[best]
+        if keep and (current == 0 or rates[current] > rates[0]):
+            return current, "hold"
+        return best, "drafting_is_faster"
+
+    def _pays_when_unlucky(self, k: int, rates: list[float], seconds: list[float]) -> bool:
+        """Whether drafting k tokens beats plain decoding with an acceptance some standard errors lower."""
+        lower = self.settings.margin_standard_errors * self.acceptance.standard_error()
+        tokens, reach = 1.0, 1.0
+        for probability in self.acceptance.by_position()[:k]:
+            reach *= max(0.0, probability - lower)
+            tokens += reach
+        return tokens / seconds[k] > rates[0]
+
+    def _alternative(self, best: int, rates: list[float], seconds: list[float], batch: int) -> int | None:
+        """The other kind of tick (plain or drafting), when it was not timed for long and we can afford it."""
+        other = 0 if best > 0 else max(range(1, len(rates)), key=rates.__getitem__, default=0)
+        if other == best:
+            return None
+        octave = batch.bit_length()
+        known = self.correction.num_ticks(other, batch) if other == 0 else self._drafting_ticks(octave)
+        age = self._ticks - self._last_timed.get((other > 0, octave), -self._patience)
+        if known >= self.settings.min_ticks and age < self._patience:
+            return None
+        if known < self.settings.min_ticks and age < self.settings.burst_ticks * 4:
+            return None
+        cost = self.settings.burst_ticks * seconds[other] * max(0.0, 1.0 - rates[other] / rates[best])
+        if self._spent_s + cost > self.settings.explore_share * (self._elapsed_s + 100.0 * seconds[best]):
+            return None
+        self._last_timed[other > 0, octave] = self._ticks
+        self._patience = min(2 * self._patience, 16 * self.settings.refresh_ticks)
+        return other
+
+    def _drafting_ticks(self, octave: int) -> float:
+        batch = 1 << (octave - 1)
+        return sum(self.correction.num_ticks(k, batch) for k in range(1, self.max_draft_tokens + 1))

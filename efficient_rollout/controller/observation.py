@@ -1,0 +1,30 @@
+"""What one engine tick turned out to be: the feedback a policy learns from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickObservation:
+    """One finished tick.
+
+    Attributes:
+        num_draft_tokens: k the tick was scheduled with; 0 is plain decoding.
+        num_requests: Requests that decoded.
+        mean_context_tokens: Their mean context, in tokens, as it was decided on.
+        attempts_per_position: How often draft position i was reached, that is, all positions before it were accepted.
+        accepted_per_position: How often draft position i was accepted; same length as `attempts_per_position`.
+        num_tokens: Tokens emitted by the tick, all requests together.
+        seconds: Time between this scheduler update and the previous one; None when it is not known.
+        had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.
+        num_ticks: Ticks added up in the counts; `seconds` stays per tick. More than 1 only in the simulator.
+    """
+
+    num_draft_tokens: int
+    num_requests: int
+    mean_context_tokens: float
+    attempts_per_position: tuple[int, ...] = ()
+    accepted_per_position: tuple[int, ...] = ()
+    num_tokens: int = 0
+    seconds: float | None = None
+    had_prefill: bool = False
+    num_ticks: int = 1

@@ -1,0 +1,249 @@
+"""Replay a trace tick by tick on many engines, each with a policy object of its own.
+
+All engines take their n-th tick together, as one array operation; their clocks differ. Seconds of a tick come from a
+latency table, accepted drafts from a seeded random number per request and tick.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.policy import Policy
+from efficient_rollout.controller.state import DecodeState
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.roofline import PARAMETERS
+from efficient_rollout.cost_model.table import PLAIN
+from efficient_rollout.simulator.trace import Trace
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What is true, whatever the policies believe.
+
+    Attributes:
+        table: True seconds of a tick.
+        acceptance: True per-token acceptance, 0 to 1.
+        acceptance_after: (generated tokens of the engine, acceptance from then on), or None.
+        jitter_sd: Standard deviation of the log of a tick's seconds.
+        stall_s: Seconds lost at a tick, by tick number; every engine stalls.
+        clock_jump_s: Seconds added to what the policy is told, by tick number; no time is lost.
+    """
+
+    table: TickTable
+    acceptance: float
+    acceptance_after: tuple[int, float] | None = None
+    jitter_sd: float = 0.0
+    stall_s: dict[int, float] = field(default_factory=dict)
+    clock_jump_s: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a rollout took.
+
+    Attributes:
+        engine_seconds: Shape (num_engines,): when each engine finished.
+        finish_seconds: Shape (num_requests,): when each request finished, sorted.
+        num_tokens: Response tokens, all requests.
+        seconds_by_length: Engine seconds spent at each k; prefill and stalls included.
+        ticks_by_reason: Decisions by reason code.
+    """
+
+    engine_seconds: Array
+    finish_seconds: Array
+    num_tokens: int
+    seconds_by_length: dict[int, float]
+    ticks_by_reason: dict[str, int]
+
+    @property
+    def makespan_s(self) -> float:
+        """Seconds until the last engine finished."""
+        return float(self.engine_seconds.max())
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Response tokens of the whole fleet over the makespan."""
+        return self.num_tokens / self.makespan_s
+
+    def active_curve(self, num_points: int = 101) -> tuple[Array, Array]:
+        """Seconds, evenly spaced from 0 to the makespan, and requests that still run, each (num_points,)."""
+        times = np.linspace(0.0, self.makespan_s, num_points)
+        done = np.searchsorted(self.finish_seconds, times, side="right")
+        return times, (len(self.finish_seconds) - done).astype(np.float64)
+
+
+def simulate(
+    trace: Trace,
+    num_engines: int,
+    make_policy: Callable[[], Policy],
+    world: World,
+    *,
+    max_draft_tokens: int,
+    seed: int = 0,
+    decision_stride: int = 1,
+) -> Outcome:
+    """Replay a trace under a policy.
+
+    Args:
+        trace: All requests, submitted at time 0; every engine runs all of its own at once.
+        num_engines: Engines.
+        make_policy: Called once per engine.
+        world: True seconds and acceptance.
+        max_draft_tokens: Upper bound of every decision; the world's table must reach it.
+        seed: Of acceptance and jitter.
+        decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. Counts observed in
+            between are added up.
+    """
+    fleet = _Fleet(trace, num_engines, [make_policy() for _ in range(num_engines)], world, max_draft_tokens, seed)
+    fleet.prefill()
+    tick = 0
+    while fleet.engine.size:
+        if tick % decision_stride == 0:
+            fleet.decide(tick)
+        fleet.step(tick)
+        tick += 1
+    return fleet.outcome()
+
+
+class _Fleet:
+    """State of all engines; request arrays hold running requests only."""
+
+    def __init__(
+        self, trace: Trace, num_engines: int, policies: list[Policy], world: World, max_draft_tokens: int, seed: int
+    ) -> None:
+        self.engine: Index = trace.assigned(num_engines)
+        self.remaining: Index = trace.response_tokens.copy()
+        self.context: Array = trace.prompt_tokens.astype(np.float64)
+        self.policies, self.world, self.limit = policies, world, max_draft_tokens
+        self.rng = np.random.default_rng(seed)
+        self.num_tokens = int(trace.response_tokens.sum())
+        self.clock = np.zeros(num_engines)
+        self.length: Index = np.zeros(num_engines, dtype=np.int64)
+        self.generated = np.zeros(num_engines)
+        self.finished: list[Array] = []
+        self.seconds_by_length = np.zeros(max_draft_tokens + 1)
+        self.reasons: dict[str, int] = {}
+        self._count()
+        self._reset_counts()
+
+    def prefill(self) -> None:
+        """One tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
+        per_token_s = float(np.exp(self.world.table.model.log_parameters[PLAIN, PARAMETERS.index("row_compute_s")]))
+        prompt_tokens = np.bincount(self.engine, self.context, len(self.clock))
+        for e, policy in enumerate(self.policies):
+            policy.decide(self._state(e, int(prompt_tokens[e])))
+            self._tell(policy, TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
+                       mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
+        self.clock += prompt_tokens * per_token_s
+        self.seconds_by_length[0] += float(self.clock.sum())
+
+    def decide(self, tick: int) -> None:
+        """Tell every policy what happened since its last decision, and ask it for the next."""
+        for e in np.flatnonzero(self.batch).tolist():
+            policy = self.policies[e]
+            if tick:
+                self._tell(policy, self._observation(e))
+            decision = policy.decide(self._state(e, 0))
+            self.length[e] = decision.num_draft_tokens
+            self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
+        self._reset_counts()
+
+    def step(self, tick: int) -> None:
+        """One tick of every engine that still runs."""
+        running = np.flatnonzero(self.batch)
+        seconds = np.zeros(len(self.clock))
+        seconds[running] = self.world.table.many(self.length[running], self.batch[running], self.mean_context[running])
+        if self.world.jitter_sd:
+            seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
+        seconds[running] += self.world.stall_s.get(tick, 0.0)
+        self.clock += seconds
+        self.seconds_by_length += np.bincount(self.length[running], seconds[running], self.limit + 1)
+        self.seen_seconds += seconds + self.world.clock_jump_s.get(tick, 0.0)
+        self.seen_batch, self.seen_context = self.batch, self.mean_context
+        self.seen_ticks += 1
+        emitted = self._accept()
+        self.remaining -= emitted
+        self.context += emitted
+        self._retire()
+
+    def outcome(self) -> Outcome:
+        """The finished rollout."""
+        by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
+        return Outcome(self.clock, np.sort(np.concatenate(self.finished)), self.num_tokens, by_length, self.reasons)
+
+    def _accept(self) -> Index:
+        """Tokens each running request gains, and the counts per engine and number of accepted drafts."""
+        length = self.length[self.engine]
+        if not length.any():
+            accepted = np.zeros(len(length), dtype=np.int64)
+        else:
+            acceptance = self._acceptance()[self.engine]
+            draws = np.log(1.0 - self.rng.random(len(length))) / np.log(np.clip(acceptance, 1e-12, 1.0 - 1e-12))
+            accepted = np.minimum(draws, length).astype(np.int64)
+            width = self.limit + 1
+            counts = np.bincount(self.engine * width + accepted, minlength=len(self.clock) * width)
+            self.accepted_counts += counts.reshape(-1, width)
+        emitted = np.minimum(accepted + 1, self.remaining)
+        gained = np.bincount(self.engine, emitted, len(self.clock))
+        self.generated += gained
+        self.seen_tokens += gained
+        return emitted
+
+    def _acceptance(self) -> Array:
+        if self.world.acceptance_after is None:
+            return np.full(len(self.clock), self.world.acceptance)
+        after, late = self.world.acceptance_after
+        return np.where(self.generated >= after, late, self.world.acceptance)
+
+    def _retire(self) -> None:
+        done = self.remaining <= 0
+        if done.any():
+            self.finished.append(self.clock[self.engine[done]])
+            keep = ~done
+            self.engine, self.remaining, self.context = self.engine[keep], self.remaining[keep], self.context[keep]
+        self._count()
+
+    def _count(self) -> None:
+        num = len(self.clock) if hasattr(self, "clock") else 0
+        self.batch: Index = np.bincount(self.engine, minlength=num)
+        self.mean_context: Array = np.bincount(self.engine, self.context, num) / np.maximum(self.batch, 1)
+
+    def _reset_counts(self) -> None:
+        num = len(self.clock)
+        self.accepted_counts = np.zeros((num, self.limit + 1), dtype=np.int64)
+        self.seen_seconds, self.seen_tokens, self.seen_ticks = np.zeros(num), np.zeros(num), 0
+        self.seen_batch, self.seen_context = self.batch, self.mean_context
+
+    def _state(self, engine: int, prefill_tokens: int) -> DecodeState:
+        return DecodeState(
+            num_running_requests=int(self.batch[engine]),
+            num_waiting_requests=0,
+            num_prefill_tokens=prefill_tokens,
+            mean_context_tokens=float(self.mean_context[engine]),
+            max_draft_tokens=self.limit,
+        )
+
+    def _observation(self, engine: int) -> TickObservation:
+        k = int(self.length[engine])
+        # Requests that accepted at least i drafts, for i = 0..k: position i was reached by those of at least i - 1.
+        at_least = self.accepted_counts[engine, ::-1].cumsum()[::-1][: k + 1].tolist()
+        return TickObservation(
+            num_draft_tokens=k,
+            num_requests=int(self.seen_batch[engine]),
+            mean_context_tokens=float(self.seen_context[engine]),
+            attempts_per_position=tuple(at_least[:-1]),
+            accepted_per_position=tuple(at_least[1:]),
+            num_tokens=int(self.seen_tokens[engine]),
+            seconds=float(self.seen_seconds[engine]) / max(self.seen_ticks, 1),
+            num_ticks=self.seen_ticks,
+        )
+
+    @staticmethod
+    def _tell(policy: Policy, observation: TickObservation) -> None:
+        policy.observe(observation)
