@@ -1,0 +1,76 @@
+"""The command line. Every command's module is imported when that command is called, and not before."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from efficient_rollout import __version__
+from efficient_rollout.errors import EfficientRolloutError
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+# Name -> one line of help, and the function that adds the command's parser.
+COMMANDS = {
+    "train": ("train with veRL; the arguments are hydra overrides", "efficient_rollout.__main__:add_train_command"),
+    "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
+    "policy": ("train the embedded policy, or reuse it", "efficient_rollout.tasks.cli:add_policy_command"),
+    "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
+    "summary": ("print a run's metrics, a row per step", "efficient_rollout.summary:add_summary_command"),
+    "calibrate": ("fit a latency profile", "efficient_rollout.cost_model.cli:add_calibrate_command"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The command's exit code; 2 after bad input, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = _parse(arguments)
+        return int(parsed.run(parsed))
+    except EfficientRolloutError as error:
+        sys.stderr.write(f"efficient-rollout: error: {error}\n")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("efficient-rollout: interrupted\n")
+        return EXIT_INTERRUPTED
+
+
+def add_train_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `train`; everything after it goes to hydra untouched."""
+    parser = subparsers.add_parser(
+        "train",
+        help=COMMANDS["train"][0],
+        description="Train with veRL. Every veRL option is an override, ours stand under "
+        "actor_rollout_ref.rollout.custom.efficient_rollout.",
+        epilog="example: efficient-rollout train size=small controller=always trainer.total_training_steps=5",
+    )
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="hydra overrides")
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(parsed: argparse.Namespace) -> int:
+    from efficient_rollout.verl_plugin.main import train
+
+    return train(parsed.overrides)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="efficient-rollout", description="Faster rollouts by lossless self-drafting.")
+    parser.add_argument("--version", action="version", version=f"efficient-rollout {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (summary, add_command) in COMMANDS.items():
+        if name == chosen:
+            module_name, _, function = add_command.partition(":")
+            getattr(importlib.import_module(module_name), function)(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

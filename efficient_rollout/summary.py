@@ -1,0 +1,101 @@
+"""`efficient-rollout summary`: a run's metrics as a table, a row per training step."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.errors import InputFileError
+from efficient_rollout.metrics import names
+
+METRICS_FILE, CONFIG_FILE, LOG_FILE = "metrics.jsonl", "config.yaml", "train.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        title: Two lines, the unit in the second.
+        metric: Key in `metrics.jsonl`; ours, or one that veRL logs.
+        format_spec: How a number is shown.
+    """
+
+    title: tuple[str, str]
+    metric: str
+    format_spec: str
+
+
+COLUMNS = (
+    Column(("step", ""), "step", ".0f"),
+    Column(("reward", "mean"), "critic/score/mean", ".3f"),
+    Column(("response", "mean tok"), "response_length/mean", ".1f"),
+    Column(("response", "max tok"), "response_length/max", ".0f"),
+    Column(("rollout", "s"), names.ROLLOUT_SECONDS, ".2f"),
+    Column(("generated", "tok/s"), names.TOKENS_PER_SECOND, ".0f"),
+    Column(("accepted", "length"), names.MEAN_ACCEPTED_LENGTH, ".2f"),
+    Column(("drafting", "of ticks"), names.SPECULATIVE_TICK_SHARE, ".0%"),
+    Column(("requantize", "s"), names.REQUANTIZE_SECONDS, ".3f"),
+    Column(("sync", "s"), names.WEIGHT_SYNC_SECONDS, ".3f"),
+)
+
+
+def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `summary`; the parsed arguments' `run` prints the table and returns the exit code."""
+    parser = subparsers.add_parser("summary", help="print a run's metrics, a row per step")
+    parser.add_argument("run_directory", type=Path, help="trainer.default_local_dir of the run")
+    parser.set_defaults(run=run_summary)
+
+
+def run_summary(args: argparse.Namespace) -> int:
+    """Print the table, and where the rest is."""
+    directory: Path = args.run_directory
+    steps = read_steps(directory / METRICS_FILE)
+    sys.stdout.write(f"{render_table(steps)}\n{_where(directory)}")
+    return 0
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The training steps of a metrics file; a record of validation alone is not one.
+
+    Raises:
+        InputFileError: The file is missing, holds no step, or a line of it is not a JSON object.
+    """
+    if not path.is_file():
+        raise InputFileError(f"{path} does not exist: name the run's directory (trainer.default_local_dir)")
+    steps = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputFileError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if not isinstance(record, dict) or "step" not in record:
+            raise InputFileError(f"{path}, line {number}: not the record of a step")
+        if any(column.metric in record for column in COLUMNS[1:]):
+            steps.append(record)
+    if not steps:
+        raise InputFileError(f"{path} holds no training step: the run ended before its first one")
+    return steps
+
+
+def render_table(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Right-aligned columns under two lines of title; a dash where a step did not report a number."""
+    rows = [[_cell(step.get(column.metric), column.format_spec) for column in COLUMNS] for step in steps]
+    lines = [[column.title[0] for column in COLUMNS], [column.title[1] for column in COLUMNS], *rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(value: Any, format_spec: str) -> str:
+    return format(value, format_spec) if isinstance(value, int | float) else "-"
+
+
+def _where(directory: Path) -> str:
+    files = {"metrics": METRICS_FILE, "settings": CONFIG_FILE, "log": LOG_FILE}
+    present = [(label, directory / name) for label, name in files.items() if (directory / name).is_file()]
+    return "".join(f"{label + ':':<10}{path.resolve()}\n" for label, path in present)
