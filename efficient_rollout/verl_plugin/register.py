@@ -14,6 +14,8 @@ from efficient_rollout.verl_plugin import ROLLOUT_NAME, metadata_bridge
 
 logger = logging.getLogger(__name__)
 
+_SERVER_ADAPTER = "efficient_rollout.verl_plugin.adapter.EfficientServerAdapter"
+
 
 def _load_replica() -> type:
     from efficient_rollout.verl_plugin.replica import EfficientReplica
@@ -35,7 +37,7 @@ def _register() -> None:
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-    _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = "verl.workers.rollout.vllm_rollout.ServerAdapter"
+    _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _SERVER_ADAPTER
     RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 
     from efficient_rollout.verl_plugin.ledger import PATCHES

@@ -9,6 +9,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.register import patches_in_place, plugin_status
 from efficient_rollout.verl_plugin.rollout_record import Segment
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
@@ -26,6 +27,7 @@ class EfficientServer(vLLMHttpServer):
         self._first_request_time: float | None = None
         self._last_response_time: float | None = None
         super().__init__(*args, **kwargs)
+        announce_job_id()
 
     def _get_worker_extension_cls(self) -> str:
         return "efficient_rollout.verl_plugin.worker_extension.EfficientWorkerExtension"

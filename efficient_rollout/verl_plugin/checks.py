@@ -1,0 +1,169 @@
+"""Everything that can be known to be wrong before Ray starts, with the way out."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PluginInactiveError
+from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.verl_plugin.settings import rollout_settings
+from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, check_vllm_version
+
+_REGISTER = "efficient_rollout.verl_plugin.register"
+
+
+def check_environment() -> None:
+    """Versions, and the plugin in this process.
+
+    Raises:
+        UnsupportedVersionError: veRL or vLLM is missing or not supported.
+        PluginInactiveError: `import verl` did not load the plugin.
+    """
+    compat.check_versions()
+    check_vllm_version()
+    import verl  # noqa: F401 - the import loads the plugins
+
+    if _REGISTER not in sys.modules:
+        try:
+            importlib.import_module(_REGISTER)
+        except Exception as error:
+            raise PluginInactiveError(f"the veRL plugin of efficient_rollout cannot load: {error}") from error
+        raise PluginInactiveError(
+            "`import verl` did not load the plugin of efficient_rollout: install the package (an entry point in the "
+            "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
+            "'efficient_rollout'"
+        )
+    compat.check_symbols()
+
+
+def check_job(config: DictConfig) -> Settings:
+    """The job's own settings and files.
+
+    Returns:
+        The settings of this package.
+
+    Raises:
+        ConfigError: A setting is unknown, out of range, or two of them do not fit together.
+        InputFileError: A model, data or reward file is missing or unreadable.
+        UnsupportedModelError: The drafter cannot handle the policy.
+        SchemeUnavailableError: The drafter's scheme has no kernel on this device.
+    """
+    rollout = config.actor_rollout_ref.rollout
+    settings = rollout_settings(rollout.get("custom"))
+    if rollout.name != ROLLOUT_NAME:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.name is {rollout.name!r}: `efficient-rollout train` runs {ROLLOUT_NAME!r}; "
+            "set actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false for plain vLLM"
+        )
+    check_model(config.actor_rollout_ref.model.path, settings)
+    check_scheme(settings, config.trainer.device)
+    if settings.enabled:
+        _check_fits_drafting(config)
+    _check_replay_buffer(config)
+    for name in ("train_files", "val_files"):
+        _check_parquet(f"data.{name}", config.data[name], config.data.prompt_key)
+    _check_reward(config.reward.custom_reward_function)
+    return settings
+
+
+def _check_fits_drafting(config: DictConfig) -> None:
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    faults = {
+        "actor_rollout_ref.model.lora_rank": model.lora_rank > 0,
+        "actor_rollout_ref.model.mtp.enable_rollout": model.mtp.enable and model.mtp.enable_rollout,
+        "actor_rollout_ref.rollout.quantization": rollout.quantization is not None,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size > 1,
+    }
+    found = [name for name, at_fault in faults.items() if at_fault]
+    if found:
+        raise ConfigError(
+            f"self-drafting does not work together with {', '.join(found)}: unset it, or set "
+            "actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false"
+        )
+
+
+def _check_replay_buffer(config: DictConfig) -> None:
+    sampler = config.trainer.v1.sampler.custom_sampler
+    ours = sampler.path is not None and "efficient_rollout" in sampler.path
+    needs_stock = config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable
+    if config.trainer.use_v1 and ours and needs_stock:
+        raise ConfigError(
+            "algorithm.filter_groups and the asynchronous trainers need veRL's own replay buffer: add "
+            "trainer.v1.sampler.custom_sampler.path=null trainer.v1.sampler.custom_sampler.name=null"
+        )
+
+
+def _check_parquet(name: str, files: Any, prompt_key: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for file in files if isinstance(files, list | ListConfig) else [files]:
+        if "://" in str(file):
+            continue
+        path = Path(str(file)).expanduser()
+        if not path.is_file():
+            raise InputFileError(f"{name}: {path} does not exist or is not a file")
+        if path.suffix != ".parquet":
+            continue
+        try:
+            columns = pyarrow.parquet.read_schema(path).names
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputFileError(f"{name}: {path} is not readable as parquet: {error}") from error
+        if prompt_key not in columns:
+            raise InputFileError(
+                f"{name}: {path} has no column {prompt_key!r} (it has {', '.join(columns)}); set data.prompt_key"
+            )
+
+
+def _check_reward(function: DictConfig) -> None:
+    if function.path is None or str(function.path).startswith("pkg://"):
+        return
+    path = Path(function.path).expanduser()
+    if not path.is_file():
+        raise InputFileError(f"reward.custom_reward_function.path: {path} does not exist or is not a file")
+    try:
+        source = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputFileError(
+            f"reward.custom_reward_function.path: {path} is not readable as Python: {error}"
+        ) from error
+    if function.name not in source.co_names:
+        raise InputFileError(f"reward.custom_reward_function.name: {path} defines no {function.name!r}")
+
+
+def validate(config: DictConfig) -> None:
+    """veRL's own checks, as `verl.trainer.main_ppo` runs them.
+
+    Raises:
+        ConfigError: What veRL found.
+    """
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+    from verl.utils.device import auto_set_device
+
+    auto_set_device(config)
+    try:
+        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"veRL refuses the configuration: {error}") from error
+
+
+def explain(error: BaseException) -> EfficientRolloutError | None:
+    """Our own error behind one that Ray carried, or what veRL's words for a missing plugin mean; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, EfficientRolloutError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    text = str(error)
+    if f"Unknown rollout mode: {ROLLOUT_NAME}" in text or f"Rollout {ROLLOUT_NAME} with mode" in text:
+        return PluginInactiveError(
+            "a process of the job does not know the rollout name: the plugin did not load there. Install "
+            "efficient-rollout on every node, and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
+            "'efficient_rollout'"
+        )
+    return None

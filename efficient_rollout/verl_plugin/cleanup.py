@@ -1,0 +1,127 @@
+"""Nothing left behind: every process this one started, however deep, and their shared memory."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+_PREFIXES = ("verl_weights_", "psm_", "sem.mp-", "torch_")
+_PR_SET_CHILD_SUBREAPER = 36
+_GRACE_SECONDS = 5.0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@contextlib.contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Around a job: on the way out, whatever the way, end its processes and remove its shared memory.
+
+    Orphans of the job are adopted by this process, so that descent alone, and no name, decides what is ended.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ours_before = set(descendants())
+    segments_before = set(_segments())
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        # A second Ctrl-C must not stop the clean-up half-way; each of its waits is bounded.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            end_processes(lambda: [pid for pid in descendants() if pid not in ours_before])
+            remove_segments(set(_segments()) - segments_before)
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, previous)
+
+
+def descendants(root: int | None = None) -> list[int]:
+    """Ids of all living processes below `root`, this process by default."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # After the name, which may hold spaces and brackets: state, parent.
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    children.setdefault(int(parent), []).append(int(entry.name))
+    found: list[int] = []
+    pending = [os.getpid() if root is None else root]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def end_processes(list_processes: Callable[[], list[int]]) -> None:
+    """Ask, then force; new ones that appear meanwhile are caught too."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _GRACE_SECONDS
+        asked: set[int] = set()
+        while remaining := list_processes():
+            for pid in set(remaining) - asked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                asked.add(pid)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+            _reap()
+        else:
+            return
+    left = list_processes()
+    if left:
+        logger.warning("processes %s did not end", left)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _segments() -> list[Path]:
+    if not SHARED_MEMORY.is_dir():
+        return []
+    return [path for path in SHARED_MEMORY.iterdir() if path.name.startswith(_PREFIXES)]
+
+
+def remove_segments(candidates: set[Path]) -> None:
+    """Remove those that no living process has mapped or open: other jobs' segments stay."""
+    in_use = _used_paths() if candidates else set()
+    for path in candidates:
+        if str(path) not in in_use:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _used_paths() -> set[str]:
+    used: set[str] = set()
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for line in (process / "maps").read_text().splitlines():
+                if str(SHARED_MEMORY) in line:
+                    used.add(line.split(maxsplit=5)[-1])
+        with contextlib.suppress(OSError):
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    used.add(str(descriptor.readlink()))
+    return used

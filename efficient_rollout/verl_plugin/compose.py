@@ -1,0 +1,101 @@
+"""One configuration for veRL: its own `ppo_trainer`, our groups on top, then the user's overrides."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import efficient_rollout
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.verl_plugin.metrics import FILE_NAME
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "efficient_rollout"
+
+
+def config_dir() -> Path:
+    """Our hydra groups: beside the package's modules in a wheel, beside the package in a checkout."""
+    package = Path(efficient_rollout.__file__).parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / f"{CONFIG_NAME}.yaml").is_file():
+            return candidate
+    raise ConfigError(f"the hydra configs are missing beside {package}: reinstall efficient-rollout")
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose the job's configuration.
+
+    Raises:
+        ConfigError: An override names nothing, or cannot be resolved.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base=None):
+            config = hydra.compose(CONFIG_NAME, overrides=list(overrides))
+        OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        first_lines = " ".join(str(error).split("\n")[:2]).strip()
+        raise ConfigError(f"cannot compose the configuration: {first_lines}") from error
+    return config
+
+
+def run_directory(config: DictConfig) -> Path:
+    """Where the job's own files go."""
+    return Path(config.trainer.default_local_dir).expanduser().resolve()
+
+
+def prepare(config: DictConfig) -> None:
+    """Fill in what depends on this machine: the embedded task's files, thread counts, a free metrics file."""
+    directory = run_directory(config)
+    config.trainer.default_local_dir = str(directory)
+    _use_embedded_task(config, directory / "data")
+    if config.trainer.device == "cpu":
+        environment = config.ray_kwargs.ray_init.runtime_env
+        with open_dict(environment):
+            threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+            environment.env_vars = {**threads, **environment.get("env_vars", {})}
+    directory.mkdir(parents=True, exist_ok=True)
+    _set_aside(directory / FILE_NAME)
+    OmegaConf.save(config, directory / "config.yaml", resolve=True)
+
+
+def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
+    from efficient_rollout.tasks import reward
+    from efficient_rollout.tasks.dataset import write_dataset
+    from efficient_rollout.tasks.policy import ensure_policy
+
+    task = config.embedded_task
+    if config.actor_rollout_ref.model.path is None:
+        config.actor_rollout_ref.model.path = str(ensure_policy(task.size))
+    missing = [name for name in ("train_files", "val_files") if config.data[name] is None]
+    if len(missing) == 1:
+        raise ConfigError(f"data.{missing[0]} is not set: set both files, or neither for the embedded task")
+    if missing:
+        train_file, validation_file = write_dataset(
+            data_directory,
+            size=task.size,
+            num_train=task.num_train,
+            num_validation=task.num_validation,
+            seed=task.seed,
+            max_response_tokens=config.data.max_response_length,
+        )
+        config.data.train_files, config.data.val_files = str(train_file), str(validation_file)
+        if config.reward.custom_reward_function.path is None:
+            config.reward.custom_reward_function.path = str(Path(reward.__file__))
+
+
+def _set_aside(metrics_file: Path) -> None:
+    """Keep an earlier run's metrics under another name: one file, one run."""
+    if metrics_file.exists():
+        number = 1
+        while (kept := metrics_file.with_suffix(f".{number}.jsonl")).exists():
+            number += 1
+        metrics_file.rename(kept)
+        logger.info("kept the metrics of an earlier run as %s", kept)

@@ -1,0 +1,82 @@
+"""`efficient-rollout train`: one hydra command for a GRPO or PPO run."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.verl_plugin.cleanup import Terminated, nothing_left_behind
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAULT, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run a job from hydra overrides.
+
+    Everything that can be checked is checked before Ray starts; a fault there is one message on stderr.
+
+    Args:
+        argv: Hydra overrides on `configs/efficient_rollout.yaml`; every veRL option is one.
+
+    Returns:
+        0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM, 1 for a failed run.
+    """
+    try:
+        config = _start(argv)
+        with nothing_left_behind():
+            _run(config)
+    except KeyboardInterrupt:
+        return _say("interrupted; every process of the run has ended", EXIT_INTERRUPTED)
+    except Terminated:
+        return _say("terminated; every process of the run has ended", EXIT_TERMINATED)
+    except EfficientRolloutError as error:
+        return _say(f"error: {_own_message(error)}", EXIT_BAD_INPUT)
+    return 0
+
+
+def _start(argv: Sequence[str]) -> DictConfig:
+    from efficient_rollout.verl_plugin.checks import check_environment, check_job, validate
+    from efficient_rollout.verl_plugin.compose import compose_config, prepare
+    from efficient_rollout.verl_plugin.settings import rollout_settings
+
+    check_environment()
+    config = compose_config(argv)
+    # Before `prepare`, which may train a policy for minutes.
+    rollout_settings(config.actor_rollout_ref.rollout.get("custom"))
+    prepare(config)
+    check_job(config)
+    validate(config)
+    return config
+
+
+def _run(config: DictConfig) -> None:
+    import ray
+    from ray.exceptions import RayError
+    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+    from verl.trainer.main_ppo_v0 import TaskRunner
+
+    from efficient_rollout.verl_plugin.checks import explain
+
+    try:
+        run_ppo(config, task_runner_class=TaskRunnerV1 if config.trainer.use_v1 else TaskRunner)
+    except RayError as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        raise explained from error
+    finally:
+        ray.shutdown()
+
+
+def _own_message(error: EfficientRolloutError) -> str:
+    """Ray adds a remote traceback to the text of an error it carried; the first argument is what was raised."""
+    return str(error.args[0]) if error.args else str(error)
+
+
+def _say(message: str, exit_code: int) -> int:
+    sys.stderr.write(f"efficient-rollout train: {message}\n")
+    return exit_code
