@@ -1,10 +1,11 @@
 """What happens around training steps: progress lines, measurements, the decision to stop, and saves."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from efficient_rollout.tasks.evaluation import Measurement
 from efficient_rollout.tasks.recipes import Schedule
@@ -16,27 +17,44 @@ PROGRESS_SECONDS = 4.0
 
 
 class Progress:
-    """A line in the log every `PROGRESS_SECONDS`, whatever is going on."""
+    """While entered, logs a line every `PROGRESS_SECONDS`, whatever is going on; a thread of its own does it.
+
+    Attributes:
+        status: What is going on, for the next line.
+    """
 
     def __init__(self, subject: str) -> None:
         self.status = "starting"
         self._subject = subject
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._said = threading.Event()
+        self._finished = False
+        self._thread = threading.Thread(target=self._keep_saying, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._finished = True
+        self._said.set()
+        self._thread.join()
 
     @property
     def seconds(self) -> float:
         """Seconds since this object was made."""
         return time.monotonic() - self._started
 
-    def beat(self) -> None:
-        """Log `status`, unless a line was logged a moment ago."""
-        if time.monotonic() - self._last_line >= PROGRESS_SECONDS:
-            self.say(self.status)
-
     def say(self, text: str) -> None:
         """Log `text` now."""
-        self._last_line = time.monotonic()
         logger.info("%s: %s, %.0f s", self._subject, text, self.seconds)
+        self._said.set()
+
+    def _keep_saying(self) -> None:
+        while not self._finished:
+            if not self._said.wait(PROGRESS_SECONDS):
+                logger.info("%s: %s, %.0f s", self._subject, self.status, self.seconds)
+            self._said.clear()
 
 
 class StopWhenPartlyRight(TrainerCallback):
@@ -46,9 +64,7 @@ class StopWhenPartlyRight(TrainerCallback):
     `seconds` includes the runs that were interrupted.
     """
 
-    def __init__(
-        self, schedule: Schedule, progress: Progress, measure: Callable[[PreTrainedModel], Measurement]
-    ) -> None:
+    def __init__(self, schedule: Schedule, progress: Progress, measure: Callable[[], Measurement]) -> None:
         self._schedule = schedule
         self._progress = progress
         self._measure = measure
@@ -77,16 +93,14 @@ class StopWhenPartlyRight(TrainerCallback):
         args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,
-        model: PreTrainedModel,
         **kwargs: object,  # noqa: ARG002
     ) -> None:
         where = f"step {state.global_step} of at most {state.max_steps}"
         self._progress.status = where
-        self._progress.beat()
         if state.global_step % self._schedule.eval_every_steps and state.global_step < state.max_steps:
             return
         self._progress.status = f"measuring accuracy at {where}"
-        result = self._measure(model)
+        result = self._measure()
         self._progress.say(
             f"{where}, accuracy {result.accuracy:.2f} (target {self._schedule.target_accuracy}), "
             f"well formed {result.well_formed:.2f}"

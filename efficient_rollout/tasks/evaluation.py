@@ -1,11 +1,10 @@
 """How well a policy does the task: sampled answers to validation problems, at temperature 1."""
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Level, Problem, take
 from efficient_rollout.tasks.reward import compute_score
@@ -41,15 +40,11 @@ def measure(
     num_problems: int,
     *,
     seed: int = 0,
-    heartbeat: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Sample one response to each of `num_problems` validation problems and score them.
 
     A response may be half as long again as the longest worked answer among its batch's problems, and never longer than
     the level allows.
-
-    Args:
-        heartbeat: Called after every generated token, to show progress.
     """
     problems = sorted(take(level, "validation", seed, num_problems), key=lambda problem: problem.num_response_tokens)
     was_training = model.training
@@ -62,7 +57,7 @@ def measure(
         for start in range(0, num_problems, _BATCH_PROBLEMS):
             batch = problems[start : start + _BATCH_PROBLEMS]
             limit = min(level.max_response_tokens, batch[-1].num_response_tokens * 3 // 2 + 8)
-            for problem, response in zip(batch, _sample(model, tokenizer, batch, limit, heartbeat), strict=True):
+            for problem, response in zip(batch, _sample(model, tokenizer, batch, limit), strict=True):
                 text = tokenizer.decode(response, skip_special_tokens=True)
                 scores.append(compute_score(DATA_SOURCE, text, problem.answer))
                 lengths.append(len(response))
@@ -85,11 +80,11 @@ def _sample(
     tokenizer: PreTrainedTokenizerFast,
     problems: list[Problem],
     max_new_tokens: int,
-    heartbeat: Callable[[], None],
 ) -> list[list[int]]:
     """One response per problem, up to and including the end-of-sequence token."""
     prompts = ["".join(prompt_tokens(problem.question)) for problem in problems]
     encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+    encoded = encoded.to(model.device)
     with torch.inference_mode():
         output = model.generate(
             input_ids=encoded.input_ids,
@@ -100,7 +95,6 @@ def _sample(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            stopping_criteria=StoppingCriteriaList([_Heartbeat(heartbeat)]),
         )
     responses = output[:, encoded.input_ids.shape[1] :].tolist()
     return [_until_end(response, tokenizer.eos_token_id) for response in responses]
@@ -108,14 +102,3 @@ def _sample(
 
 def _until_end(response: list[int], eos_token_id: int) -> list[int]:
     return response[: response.index(eos_token_id) + 1] if eos_token_id in response else response
-
-
-class _Heartbeat(StoppingCriteria):
-    """Never stops generation; reports that it is alive."""
-
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat = beat
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:  # noqa: ARG002
-        self._beat()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import (
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Qwen3Config,
     Qwen3ForCausalLM,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -72,51 +73,21 @@ def train(recipe: Recipe, work_dir: Path) -> None:
     set_seed(recipe.seed)
     tokenizer = build_tokenizer(MAX_POSITIONS)
     model = build_model(recipe, tokenizer)
-    schedule = recipe.schedule
-    trainer_dir = work_dir / "trainer"
-    resume_from = _newest_checkpoint(trainer_dir)
-    progress = Progress(f"{recipe.size} policy")
+    with Progress(f"{recipe.size} policy") as progress:
 
-    def measured(model: PreTrainedModel, num_problems: int, seed: int) -> Measurement:
-        return measure(model, tokenizer, recipe.level, num_problems, seed=seed, heartbeat=progress.beat)
+        def measured(num_problems: int, seed: int) -> Measurement:
+            return measure(model, tokenizer, recipe.level, num_problems, seed=seed)
 
-    stop = StopWhenPartlyRight(schedule, progress, lambda model: measured(model, schedule.eval_problems, seed=0))
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(trainer_dir),
-            per_device_train_batch_size=1,  # a dataset item is a whole batch
-            max_steps=schedule.max_steps,
-            learning_rate=schedule.learning_rate,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=schedule.warmup_steps,
-            max_grad_norm=1.0,
-            bf16=schedule.bf16_autocast,
-            use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="sequential",
-            save_strategy="no",  # the callback asks for saves
-            save_total_limit=2,
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            seed=recipe.seed,
-        ),
-        train_dataset=WorkedAnswerBatches(recipe.level, schedule, recipe.seed),
-        data_collator=lambda items: items[0],
-        optimizers=(MuonAndAdamW(model, schedule.learning_rate, weight_decay=0.01), None),
-        callbacks=[stop],
-    )
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    dtype = getattr(torch, recipe.shape.dtype)
-    model.to(dtype)
-    progress.status = "measuring the finished policy"
-    result = measured(model, schedule.final_problems, seed=1)
-    _check_partly_right(recipe, result)
-    model.config.dtype = dtype
-    model.config.use_cache = True  # the Trainer turns it off
-    model.save_pretrained(work_dir)
-    tokenizer.save_pretrained(work_dir)
+        stop = StopWhenPartlyRight(recipe.schedule, progress, lambda: measured(recipe.schedule.eval_problems, seed=0))
+        trainer = _trainer(recipe, model, work_dir / "trainer", stop)
+        trainer.train(resume_from_checkpoint=_newest_checkpoint(work_dir / "trainer"))
+        progress.status = "measuring the finished policy"
+        model.to(getattr(torch, recipe.shape.dtype))
+        result = measured(recipe.schedule.final_problems, seed=1)
+        _check_partly_right(recipe, result)
+        model.config.use_cache = True  # the Trainer turns it off
+        model.save_pretrained(work_dir)
+        tokenizer.save_pretrained(work_dir)
     card = {
         "recipe": recipe.as_dict(),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -128,6 +99,38 @@ def train(recipe: Recipe, work_dir: Path) -> None:
     (work_dir / RECIPE_FILE).write_text(json.dumps(card, indent=2) + "\n")
 
 
+def _trainer(recipe: Recipe, model: Qwen3ForCausalLM, trainer_dir: Path, callback: TrainerCallback) -> Trainer:
+    """A Trainer that takes whole batches in order, and leaves saving, logging and stopping to the callback."""
+    schedule = recipe.schedule
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(trainer_dir),
+            per_device_train_batch_size=1,  # a dataset item is a whole batch
+            train_sampling_strategy="sequential",
+            max_steps=schedule.max_steps,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=schedule.warmup_steps,
+            max_grad_norm=1.0,
+            bf16=schedule.bf16_autocast,
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            save_total_limit=2,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            seed=recipe.seed,
+        ),
+        train_dataset=WorkedAnswerBatches(recipe.level, schedule, recipe.seed),
+        data_collator=lambda items: items[0],
+        optimizers=(MuonAndAdamW(model, schedule.learning_rate, weight_decay=0.01), None),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 def _check_partly_right(recipe: Recipe, result: Measurement) -> None:
     if not MIN_ACCURACY <= result.accuracy <= MAX_ACCURACY:
         raise EfficientRolloutError(
@@ -137,7 +140,7 @@ def _check_partly_right(recipe: Recipe, result: Measurement) -> None:
         )
 
 
-def _newest_checkpoint(trainer_dir: Path) -> Path | None:
+def _newest_checkpoint(trainer_dir: Path) -> str | None:
     """The newest checkpoint that was written to its end: the trainer's state is its last file."""
     found = []
     for state_file in trainer_dir.glob("checkpoint-*/trainer_state.json"):
@@ -145,4 +148,4 @@ def _newest_checkpoint(trainer_dir: Path) -> Path | None:
             found.append((json.loads(state_file.read_text())["global_step"], state_file.parent))
         except json.JSONDecodeError:
             logger.warning("ignoring %s: it was not written to its end", state_file.parent)
-    return max(found)[1] if found else None
+    return str(max(found)[1]) if found else None
