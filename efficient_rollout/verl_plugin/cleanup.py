@@ -104,24 +104,26 @@ def _segments() -> list[Path]:
 
 def remove_segments(candidates: set[Path]) -> None:
     """Remove those that no living process has mapped or open: other jobs' segments stay."""
-    in_use = _used_paths() if candidates else set()
+    in_use = _used_inodes() if candidates else set()
     for path in candidates:
-        if str(path) not in in_use:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino not in in_use:
                 path.unlink()
 
 
-def _used_paths() -> set[str]:
-    used: set[str] = set()
+def _used_inodes() -> set[int]:
+    # By inode, not by name: a POSIX semaphore is mapped under the temporary name it was made with.
+    used: set[int] = set()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         with contextlib.suppress(OSError):
             for line in (process / "maps").read_text().splitlines():
                 if str(SHARED_MEMORY) in line:
-                    used.add(line.split(maxsplit=5)[-1])
+                    used.add(int(line.split(maxsplit=5)[4]))
         with contextlib.suppress(OSError):
             for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    used.add(str(descriptor.readlink()))
+                    if str(SHARED_MEMORY) in str(descriptor.readlink()):
+                        used.add(descriptor.stat().st_ino)
     return used
