@@ -44,6 +44,7 @@ class Published:
             raise ConfigError(f"published starts at {self.length}; choose one of {list(LADDER)}")
 
     def decide(self, state: DecodeState) -> Decision:
+        """Draft `length` tokens once switched on; before that, look whether the moment has come."""
         batch = state.num_running_requests
         if batch < 1:
             return Decision(0, "idle")
@@ -59,6 +60,7 @@ class Published:
         return Decision(k, "switched_on") if self._on else Decision(0, "below_threshold")
 
     def observe(self, observation: TickObservation) -> None:
+        """Count the tick's verified and accepted drafts."""
         self._attempts += sum(observation.attempts_per_position)
         self._accepted += sum(observation.accepted_per_position)
 

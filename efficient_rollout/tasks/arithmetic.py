@@ -84,10 +84,12 @@ class Problem:
 
     @property
     def question(self) -> str:
+        """The sum to work out, as the prompt shows it."""
         return "+".join(map(str, self.operands)) + "="
 
     @property
     def answer(self) -> str:
+        """The sum's value, in decimal digits."""
         return str(sum(self.operands))
 
     @property

@@ -1,0 +1,115 @@
+"""Budgets and habits of the house style that a reader can count on."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from source_tree import Source, package_sources
+
+MAX_FILE_LINES, HARD_MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 400, 50
+# Files between the soft and the hard limit, each with its reason.
+LONG_FILES: dict[str, str] = {}
+# Modules that touch the process environment, each with its reason. Settings never travel that way.
+ENVIRONMENT_USERS = {
+    "efficient_rollout/tasks/policy.py": "the cache directory follows the XDG convention",
+    "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",
+    "efficient_rollout/verl_plugin/adapter.py": "hands veRL the name it looks a job's servers up by",
+}
+FORBIDDEN_IN_FILES = {
+    "a path of one machine": re.compile(r"(?<![\w.}])/(work|opt|root|home/\w+)/\w"),
+    "a package index": re.compile(r"(--(extra-)?index-url|find-links)[ =]+(https?|file)://|download\.pytorch\.org"),
+}
+SOURCES = pytest.mark.parametrize("source", package_sources(), ids=lambda source: str(source.path))
+
+
+@SOURCES
+def test_file_is_small(source: Source) -> None:
+    num_lines = source.text.count("\n")
+    assert num_lines <= (HARD_MAX_FILE_LINES if str(source.path) in LONG_FILES else MAX_FILE_LINES)
+
+
+@SOURCES
+def test_functions_are_small(source: Source) -> None:
+    long = [
+        f"{node.name}: {length} lines"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+@SOURCES
+def test_public_names_have_docstrings(source: Source) -> None:
+    assert ast.get_docstring(source.tree), "the module has none"
+    assert list(_undocumented(source.tree.body)) == []
+
+
+def _undocumented(body: list[ast.stmt], owner: str = "", *, inherits: bool = False) -> Iterator[str]:
+    for node in body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+            continue
+        # A method of a subclass may fulfil its parent's contract, which is written there.
+        if not ast.get_docstring(node) and not (inherits and not isinstance(node, ast.ClassDef)):
+            yield owner + node.name
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).split("[")[0] for base in node.bases}
+            yield from _undocumented(node.body, f"{owner}{node.name}.", inherits=bool(bases - {"Protocol"}))
+
+
+@SOURCES
+def test_environment_is_no_interface(source: Source) -> None:
+    uses = [
+        node.lineno
+        for node in ast.walk(source.tree)
+        if (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv", "putenv"})
+        or (isinstance(node, ast.ImportFrom) and any(alias.name in {"environ", "getenv"} for alias in node.names))
+    ]
+    if str(source.path) in ENVIRONMENT_USERS:
+        assert uses, "uses no environment any more: take it off the list"
+    else:
+        assert uses == [], "settings travel in the configuration; see ENVIRONMENT_USERS for the exceptions"
+
+
+@SOURCES
+def test_nothing_prints(source: Source) -> None:
+    calls = [
+        node.lineno
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+@SOURCES
+def test_text_is_ascii(source: Source) -> None:
+    assert source.text.isascii()
+
+
+def test_tracked_files_name_no_machine_and_no_index(repository: Path) -> None:
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True)
+    found = []
+    for name in filter(None, listing.stdout.split("\0")):
+        path = repository / name
+        if name == "tests/architecture/test_house_rules.py" or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        found += [f"{name}: {what}" for what, pattern in FORBIDDEN_IN_FILES.items() if pattern.search(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("a path of one machine", "see /work/main/x"),
+        ("a path of one machine", "'/home/someone/x'"),
+        ("a package index", "pip install --index-url https://host/simple"),
+    ],
+)
+def test_the_file_check_sees(what: str, text: str) -> None:
+    assert FORBIDDEN_IN_FILES[what].search(text)

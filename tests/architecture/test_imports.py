@@ -1,0 +1,110 @@
+"""Who may import whom: design.md's picture, as a walk over the syntax trees."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from source_tree import Source, imports, package_sources, parse
+
+# Room -> rooms of this package it may import. A room may always import itself and the package's version.
+PURE = {"errors", "config", "cost_model", "controller", "simulator", "metrics", "provenance"}
+ROOMS = {
+    "__init__": set(),
+    "errors": set(),
+    "provenance": {"errors"},
+    "config": {"errors"},
+    "cost_model": {"errors", "config", "provenance"},
+    "controller": {"errors", "config", "cost_model", "provenance"},
+    "simulator": {"errors", "config", "cost_model", "controller", "provenance"},
+    "metrics": {"errors", "config"},
+    "drafter": {"errors", "config"},
+    "dashboards": {"errors", "config", "metrics", "provenance"},
+    "summary": {"errors", "metrics"},
+    "tasks": {"errors", "config", "provenance"},
+    "vllm_plugin": PURE | {"drafter"},
+    "verl_plugin": PURE | {"drafter", "vllm_plugin", "tasks"},
+    "openrlhf_plugin": PURE | {"drafter", "vllm_plugin", "tasks"},
+    "bench": PURE,
+    "doctor": PURE,
+    "__main__": {"errors"},
+}
+# Rooms that may import anything of the package inside a function.
+LAZY_ROOMS = {"__main__", "doctor", "bench", "tasks"}
+# Room -> packages of others that it may import. Some come with the upstream itself: filelock with torch, pyarrow and
+# omegaconf with veRL, psutil with Ray.
+UPSTREAM = {
+    "config": {"pydantic"},
+    "cost_model": {"numpy", "scipy"},
+    "controller": {"numpy"},
+    "simulator": {"numpy"},
+    "drafter": {"torch", "triton"},
+    "dashboards": {"wandb"},
+    "doctor": {"packaging"},
+    "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},
+    "vllm_plugin": {"vllm", "torch", "transformers", "packaging", "numpy"},
+    "verl_plugin": {
+        "verl",
+        "ray",
+        "hydra",
+        "omegaconf",
+        "torch",
+        "transformers",
+        "packaging",
+        "numpy",
+        "pyarrow",
+        "psutil",
+    },
+    "openrlhf_plugin": {"openrlhf", "ray", "torch"},
+    "bench": {"numpy"},
+}
+
+
+def faults(source: Source) -> list[str]:
+    """Imports of `source` that the tables above do not allow."""
+    found = []
+    for item in imports(source):
+        top, *below = item.module.split(".")
+        where = f"{source.path}:{item.line}: {source.room} imports {item.module}"
+        if top == "efficient_rollout":
+            room = below[0] if below else "__init__"
+            is_own = room == source.room or room.startswith("__")
+            is_lazy = item.is_lazy and source.room in LAZY_ROOMS
+            if not is_own and not is_lazy and room not in ROOMS[source.room]:
+                found.append(where)
+        elif top not in sys.stdlib_module_names and top not in UPSTREAM.get(source.room, set()):
+            found.append(where)
+    return found
+
+
+@pytest.mark.parametrize("source", package_sources(), ids=lambda source: str(source.path))
+def test_module_imports_only_what_its_room_may(source: Source) -> None:
+    assert source.room in ROOMS, f"{source.path}: a new room; add it to ROOMS, and to the design"
+    assert faults(source) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("cost_model/x.py", "import torch"),
+        ("cost_model/x.py", "from efficient_rollout.controller.state import Decision"),
+        ("cost_model/x.py", "def f():\n    import vllm"),
+        ("controller/x.py", "from efficient_rollout import drafter"),
+        ("drafter/x.py", "try:\n    from vllm import _custom_ops\nexcept ImportError:\n    pass"),
+        ("verl_plugin/x.py", "import vllm"),
+        ("vllm_plugin/x.py", "import verl.utils"),
+        ("vllm_plugin/x.py", "from efficient_rollout.verl_plugin import checks"),
+        ("vllm_plugin/x.py", "from tests.unit import anything"),
+        ("__main__.py", "from efficient_rollout.verl_plugin.main import train"),
+        ("metrics/x.py", "import numpy"),
+        ("dashboards/x.py", "import efficient_rollout.vllm_plugin"),
+    ],
+)
+def test_the_check_sees_a_forbidden_import(path: str, text: str) -> None:
+    assert len(faults(parse(Path("efficient_rollout") / path, text))) == 1
+
+
+def test_the_check_allows_lazy_and_type_only_imports() -> None:
+    lazy = "def run():\n    from efficient_rollout.verl_plugin.main import train\n"
+    assert faults(parse(Path("efficient_rollout/__main__.py"), lazy)) == []
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vllm\n"
+    assert faults(parse(Path("efficient_rollout/drafter/x.py"), typed)) == []

@@ -1,0 +1,101 @@
+"""The wheel that users install: what is in it, and that its entry points resolve."""
+
+import configparser
+import importlib
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    """The package, built from the checkout without isolation."""
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(repository)]
+    subprocess.run(command, check=True, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's files in a folder that can stand in front of the import path."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    wheel.extractall(folder)
+    return folder
+
+
+def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path) -> None:
+    expected = {
+        f"efficient_rollout/{path.relative_to(repository)}" for path in (repository / "configs").rglob("*.yaml")
+    }
+    expected |= {str(path.relative_to(repository)) for path in (repository / "efficient_rollout").rglob("*.py")}
+    assert len(expected) > 40
+    assert expected <= set(wheel.namelist())
+
+
+def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
+    assert {Path(name).suffix for name in wheel.namelist() if name.startswith("efficient_rollout/")} <= {".py", ".yaml"}
+
+
+def test_licence_ships(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
+    assert b"Apache License" in wheel.read(name)
+
+
+def entry_points(wheel: zipfile.ZipFile) -> dict[str, dict[str, str]]:
+    """Group -> name -> object, as the wheel declares them."""
+    (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    parser = configparser.ConfigParser()
+    parser.read_string(wheel.read(name).decode())
+    return {group: dict(parser[group]) for group in parser.sections()}
+
+
+def test_entry_points_are_these_and_resolve(wheel: zipfile.ZipFile) -> None:
+    declared = entry_points(wheel)
+    assert set(declared) == {"console_scripts", "vllm.general_plugins", "verl.plugins"}
+    for group, points in declared.items():
+        for name, value in points.items():
+            loaded = metadata.EntryPoint(name, value, group).load()
+            assert callable(loaded) or loaded is importlib.import_module(value)
+
+
+def test_installed_metadata_is_the_checkout_s(wheel: zipfile.ZipFile) -> None:
+    # Version ranges and entry points are read from the installed metadata, which an editable install does not follow.
+    installed = metadata.distribution("efficient-rollout")
+    found: dict[str, dict[str, str]] = {}
+    for point in installed.entry_points:
+        found.setdefault(point.group, {})[point.name] = point.value
+    advice = "pyproject.toml changed since the install: bash scripts/install.sh"
+    assert found == entry_points(wheel), advice
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    shipped = {line for line in wheel.read(name).decode().splitlines() if line.startswith("Requires-")}
+    text = installed.read_text("METADATA") or ""
+    assert shipped == {line for line in text.splitlines() if line.startswith("Requires-")}, advice
+
+
+def test_configs_are_found_beside_the_unpacked_modules(unpacked: Path) -> None:
+    script = (
+        "import efficient_rollout, sys\n"
+        "from efficient_rollout.verl_plugin.compose import compose_config, config_dir\n"
+        "sys.stdout.write(f'{efficient_rollout.__file__}\\n{config_dir()}\\n')\n"
+        "sys.stdout.write(compose_config(['recipe=ppo', 'size=small']).actor_rollout_ref.rollout.name)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=unpacked, env=environment)
+    assert result.returncode == 0, result.stderr
+    module, folder, rollout_name = result.stdout.splitlines()[-3:]
+    assert Path(module).is_relative_to(unpacked)
+    assert Path(folder) == unpacked / "efficient_rollout" / "configs"
+    assert rollout_name == "efficient_vllm"

@@ -1,0 +1,96 @@
+"""The command line: which command runs, and how a fault ends."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from efficient_rollout import __main__ as command_line
+from efficient_rollout import __version__
+from efficient_rollout.errors import ConfigError
+
+
+@pytest.fixture
+def train_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replaces veRL's entry by a record of its arguments; the recorded exit code is 7."""
+    calls: list[Any] = []
+    module = ModuleType("efficient_rollout.verl_plugin.main")
+    module.train = lambda argv: calls.append(list(argv)) or 7  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def test_train_hands_every_argument_to_hydra(train_calls: list[Any]) -> None:
+    overrides = ["size=small", "+trainer.x=1", "~data.y", "actor.path='a b'"]
+    assert command_line.main(["train", *overrides]) == 7
+    assert train_calls == [overrides]
+
+
+def test_train_without_arguments_uses_the_defaults(train_calls: list[Any]) -> None:
+    assert command_line.main(["train"]) == 7
+    assert train_calls == [[]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit_code", "text"),
+    [
+        (ConfigError("k=99 is out of range"), 2, "efficient-rollout: error: k=99 is out of range\n"),
+        (KeyboardInterrupt(), 130, "efficient-rollout: interrupted\n"),
+    ],
+)
+def test_fault_is_one_message_and_an_exit_code(
+    fault: BaseException,
+    exit_code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: Any) -> int:
+        raise fault
+
+    monkeypatch.setattr(command_line, "_run_train", fail)
+    assert command_line.main(["train"]) == exit_code
+    assert capsys.readouterr() == ("", text)
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> int:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(command_line, "_run_train", fail)
+    with pytest.raises(AssertionError, match="ours"):
+        command_line.main(["train"])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"efficient-rollout {__version__}\n"
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["--help"])
+    assert caught.value.code == 0
+    listed = capsys.readouterr().out
+    assert [
+        name for name, (summary, _) in command_line.COMMANDS.items() if f" {name}" not in listed or summary == ""
+    ] == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["tune"], ["--unknown"]])
+def test_unknown_command_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: efficient-rollout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: efficient-rollout {name}" in capsys.readouterr().out

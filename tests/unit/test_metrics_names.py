@@ -1,0 +1,24 @@
+"""The list of metric names."""
+
+import pytest
+
+from efficient_rollout.metrics import names
+
+
+def test_names_are_unique_prefixed_and_described() -> None:
+    metrics = names.all_metrics()
+    assert len({metric.name for metric in metrics}) == len(metrics) > 10
+    for metric in metrics:
+        assert metric.name.startswith(names.PREFIX)
+        assert metric.unit
+        assert metric.meaning.endswith(".")
+
+
+def test_every_constant_is_declared() -> None:
+    constants = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
+    assert constants - {names.PREFIX} == {metric.name for metric in names.all_metrics()}
+
+
+def test_a_second_declaration_is_refused() -> None:
+    with pytest.raises(ValueError, match="declared twice"):
+        names._declare("rollout_seconds", "s", "The same name again.")

@@ -1,0 +1,138 @@
+"""Statistics of several engines add up to what one engine would have counted."""
+
+import json
+import random
+from dataclasses import fields
+
+import pytest
+
+from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+
+KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"}
+
+
+def random_stats(seed: int) -> RolloutStats:
+    """One engine's statistics, with durations that are sums of binary fractions and so add exactly."""
+    draw = random.Random(seed)
+    stats = RolloutStats(num_engines=1)
+    for _ in range(draw.randint(1, 50)):
+        num_drafts = draw.randint(0, 6)
+        stats.num_ticks += 1
+        stats.num_speculative_ticks += num_drafts > 0
+        reason = draw.choice(["below", "above"])
+        stats.ticks_by_reason[reason] = stats.ticks_by_reason.get(reason, 0) + 1
+        if num_drafts:
+            stats.observe_verify(num_drafts, draw.randint(0, num_drafts))
+        stats.num_generated_tokens += draw.randint(1, 9)
+        stats.draft_seconds += draw.randint(0, 64) / 64
+        stats.busy_seconds += draw.randint(0, 64) / 64
+    return stats
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_merge_adds_every_count_exactly(seed: int) -> None:
+    parts = [random_stats(seed * 10 + engine) for engine in range(4)]
+    merged = RolloutStats.merge(parts)
+    for item in fields(RolloutStats):
+        values = [getattr(part, item.name) for part in parts]
+        if item.name in KEEPS_LARGEST:
+            continue
+        if isinstance(values[0], list):
+            length = max(map(len, values))
+            expected: object = [sum(value[i] for value in values if i < len(value)) for i in range(length)]
+        elif isinstance(values[0], dict):
+            expected = {key: sum(value.get(key, 0) for value in values) for key in {k for v in values for k in v}}
+        else:
+            expected = sum(values)
+        assert getattr(merged, item.name) == expected, item.name
+
+
+def test_merge_keeps_the_slowest_engine_of_what_runs_side_by_side() -> None:
+    fast = RolloutStats(weight_sync_seconds=1.0, requantize_seconds=0.5, num_weight_syncs=1, drafter_bytes=10)
+    slow = RolloutStats(weight_sync_seconds=3.0, requantize_seconds=0.25, num_weight_syncs=1, drafter_bytes=20)
+    merged = RolloutStats.merge([fast, slow])
+    assert {name: getattr(merged, name) for name in KEEPS_LARGEST} == {
+        "weight_sync_seconds": 3.0,
+        "requantize_seconds": 0.5,
+        "num_weight_syncs": 1,
+        "drafter_bytes": 20,
+    }
+
+
+def test_merge_does_not_change_or_share_its_parts() -> None:
+    parts = [random_stats(1), random_stats(2)]
+    before = [part.to_dict() for part in parts]
+    merged = RolloutStats.merge(parts)
+    merged.observe_verify(9, 9)
+    merged.ticks_by_reason["below"] += 5
+    assert [part.to_dict() for part in parts] == before
+
+
+def test_merge_order_and_grouping_do_not_matter() -> None:
+    a, b, c = (random_stats(seed) for seed in (3, 4, 5))
+    left = RolloutStats.merge([RolloutStats.merge([a, b]), c])
+    right = RolloutStats.merge([c, RolloutStats.merge([b, a])])
+    assert left == right
+
+
+def test_ratios_are_weighted_by_tokens_not_by_engines() -> None:
+    busy, idle = RolloutStats(num_engines=1), RolloutStats(num_engines=1)
+    for _ in range(99):
+        busy.observe_verify(4, 4)
+    idle.observe_verify(4, 0)
+    metrics = RolloutStats.merge([busy, idle]).to_metrics()
+    assert metrics[names.ACCEPTANCE_RATE] == pytest.approx(396 / 400)
+    assert metrics[names.MEAN_ACCEPTED_LENGTH] == pytest.approx(1 + 396 / 100)
+    assert metrics[names.NUM_ENGINES] == 2
+
+
+def test_an_engine_that_never_drafted_dilutes_no_ratio_of_drafts() -> None:
+    drafting, plain = RolloutStats(), RolloutStats(num_ticks=1000, num_generated_tokens=5000)
+    drafting.observe_verify(4, 2)
+    alone = drafting.to_metrics()
+    merged = RolloutStats.merge([drafting, plain]).to_metrics()
+    for name in (names.ACCEPTANCE_RATE, names.MEAN_ACCEPTED_LENGTH):
+        assert merged[name] == alone[name]
+
+
+def test_ratio_without_a_denominator_is_absent() -> None:
+    metrics = RolloutStats(num_engines=1).to_metrics()
+    ratios = {
+        names.ACCEPTANCE_RATE,
+        names.MEAN_ACCEPTED_LENGTH,
+        names.SPECULATIVE_TICK_SHARE,
+        names.TOKENS_PER_SECOND,
+        names.ROLLOUT_SECONDS,
+        names.WEIGHT_SYNC_SECONDS,
+        names.REQUANTIZE_SECONDS,
+    }
+    assert not ratios & set(metrics)
+
+
+def test_every_reported_name_is_declared() -> None:
+    stats = random_stats(7)
+    stats.num_weight_syncs = 1
+    declared = {metric.name for metric in names.all_metrics()}
+    reported = stats.to_metrics(rollout_seconds=2.0)
+    own = {name for name in reported if not name.startswith(names.REASON_SHARE_PREFIX)}
+    assert own <= declared
+    assert reported[names.TOKENS_PER_SECOND] == stats.num_generated_tokens / 2.0
+    shares = [value for name, value in reported.items() if name.startswith(names.REASON_SHARE_PREFIX)]
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_observe_verify_counts_each_position() -> None:
+    stats = RolloutStats()
+    stats.observe_verify(2, 1)
+    stats.observe_verify(4, 3)
+    assert stats.drafted_per_position == [2, 2, 1, 1]
+    assert stats.accepted_per_position == [2, 1, 1, 0]
+    assert (stats.num_drafts, stats.num_draft_tokens, stats.num_accepted_tokens) == (2, 6, 4)
+
+
+def test_round_trip_through_json() -> None:
+    stats = random_stats(8)
+    assert RolloutStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
+    with pytest.raises(TypeError, match="unexpected"):
+        RolloutStats.from_dict({"unknown": 1})

@@ -1,0 +1,48 @@
+"""The birth certificate of a number."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from efficient_rollout import provenance
+
+
+def test_certificate_is_complete_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["efficient-rollout", "train", "x=1"])
+    certificate = json.loads(json.dumps(provenance.provenance()))
+    assert certificate["argv"] == ["efficient-rollout", "train", "x=1"]
+    assert certificate["packages"]["efficient-rollout"]
+    assert certificate["hardware"]["num_cores"] >= 1
+    assert certificate["hardware"]["memory_bytes"] > 2**28
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    command = ["git", "-C", str(directory), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_commit_of_a_checkout(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    assert provenance.git_commit(package) is None
+    (package / "module.py").write_text("x = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "--no-verify", "-m", "first")
+    git(tmp_path, "tag", "v1")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert provenance.git_commit(package) == commit
+    (package / "module.py").write_text("x = 2\n")
+    assert provenance.git_commit(package) == f"{commit}-dirty"
+
+
+def test_written_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "result.json"
+    provenance.write_json(path, {"value": 1})
+    with pytest.raises(TypeError):
+        provenance.write_json(path, {"value": object()})
+    assert json.loads(path.read_text()) == {"value": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
