@@ -61,7 +61,5 @@ class Int4Linear(PackedLinear):
         # In float32 the kernel multiplies exactly by one-hot rows, whatever the layout of the nibbles.
         exact = self._scales_and_offsets.float()
         rows = torch.eye(self.in_features, dtype=torch.float32)
-        columns: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self._nibbles, self.group_size, exact
-        )
+        columns: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._nibbles, self.group_size, exact)
         return columns.t().contiguous()

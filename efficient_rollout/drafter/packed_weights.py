@@ -31,11 +31,16 @@ class PackedWeights:
     Args:
         scheme: How to quantize.
         quantize_output_head: Whether output heads are packed too.
+
+    Attributes:
+        fault: Why the last refresh failed; None while the packed weights are those of the policy. A failed refresh
+            never raises: it happens inside the load of the policy's own weights, which must go on.
     """
 
     def __init__(self, scheme: Scheme, *, quantize_output_head: bool) -> None:
         self.scheme = scheme
         self.quantize_output_head = quantize_output_head
+        self.fault: str | None = None
         self._layers: dict[str, PackedLinear] = {}
         self._num_layers = 0
         self._seconds = 0.0
@@ -58,13 +63,16 @@ class PackedWeights:
             weight: [out_features, in_features], on the policy's device; read, not kept.
             bias: [out_features] or None.
         """
+        if self.scheme.pack is None or not self.scheme.supports(*weight.shape, weight.dtype):
+            return
         started = time.perf_counter()
-        packed = self._layers.get(name)
-        if packed is not None:
-            packed.requantize(weight, bias)
-        elif self.scheme.pack is not None and self.scheme.supports(*weight.shape, weight.dtype):
-            self._layers[name] = self.scheme.pack(weight, bias)
-        else:
+        try:
+            if name in self._layers:
+                self._layers[name].requantize(weight, bias)
+            else:
+                self._layers[name] = self.scheme.pack(weight, bias)
+        except (RuntimeError, MemoryError, ValueError) as error:
+            self.fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
             return
         self._num_layers += 1
         self._seconds += time.perf_counter() - started

@@ -41,6 +41,4 @@ def settings_of(vllm_config: "VllmConfig") -> Settings:
     Raises:
         ConfigError: They are absent or invalid; the message names the argument to pass.
     """
-    return Settings.parse(
-        vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]"
-    )
+    return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")

@@ -14,6 +14,7 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class SelfDraftProposer(DraftModelProposer):
 
     def _get_model(self) -> torch.nn.Module:
         target = self.runner.get_model()
+        if self.packed.fault is not None:
+            raise SchemeUnavailableError(f"the drafter cannot be built: {self.packed.fault}")
         drafter = build_drafter(self._create_draft_vllm_config(), target, self.packed)
         report = link_report(drafter, target)
         logger.info(

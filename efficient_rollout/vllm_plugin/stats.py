@@ -16,7 +16,9 @@ NUM_CALLS = 2
 def merge_calls(answers: list[dict[str, Any]]) -> RolloutStats:
     """One engine's statistics from the answers to `NUM_CALLS` consecutive calls of `RPC_NAME`, oldest first."""
     first, *rest = (RolloutStats.from_dict(answer) for answer in answers)
-    return RolloutStats.merge([first, *(replace(part, num_engines=0) for part in rest)])
+    merged = RolloutStats.merge([first, *(replace(part, num_engines=0) for part in rest)])
+    merged.num_stale_drafters = min(1, merged.num_stale_drafters)
+    return merged
 
 
 def take_rollout_stats(collective_rpc: Callable[[str], list[dict[str, Any]]]) -> RolloutStats:

@@ -51,6 +51,7 @@ class WeightSync:
         self._expected = {name for name, _ in self._model.named_parameters()}
         if self._worker.self_drafter is not None:
             self._worker.self_drafter.packed.take_report()
+            self._worker.self_drafter.packed.fault = None
         with set_current_vllm_config(self._config), torch.no_grad():
             initialize_layerwise_reload(self._model)
 
@@ -82,6 +83,8 @@ class WeightSync:
         if drafter is not None:
             report = drafter.packed.take_report()
             drafter.fault = None
+            if drafter.packed.fault is not None:
+                drafter.turn_off(drafter.packed.fault)
             stats.requantize_seconds += report.seconds
         stats.weight_sync_seconds += time.perf_counter() - self._started
         stats.num_weight_syncs += 1

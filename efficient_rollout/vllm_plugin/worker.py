@@ -72,7 +72,6 @@ class CpuWorker(CPUWorker):
     def take_rollout_stats(self) -> dict[str, Any]:
         """Counts since the last call, as `RolloutStats.to_dict()`."""
         stats, self.stats = self.stats, RolloutStats(num_engines=1)
-        stats.num_stale_drafters = min(1, stats.num_stale_drafters)
         drafter = self.self_drafter
         if drafter is not None:
             stats.draft_seconds, drafter.draft_seconds = drafter.draft_seconds, 0.0

@@ -1,0 +1,121 @@
+"""Engine classes for tests: the number of draft tokens comes from the requests, and faults can be switched on.
+
+They are named by their dotted path in the engine's arguments, like the product's own.
+"""
+
+import hashlib
+import types
+from typing import Any
+
+import torch
+
+from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
+from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
+from efficient_rollout.vllm_plugin.worker import CpuWorker
+
+PATTERN = "draft_tokens_per_tick"
+
+
+class ScriptedScheduler(EfficientScheduler):
+    """Takes the draft tokens of tick i from entry i (cyclically) of a list in the oldest request's `extra_args`."""
+
+    num_decided = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._policy = self
+
+    def decide_scripted(self, state: DecodeState) -> Decision:
+        pattern = (self.running[0].sampling_params.extra_args or {}).get(PATTERN, [0])
+        self.num_decided += 1
+        return Decision(min(pattern[self.num_decided % len(pattern)], state.max_draft_tokens), "scripted")
+
+    def decide(self, request: int | DecodeState) -> Any:
+        """Both the scheduler's `decide(num_requests)` and the policy's `decide(state)`."""
+        return self.decide_scripted(request) if isinstance(request, DecodeState) else super().decide(request)
+
+
+class FaultyProposer(SelfDraftProposer):
+    """The product's drafter until a fault is switched on."""
+
+    mode: str | None = None
+
+    def _sample(self, logits: torch.Tensor, sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.mode == "raise":
+            raise RuntimeError("deliberate fault")
+        if self.mode == "nan":
+            logits = torch.full_like(logits, torch.nan)
+        tokens, probabilities = super()._sample(logits, sampling)
+        if self.mode == "misreport" and not sampling.all_greedy:
+            # Claims to have drawn from a distribution a little flatter than the one it drew from.
+            flat = probabilities.sqrt()
+            probabilities = flat / flat.sum(dim=-1, keepdim=True)
+        return tokens, probabilities
+
+
+class FaultyWorker(CpuWorker):
+    """The product's worker with a `FaultyProposer`."""
+
+    def init_device(self) -> None:
+        """Stock, then the class of the drafter is changed in place."""
+        super().init_device()
+        if self.self_drafter is not None:
+            self.self_drafter.__class__ = FaultyProposer
+
+    def set_fault(self, mode: str | None) -> None:
+        """Switch a fault on, or off and the drafter on again."""
+        self.self_drafter.mode = mode
+        self.self_drafter.fault = None
+
+    def scramble_drafter(self, seed: int) -> None:
+        """Give the drafter weights that have nothing to do with the policy's."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.self_drafter.packed.layers.values():
+            weight = torch.randn(layer.out_features, layer.in_features, generator=generator).to(layer.dtype)
+            layer.requantize(weight, layer.bias)
+
+    def sync_from(self, path: str, bucket_size: int = 5) -> None:
+        """A weight sync from a checkpoint on disk, in buckets, as a trainer would send it."""
+        from pathlib import Path
+
+        from safetensors.torch import load_file
+
+        from efficient_rollout.vllm_plugin.weight_sync import WeightSync
+
+        weights = [item for file in sorted(Path(path).glob("*.safetensors")) for item in load_file(file).items()]
+        with WeightSync(self) as sync:
+            for start in range(0, len(weights), bucket_size):
+                sync.load(weights[start : start + bucket_size])
+
+    def drafter_fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the weight and the bias each drafter layer really computes with."""
+        return {
+            name: hashlib.sha256(
+                layer.dequantize().numpy().tobytes()
+                + (b"" if layer.bias is None else layer.bias.float().numpy().tobytes())
+            ).hexdigest()
+            for name, layer in self.self_drafter.packed.layers.items()
+        }
+
+    def fail_requantizing(self, *, fail: bool) -> None:
+        """Make the memory for the drafter's new weights unavailable, or available again."""
+        packed = self.self_drafter.packed
+
+        def pack(self: Any, weight: torch.Tensor) -> None:
+            raise MemoryError("deliberate")
+
+        for layer in packed.layers.values():
+            layer.__dict__.pop("_pack", None)
+            if fail:
+                layer._pack = types.MethodType(pack, layer)
+
+    def kv_cache_facts(self) -> tuple[int, int, int]:
+        """Blocks of the KV cache, its bytes (distinct storages), and the attention layers that use it."""
+        context = self.vllm_config.compilation_config.static_forward_context
+        storages = {
+            layer.kv_cache.untyped_storage().data_ptr(): layer.kv_cache.untyped_storage().nbytes()
+            for layer in context.values()
+            if isinstance(getattr(layer, "kv_cache", None), torch.Tensor)
+        }
+        return self.model_runner.kv_cache_config.num_blocks, sum(storages.values()), len(context)

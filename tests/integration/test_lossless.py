@@ -1,0 +1,145 @@
+"""Speculation changes no token's distribution: through real engines, against stock vLLM and exact probabilities."""
+
+import engine_support
+import pytest
+from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
+from scripted_engine import PATTERN
+
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+pytestmark = pytest.mark.engine
+
+OFF, ON, TOGGLING = [0], [4], [4, 0, 0, 2, 1, 0, 3]
+PATTERNS = {"off": OFF, "on": ON, "toggling": TOGGLING}
+
+# One false alarm in a thousand runs of a condition; a 2 % shift of mass is seen nearly always.
+FALSE_ALARM_RATE = 1e-3
+NUM_SAMPLES = 12288
+SHIFT = 0.02
+
+PROMPT = [5, 7, 9, 11]
+GREEDY_PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(12)]
+# Log-probabilities of one token from passes over other numbers of rows: float32 rounding.
+ROUNDING = 2e-4
+
+CONDITIONS = {
+    "temperature-1": (Sampling(), {}),
+    "temperature-0.7": (Sampling(temperature=0.7), {}),
+    "top-k": (Sampling(top_k=20), {}),
+    "top-p": (Sampling(top_p=0.8), {}),
+    "seed": (Sampling(), {"seed": 1234}),
+}
+
+
+def greedy(engine, pattern):
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        temperature=0.0, max_tokens=48, ignore_eos=True, detokenize=False, logprobs=2, extra_args={PATTERN: pattern}
+    )
+    return [outputs[0] for outputs in engine_support.generate(engine, GREEDY_PROMPTS, params)]
+
+
+def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES):
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        n=num_samples,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        max_tokens=3,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={PATTERN: pattern},
+        **extra,
+    )
+    return [tuple(output.token_ids[1:3]) for output in engine_support.generate(engine, [PROMPT], params)[0]]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return engine_support.random_policy(tmp_path_factory.mktemp("policy"), spread=0.12)
+
+
+@pytest.fixture(scope="module")
+def stock_greedy(policy):
+    """Greedy completions of stock vLLM, without a trace of this package in its arguments."""
+    engine = engine_support.start(policy, None)
+    completions = greedy(engine, OFF)
+    engine_support.stop(engine)
+    return completions
+
+
+@pytest.fixture(scope="module")
+def engine(policy, stock_greedy):
+    engine = engine_support.start(
+        policy,
+        # The coarsest scheme: the more drafts are rejected, the more a fault of the rejection would show.
+        {"drafter": {"scheme": "int4", "group_size": 128}, "controller": {"policy": "always", "max_draft_tokens": 4}},
+        scheduler_cls="scripted_engine.ScriptedScheduler",
+        worker_cls="scripted_engine.FaultyWorker",
+        enable_prefix_caching=True,
+    )
+    yield engine
+    engine_support.stop(engine)
+
+
+@pytest.mark.parametrize("arm", PATTERNS)
+def test_greedy_tokens_and_logprobs_equal_stock(engine, stock_greedy, arm):
+    take_rollout_stats(engine.collective_rpc)
+    completions = greedy(engine, PATTERNS[arm])
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert (stats.num_draft_tokens > 0) == (arm != "off")
+    if arm != "off":
+        assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
+    for ours, stock in zip(completions, stock_greedy, strict=True):
+        for position, (token, expected) in enumerate(zip(ours.token_ids, stock.token_ids, strict=True)):
+            if token != expected:
+                best, second = sorted((entry.logprob for entry in stock.logprobs[position].values()), reverse=True)[:2]
+                assert best - second < ROUNDING, f"position {position}: {token} for {expected}, and it is no tie"
+                break  # after a tie the texts are different ones
+            assert ours.logprobs[position][token].logprob == pytest.approx(
+                stock.logprobs[position][expected].logprob, abs=ROUNDING
+            )
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_joint_distribution_is_exact(engine, policy, condition):
+    sampling, extra = CONDITIONS[condition]
+    joint = joint_of_second_and_third(policy, PROMPT, sampling)
+    assert smallest_power(joint, NUM_SAMPLES, SHIFT, FALSE_ALARM_RATE) > 0.95
+    take_rollout_stats(engine.collective_rpc)
+    drafted = p_value(sample_pairs(engine, sampling, extra, [1]), joint)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert 0.1 * NUM_SAMPLES < stats.num_accepted_tokens < 0.95 * stats.num_draft_tokens
+    plain = p_value(sample_pairs(engine, sampling, extra, OFF, NUM_SAMPLES // 3), joint)
+    assert plain > FALSE_ALARM_RATE, "the exact distribution is not that of plain decoding"
+    assert drafted > FALSE_ALARM_RATE
+
+
+def test_joint_distribution_is_exact_while_toggling_with_longer_drafts(engine, policy):
+    joint = joint_of_second_and_third(policy, PROMPT, Sampling())
+    pairs = sample_pairs(engine, Sampling(), {}, [3, 0, 2], NUM_SAMPLES // 3)
+    assert p_value(pairs, joint) > FALSE_ALARM_RATE
+
+
+def test_a_broken_acceptance_is_noticed(engine, policy):
+    joint = joint_of_second_and_third(policy, PROMPT, Sampling())
+    engine.collective_rpc("set_fault", args=("misreport",))
+    try:
+        assert p_value(sample_pairs(engine, Sampling(), {}, [1]), joint) < FALSE_ALARM_RATE
+    finally:
+        engine.collective_rpc("set_fault", args=(None,))
+
+
+def test_a_seed_gives_the_same_tokens_again(engine):
+    def seeded():
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=1.0, seed=7, max_tokens=24, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON}
+        )
+        return [outputs[0].token_ids for outputs in engine_support.generate(engine, GREEDY_PROMPTS[:1], params)]
+
+    assert seeded() == seeded()

@@ -1,0 +1,74 @@
+"""One KV cache: the drafter reads and writes the policy's, and an unquantized drafter agrees with it always."""
+
+import engine_support
+import pytest
+
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[3 + i, 40 + i, 9] * (1 + i % 4) for i in range(16)]
+WORKER = {"worker_cls": "scripted_engine.FaultyWorker"}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return engine_support.random_policy(tmp_path_factory.mktemp("policy"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def kv_cache_without_speculation(policy):
+    engine = engine_support.start(policy, {"enabled": False}, **WORKER)
+    facts = engine.collective_rpc("kv_cache_facts")[0]
+    engine_support.stop(engine)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def engine(policy, kv_cache_without_speculation):
+    settings = {"drafter": {"scheme": "bf16"}, "controller": {"policy": "always", "max_draft_tokens": 4}}
+    # Few tokens a tick: long prompts are computed in chunks, beside requests that decode.
+    engine = engine_support.start(policy, settings, max_num_batched_tokens=64, max_num_seqs=8, **WORKER)
+    yield engine
+    engine_support.stop(engine)
+
+
+def test_memory_for_kv_is_the_same_with_and_without_speculation(engine, kv_cache_without_speculation):
+    num_blocks, num_bytes, num_layers = engine.collective_rpc("kv_cache_facts")[0]
+    assert [num_blocks, num_bytes] == list(kv_cache_without_speculation[:2])
+    assert num_layers == 2 * kv_cache_without_speculation[2], "the drafter's layers must be among those counted"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_unquantized_drafter_has_every_draft_accepted(engine, temperature):
+    from vllm import SamplingParams
+
+    take_rollout_stats(engine.collective_rpc)
+    params = SamplingParams(temperature=temperature, max_tokens=60, ignore_eos=True, detokenize=False)
+    engine_support.generate(engine, PROMPTS, params)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_draft_tokens > 500
+    assert stats.num_accepted_tokens == stats.num_draft_tokens
+    assert stats.num_generated_tokens == 60 * len(PROMPTS)
+    assert stats.drafter_bytes == 0
+
+
+def test_requests_that_reach_the_maximum_length_end_like_plain_ones(engine):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True, detokenize=False)
+    outputs = engine_support.generate(engine, PROMPTS[:3], params)
+    for prompt, (output,) in zip(PROMPTS, outputs, strict=False):
+        assert len(prompt) + len(output.token_ids) == engine_support.ENGINE_LIMITS["max_model_len"]
+        assert output.finish_reason == "length"
+
+
+def test_chunked_prompts_beside_decoding_requests_still_accept_everything(engine):
+    from vllm import SamplingParams
+
+    take_rollout_stats(engine.collective_rpc)
+    params = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True, detokenize=False)
+    prompts = [[7 + i] * (3 if i % 2 else 150 + i) for i in range(16)]
+    engine_support.generate(engine, prompts, params)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 300

@@ -1,0 +1,95 @@
+"""After a weight sync the policy and the drafter carry the new weights, every one of them."""
+
+import engine_support
+import pytest
+
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+pytestmark = pytest.mark.engine
+
+SETTINGS = {"drafter": {"scheme": "int8"}, "controller": {"policy": "always", "max_draft_tokens": 3}}
+CLASSES = {"worker_cls": "scripted_engine.FaultyWorker"}
+PROMPTS = [[3 + i, 40 + i, 9] for i in range(6)]
+# Between them: biases, norms (also of q and k), tied and untied output heads, several dtypes' worth of packing.
+POLICIES = {"qwen3-untied": {"tied": False}, "qwen2-tied-with-biases": {"tied": True, "biases": True}}
+
+
+def logprobs(engine):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=4)
+    outputs = engine_support.generate(engine, PROMPTS, params)
+    return [
+        [sorted((token, entry.logprob) for token, entry in position.items()) for position in output.logprobs]
+        for (output,) in outputs
+    ]
+
+
+def fingerprints(engine):
+    return engine.collective_rpc("drafter_fingerprints")[0]
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def policies(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return [engine_support.random_policy(folder / str(seed), seed=seed, **POLICIES[request.param]) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def of_a_fresh_engine(policies):
+    """Log-probabilities and drafter fingerprints of an engine started on the new weights."""
+    engine = engine_support.start(policies[1], SETTINGS, **CLASSES)
+    facts = logprobs(engine), fingerprints(engine)
+    engine_support.stop(engine)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def engine(policies, of_a_fresh_engine):
+    engine = engine_support.start(policies[0], SETTINGS, **CLASSES)
+    yield engine
+    engine_support.stop(engine)
+
+
+def sync(engine, path):
+    engine.collective_rpc("sync_from", args=(str(path),))
+    engine.reset_prefix_cache()
+
+
+def test_engine_equals_a_fresh_one_after_a_sync(engine, policies, of_a_fresh_engine):
+    fresh_logprobs, fresh_fingerprints = of_a_fresh_engine
+    assert logprobs(engine) != fresh_logprobs
+    before = fingerprints(engine)
+    assert not set(before.items()) & set(fresh_fingerprints.items()), "every layer's weights must differ before"
+    take_rollout_stats(engine.collective_rpc)
+    sync(engine, policies[1])
+    assert logprobs(engine) == fresh_logprobs
+    assert fingerprints(engine) == fresh_fingerprints
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_weight_syncs == 1
+    assert 0 < stats.requantize_seconds < stats.weight_sync_seconds
+    assert stats.num_accepted_tokens > 0.7 * stats.num_draft_tokens
+
+
+def test_a_second_and_third_sync_work_like_the_first(engine, policies, of_a_fresh_engine):
+    sync(engine, policies[0])
+    assert logprobs(engine) != of_a_fresh_engine[0]
+    sync(engine, policies[1])
+    assert (logprobs(engine), fingerprints(engine)) == of_a_fresh_engine
+
+
+def test_a_stale_drafter_is_noticed_and_costs_no_token(engine, policies, of_a_fresh_engine):
+    engine.collective_rpc("scramble_drafter", args=(3,))
+    take_rollout_stats(engine.collective_rpc)
+    for _ in range(4):
+        assert [[sorted(p)[0][0] for p in text] for text in logprobs(engine)] == [
+            [sorted(p)[0][0] for p in text] for text in of_a_fresh_engine[0]
+        ]
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_stale_drafters == 1
+    assert stats.ticks_by_reason["drafter_stale"] > 0
+    sync(engine, policies[1])
+    assert logprobs(engine) == of_a_fresh_engine[0]
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_stale_drafters == 0
+    assert stats.num_draft_tokens > 0
