@@ -47,9 +47,9 @@ def test_exit_code_tells_a_bad_finding(
     only: Callable[[Callable[[], Iterator[Finding]]], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    only(lambda: iter([Finding("machine", "thing", "value", state, "do this")]))
+    only(lambda: iter([Finding("machine", "thing", "value", state, "do this"), Finding("machine", "other", "well")]))
     assert doctor.run_doctor(argparse.Namespace(json=True)) == exit_code
-    (row,) = json.loads(capsys.readouterr().out)
+    row, _ = json.loads(capsys.readouterr().out)
     assert row == {"section": "machine", "name": "thing", "value": "value", "state": state, "advice": "do this"}
     assert doctor.run_doctor(argparse.Namespace(json=False)) == exit_code
     printed = capsys.readouterr().out
