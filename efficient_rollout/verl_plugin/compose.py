@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import efficient_rollout
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.provenance import provenance, write_json
 from efficient_rollout.verl_plugin.metrics import FILE_NAME
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def prepare(config: DictConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     _set_aside(directory / FILE_NAME)
     OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    write_json(directory / "provenance.json", provenance())
 
 
 def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:

@@ -8,11 +8,11 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.register import patches_in_place, plugin_status
 from efficient_rollout.verl_plugin.rollout_record import Segment
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
+from efficient_rollout.vllm_plugin import stats
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 
 _WEIGHT_SYNC = "update_weights_from_ipc"
@@ -70,8 +70,8 @@ class EfficientServer(vLLMHttpServer):
 
     async def _take_segment(self) -> Segment:
         # Every tensor-parallel rank sees the same ticks: the first speaks for the engine.
-        raw, *_ = await self.engine.collective_rpc("take_rollout_stats")
-        segment = Segment(RolloutStats.from_dict(raw), self._first_request_time, self._last_response_time)
+        answers = [(await self.engine.collective_rpc(stats.RPC_NAME))[0] for _ in range(stats.NUM_CALLS)]
+        segment = Segment(stats.merge_calls(answers), self._first_request_time, self._last_response_time)
         self._first_request_time = self._last_response_time = None
         return segment
 
