@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +75,7 @@ def train(recipe: Recipe, work_dir: Path) -> None:
     set_seed(recipe.seed)
     tokenizer = build_tokenizer(MAX_POSITIONS)
     model = build_model(recipe, tokenizer)
-    with Progress(f"{recipe.size} policy") as progress:
+    with Progress(f"{recipe.size} policy") as progress, _threads(recipe.schedule.num_threads):
 
         def measured(num_problems: int, seed: int) -> Measurement:
             return measure(model, tokenizer, recipe.level, num_problems, seed=seed)
@@ -88,15 +90,26 @@ def train(recipe: Recipe, work_dir: Path) -> None:
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(work_dir)
         tokenizer.save_pretrained(work_dir)
+        num_threads = torch.get_num_threads()
     card = {
         "recipe": recipe.as_dict(),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "measured": asdict(result),
-        "training": {"steps": trainer.state.global_step, "seconds": round(stop.seconds, 1)},
+        "training": {"steps": trainer.state.global_step, "seconds": round(stop.seconds, 1), "num_threads": num_threads},
         "torch": version("torch"),
-        "num_threads": torch.get_num_threads(),
     }
     (work_dir / RECIPE_FILE).write_text(json.dumps(card, indent=2) + "\n")
+
+
+@contextmanager
+def _threads(num_threads: int | None) -> Iterator[None]:
+    """Limit torch's operators to so many threads; None leaves them alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _trainer(recipe: Recipe, model: Qwen3ForCausalLM, trainer_dir: Path, callback: TrainerCallback) -> Trainer:
