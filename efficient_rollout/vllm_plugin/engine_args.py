@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, check_vllm_version
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -17,7 +18,14 @@ def engine_args(model: str, settings: Settings) -> dict[str, Any]:
     Args:
         model: The policy's path: the same as the engine's own `model`.
         settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did.
+
+    Raises:
+        EfficientRolloutError: The installed vLLM, the policy, or the scheme on this machine cannot do it. Raised
+            here, before any process is started.
     """
+    check_vllm_version()
+    check_model(model, settings)
+    check_scheme(settings)
     args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     if settings.enabled:
         args |= {

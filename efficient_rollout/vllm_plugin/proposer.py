@@ -78,16 +78,16 @@ class SelfDraftProposer(DraftModelProposer):
     def propose(  # the stock signature
         self,
         num_speculative_tokens: int,
-        target_token_ids: torch.Tensor,  # noqa: ARG002
-        target_positions: torch.Tensor,  # noqa: ARG002
-        target_hidden_states: torch.Tensor,  # noqa: ARG002
+        target_token_ids: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_hidden_states: torch.Tensor,
         next_token_ids: torch.Tensor,
-        token_indices_to_sample: torch.Tensor | None,  # noqa: ARG002
+        token_indices_to_sample: torch.Tensor | None,
         common_attn_metadata: CommonAttentionMetadata,
         sampling_metadata: SamplingMetadata,
-        mm_embed_inputs: Any = None,  # noqa: ARG002
+        mm_embed_inputs: Any = None,
         num_rejected_tokens_gpu: torch.Tensor | None = None,
-        slot_mappings: Any = None,  # noqa: ARG002
+        slot_mappings: Any = None,
     ) -> torch.Tensor:
         """Draft `num_speculative_tokens` for each request of the batch.
 

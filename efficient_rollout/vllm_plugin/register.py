@@ -9,7 +9,7 @@ def register() -> None:
     Nothing of vLLM is touched here: an engine that does not ask for this package must not feel it. The worker
     class applies the patch ledger in the engines that do.
     """
-    global _registered  # noqa: PLW0603 - one flag per process is what is asked
+    global _registered
     _registered = True
 
 

@@ -85,23 +85,23 @@ class _TappedHeadMethod(UnquantizedEmbeddingMethod):
 class HollowDrafterConfig(_InternalConfig):
     """For building the drafter: layers without weights, to be filled by `PackedMethod` or by the policy's own."""
 
-    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:  # noqa: ARG002
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase | VocabParallelEmbedding):
             return _HollowMethod()
         return None
 
 
 class _HollowMethod(LinearMethodBase):
-    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         layer.register_parameter("weight", torch.nn.Parameter(torch.empty(0), requires_grad=False))
 
     def apply(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise AssertionError(f"{type(layer).__name__} of the drafter was never linked to a weight")
 
-    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
         raise AssertionError("the drafter's embedding was never linked to the policy's")
 
-    def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:  # noqa: ARG002
+    def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:
         return layer
 
 
@@ -114,5 +114,5 @@ class PackedMethod(LinearMethodBase):
     def create_weights(self, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         raise AssertionError("a packed layer is filled from the policy, never loaded")
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return self._packed(x)

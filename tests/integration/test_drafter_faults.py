@@ -50,7 +50,7 @@ def test_a_fault_while_drafting_loses_no_sample(engine, mode, temperature):
     assert ("deliberate fault" if mode == "raise" else "not numbers") in status["drafter_fault"]
 
 
-def test_memory_that_cannot_be_had_for_requantizing_leaves_the_policy_synced(engine, policy, tmp_path):
+def test_memory_that_cannot_be_had_for_requantizing_leaves_the_policy_synced(engine, policy):
     expected = texts(engine)
     engine.collective_rpc("fail_requantizing", kwargs={"fail": True})
     take_rollout_stats(engine.collective_rpc)

