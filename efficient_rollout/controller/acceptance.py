@@ -13,6 +13,8 @@ from efficient_rollout.cost_model.speedup import expected_tokens_by_position
 _MEMORY_ATTEMPTS = 4000.0  # discounted attempts never exceed it: the estimate follows a policy that drifts
 _FAST_MEMORY_ATTEMPTS = 96.0  # a second, short memory that notices a sudden change
 _CHANGE_Z = 4.5  # fast and slow memory differ by this many standard errors: start again from the fast one
+_RESTART_ATTEMPTS = 6.0  # weight of what is kept then: the window still holds tries from before the change
+_IDLE_KEEP = 0.25  # share of the counts kept when drafting is tried again after a pause
 _STALE_KEEP = 0.1  # share of the counts that survives a weight sync; drafting with new weights is nearly as good
 
 
@@ -28,7 +30,7 @@ class AcceptanceEstimator:
 
     Attributes:
         max_draft_tokens: Number of positions.
-        prior_acceptance: Mean before any draft was verified.
+        prior_acceptance: Mean before any draft was verified; after a sudden change, the mean just after it.
         prior_attempts: Weight of the prior, in attempts.
     """
 
@@ -58,10 +60,17 @@ class AcceptanceEstimator:
 
     def mark_stale(self) -> None:
         """The weights changed: keep the means, trust them little."""
+        self._forget(_STALE_KEEP)
+
+    def mark_old(self) -> None:
+        """Nothing was drafted for a while: let the next tries count for more."""
+        self._forget(_IDLE_KEEP)
+
+    def _forget(self, keep: float) -> None:
         self._tokens = None
         for position in (*self._positions, self._slow, self._fast):
-            position.attempts *= _STALE_KEEP
-            position.accepted *= _STALE_KEEP
+            position.attempts *= keep
+            position.accepted *= keep
 
     def pooled(self) -> float:
         """Acceptance over all positions together."""
@@ -97,9 +106,9 @@ class AcceptanceEstimator:
     def _restart(self) -> None:
         rate = self._fast.accepted / self._fast.attempts
         for position in self._positions:
-            position.attempts = min(position.attempts, self.prior_attempts)
-            position.accepted = rate * position.attempts
-        self._slow = _Position(self._fast.attempts, self._fast.accepted)
+            position.attempts = position.accepted = 0.0
+        self.prior_acceptance, self.prior_attempts = rate, _RESTART_ATTEMPTS
+        self._slow, self._fast = _Position(), _Position()
 
 
 def _add(position: _Position, attempts: float, accepted: float, memory: float) -> None:

@@ -9,6 +9,7 @@ from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.correction import OnlineCorrection
 from efficient_rollout.cost_model.latency import TickTable
 
+_PROMISING_RISE = 0.1  # acceptance above the last try's by this much: try again soon
 REASONS = ("idle", "prefill", "plain_is_faster", "drafting_is_faster", "unsure", "hold", "explore")
 
 
@@ -22,7 +23,9 @@ class CostPolicySettings:
         margin_standard_errors: Drafting must pay with the acceptance this many standard errors lower.
         explore_share: At most this share of time is spent on ticks that are expected to be slower.
         min_ticks: Ticks of plain decoding, and of drafting, wanted in each octave of batch before either is trusted.
-        refresh_ticks: An alternative is timed again after this many ticks; doubles while nothing changes.
+        refresh_ticks: An alternative is timed again after this many ticks, up to 4 times as many while
+            nothing changes.
+        untried_share: A length that was never timed is tried if it promises this share of the best length's rate.
         burst_ticks: Exploring lasts this many ticks; the first one is not timed, for it still pays for the switch.
     """
 
@@ -33,6 +36,7 @@ class CostPolicySettings:
     min_ticks: int = 3
     refresh_ticks: int = 64
     burst_ticks: int = 3
+    untried_share: float = 0.8
 
 
 @dataclass(slots=True)
@@ -60,6 +64,8 @@ class CostModelPolicy:
     _elapsed_s: float = 0.0
     _last_timed: dict[tuple[bool, int], int] = field(default_factory=dict)
     _patience: int = 0
+    _last_length_probe: int = 0
+    _acceptance_when_tried: float = 1.0
 
     def __post_init__(self) -> None:
         self.acceptance = AcceptanceEstimator(self.max_draft_tokens, self.settings.prior_acceptance)
@@ -88,6 +94,8 @@ class CostModelPolicy:
         best, reason = self._choose(rates, seconds)
         self.predicted_speedup = rates[best] / rates[0]
         explored = self._alternative(best, rates, seconds, batch)
+        if explored is None and best > 0:
+            explored = self._untried_length(best, rates, seconds, batch)
         if explored is not None:
             self._burst_length, self._burst_left = explored, self.settings.burst_ticks - 1
             self._spent_s += self.settings.burst_ticks * seconds[explored] * max(0.0, 1 - rates[explored] / rates[best])
@@ -155,12 +163,36 @@ class CostModelPolicy:
             return None
         if known < self.settings.min_ticks and age < self.settings.burst_ticks * 4:
             return None
+        if other > 0 and self.acceptance.pooled() > self._acceptance_when_tried + _PROMISING_RISE:
+            self._patience = self.settings.refresh_ticks // 4
         cost = self.settings.burst_ticks * seconds[other] * max(0.0, 1.0 - rates[other] / rates[best])
         if self._spent_s + cost > self.settings.explore_share * (self._elapsed_s + 100.0 * seconds[best]):
             return None
         self._last_timed[other > 0, octave] = self._ticks
-        self._patience = min(2 * self._patience, 16 * self.settings.refresh_ticks)
+        if other > 0:
+            self._acceptance_when_tried = self.acceptance.pooled()
+            self.acceptance.mark_old()
+        self._patience = min(2 * self._patience, 4 * self.settings.refresh_ticks)
         return other
+
+    def _untried_length(self, best: int, rates: list[float], seconds: list[float], batch: int) -> int | None:
+        """The most promising k > 0 that was never timed near this batch, once in `refresh_ticks`, if affordable."""
+        if self._ticks - self._last_length_probe < self.settings.refresh_ticks:
+            return None
+        worthwhile = self.settings.untried_share * rates[best]
+        untried = [
+            k
+            for k in range(1, len(rates))
+            if k != best and rates[k] > worthwhile and self.correction.num_ticks(k, batch) < 1
+        ]
+        if not untried:
+            return None
+        k = max(untried, key=rates.__getitem__)
+        cost = self.settings.burst_ticks * seconds[k] * max(0.0, 1.0 - rates[k] / rates[best])
+        if self._spent_s + cost > self.settings.explore_share * (self._elapsed_s + 100.0 * seconds[best]):
+            return None
+        self._last_length_probe = self._ticks
+        return k
 
     def _drafting_ticks(self, octave: int) -> float:
         batch = 1 << (octave - 1)

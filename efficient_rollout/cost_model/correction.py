@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 _MEMORY_TICKS = 200.0
 _LEVEL_MEMORY_TICKS = 1000.0
 _CLIP_FLOOR = 0.08  # log seconds; ticks jitter by a few per cent
+_PRIOR_TICKS = 1.0  # weight of "the profile is right"
 _STALL_LOG = 2.0  # more than e^2 = 7.4 times off: not a decode tick, unless it keeps happening
 _STALLS_BELIEVED = 5
 
@@ -27,7 +28,7 @@ class _Mean:
         limit = max(_CLIP_FLOOR, 3.0 * self.spread)
         clipped = min(max(error, -limit), limit)
         self.weight = min(self.weight + 1.0, memory)
-        gain = 1.0 / self.weight
+        gain = 1.0 / (self.weight + _PRIOR_TICKS)
         self.value += gain * clipped
         self.spread += max(gain, 0.02) * (min(abs(error), 2.0 * limit) - self.spread)
 

@@ -1,0 +1,112 @@
+"""`efficient-rollout simulate`: replay a rollout trace under one or more policies."""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.profile import load_profile
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.simulator.fleet import Outcome, World, simulate
+from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
+
+_EXACT_ENGINES = 16  # up to so many, every tick of every engine is decided one by one
+_FLEET_STRIDE = 8
+
+
+def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `simulate`; the parsed arguments carry `run`."""
+    parser = subparsers.add_parser("simulate", help="replay a rollout trace under a policy")
+    parser.add_argument("--profile", type=Path, required=True, help="latency profile: the true seconds of each tick")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--trace", type=Path, help="JSON lines of prompt_tokens and response_tokens")
+    source.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
+    parser.add_argument("--requests", type=int, default=128, help="with --lengths: requests per engine")
+    parser.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
+    parser.add_argument("--engines", type=int, default=1, help="engines; requests are dealt to them in turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the lengths, the acceptance and the jitter")
+    parser.add_argument("--acceptance", type=float, default=0.9, help="true per-token acceptance")
+    parser.add_argument("--jitter", type=float, default=0.02, help="standard deviation of the log of a tick's seconds")
+    parser.add_argument("--max-draft-tokens", type=int, default=11, help="upper bound of every decision")
+    parser.add_argument(
+        "--decision-stride",
+        type=int,
+        help=f"ticks between decisions; default 1 up to {_EXACT_ENGINES} engines, {_FLEET_STRIDE} above",
+    )
+    parser.add_argument(
+        "--policy", required=True, action="append", help="names separated by commas, or one with an argument: always:4"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.set_defaults(run=run_simulate)
+
+
+def run_simulate(args: argparse.Namespace) -> int:
+    """Replay under each policy, print one line each, and write the JSON file."""
+    _check(args)
+    table = TickTable(load_profile(args.profile).model, args.max_draft_tokens)
+    trace = _trace(args)
+    stride = args.decision_stride or (1 if args.engines <= _EXACT_ENGINES else _FLEET_STRIDE)
+    world = World(table=table, acceptance=args.acceptance, jitter_sd=args.jitter)
+    inputs = PolicyInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
+    results: dict[str, dict[str, Any]] = {}
+    for name in _names(args.policy):
+        outcome = simulate(
+            trace, args.engines, partial(make_policy, name, inputs), world,
+            max_draft_tokens=args.max_draft_tokens, seed=args.seed, decision_stride=stride,
+        )  # fmt: skip
+        results[name] = _to_dict(outcome)
+        sys.stdout.write(
+            f"{name}: makespan {outcome.makespan_s:.2f} s, {outcome.tokens_per_s:.0f} tokens/s,"
+            f" mean engine {outcome.engine_seconds.mean():.2f} s\n"
+        )
+    if args.json:
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+            if name != "run"
+        }
+        settings |= {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
+        args.json.write_text(json.dumps({"settings": settings, "policies": results}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _to_dict(outcome: Outcome) -> dict[str, Any]:
+    times, active = outcome.active_curve()
+    return {
+        "makespan_s": outcome.makespan_s,
+        "mean_engine_s": float(outcome.engine_seconds.mean()),
+        "tokens_per_s": outcome.tokens_per_s,
+        "num_tokens": outcome.num_tokens,
+        "seconds_by_draft_tokens": {str(k): s for k, s in outcome.seconds_by_length.items()},
+        "decisions_by_reason": outcome.ticks_by_reason,
+        "active_requests": {"seconds": times.tolist(), "requests": active.tolist()},
+    }
+
+
+def _trace(args: argparse.Namespace) -> Trace:
+    if args.trace is not None:
+        return read_trace(args.trace)
+    return draw_trace(args.lengths, args.requests, args.engines, args.seed, args.prompt_tokens)
+
+
+def _names(options: list[str]) -> list[str]:
+    """Split at commas, except inside the argument of a name (`batch_threshold:4,8` comes as an option of its own)."""
+    names: list[str] = []
+    for option in options:
+        _, colon, argument = option.partition(":")
+        is_one = colon and all(not part[:1].isalpha() for part in argument.split(",")[1:])
+        names.extend([option] if is_one else option.split(","))
+    return names
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 1 <= args.max_draft_tokens <= 64:
+        raise ConfigError(f"--max-draft-tokens is {args.max_draft_tokens}; give 1 to 64")
+    if not 0.0 <= args.acceptance <= 1.0 or not 0.0 <= args.jitter <= 1.0:
+        raise ConfigError(f"--acceptance ({args.acceptance}) and --jitter ({args.jitter}) must be 0 to 1")
+    if args.decision_stride is not None and args.decision_stride < 1:
+        raise ConfigError(f"--decision-stride is {args.decision_stride}; give at least 1")

@@ -1,0 +1,158 @@
+"""Replays: exact arithmetic where it is known, and the controller under poisoned inputs."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.cost_model.calibration import calibrate_from_table
+from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.roofline import PARAMETERS
+from efficient_rollout.cost_model.speedup import expected_tokens
+from efficient_rollout.cost_model.table import read_table
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.simulator.fleet import Outcome, World, simulate
+from efficient_rollout.simulator.trace import Trace, draw_trace, read_trace
+
+DATA = Path(__file__).parent.parent / "data"
+MAX_K = 11
+
+
+@pytest.fixture(scope="module")
+def model() -> LatencyModel:
+    return calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv")).model
+
+
+@pytest.fixture(scope="module")
+def table(model: LatencyModel) -> TickTable:
+    return TickTable(model, MAX_K)
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return draw_trace("lognormal:300,1.0,3000", 64, 1, seed=3)
+
+
+def replay(trace: Trace, world: World, policy: str, believed: TickTable | None = None, engines: int = 1) -> Outcome:
+    inputs = PolicyInputs(max_draft_tokens=MAX_K, table=believed or world.table)
+    return simulate(trace, engines, partial(make_policy, policy, inputs), world, max_draft_tokens=MAX_K)
+
+
+def scaled(model: LatencyModel, factor: float, parameters: tuple[str, ...]) -> TickTable:
+    """A profile whose named parameters are `factor` times too large."""
+    shifted = model.log_parameters.copy()
+    shifted[:, [PARAMETERS.index(p) for p in parameters]] += np.log(factor)
+    return TickTable(dataclasses.replace(model, log_parameters=shifted), MAX_K)
+
+
+def test_plain_decoding_takes_one_tick_a_token(table: TickTable) -> None:
+    trace = Trace(np.array([100]), np.array([50]))
+    outcome = replay(trace, World(table=table, acceptance=0.9), "never")
+    ticks = sum(float(table.by_length(1, 100.0 + i)[0]) for i in range(50))
+    prefill = 100 * float(np.exp(table.model.log_parameters[0, PARAMETERS.index("row_compute_s")]))
+    assert outcome.makespan_s == pytest.approx(ticks + prefill, rel=1e-6)
+    assert outcome.num_tokens == 50
+    assert outcome.ticks_by_reason == {"never": 50}
+
+
+def test_tokens_per_tick_follow_the_formula(table: TickTable) -> None:
+    trace = Trace(np.full(50, 64), np.full(50, 1000))
+    outcome = replay(trace, World(table=table, acceptance=0.8), "always:4")
+    ticks = sum(outcome.ticks_by_reason.values())
+    assert 1000 / ticks == pytest.approx(expected_tokens(0.8, 4), rel=0.12)  # the last tick waits for the slowest
+
+
+def test_engines_share_requests_in_turn_and_do_not_disturb_each_other(table: TickTable) -> None:
+    trace = Trace(np.full(4, 64), np.array([30, 90, 30, 90]))
+    outcome = replay(trace, World(table=table, acceptance=0.9), "never", engines=2)
+    alone = replay(Trace(np.full(2, 64), np.array([30, 30])), World(table=table, acceptance=0.9), "never")
+    assert outcome.engine_seconds[0] == pytest.approx(alone.makespan_s)
+    assert outcome.engine_seconds[1] > 2.5 * outcome.engine_seconds[0]
+    times, active = outcome.active_curve(11)
+    assert (active[0], active[-1]) == (4, 0)
+    assert times[-1] == outcome.makespan_s
+    assert sum(outcome.seconds_by_length.values()) == pytest.approx(float(outcome.engine_seconds.sum()))
+
+
+def test_the_same_seed_gives_the_same_rollout(table: TickTable, trace: Trace) -> None:
+    world = World(table=table, acceptance=0.9, jitter_sd=0.02)
+    assert replay(trace, world, "cost_model").makespan_s == replay(trace, world, "cost_model").makespan_s
+
+
+def test_cost_model_beats_every_baseline_on_a_long_tailed_rollout(table: TickTable, trace: Trace) -> None:
+    world = World(table=table, acceptance=0.92, jitter_sd=0.02)
+    ours = replay(trace, world, "cost_model").makespan_s
+    for baseline in ("never", "always:4", "always:7", "published", "batch_table"):
+        assert ours <= replay(trace, world, baseline).makespan_s * 1.01, baseline
+
+
+BANDWIDTH = ("weight_read_s", "kv_read_s_per_token")
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.92])
+@pytest.mark.parametrize("factor", [1 / 3, 3.0])
+@pytest.mark.parametrize("parameters", [BANDWIDTH, ("row_compute_s",)])
+def test_a_profile_off_by_three_never_costs_more_than_five_per_cent(
+    model: LatencyModel, table: TickTable, trace: Trace, acceptance: float, factor: float, parameters: tuple[str, ...]
+) -> None:
+    world = World(table=table, acceptance=acceptance, jitter_sd=0.02)
+    plain = replay(trace, world, "never").makespan_s
+    poisoned = replay(trace, world, "cost_model", scaled(model, factor, parameters)).makespan_s
+    assert poisoned <= 1.05 * plain
+    if acceptance == 0.92:
+        right = replay(trace, world, "cost_model").makespan_s
+        assert poisoned <= right + 0.4 * (plain - right)
+
+
+@pytest.mark.parametrize(
+    "disturbance",
+    [
+        {"acceptance": 0.95, "acceptance_after": (8000, 0.0)},
+        {"acceptance": 0.5, "stall_s": {60: 2.0, 300: 2.0}},
+        {"acceptance": 0.5, "clock_jump_s": {40: 3600.0, 90: -3600.0, 200: -0.009, 400: 0.5}},
+        {"acceptance": 0.5, "jitter_sd": 0.15},
+    ],
+)
+def test_disturbances_never_cost_more_than_five_per_cent(table: TickTable, trace: Trace, disturbance: dict) -> None:
+    world = World(**{"table": table, "jitter_sd": 0.02, **disturbance})
+    plain, ours = replay(trace, world, "never").makespan_s, replay(trace, world, "cost_model").makespan_s
+    assert ours <= 1.05 * plain
+
+
+def test_stalls_and_clock_jumps_do_not_stop_drafting_where_it_pays(table: TickTable, trace: Trace) -> None:
+    calm = replay(trace, World(table=table, acceptance=0.92), "cost_model").makespan_s
+    stalled = replay(trace, World(table=table, acceptance=0.92, stall_s={60: 2.0, 300: 2.0}), "cost_model").makespan_s
+    jumps = World(table=table, acceptance=0.92, clock_jump_s={40: 3600.0, 90: -3600.0, 200: -0.009})
+    assert stalled - 4.0 <= 1.02 * calm
+    assert replay(trace, jumps, "cost_model").makespan_s <= 1.02 * calm
+
+
+def test_drafting_resumes_when_acceptance_comes_back(table: TickTable) -> None:
+    trace = Trace(np.full(4, 64), np.full(4, 3000))
+    world = World(table=table, acceptance=0.0, acceptance_after=(3000, 0.95), jitter_sd=0.02)
+    plain, ours = replay(trace, world, "never").makespan_s, replay(trace, world, "cost_model").makespan_s
+    assert ours <= 0.93 * plain
+
+
+def test_traces_are_drawn_and_read(tmp_path: Path) -> None:
+    drawn = draw_trace("lognormal:640,1.0,8192", 128, 64, seed=0)
+    assert drawn.response_tokens.max() == 8192
+    assert drawn.response_tokens.mean() == pytest.approx(640, rel=0.04)
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"prompt_tokens": 9, "response_tokens": 5}\n{"response_tokens": 7}\n')
+    assert read_trace(path).response_tokens.tolist() == [5, 7]
+    path.write_text(json.dumps([{"prompt_tokens": 9, "response_tokens": 5}]))
+    assert read_trace(path).prompt_tokens.tolist() == [9]
+    for text in ('{"tokens": 5}', '[{"response_tokens": 0}]', "nonsense", "[]"):
+        path.write_text(text)
+        with pytest.raises(InputFileError):
+            read_trace(path)
+    for lengths in ("normal:1,1,1", "lognormal:640", "lognormal:-1,1,10"):
+        with pytest.raises(ConfigError, match="lognormal:MEAN,SIGMA,MAX"):
+            draw_trace(lengths, 1, 1, 0)
+    with pytest.raises(ConfigError, match="engines"):
+        drawn.assigned(128 * 64 + 1)
