@@ -77,8 +77,8 @@ class Schedule:
         final_problems: Problems of the measurement written to the recipe file.
         target_accuracy: Training stops at the first measurement at or above it.
         bf16_autocast: Run matrix products in bfloat16.
-        num_threads: Threads of torch's operators; None uses every core. With one, small models train about as fast, do
-            not stall on a busy machine, and end with the same weights however many cores there are.
+        num_threads: Threads of torch's operators; None uses every core. With one, training does not stall where other
+            work keeps the cores busy, and ends with the same weights however many there are.
         resumable: Save optimizer state at every measurement, and continue from it after an interruption.
     """
 
