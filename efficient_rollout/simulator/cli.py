@@ -38,7 +38,7 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
         help=f"ticks between decisions; default 1 up to {_EXACT_ENGINES} engines, {_FLEET_STRIDE} above",
     )
     parser.add_argument(
-        "--policy", required=True, action="append", help="names separated by commas, or one with an argument: always:4"
+        "--policy", required=True, action="append", help="names separated by commas: never,always:4,cost_model"
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.set_defaults(run=run_simulate)
@@ -94,12 +94,13 @@ def _trace(args: argparse.Namespace) -> Trace:
 
 
 def _names(options: list[str]) -> list[str]:
-    """Split at commas, except inside the argument of a name (`batch_threshold:4,8` comes as an option of its own)."""
+    """Split at commas; a piece that starts with no letter belongs to the argument before it (`batch_threshold:4,8`)."""
     names: list[str] = []
-    for option in options:
-        _, colon, argument = option.partition(":")
-        is_one = colon and all(not part[:1].isalpha() for part in argument.split(",")[1:])
-        names.extend([option] if is_one else option.split(","))
+    for piece in ",".join(options).split(","):
+        if names and not piece[:1].isalpha():
+            names[-1] += f",{piece}"
+        else:
+            names.append(piece)
     return names
 
 
