@@ -11,6 +11,8 @@ STAMP="$VENV/.efficient_rollout_stamp"
 LOG="$VENV/install.log"
 REQUIREMENTS=("$ROOT/requirements/cpu.txt" "$ROOT/requirements/dev.txt")
 
+source "$ROOT/scripts/heartbeat.sh"
+
 fail() {
   printf 'install: %s\n' "$@" >&2
   exit 1
@@ -67,42 +69,19 @@ digest() {
   { cat "${REQUIREMENTS[@]}" "$ROOT/pyproject.toml"; echo "$ROOT"; } | sha256sum | cut -d' ' -f1
 }
 
-count() { # lines of the log that match "$1"
-  grep -cE "$1" "$LOG" 2>/dev/null || true
+packages_progress() {
+  local fetched
+  if grep -q '^Installing collected packages' "$LOG"; then
+    echo "$(find "$VENV"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l) of $NUM_PACKAGES packages installed"
+  else
+    fetched="$(grep -cE '^(Collecting|Requirement already satisfied)' "$LOG" || true)"
+    echo "$fetched of $NUM_PACKAGES packages fetched"
+  fi
 }
 
-# Run a command with its output in the log, and a line here every 5 seconds.
-with_heartbeat() {
-  local label="$1" started=$SECONDS pid status=0
-  shift
-  : >"$LOG"
-  "$@" >>"$LOG" 2>&1 &
-  pid=$!
-  trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; exit 130' INT TERM
-  local next=5
-  while kill -0 "$pid" 2>/dev/null; do
-    sleep 0.2
-    if ((SECONDS - started >= next)); then
-      next=$((SECONDS - started + 5))
-      local phase=""
-      if [[ "$label" != packages ]]; then
-        :
-      elif [[ "$(count '^Installing collected packages')" != 0 ]]; then
-        phase=", $(find "$VENV"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l) of $NUM_PACKAGES packages installed"
-      else
-        phase=", $(count '^(Collecting|Requirement already satisfied)') of $NUM_PACKAGES packages fetched"
-      fi
-      printf '  %s: %d s%s\n' "$label" "$((SECONDS - started))" "$phase"
-    fi
-  done
-  wait "$pid" || status=$?
-  trap - INT TERM
-  return "$status"
-}
-
-pip_install() {
-  "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off --no-compile --no-deps "$@"
-}
+# No --compile: byte code follows on every core at once.
+PIP_INSTALL=("$VENV/bin/python" -m pip install
+  --no-input --disable-pip-version-check --progress-bar off --no-compile --no-deps)
 
 explain_missing_torch() {
   local pin="$1" version="${1#torch==}"
@@ -119,18 +98,18 @@ install_packages() {
   local torch_pin
   torch_pin="$(grep -oE '^torch==[^ ]+' "$ROOT/requirements/cpu.txt")"
   # First alone, so that a missing CPU build shows before the other downloads.
-  if ! with_heartbeat "torch" pip_install "$torch_pin"; then
+  if ! with_heartbeat "torch" "$LOG" : "${PIP_INSTALL[@]}" "$torch_pin"; then
     if grep -q 'No matching distribution found for torch' "$LOG"; then explain_missing_torch "$torch_pin"; fi
     tail -n 15 "$LOG" >&2
     fail "pip could not install $torch_pin; see above"
   fi
-  if ! with_heartbeat "packages" pip_install -r "${REQUIREMENTS[0]}" -r "${REQUIREMENTS[1]}"; then
+  if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" -r "${REQUIREMENTS[0]}" -r "${REQUIREMENTS[1]}"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi
-  # pip would compile one file after another; this takes every core. Some packages ship files that do not compile.
-  with_heartbeat "bytecode" "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" || true
-  if ! with_heartbeat "efficient-rollout" pip_install --no-build-isolation --editable "$ROOT"; then
+  # Some packages ship files that do not compile, which is no fault.
+  with_heartbeat "bytecode" "$LOG" : "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" || true
+  if ! with_heartbeat "efficient-rollout" "$LOG" : "${PIP_INSTALL[@]}" --no-build-isolation --editable "$ROOT"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install efficient-rollout itself; see above"
   fi
