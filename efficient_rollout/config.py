@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from efficient_rollout.errors import ConfigError
 
 CONFIG_KEY = "efficient_rollout"
+POLICIES_WITH_PROFILE = ("batch_table", "published", "cost_model")
 
 
 class _Group(BaseModel):
@@ -35,8 +36,11 @@ class DrafterSettings(_Group):
 class ControllerSettings(_Group):
     """How many tokens to draft, decided at every engine tick."""
 
-    policy: Literal["never", "always", "batch_threshold"] = Field(
-        default="batch_threshold", description="Which policy decides; see `controller/policy.py`."
+    policy: Literal["never", "always", "batch_threshold", "batch_table", "published", "cost_model"] = Field(
+        default="batch_threshold", description="Which policy decides; the last three need a profile."
+    )
+    profile: str | None = Field(
+        default=None, description="Latency profile of this machine and policy, made by `efficient-rollout calibrate`."
     )
     max_draft_tokens: int = Field(default=4, ge=1, le=16, description="Upper bound of every decision.")
     num_draft_tokens: int | None = Field(
@@ -51,6 +55,10 @@ class ControllerSettings(_Group):
         if self.num_draft_tokens is not None and self.num_draft_tokens > self.max_draft_tokens:
             raise ValueError(
                 f"num_draft_tokens ({self.num_draft_tokens}) must not exceed max_draft_tokens ({self.max_draft_tokens})"
+            )
+        if self.policy in POLICIES_WITH_PROFILE and self.profile is None:
+            raise ValueError(
+                f"policy {self.policy} needs controller.profile; make one with: efficient-rollout calibrate --model"
             )
         return self
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from efficient_rollout.controller.policy import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
@@ -20,20 +21,19 @@ PATTERN = "draft_tokens_per_tick"
 class ScriptedScheduler(EfficientScheduler):
     """Takes the draft tokens of tick i from entry i (cyclically) of a list in the oldest request's `extra_args`."""
 
-    num_decided = 0
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._policy = self
+        self._policy = _Scripted(self)
 
-    def decide_scripted(self, state: DecodeState) -> Decision:
-        pattern = (self.running[0].sampling_params.extra_args or {}).get(PATTERN, [0])
+
+class _Scripted(Unlearning):
+    def __init__(self, scheduler: ScriptedScheduler) -> None:
+        self.scheduler, self.num_decided = scheduler, 0
+
+    def decide(self, state: DecodeState) -> Decision:
+        pattern = (self.scheduler.running[0].sampling_params.extra_args or {}).get(PATTERN, [0])
         self.num_decided += 1
         return Decision(min(pattern[self.num_decided % len(pattern)], state.max_draft_tokens), "scripted")
-
-    def decide(self, request: int | DecodeState) -> Any:
-        """Both the scheduler's `decide(num_requests)` and the policy's `decide(state)`."""
-        return self.decide_scripted(request) if isinstance(request, DecodeState) else super().decide(request)
 
 
 class FaultyProposer(SelfDraftProposer):
