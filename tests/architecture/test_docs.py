@@ -1,0 +1,46 @@
+"""Pages that lead somewhere: links, commands and names in the documentation exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from source_tree import REPOSITORY
+
+from efficient_rollout.__main__ import COMMANDS
+
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
+MAX_README_LINES = 150
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+REPOSITORY_PATH = re.compile(r"`((?:configs|docs|efficient_rollout|requirements|scripts|tests)/[\w./-]+)`")
+OUR_COMMAND = re.compile(r"^\s*(?:\.venv/bin/)?efficient-rollout (\w+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_paths_and_commands_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [link for link in LINK.findall(text) if "://" not in link and not (page.parent / link).exists()]
+    missing += [path for path in REPOSITORY_PATH.findall(text) if not (REPOSITORY / path).exists()]
+    missing += [name for name in OUR_COMMAND.findall(text) if name not in COMMANDS]
+    assert missing == []
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = {link for link in LINK.findall((REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8"))}
+    pages = {str(page.relative_to(REPOSITORY / "docs")) for page in PAGES[1:]} - {"index.md"}
+    assert pages - listed == set()
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (LINK, "see [x](no/such.md)"),
+        (REPOSITORY_PATH, "in `docs/none.md`"),
+        (OUR_COMMAND, "  efficient-rollout tune a=1"),
+    ],
+)
+def test_the_check_sees(pattern: re.Pattern[str], text: str) -> None:
+    assert pattern.search(text)
