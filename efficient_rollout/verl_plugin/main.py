@@ -56,13 +56,13 @@ def _start(argv: Sequence[str]) -> DictConfig:
 def _run(config: DictConfig) -> None:
     import ray
     from ray.exceptions import RayError
-    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
-    from verl.trainer.main_ppo_v0 import TaskRunner
+    from verl.trainer.main_ppo import run_ppo
 
     from efficient_rollout.verl_plugin.checks import explain
+    from efficient_rollout.verl_plugin.task_runner import task_runner_class
 
     try:
-        run_ppo(config, task_runner_class=TaskRunnerV1 if config.trainer.use_v1 else TaskRunner)
+        run_ppo(config, task_runner_class(use_v1=config.trainer.use_v1))
     except RayError as error:
         explained = explain(error)
         if explained is None:

@@ -81,7 +81,7 @@ class CpuPlatform(PlatformBase):
     def is_available(self) -> bool:
         return True
 
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:  # noqa: ARG002 - upstream's signature
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
         """False wherever torch was built for an accelerator.
 
         A CPU-only node of a GPU cluster must go on calling itself what veRL calls it.
@@ -113,7 +113,7 @@ class CpuPlatform(PlatformBase):
     def empty_cache(self) -> None:
         """There is none."""
 
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:  # noqa: ARG002
+    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
 
     def communication_backend_name(self) -> str:
@@ -123,7 +123,7 @@ class CpuPlatform(PlatformBase):
         return "CUDA_VISIBLE_DEVICES"
 
     @contextlib.contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:  # noqa: ARG002 - upstream's signature
+    def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
 
     def profiler_start(self) -> None:

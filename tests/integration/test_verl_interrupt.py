@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM in the middle of training leave no process and no shared memory behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+
+from verl_support import start, wait_until
+
+from efficient_rollout.tasks.policy import ensure_policy
+from efficient_rollout.verl_plugin import cleanup
+from efficient_rollout.verl_plugin.cleanup import SHARED_MEMORY, descendants
+
+pytestmark = pytest.mark.verl
+
+
+def orphaned_segments() -> set[str]:
+    """Shared memory that no living process has mapped or open."""
+    in_use = cleanup._used_paths()
+    return {path.name for path in SHARED_MEMORY.iterdir() if str(path) not in in_use}
+
+
+def sockets() -> set[Path]:
+    return set(Path("/tmp").glob("rl-colocate-zmq-*"))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_nothing_is_left_behind(number, exit_code, tmp_path):
+    ensure_policy("nano")
+    segments_before, sockets_before = orphaned_segments(), sockets()
+    # SIGINT in the middle of training; SIGTERM while the engine is starting.
+    in_training = number == signal.SIGINT
+    process = start(["trainer.use_v1=false", "trainer.total_training_steps=500", "trainer.test_freq=-1"], tmp_path)
+    log, metrics = tmp_path / "train.log", tmp_path / "metrics.jsonl"
+    try:
+        if in_training:
+            wait_until(
+                lambda: metrics.exists() and "training/global_step" in metrics.read_text(), seconds=400, what="step 1"
+            )
+        else:
+            wait_until(lambda: "EfficientServer" in log.read_text(errors="replace"), seconds=300, what="the server")
+        started = descendants(process.pid)
+        assert len(started) > 3
+        process.send_signal(number)
+        assert process.wait(60) == exit_code
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert [pid for pid in started if is_alive(pid)] == []
+    assert orphaned_segments() - segments_before == set()
+    assert sockets() - sockets_before == set()
+    assert log.read_text(errors="replace").rstrip().endswith("every process of the run has ended")

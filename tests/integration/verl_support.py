@@ -1,0 +1,71 @@
+"""Runs of `efficient-rollout train` for the tests."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: Its `trainer.default_local_dir`.
+        steps: Records of its metrics file that trained, by step.
+        validations: Records that validated, by step.
+        tracked: What veRL's own file logger wrote, by step.
+        log: Everything printed.
+    """
+
+    directory: Path
+    steps: dict[int, dict[str, Any]]
+    validations: dict[int, dict[str, Any]]
+    tracked: dict[int, dict[str, Any]]
+    log: str
+
+
+def start(overrides: Sequence[str], directory: Path) -> subprocess.Popen:
+    """Start `efficient-rollout train` in a session of its own, its output in `directory/train.log`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "efficient_rollout", "train", f"trainer.default_local_dir={directory}", *overrides]
+    with (directory / "train.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True)
+
+
+def train(overrides: Sequence[str], directory: Path) -> Run:
+    """Run to the end; a failure shows the end of the log."""
+    process = start([*overrides, "trainer.logger=[console,file]"], directory)
+    try:
+        exit_code = process.wait(TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        exit_code = None
+    log = (directory / "train.log").read_text(errors="replace")
+    assert exit_code == 0, f"exit code {exit_code}; the log ends:\n{log[-6000:]}"
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    (tracked_file,) = (directory / "efficient_rollout").glob("*.jsonl")
+    tracked = [json.loads(line) for line in tracked_file.read_text().splitlines()]
+    return Run(
+        directory=directory,
+        steps={record["step"]: record for record in records if "training/global_step" in record},
+        validations={record["step"]: record for record in records if any(key.startswith("val-") for key in record)},
+        tracked={record["step"]: record["data"] for record in tracked},
+        log=log,
+    )
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Poll until `condition`, or fail saying what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.2)
