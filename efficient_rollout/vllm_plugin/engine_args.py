@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 CPU_WORKER = "efficient_rollout.vllm_plugin.worker.CpuWorker"
+EXECUTOR = "efficient_rollout.vllm_plugin.executor.EfficientExecutor"
 SCHEDULER = "efficient_rollout.vllm_plugin.scheduler.EfficientScheduler"
 
 
@@ -30,6 +31,7 @@ def engine_args(model: str, settings: Settings) -> dict[str, Any]:
     if settings.enabled:
         args |= {
             "scheduler_cls": SCHEDULER,
+            "distributed_executor_backend": EXECUTOR,
             # Decisions are made per tick from results of the tick before: both must be in hand.
             "async_scheduling": False,
             "speculative_config": {

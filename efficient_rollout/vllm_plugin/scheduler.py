@@ -15,8 +15,9 @@ from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.policies import policy_from
 from efficient_rollout.vllm_plugin.staleness import StalenessWatch
 
-# Where the tick's statistics ride from the scheduler to the worker, which may be another process.
+# Where statistics ride from the scheduler to the worker, which may be another process.
 STATS_ATTRIBUTE = "efficient_rollout_stats"
+_TICKS_PER_REPORT = 32
 
 
 @dataclass(slots=True)
@@ -89,12 +90,13 @@ class EfficientScheduler(Scheduler):
         )
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Stock, with the statistics of the ticks since the last call riding along."""
+        """Stock, with the statistics of the ticks since the last report riding along now and then."""
         started = time.perf_counter()
         self._decision = Decision(0, "idle")
         output = super().schedule(*args, **kwargs)
-        setattr(output, STATS_ATTRIBUTE, self._stats)
-        self._stats = RolloutStats()
+        if self._stats.num_ticks >= _TICKS_PER_REPORT or not self.has_unfinished_requests():
+            setattr(output, STATS_ATTRIBUTE, self._stats)
+            self._stats = RolloutStats()
         self._tick_started = started
         return output
 

@@ -8,7 +8,7 @@ from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 RPC_NAME = "take_rollout_stats"
 
-# A tick's statistics reach the worker with the next tick. An engine runs one more, empty tick after its last
+# Statistics reach the worker with a later tick. An engine runs one more, empty tick after its last
 # request, but may answer a call first; between two calls that follow one another it always runs it.
 NUM_CALLS = 2
 

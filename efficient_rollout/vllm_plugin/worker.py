@@ -15,6 +15,7 @@ from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.vllm_plugin import ledger
 from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm
 from efficient_rollout.vllm_plugin.engine_args import settings_of
+from efficient_rollout.vllm_plugin.executor import DRAFTS_ATTRIBUTE
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.register import is_registered
 from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
@@ -55,14 +56,17 @@ class CpuWorker(CPUWorker):
         tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
         if tick_stats is not None:
             self.stats = RolloutStats.merge([self.stats, tick_stats])
-        elif scheduler_output.total_num_scheduled_tokens:
+        stock_scheduler = not self.settings.enabled
+        if stock_scheduler and scheduler_output.total_num_scheduled_tokens:
             self.stats.num_ticks += 1
-        output = super().execute_model(scheduler_output)
-        return self._count(output, tick_stats is None)
+        return self._count(super().execute_model(scheduler_output), stock_scheduler)
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
-        """Stock; an engine with the stock scheduler has its tokens counted here."""
-        return self._count(super().sample_tokens(grammar_output), not self.settings.enabled)
+        """Stock; the tick's drafts ride along, and an engine with the stock scheduler has its tokens counted."""
+        output = super().sample_tokens(grammar_output)
+        if self.self_drafter is not None and self.self_drafter.num_speculative_tokens and output is not None:
+            setattr(output, DRAFTS_ATTRIBUTE, self.model_runner.take_draft_token_ids())
+        return self._count(output, not self.settings.enabled)
 
     def _count(self, output: ModelRunnerOutput | None, stock_scheduler: bool) -> ModelRunnerOutput | None:
         if stock_scheduler and isinstance(output, ModelRunnerOutput):

@@ -1,0 +1,197 @@
+"""Start engines for measurements, give them exact work, and read back what every tick did."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.vllm_plugin import scripted
+from efficient_rollout.vllm_plugin.engine_args import engine_args
+
+# Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
+_SPARE_TOKENS = 256
+_NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What every engine of one measurement shares.
+
+    Attributes:
+        max_requests: Requests that run at once.
+        max_context_tokens: Longest prompt and response together.
+        kv_cache_tokens: Tokens the KV cache holds, all requests together.
+        dtype: Of the policy.
+        is_compiled: Compiled mode instead of eager.
+        keeps_prefixes: Prefix caching, as by default in vLLM.
+    """
+
+    max_requests: int
+    max_context_tokens: int
+    kv_cache_tokens: int
+    dtype: str = "bfloat16"
+    is_compiled: bool = False
+    keeps_prefixes: bool = True
+
+    def to_args(self, model: str) -> dict[str, Any]:
+        """Keyword arguments of `vllm.LLM`."""
+        shape = read_model_shape(Path(model) / "config.json")
+        bytes_per_token = shape.kv_bytes_per_token * (2 if self.dtype == "float32" else 1)
+        return {
+            "model": model,
+            "dtype": self.dtype,
+            "enforce_eager": not self.is_compiled,
+            "max_model_len": self.max_context_tokens,
+            "max_num_seqs": self.max_requests,
+            "max_num_batched_tokens": max(2048, self.max_requests * 17),
+            "kv_cache_memory_bytes": int(bytes_per_token * (self.kv_cache_tokens + _SPARE_TOKENS * self.max_requests)),
+            "enable_prefix_caching": self.keeps_prefixes,
+            "seed": 0,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": True,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickRecord:
+    """One engine tick.
+
+    Attributes:
+        started: Seconds on the engine's own clock.
+        seconds: From its beginning to the next tick's.
+        draft_seconds: Of them, inside the drafter.
+        num_requests: Requests with tokens in the tick.
+        num_verified: Draft tokens verified, all requests together.
+        num_asked: Draft tokens per request drafted at the end of the tick.
+        had_prefill: Prompt tokens were computed.
+        mean_context_tokens: Mean tokens per running request, prompt included.
+        reason: The controller's.
+    """
+
+    started: float
+    seconds: float
+    draft_seconds: float
+    num_requests: int
+    num_verified: int
+    num_asked: int
+    had_prefill: bool
+    mean_context_tokens: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request: its prompt, and how many tokens it may emit."""
+
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutResult:
+    """What an engine did with a batch of work.
+
+    Attributes:
+        seconds: From the first submission to the last token.
+        finish_seconds: When each request finished, in the order of the work.
+        token_ids: Emitted tokens, in the order of the work.
+    """
+
+    seconds: float
+    finish_seconds: list[float]
+    token_ids: list[list[int]]
+
+
+def start_plain(model: str, limits: EngineLimits) -> Any:
+    """Stock vLLM, without any class of this package."""
+    return LLM(**limits.to_args(model))
+
+
+def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
+    """Stock vLLM's n-gram drafts. Our worker, disabled, only brings the ledger's repair of the rejection sampler."""
+    return LLM(
+        **limits.to_args(model),
+        **engine_args(model, Settings(enabled=False)),
+        speculative_config={"method": "ngram", "num_speculative_tokens": num_draft_tokens, **_NGRAM_LOOKUP},
+    )
+
+
+def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
+    """The product's engine, with decisions that requests can script and ticks that are recorded."""
+    ours = engine_args(model, settings)
+    return LLM(**limits.to_args(model), **{**ours, "scheduler_cls": scripted.SCHEDULER, "worker_cls": scripted.WORKER})
+
+
+def stop(engine: Any) -> None:
+    """End an engine's processes."""
+    engine.llm_engine.engine_core.shutdown()
+
+
+def roll_out(
+    engine: Any,
+    works: Sequence[Work],
+    *,
+    temperature: float = 1.0,
+    eos_token_ids: Sequence[int] = (),
+    extra_args: Mapping[str, Any] | None = None,
+    limit_s: float | None = None,
+) -> RolloutResult:
+    """Submit all work at once and wait for it.
+
+    Args:
+        engine: From one of the functions above; nothing else may be running in it.
+        works: The requests.
+        temperature: 0 is greedy.
+        eos_token_ids: End a response early; without any, every request emits exactly its `max_tokens`.
+        extra_args: For `scripted.ScriptedScheduler`.
+        limit_s: What has not finished by then is aborted, and missing in `token_ids`.
+
+    Raises:
+        ConfigError: A request cannot fit the engine.
+    """
+    llm_engine = engine.llm_engine
+    longest = max(len(work.prompt_token_ids) + work.max_tokens for work in works)
+    max_model_len = llm_engine.vllm_config.model_config.max_model_len
+    if longest > max_model_len:
+        raise ConfigError(f"a request of {longest} tokens does not fit an engine for {max_model_len}")
+    started = time.perf_counter()
+    names = [f"{time.monotonic_ns()}-{i}" for i in range(len(works))]
+    for name, work in zip(names, works, strict=True):
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=work.max_tokens,
+            ignore_eos=not eos_token_ids,
+            stop_token_ids=list(eos_token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=dict(extra_args) if extra_args else None,
+        )
+        llm_engine.add_request(name, {"prompt_token_ids": list(work.prompt_token_ids)}, params)
+    tokens: dict[str, list[int]] = {}
+    finished: dict[str, float] = {}
+    while llm_engine.has_unfinished_requests():
+        if limit_s is not None and time.perf_counter() - started > limit_s:
+            llm_engine.abort_request([name for name in names if name not in tokens])
+            break
+        for output in llm_engine.step():
+            if output.finished:
+                tokens[output.request_id] = list(output.outputs[0].token_ids)
+                finished[output.request_id] = time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return RolloutResult(
+        seconds=seconds,
+        finish_seconds=[finished.get(name, seconds) for name in names],
+        token_ids=[tokens.get(name, []) for name in names],
+    )
+
+
+def take_ticks(engine: Any) -> list[TickRecord]:
+    """Ticks since the last call, of an engine from `start_self_drafting`."""
+    return [TickRecord(**tick) for tick in engine.collective_rpc("take_ticks")[0]]

@@ -1,0 +1,218 @@
+"""Time a running engine at the points a latency profile asks for.
+
+A point's context is not computed: its KV is whatever the cache holds, for attention takes as long over any numbers.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.calibration import calibrate
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.cost_model.profile import Profile, ProfileKey
+from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
+from efficient_rollout.errors import ConfigError, ProfileError
+from efficient_rollout.vllm_plugin import offline, scripted
+from efficient_rollout.vllm_plugin.offline import EngineLimits, TickRecord, Work
+
+logger = logging.getLogger(__name__)
+
+_TICKS_PER_POINT = 20
+_WARM_UP_TICKS, _MIN_TICKS = 3, 3
+_MAX_REPETITIONS = 4
+_MAX_KV_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """What is measured, and for how long.
+
+    Attributes:
+        batches: Running requests.
+        contexts: Mean context tokens.
+        lengths: Draft tokens.
+        max_points: Upper bound of the measured points.
+        seconds: Budget of the measurements, engine start not included.
+        dtype: Of the policy.
+        is_compiled: Compiled mode instead of eager.
+    """
+
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    contexts: tuple[int, ...] = (128, 512, 2048)
+    lengths: tuple[int, ...] = (1, 2, 4, 8)
+    max_points: int = 30
+    seconds: float = 60.0
+    dtype: str = "bfloat16"
+    is_compiled: bool = False
+
+
+def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens: int) -> list[Point]:
+    """The full grid without points whose contexts do not fit the policy or the KV cache.
+
+    Raises:
+        ConfigError: Nothing is left of it.
+    """
+    spare = _TICKS_PER_POINT * (max(probe.lengths) + 1)
+    cells = [
+        (batch, context)
+        for batch, context in itertools.product(probe.batches, probe.contexts)
+        if context + spare <= max_context_tokens and batch * (context + spare) <= kv_cache_tokens
+    ]
+    if not cells:
+        raise ConfigError(
+            f"no context of {list(probe.contexts)} tokens fits a policy of {max_context_tokens} positions, with room "
+            f"for {spare} more to be decoded; give shorter --contexts"
+        )
+    kinds = [(PLAIN, 0), *itertools.product((DRAFT, VERIFY), probe.lengths)]
+    return [Point(kind, k, batch, context) for (kind, k), (batch, context) in itertools.product(kinds, cells)]
+
+
+def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> dict[int, float]:
+    """Median seconds by kind of pass, from the ticks that were all alike; empty when too few were.
+
+    Args:
+        ticks: Of one or more rollouts of `batch` requests.
+        num_draft_tokens: k of every tick.
+        batch: Requests of every tick.
+    """
+    k = num_draft_tokens
+    steady = [
+        tick
+        for tick in ticks
+        if tick.num_requests == batch
+        and tick.num_asked == k
+        and tick.num_verified == k * batch
+        and not tick.had_prefill
+    ][_WARM_UP_TICKS:]
+    if len(steady) < _MIN_TICKS:
+        return {}
+    if k == 0:
+        return {PLAIN: median(tick.seconds for tick in steady)}
+    return {
+        DRAFT: median(tick.draft_seconds for tick in steady) / k,
+        VERIFY: median(tick.seconds - tick.draft_seconds for tick in steady),
+    }
+
+
+@dataclass(slots=True)
+class Prober:
+    """Seconds of points, measured on a running engine; a draft point brings its verify point along.
+
+    Attributes:
+        engine: From `offline.start_self_drafting`, without prefix caching.
+        probe: What is measured.
+        seconds_spent: Measuring, so far.
+        num_ticks: Recorded, so far.
+    """
+
+    engine: Any
+    probe: ProbeSettings
+    seconds_spent: float = 0.0
+    num_ticks: int = 0
+    _known: dict[Point, float] = field(default_factory=dict)
+    _num_asked: int = 0
+
+    def __call__(self, point: Point) -> float:
+        """Median seconds of one point.
+
+        Raises:
+            ProfileError: The engine did not do what was asked of it.
+        """
+        self._num_asked += 1
+        if point not in self._known:
+            started = time.perf_counter()
+            left = max(0.0, self.probe.seconds - self.seconds_spent)
+            self._measure(point, left / max(1, self.probe.max_points - self._num_asked + 1))
+            self.seconds_spent += time.perf_counter() - started
+        return self._known[point]
+
+    def _measure(self, point: Point, share_s: float) -> None:
+        k, batch = point.num_draft_tokens, point.batch
+        deadline = time.perf_counter() + share_s
+        ticks: list[TickRecord] = []
+        for _ in range(_MAX_REPETITIONS):
+            left = deadline - time.perf_counter()
+            if left > 0.0:
+                ticks += self._ticks(point, _TICKS_PER_POINT, left)
+        passes = seconds_of_passes(ticks, k, batch)
+        if not passes:  # the share was too small: as few ticks as will do, however long they take
+            passes = seconds_of_passes(self._ticks(point, _WARM_UP_TICKS + _MIN_TICKS + 4, None), k, batch)
+        if not passes:
+            raise ProfileError(
+                f"{batch} requests with {point.context_tokens} tokens each did not run with {k} draft tokens each; "
+                f"the engine's log says why"
+            )
+        self._known |= {Point(kind, k, batch, point.context_tokens): seconds for kind, seconds in passes.items()}
+        logger.info("%s: %s", point, passes)
+
+    def _ticks(self, point: Point, num_ticks: int, limit_s: float | None) -> list[TickRecord]:
+        max_tokens = num_ticks * (point.num_draft_tokens + 1)
+        # The mean over the ticks is the point's context, as far as it is longer than what is decoded.
+        num_prompt = max(1, point.context_tokens - max_tokens // 2)
+        works = [Work(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
+        offline.take_ticks(self.engine)
+        offline.roll_out(
+            self.engine, works, temperature=1.0, limit_s=limit_s,
+            extra_args={scripted.PATTERN: [point.num_draft_tokens], scripted.PREFILLED: True},
+        )  # fmt: skip
+        ticks = offline.take_ticks(self.engine)
+        self.num_ticks += len(ticks)
+        return ticks
+
+
+def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, provenance: Mapping[str, Any]) -> Profile:
+    """Start an engine on a policy, measure, stop it, and fit.
+
+    Args:
+        model: Checkpoint directory.
+        settings: The scheme, and the largest number of draft tokens.
+        probe: What is measured, and for how long.
+        provenance: Birth certificate; JSON types only.
+
+    Raises:
+        EfficientRolloutError: The policy, the scheme or the probe's settings are out of reach.
+    """
+    path = Path(model) / "config.json"
+    shape = read_model_shape(path)
+    most = max(probe.lengths)
+    if most > settings.controller.max_draft_tokens:
+        raise ConfigError(
+            f"--lengths asks for {most} draft tokens, the engine drafts at most {settings.controller.max_draft_tokens}"
+        )
+    spare = _TICKS_PER_POINT * (most + 1)
+    kv_bytes_per_token = shape.kv_bytes_per_token * (2 if probe.dtype == "float32" else 1)
+    kv_cache_tokens = min(int(_MAX_KV_BYTES / kv_bytes_per_token), max(probe.batches) * (max(probe.contexts) + spare))
+    max_context_tokens = min(_max_positions(path), max(probe.contexts) + spare)
+    points = candidates(probe, max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens)
+    limits = EngineLimits(
+        max_requests=max(probe.batches), max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens,
+        dtype=probe.dtype, is_compiled=probe.is_compiled, keeps_prefixes=False,
+    )  # fmt: skip
+    started = time.perf_counter()
+    engine = offline.start_self_drafting(model, limits, settings)
+    try:
+        start_s = time.perf_counter() - started
+        offline.roll_out(engine, [Work((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
+        key = ProfileKey(**engine.collective_rpc("latency_profile_key")[0])
+        prober = Prober(engine, probe)
+        facts = {**provenance, "engine_start_s": start_s, "dtype": probe.dtype, "is_compiled": probe.is_compiled}
+        profile = calibrate(points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts)
+    finally:
+        offline.stop(engine)
+    spent = {"measuring_s": prober.seconds_spent, "num_ticks": prober.num_ticks}
+    return Profile(
+        profile.key, profile.model, profile.measured, profile.held_out_error, {**profile.provenance, **spent}
+    )
+
+
+def _max_positions(path: Path) -> int:
+    import json
+
+    positions = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return int(positions) if positions else 1 << 30

@@ -1,0 +1,154 @@
+"""Engine classes for probing and benchmarking: requests say how their ticks are decided, and every tick is recorded.
+
+Products and training jobs use `EfficientScheduler`; only `calibrate` and `bench` name these classes.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
+
+from efficient_rollout.controller.policy import Never, Policy
+from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.controller.state import Decision
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.profile import load_profile
+from efficient_rollout.vllm_plugin.engine_args import settings_of
+from efficient_rollout.vllm_plugin.policies import profile_key
+from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
+from efficient_rollout.vllm_plugin.worker import CpuWorker
+
+SCHEDULER = "efficient_rollout.vllm_plugin.scripted.ScriptedScheduler"
+WORKER = "efficient_rollout.vllm_plugin.scripted.RecordingWorker"
+# Keys of a request's `extra_args`. The oldest running request decides for the batch.
+PATTERN = "draft_tokens_per_tick"  # list: tick i drafts entry i, cyclically
+POLICY, RUN = "policy", "run"  # a policy's name, and a number that is new for each rollout
+PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever is in it
+_TICK_ATTRIBUTE = "efficient_rollout_tick"
+_KEY_ATTRIBUTE = "efficient_rollout_profile_key"
+
+
+class ScriptedScheduler(EfficientScheduler):
+    """The product's scheduler with the decision taken from a script, or from a policy that can be changed.
+
+    A policy keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings = settings_of(self.vllm_config)
+        self._policies: dict[str, Policy] = {}
+        self._run: int | None = None
+        self._num_scripted = 0
+        self._tick_table: TickTable | None = None
+        # From this process, which is the one that will compare it.
+        key = profile_key(self.vllm_config.model_config.model, self._settings.drafter.scheme)
+        self._unsent_key: dict[str, str] | None = asdict(key)
+
+    def decide(self, num_scheduled_requests: int) -> int:
+        """As the oldest running request asks."""
+        wanted = self.running[0].sampling_params.extra_args or {}
+        pattern = wanted.get(PATTERN)
+        if pattern is None:
+            self._follow(wanted)
+            return super().decide(num_scheduled_requests)
+        self._staleness.reset()
+        self._num_scripted += 1
+        num_draft_tokens = min(pattern[self._num_scripted % len(pattern)], self._max_draft_tokens)
+        self._decision = Decision(num_draft_tokens, "scripted")
+        return num_draft_tokens
+
+    def _follow(self, wanted: dict[str, Any]) -> None:
+        if POLICY not in wanted or wanted[RUN] == self._run:
+            return
+        self._run = wanted[RUN]
+        policy = self._policies.get(wanted[POLICY])
+        if policy is None:
+            policy = self._policies[wanted[POLICY]] = make_policy(wanted[POLICY], self._policy_inputs())
+        else:
+            policy.mark_stale()
+        self._policy = policy
+
+    def _policy_inputs(self) -> PolicyInputs:
+        controller = self._settings.controller
+        if controller.profile is not None and self._tick_table is None:
+            profile = load_profile(Path(controller.profile))
+            self._tick_table = TickTable(profile.model, controller.max_draft_tokens)
+        return PolicyInputs(max_draft_tokens=controller.max_draft_tokens, table=self._tick_table)
+
+    def add_request(self, request: Any) -> None:
+        """Stock; a `prefilled` prompt is admitted as one whose KV came from elsewhere, all but its last token."""
+        super().add_request(request)
+        num_known = request.num_prompt_tokens - 1
+        if num_known > 0 and request.sampling_params and (request.sampling_params.extra_args or {}).get(PREFILLED):
+            blocks = self.kv_cache_manager.allocate_slots(request, num_known, delay_cache_blocks=True)
+            assert blocks is not None, "the KV cache cannot hold the context to be timed"
+            request.num_computed_tokens = num_known
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """The product's, with the decision written on the output for the worker's record."""
+        output = super().schedule(*args, **kwargs)
+        context = self._state(len(output.num_scheduled_tokens)).mean_context_tokens
+        setattr(output, _TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._decision.reason})
+        setattr(output, _KEY_ATTRIBUTE, self._unsent_key)
+        self._unsent_key = None
+        return output
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """The product's, between rollouts; the policy of the last one is told when its own next one starts."""
+        self._policy = Never()
+        return super().reset_prefix_cache(*args, **kwargs)
+
+
+class RecordingWorker(CpuWorker):
+    """The product's worker; each tick with work leaves a record."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        self._ticks: list[dict[str, Any]] = []
+        self._open: dict[str, Any] | None = None
+        self._key: dict[str, str] | None = None
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
+        """Stock; a tick's seconds end where the next one begins."""
+        self._close_tick(time.perf_counter())
+        self._key = getattr(scheduler_output, _KEY_ATTRIBUTE, None) or self._key
+        if scheduler_output.total_num_scheduled_tokens:
+            self._open = self._record(scheduler_output)
+        return super().execute_model(scheduler_output)
+
+    def _record(self, scheduled: SchedulerOutput) -> dict[str, Any]:
+        num_requests = len(scheduled.num_scheduled_tokens)
+        num_verified = sum(map(len, scheduled.scheduled_spec_decode_tokens.values()))
+        return {
+            "started": time.perf_counter(),
+            "num_requests": num_requests,
+            "num_verified": num_verified,
+            "num_asked": scheduled.num_spec_tokens_to_schedule,
+            "had_prefill": scheduled.total_num_scheduled_tokens != num_requests + num_verified,
+            "draft_seconds": self._draft_seconds(),
+            **getattr(scheduled, _TICK_ATTRIBUTE, {"mean_context_tokens": 0.0, "reason": ""}),
+        }
+
+    def _close_tick(self, now: float) -> None:
+        if self._open is None:
+            return
+        tick, self._open = self._open, None
+        tick["seconds"] = now - tick["started"]
+        tick["draft_seconds"] = max(0.0, self._draft_seconds() - tick["draft_seconds"])
+        self._ticks.append(tick)
+
+    def _draft_seconds(self) -> float:
+        return self.self_drafter.draft_seconds if self.self_drafter is not None else 0.0
+
+    def take_ticks(self) -> list[dict[str, Any]]:
+        """Finished ticks since the last call, oldest first, as dictionaries of `TickRecord`."""
+        ticks, self._ticks = self._ticks, []
+        return ticks
+
+    def latency_profile_key(self) -> dict[str, str] | None:
+        """What a latency profile measured in this engine belongs to; None before its first tick."""
+        return self._key
