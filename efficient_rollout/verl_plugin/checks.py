@@ -44,18 +44,13 @@ def check_environment() -> None:
             "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
             "'efficient_rollout'"
         )
-    _check_vllm_loads_plugins()
-    compat.check_symbols()
-
-
-def _check_vllm_loads_plugins() -> None:
-    from vllm import envs
-
-    if envs.VLLM_PLUGINS is not None and "efficient_rollout" not in envs.VLLM_PLUGINS:
+    allowed = sys.modules[_REGISTER].vllm_plugins_allowed()
+    if allowed is not None and "efficient_rollout" not in allowed:
         raise PluginInactiveError(
-            f"VLLM_PLUGINS is set to {','.join(envs.VLLM_PLUGINS)!r}, so vLLM will not load the plugin of "
-            "efficient_rollout in its processes: unset it, or add 'efficient_rollout' to it"
+            f"VLLM_PLUGINS is set to {','.join(allowed)!r}, so vLLM will not load the plugin of efficient_rollout in "
+            "its processes: unset it, or add 'efficient_rollout' to it"
         )
+    compat.check_symbols()
 
 
 def check_job(config: DictConfig) -> Settings:

@@ -68,6 +68,12 @@ def plugin_status() -> dict[str, Any]:
     }
 
 
+def vllm_plugins_allowed() -> list[str] | None:
+    """Names that vLLM's own variable lets it load; None where it is not set and all are loaded."""
+    names = os.environ.get("VLLM_PLUGINS")
+    return None if names is None else names.split(",")
+
+
 try:
     _register()
 except Exception as error:

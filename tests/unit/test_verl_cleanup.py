@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -45,8 +44,7 @@ class TestProcesses:
     def test_sigterm_becomes_an_exception_and_the_old_handler_returns(self):
         before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(cleanup.Terminated), cleanup.nothing_left_behind():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == before
 
 
