@@ -8,7 +8,7 @@ pytest.importorskip("verl")
 
 from omegaconf import OmegaConf
 
-from efficient_rollout.metrics.names import all_metrics
+from efficient_rollout.metrics.names import PREFIX, all_metrics
 from efficient_rollout.verl_plugin.compose import config_dir
 from efficient_rollout.verl_plugin.ledger import PATCHES
 
@@ -16,10 +16,11 @@ from efficient_rollout.verl_plugin.ledger import PATCHES
 def test_every_metric_is_documented(repository: Path):
     text = (repository / "docs" / "metrics.md").read_text()
     rows = [
-        f"| `{metric.name}` | {metric.unit} | {metric.meaning} | {metric.good or '-'} |" for metric in all_metrics()
+        f"| `{metric.name.removeprefix(PREFIX)}` | {metric.unit} | {metric.meaning} | {metric.good or '-'} |"
+        for metric in all_metrics()
     ]
     assert [row for row in rows if row not in text] == []
-    assert text.count("| `efficient_rollout/") == len(rows)
+    assert text.count("\n| `") == len(rows)
 
 
 def test_every_patch_is_documented(repository: Path):
