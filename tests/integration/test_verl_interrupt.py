@@ -12,15 +12,15 @@ from verl_support import start, wait_until
 
 from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin import cleanup
-from efficient_rollout.verl_plugin.cleanup import SHARED_MEMORY, descendants
+from efficient_rollout.verl_plugin.cleanup import descendants
 
 pytestmark = pytest.mark.verl
 
 
 def orphaned_segments() -> set[str]:
     """Shared memory that no living process has mapped or open."""
-    in_use = cleanup._used_paths()
-    return {path.name for path in SHARED_MEMORY.iterdir() if str(path) not in in_use}
+    in_use = cleanup._used_inodes()
+    return {path.name for path in cleanup._segments() if path.stat().st_ino not in in_use}
 
 
 def sockets() -> set[Path]:

@@ -6,10 +6,12 @@ import pytest
 
 pytest.importorskip("verl")
 
-from verl_support import Run, train
+from verl_support import STOCK, Run, train
 
 from efficient_rollout.metrics import names
+from efficient_rollout.tasks import reward
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE
+from efficient_rollout.tasks.dataset import write_dataset
 from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin.rollout_record import VALIDATION_PREFIX
 
@@ -65,6 +67,9 @@ def learning_runs(tmp_path_factory) -> dict[tuple[bool, int], Run]:
 
 @pytest.fixture(scope="module")
 def ppo_run(tmp_path_factory) -> Run:
+    """PPO through veRL's own entry point: nothing but the rollout name and the configuration is ours."""
+    directory = tmp_path_factory.mktemp("ppo")
+    train_file, validation_file = write_dataset(directory, size="nano", num_train=256, num_validation=32)
     return train(
         [
             "recipe=ppo",
@@ -72,10 +77,15 @@ def ppo_run(tmp_path_factory) -> Run:
             "size=nano",
             "drafter=int8",
             "controller=batch_threshold",
+            f"actor_rollout_ref.model.path={ensure_policy('nano')}",
+            f"data.train_files={train_file}",
+            f"data.val_files={validation_file}",
+            f"reward.custom_reward_function.path={reward.__file__}",
             "trainer.total_training_steps=3",
             "trainer.val_before_train=false",
         ],
-        tmp_path_factory.mktemp("ppo"),
+        directory,
+        STOCK,
     )
 
 

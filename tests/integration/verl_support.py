@@ -1,4 +1,4 @@
-"""Runs of `efficient-rollout train` for the tests."""
+"""Jobs of `efficient-rollout train`, and of veRL's own entry point, for the tests."""
 
 import json
 import signal
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from efficient_rollout.verl_plugin.compose import config_dir
 
 TIMEOUT_SECONDS = 600
 
@@ -32,17 +34,21 @@ class Run:
     log: str
 
 
-def start(overrides: Sequence[str], directory: Path) -> subprocess.Popen:
-    """Start `efficient-rollout train` in a session of its own, its output in `directory/train.log`."""
+OURS = ("-m", "efficient_rollout", "train")
+STOCK = ("-m", "verl.trainer.main_ppo", "--config-dir", str(config_dir()), "--config-name", "efficient_rollout")
+
+
+def start(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS) -> subprocess.Popen:
+    """Start a job in a session of its own, its output in `directory/train.log`."""
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "efficient_rollout", "train", f"trainer.default_local_dir={directory}", *overrides]
+    command = [sys.executable, *command, f"trainer.default_local_dir={directory}", *overrides]
     with (directory / "train.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True)
 
 
-def train(overrides: Sequence[str], directory: Path) -> Run:
+def train(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS) -> Run:
     """Run to the end; a failure shows the end of the log."""
-    process = start([*overrides, "trainer.logger=[console,file]"], directory)
+    process = start([*overrides, "trainer.logger=[console,file]"], directory, command)
     try:
         exit_code = process.wait(TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
