@@ -19,12 +19,14 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     parser.set_defaults(run=run_calibrate)
 
 
-def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of calibrating from a table."""
-    parser.add_argument("--from-csv", type=Path, required=True, help="measured latencies, one row a point")
+def add_calibrate_arguments(parser: argparse.ArgumentParser) -> "argparse._MutuallyExclusiveGroup":
+    """The arguments of calibrating from a table; another source may be added to the group that is returned."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from-csv", type=Path, help="measured latencies, one row a point")
     parser.add_argument("--hf-config", type=Path, help="the model's config.json, for byte and operation counts")
     parser.add_argument("--max-points", type=int, default=DEFAULT_MAX_POINTS, help="use at most this many rows")
     parser.add_argument("--out", type=Path, required=True, help="the profile to write")
+    return source
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
@@ -40,11 +42,12 @@ def run_calibrate(args: argparse.Namespace) -> int:
     }
     profile = calibrate_from_table(table, max_points=args.max_points, shape=shape, provenance=provenance)
     save_profile(profile, args.out)
-    sys.stdout.write(_report(profile, args.out))
+    sys.stdout.write(report(profile, args.out))
     return 0
 
 
-def _report(profile: Profile, path: Path) -> str:
+def report(profile: Profile, path: Path) -> str:
+    """What was written, and how far off it is where it was not fitted."""
     lines = [f"wrote {path}: fitted on {len(profile.measured)} points"]
     for name, error in profile.held_out_error.items():
         lines.append(

@@ -156,24 +156,15 @@ def roll_out(
     Raises:
         ConfigError: A request cannot fit the engine.
     """
-    llm_engine = engine.llm_engine
-    longest = max(len(work.prompt_token_ids) + work.max_tokens for work in works)
-    max_model_len = llm_engine.vllm_config.model_config.max_model_len
-    if longest > max_model_len:
-        raise ConfigError(f"a request of {longest} tokens does not fit an engine for {max_model_len}")
-    started = time.perf_counter()
-    names = [f"{time.monotonic_ns()}-{i}" for i in range(len(works))]
-    for name, work in zip(names, works, strict=True):
-        params = SamplingParams(
-            temperature=temperature,
-            max_tokens=work.max_tokens,
-            ignore_eos=not eos_token_ids,
-            stop_token_ids=list(eos_token_ids),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=dict(extra_args) if extra_args else None,
-        )
-        llm_engine.add_request(name, {"prompt_token_ids": list(work.prompt_token_ids)}, params)
+    llm_engine, started = engine.llm_engine, time.perf_counter()
+    names = _submit(
+        llm_engine,
+        works,
+        temperature=temperature,
+        ignore_eos=not eos_token_ids,
+        stop_token_ids=list(eos_token_ids),
+        extra_args=dict(extra_args) if extra_args else None,
+    )
     tokens: dict[str, list[int]] = {}
     finished: dict[str, float] = {}
     while llm_engine.has_unfinished_requests():
@@ -192,6 +183,42 @@ def roll_out(
     )
 
 
+def _submit(llm_engine: Any, works: Sequence[Work], **sampling: Any) -> list[str]:
+    longest = max(len(work.prompt_token_ids) + work.max_tokens for work in works)
+    max_model_len = llm_engine.vllm_config.model_config.max_model_len
+    if longest > max_model_len:
+        raise ConfigError(f"a request of {longest} tokens does not fit an engine for {max_model_len}")
+    batch = time.monotonic_ns()
+    names = [f"{batch}-{i}" for i in range(len(works))]
+    for name, work in zip(names, works, strict=True):
+        params = SamplingParams(
+            max_tokens=work.max_tokens, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **sampling
+        )
+        llm_engine.add_request(name, {"prompt_token_ids": list(work.prompt_token_ids)}, params)
+    return names
+
+
 def take_ticks(engine: Any) -> list[TickRecord]:
     """Ticks since the last call, of an engine from `start_self_drafting`."""
     return [TickRecord(**tick) for tick in engine.collective_rpc("take_ticks")[0]]
+
+
+def encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:
+    """Token ids of prompts: texts as they are, messages through the chat template.
+
+    Args:
+        model: Directory with a tokenizer.
+        prompts: Texts, or lists of messages with `role` and `content`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [
+        tokenizer.encode(
+            prompt
+            if isinstance(prompt, str)
+            else tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False),
+            add_special_tokens=isinstance(prompt, str),
+        )
+        for prompt in prompts
+    ]

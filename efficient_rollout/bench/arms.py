@@ -1,0 +1,79 @@
+"""What can be compared: an arm is an engine and, in the self-drafting engine, a policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from efficient_rollout.controller.registry import POLICIES
+from efficient_rollout.errors import ConfigError
+
+PLAIN = "plain"
+_NGRAM_DRAFT_TOKENS = 4
+_ALIASES = {"table": "batch_table"}
+_WITH_PROFILE = {"batch_table", "published", "cost_model"}
+EngineKind = Literal["plain", "ngram", "self_drafting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One column of the comparison.
+
+    Attributes:
+        name: As given on the command line.
+        engine: Which engine serves it; arms of one engine take turns in it.
+        policy: Of the controller, where the engine has one.
+        num_draft_tokens: Of the n-gram method.
+    """
+
+    name: str
+    engine: EngineKind
+    policy: str | None = None
+    num_draft_tokens: int = 0
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether its policy reads a latency profile."""
+        bare, _, argument = (self.policy or "").partition(":")
+        return bare in _WITH_PROFILE and not (bare == "batch_table" and argument)
+
+
+def parse_arms(text: str) -> list[Arm]:
+    """Arms of a comma-separated list; `plain` is always among them, and first.
+
+    A piece that starts with no letter belongs to the argument before it (`batch_threshold:4,8`).
+
+    Raises:
+        ConfigError: An arm is unknown, malformed or repeated.
+    """
+    names: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if names and not piece[0].isalpha():
+            names[-1] += f",{piece}"
+        else:
+            names.append(piece)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"--arms repeats a name: {', '.join(names)}")
+    others = [_arm(name) for name in names if name != PLAIN]
+    return [Arm(PLAIN, "plain"), *others]
+
+
+def _arm(name: str) -> Arm:
+    bare, _, argument = name.partition(":")
+    if bare == "ngram":
+        if argument and not (argument.isdecimal() and int(argument) > 0):
+            raise ConfigError(f"ngram takes one number of draft tokens, as in ngram:4; got {argument!r}")
+        return Arm(name, "ngram", num_draft_tokens=int(argument or _NGRAM_DRAFT_TOKENS))
+    policy = _ALIASES.get(bare, bare)
+    if policy not in POLICIES:
+        known = ", ".join((PLAIN, "ngram", *_ALIASES, *POLICIES))
+        raise ConfigError(f"unknown arm {bare!r}; choose among {known}")
+    return Arm(name, "self_drafting", policy=f"{policy}:{argument}" if argument else policy)
+
+
+def check_arms(arms: Sequence[Arm], *, has_profile: bool) -> None:
+    """Raise ConfigError where an arm needs a profile and there is none."""
+    wanting = [arm.name for arm in arms if arm.needs_profile]
+    if wanting and not has_profile:
+        raise ConfigError(
+            f"{', '.join(wanting)} need --profile; make one with: efficient-rollout calibrate --model DIR --out FILE"
+        )

@@ -1,0 +1,81 @@
+"""`efficient-rollout calibrate`: a latency profile from a running engine, or from a table of measurements."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.cli import add_calibrate_arguments, report, run_calibrate
+from efficient_rollout.cost_model.profile import save_profile
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.provenance import provenance
+
+_DEFAULT_BATCHES, _DEFAULT_CONTEXTS, _DEFAULT_LENGTHS = "1,2,4,8,16,32", "128,512,2048", "1,2,4,8"
+
+
+def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `calibrate`; the parsed arguments carry `run`."""
+    parser = subparsers.add_parser("calibrate", help="fit a latency profile")
+    source = add_calibrate_arguments(parser)
+    source.add_argument("--model", type=Path, help="a policy: start an engine on it and measure")
+    engine = parser.add_argument_group("with --model")
+    add_engine_arguments(engine)
+    engine.add_argument(
+        "--seconds", type=float, default=60.0, help="budget of the measurements, engine start not in it"
+    )
+    engine.add_argument("--batches", default=_DEFAULT_BATCHES, help="running requests")
+    engine.add_argument("--contexts", default=_DEFAULT_CONTEXTS, help="tokens per request; those that fit are used")
+    engine.add_argument("--lengths", default=_DEFAULT_LENGTHS, help="draft tokens")
+    parser.set_defaults(run=run)
+
+
+def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """How engines are started, for every command that starts some."""
+    parser.add_argument("--scheme", default="int8", help="of the drafter: int8, int4 or bf16")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the policy")
+    parser.add_argument("--compile", action="store_true", help="engines in compiled mode instead of eager")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure or read, fit, save, and print the error."""
+    if args.model is None:
+        return run_calibrate(args)
+    from efficient_rollout.vllm_plugin.probe import ProbeSettings, calibrate_engine
+
+    probe = ProbeSettings(
+        batches=positive_integers("--batches", args.batches),
+        contexts=positive_integers("--contexts", args.contexts),
+        lengths=positive_integers("--lengths", args.lengths),
+        max_points=args.max_points,
+        seconds=args.seconds,
+        dtype=args.dtype,
+        is_compiled=args.compile,
+    )
+    settings = Settings.parse(
+        {
+            "drafter": {"scheme": args.scheme},
+            "controller": {"policy": "never", "max_draft_tokens": max(probe.lengths)},
+        },
+        where="the command line",
+    )
+    profile = calibrate_engine(str(args.model), settings, probe, provenance={"source": "engine", **provenance()})
+    save_profile(profile, args.out)
+    spent = profile.provenance
+    sys.stdout.write(report(profile, args.out))
+    sys.stdout.write(
+        f"  measured for {spent['measuring_s']:.1f} s, {spent['num_ticks']} ticks,"
+        f" after {spent['engine_start_s']:.1f} s of engine start\n"
+    )
+    return 0
+
+
+def positive_integers(option: str, text: str) -> tuple[int, ...]:
+    """Distinct numbers of a comma-separated list, ascending.
+
+    Raises:
+        ConfigError: One is no integer, or below 1.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option} must be positive integers separated by commas, got {text!r}")
+    return tuple(sorted({int(part) for part in parts}))

@@ -1,0 +1,152 @@
+"""`efficient-rollout bench rollout`: real engines side by side on the same work."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.bench.arms import Arm, check_arms, parse_arms
+from efficient_rollout.bench.calibrate import add_engine_arguments
+from efficient_rollout.bench.plot import draw, require_matplotlib
+from efficient_rollout.bench.report import SCHEMA_VERSION, summarize, table
+from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.work import (
+    PromptSource,
+    RandomPrompts,
+    TaskPrompts,
+    read_prompts,
+    requests_of,
+    shortened,
+)
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.provenance import provenance, write_json
+from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
+
+_DEFAULT_ARMS = "plain,always:4"
+_DEFAULT_REQUESTS = 32
+
+
+def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `bench`; the parsed arguments carry `run`."""
+    parser = subparsers.add_parser("bench", help="compare real rollouts side by side")
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    rollout = what.add_parser("rollout", help="decode the same work with each arm, in turns")
+    rollout.add_argument("--model", type=Path, required=True, help="the policy's directory")
+    rollout.add_argument("--arms", default=_DEFAULT_ARMS, help="plain, ngram[:K], table, or policies of the controller")
+    rollout.add_argument("--profile", type=Path, help="latency profile, for table, published and cost_model")
+    rollout.add_argument("--max-draft-tokens", type=int, default=11, help="upper bound of every decision")
+    lengths = rollout.add_mutually_exclusive_group(required=True)
+    lengths.add_argument("--trace", type=Path, help="JSON lines of prompt_tokens and response_tokens")
+    lengths.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
+    rollout.add_argument("--requests", type=int, help=f"of a rollout; default {_DEFAULT_REQUESTS}, or the whole trace")
+    rollout.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
+    prompts = rollout.add_mutually_exclusive_group()
+    prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
+    prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
+    rollout.add_argument("--rounds", type=int, default=3, help="rollouts of each arm, all of the same work")
+    rollout.add_argument("--natural-eos", action="store_true", help="responses end where the policy ends them")
+    rollout.add_argument("--draws", type=int, default=3, help="with --natural-eos, instead of rounds: draws of prompts")
+    rollout.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0 is greedy")
+    rollout.add_argument("--seed", type=int, default=0, help="of the lengths and the prompts")
+    add_engine_arguments(rollout)
+    rollout.add_argument("--json", type=Path, help="where to write the result")
+    rollout.add_argument("--png", type=Path, help="where to draw it; needs matplotlib")
+    rollout.set_defaults(run=run_bench_rollout)
+
+
+def run_bench_rollout(args: argparse.Namespace) -> int:
+    """Run every arm, print the table, and write the files."""
+    plan = _plan(args)
+    if args.png:
+        require_matplotlib()
+    results = run_plan(plan, _print_progress)
+    arms = summarize(results, is_greedy=args.temperature == 0.0)
+    sys.stdout.write(table(arms))
+    if args.json:
+        write_json(args.json, _document(args, plan, arms))
+    if args.png:
+        draw(arms, args.png)
+    return 0
+
+
+def _print_progress(number: int, arm: Arm, result: RoundResult) -> None:
+    sys.stdout.write(
+        f"round {number + 1}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s\n"
+    )
+    sys.stdout.flush()
+
+
+def _document(args: argparse.Namespace, plan: BenchPlan, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    options.pop("run")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "provenance": provenance(),
+        "settings": options,
+        "work": [[[len(r.prompt_token_ids), r.max_tokens] for r in requests] for requests in plan.rounds],
+        "arms": arms,
+    }
+
+
+def _plan(args: argparse.Namespace) -> BenchPlan:
+    if args.rounds < 1 or args.draws < 1 or args.temperature < 0.0:
+        raise ConfigError("--rounds and --draws must be at least 1, --temperature at least 0")
+    arms = parse_arms(args.arms)
+    check_arms(arms, has_profile=args.profile is not None)
+    trace, config = _trace(args), _model_config(args.model)
+    source = _source(args, int(config["vocab_size"]))
+    if args.natural_eos:
+        longest = int(trace.response_tokens.max())
+        rounds = [requests_of(trace, source, args.seed + draw, max_tokens=longest) for draw in range(args.draws)]
+    else:
+        rounds = [requests_of(trace, source, args.seed)] * args.rounds
+    controller: dict[str, Any] = {"policy": "never", "max_draft_tokens": args.max_draft_tokens}
+    if args.profile is not None:
+        controller["profile"] = str(args.profile.resolve())
+    return BenchPlan(
+        model=str(args.model),
+        arms=arms,
+        rounds=rounds,
+        settings=Settings.parse(
+            {"drafter": {"scheme": args.scheme}, "controller": controller}, where="the command line"
+        ),
+        temperature=args.temperature,
+        eos_token_ids=_eos_token_ids(config) if args.natural_eos else (),
+        dtype=args.dtype,
+        is_compiled=args.compile,
+    )
+
+
+def _trace(args: argparse.Namespace) -> Trace:
+    if args.trace is None:
+        return draw_trace(args.lengths, args.requests or _DEFAULT_REQUESTS, 1, args.seed, args.prompt_tokens)
+    trace = read_trace(args.trace)
+    return trace if args.requests is None else shortened(trace, args.requests)
+
+
+def _source(args: argparse.Namespace, vocab_size: int) -> PromptSource:
+    if args.prompts is not None:
+        return read_prompts(args.prompts, str(args.model))
+    if args.task is not None:
+        return TaskPrompts(args.task, str(args.model))
+    if args.natural_eos:
+        raise ConfigError("--natural-eos needs --prompts or --task: no policy ends a response to random tokens")
+    return RandomPrompts(vocab_size)
+
+
+def _model_config(model: Path) -> dict[str, Any]:
+    path = model / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {"vocab_size": config["vocab_size"], "eos_token_id": config.get("eos_token_id")}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputFileError(f"no policy at {model}: cannot read vocab_size in {path}: {error}") from error
+
+
+def _eos_token_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    eos = config["eos_token_id"]
+    if eos is None:
+        raise ConfigError("--natural-eos needs a policy whose config.json has an eos_token_id")
+    return tuple(eos) if isinstance(eos, list) else (int(eos),)

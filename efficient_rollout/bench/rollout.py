@@ -1,0 +1,182 @@
+"""Arms take turns, round by round, on the same work, each in an engine that stays up for the whole run."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from efficient_rollout.bench.arms import PLAIN, Arm
+from efficient_rollout.bench.work import Request
+from efficient_rollout.config import Settings
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """One arm's rollout.
+
+    Attributes:
+        seconds: Makespan.
+        finish_seconds: Per request, in the order of the work.
+        token_ids: Emitted tokens per request.
+        ticks: (start in seconds, seconds, draft tokens per request, running requests), self-drafting arms only.
+        seconds_by_draft_tokens: Time by chosen k, self-drafting arms only.
+        metrics: Of the engine, self-drafting arms only.
+    """
+
+    seconds: float
+    finish_seconds: list[float]
+    token_ids: list[list[int]]
+    ticks: list[tuple[float, float, int, int]] = field(default_factory=list)
+    seconds_by_draft_tokens: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Emitted, all requests together."""
+        return sum(map(len, self.token_ids))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens over the makespan."""
+        return self.num_tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """What is run.
+
+    Attributes:
+        model: The policy's directory.
+        arms: `plain` first.
+        rounds: The work of each round.
+        settings: Of the self-drafting engine.
+        temperature: 0 is greedy.
+        eos_token_ids: Natural ends; empty forces every response to its length.
+        dtype: Of the policy.
+        is_compiled: Compiled mode for every engine.
+    """
+
+    model: str
+    arms: Sequence[Arm]
+    rounds: Sequence[Sequence[Request]]
+    settings: Settings
+    temperature: float = 1.0
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "bfloat16"
+    is_compiled: bool = False
+
+
+def run_plan(plan: BenchPlan, on_result: Callable[[int, Arm, RoundResult], None]) -> dict[str, list[RoundResult]]:
+    """Start the engines, run every round, stop the engines.
+
+    Args:
+        plan: What is run.
+        on_result: Called after each rollout with the round's number.
+
+    Returns:
+        One result per round, by arm.
+    """
+    from efficient_rollout.vllm_plugin import offline
+
+    engines: dict[str, Any] = {}
+    results: dict[str, list[RoundResult]] = {arm.name: [] for arm in plan.arms}
+    try:
+        for arm in plan.arms:
+            if _engine_name(arm) not in engines:
+                engines[_engine_name(arm)] = _start(plan, arm)
+        for arm in plan.arms:
+            _Turn(plan, arm, engines[_engine_name(arm)], run=-1).warm_up(plan.rounds[0])
+        num_arms = len(plan.arms)
+        for number, requests in enumerate(plan.rounds):
+            # Each round begins with another arm: none is always first after a pause.
+            for turn in range(num_arms):
+                index = (number + turn) % num_arms
+                arm = plan.arms[index]
+                run = number * num_arms + index
+                result = _Turn(plan, arm, engines[_engine_name(arm)], run).roll_out(requests)
+                results[arm.name].append(result)
+                on_result(number, arm, result)
+    finally:
+        for engine in engines.values():
+            offline.stop(engine)
+    return results
+
+
+def _engine_name(arm: Arm) -> str:
+    return arm.name if arm.engine == "ngram" else arm.engine
+
+
+def _start(plan: BenchPlan, arm: Arm) -> Any:
+    from efficient_rollout.vllm_plugin import offline
+
+    # Every round's work runs at once, without preemption, in any engine.
+    limits = offline.EngineLimits(
+        max_requests=max(len(requests) for requests in plan.rounds),
+        max_context_tokens=max(len(r.prompt_token_ids) + r.max_tokens for requests in plan.rounds for r in requests),
+        kv_cache_tokens=max(sum(len(r.prompt_token_ids) + r.max_tokens for r in requests) for requests in plan.rounds),
+        dtype=plan.dtype,
+        is_compiled=plan.is_compiled,
+    )
+    logger.info("starting the engine of arm %s", arm.name)
+    if arm.engine == "ngram":
+        return offline.start_ngram(plan.model, limits, arm.num_draft_tokens)
+    if arm.engine == "self_drafting":
+        return offline.start_self_drafting(plan.model, limits, plan.settings)
+    assert arm.name == PLAIN
+    return offline.start_plain(plan.model, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    plan: BenchPlan
+    arm: Arm
+    engine: Any
+    run: int
+
+    def warm_up(self, requests: Sequence[Request]) -> None:
+        """A few tokens of each request; the self-drafting engine drafts as many as it ever may."""
+        from efficient_rollout.vllm_plugin import offline, scripted
+
+        works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, _WARM_UP_TOKENS)) for r in requests]
+        pattern = {scripted.PATTERN: [self.plan.settings.controller.max_draft_tokens, 0, 1]}
+        offline.roll_out(self.engine, works, temperature=self.plan.temperature, extra_args=pattern)
+
+    def roll_out(self, requests: Sequence[Request]) -> RoundResult:
+        """The whole work, with nothing of an earlier turn left in the engine."""
+        from efficient_rollout.vllm_plugin import offline, scripted
+        from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+        is_ours = self.arm.engine == "self_drafting"
+        self.engine.llm_engine.reset_prefix_cache()
+        if is_ours:
+            offline.take_ticks(self.engine)
+            take_rollout_stats(self.engine.collective_rpc)
+        result = offline.roll_out(
+            self.engine,
+            [offline.Work(r.prompt_token_ids, r.max_tokens) for r in requests],
+            temperature=self.plan.temperature,
+            eos_token_ids=self.plan.eos_token_ids,
+            extra_args={scripted.POLICY: self.arm.policy, scripted.RUN: self.run} if is_ours else None,
+        )
+        if not self.plan.eos_token_ids:
+            emitted, forced = [len(ids) for ids in result.token_ids], [r.max_tokens for r in requests]
+            assert emitted == forced, f"arm {self.arm.name} emitted {emitted} tokens instead of {forced}"
+        ours: dict[str, Any] = {}
+        if is_ours:
+            ticks = offline.take_ticks(self.engine)
+            by_k: dict[int, float] = {}
+            for tick in ticks:
+                by_k[tick.num_asked] = by_k.get(tick.num_asked, 0.0) + tick.seconds
+            began = ticks[0].started if ticks else 0.0
+            ours = {
+                "ticks": [(t.started - began, t.seconds, t.num_asked, t.num_requests) for t in ticks],
+                "seconds_by_draft_tokens": by_k,
+                "metrics": take_rollout_stats(self.engine.collective_rpc).to_metrics(rollout_seconds=result.seconds),
+            }
+        return RoundResult(
+            seconds=result.seconds, finish_seconds=result.finish_seconds, token_ids=result.token_ids, **ours
+        )

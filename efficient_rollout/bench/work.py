@@ -1,0 +1,143 @@
+"""The work of a rollout: prompts, and how long each response is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.simulator.trace import Trace
+
+_FIRST_ORDINARY_TOKEN = 3  # below it are the usual special tokens
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of the trace.
+
+    Attributes:
+        prompt_token_ids: What the policy is given.
+        max_tokens: What it emits, or, with natural ends, at most emits.
+    """
+
+    prompt_token_ids: Prompt
+    max_tokens: int
+
+
+class PromptSource(Protocol):
+    """Where prompts come from."""
+
+    def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        """One prompt per entry; sources with texts of their own do not keep to the lengths."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RandomPrompts(PromptSource):
+    """Tokens drawn evenly, as long as the trace says. A policy's acceptance on them says little.
+
+    Attributes:
+        vocab_size: Of the policy.
+    """
+
+    vocab_size: int
+
+    def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        rng = np.random.default_rng(seed)
+        return [tuple(rng.integers(_FIRST_ORDINARY_TOKEN, self.vocab_size, size).tolist()) for size in prompt_tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPrompts(PromptSource):
+    """Prompts in hand, shuffled by the seed and used again once all were used.
+
+    Attributes:
+        prompts: At least one.
+    """
+
+    prompts: tuple[Prompt, ...]
+
+    def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        order = np.random.default_rng(seed).permutation(len(self.prompts))
+        return [self.prompts[order[i % len(order)]] for i in range(len(prompt_tokens))]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPrompts(PromptSource):
+    """Questions of the embedded task, new ones for each seed.
+
+    Attributes:
+        size: Of the embedded policy, which sets the difficulty.
+        model: Its directory, for the tokenizer.
+    """
+
+    size: str
+    model: str
+
+    def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        from efficient_rollout.tasks.arithmetic import take
+        from efficient_rollout.tasks.recipes import level_of
+
+        problems = take(level_of(self.size), "validation", seed, len(prompt_tokens))
+        return _encode(self.model, [[{"role": "user", "content": problem.question}] for problem in problems])
+
+
+def read_prompts(path: Path, model: str) -> FixedPrompts:
+    """Prompts from JSON lines of `{"prompt_token_ids": [...]}` or `{"prompt": TEXT_OR_MESSAGES}`.
+
+    Raises:
+        InputFileError: The file is missing, empty, or a line is malformed.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InputFileError(f"cannot read the prompts {path}: {error.strerror}; check the path") from error
+    prompts: list[Prompt] = []
+    texts: list[Any] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if "prompt_token_ids" in entry:
+                prompts.append(tuple(int(token) for token in entry["prompt_token_ids"]))
+            else:
+                texts.append(entry["prompt"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise InputFileError(f"{path}:{number} needs prompt_token_ids, or prompt: {error!r}") from error
+    prompts += _encode(model, texts) if texts else []
+    if not prompts or not all(prompts):
+        raise InputFileError(f"{path} holds no prompt, or an empty one")
+    return FixedPrompts(tuple(prompts))
+
+
+def _encode(model: str, prompts: list[Any]) -> list[Prompt]:
+    from efficient_rollout.vllm_plugin.offline import encode
+
+    return [tuple(ids) for ids in encode(model, prompts)]
+
+
+def requests_of(trace: Trace, source: PromptSource, seed: int, max_tokens: int | None = None) -> list[Request]:
+    """The trace's requests with prompts.
+
+    Args:
+        trace: Lengths.
+        source: Of the prompts.
+        seed: Of the prompts.
+        max_tokens: For every request, instead of the trace's response length.
+    """
+    prompts = source.draw(trace.prompt_tokens.tolist(), seed)
+    lengths = trace.response_tokens.tolist()
+    return [Request(p, max_tokens or length) for p, length in zip(prompts, lengths, strict=True)]
+
+
+def shortened(trace: Trace, num_requests: int) -> Trace:
+    """The first requests of a trace.
+
+    Raises:
+        ConfigError: It has fewer, or none are asked for.
+    """
+    if not 1 <= num_requests <= len(trace.response_tokens):
+        raise ConfigError(f"--requests is {num_requests}, the trace has {len(trace.response_tokens)}")
+    return Trace(trace.prompt_tokens[:num_requests], trace.response_tokens[:num_requests])

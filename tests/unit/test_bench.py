@@ -1,0 +1,158 @@
+"""What a benchmark is asked to do, and what it makes of the rounds; no engine."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from efficient_rollout.bench.arms import check_arms, parse_arms
+from efficient_rollout.bench.calibrate import add_calibrate_command, positive_integers
+from efficient_rollout.bench.cli import add_bench_command
+from efficient_rollout.bench.plot import require_matplotlib
+from efficient_rollout.bench.report import active_curve, draft_token_steps, summarize, table
+from efficient_rollout.bench.rollout import RoundResult
+from efficient_rollout.bench.work import FixedPrompts, RandomPrompts, read_prompts, requests_of, shortened
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.simulator.trace import Trace
+
+
+def trace(*response_tokens: int) -> Trace:
+    return Trace(np.full(len(response_tokens), 5), np.array(response_tokens))
+
+
+def result(seconds: float, *token_ids: list[int], **more: object) -> RoundResult:
+    return RoundResult(seconds=seconds, finish_seconds=[seconds] * len(token_ids), token_ids=list(token_ids), **more)
+
+
+def test_arms_are_engines_with_policies() -> None:
+    arms = parse_arms("always:4,plain,ngram:3,table,batch_threshold:4,8")
+    assert [(arm.name, arm.engine, arm.policy) for arm in arms] == [
+        ("plain", "plain", None),
+        ("always:4", "self_drafting", "always:4"),
+        ("ngram:3", "ngram", None),
+        ("table", "self_drafting", "batch_table"),
+        ("batch_threshold:4,8", "self_drafting", "batch_threshold:4,8"),
+    ]
+    assert [arm.name for arm in arms if arm.needs_profile] == ["table"]
+
+
+@pytest.mark.parametrize("text", ["warp", "ngram:0", "ngram:x", "always:4,always:4"])
+def test_a_wrong_arm_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_arms(text)
+
+
+def test_arms_that_need_a_profile_say_how_to_make_one() -> None:
+    with pytest.raises(ConfigError, match=r"published, cost_model need --profile.*calibrate --model"):
+        check_arms(parse_arms("published,always:2,cost_model"), has_profile=False)
+    check_arms(parse_arms("always:2"), has_profile=False)
+
+
+def test_requests_have_the_lengths_of_the_trace() -> None:
+    requests = requests_of(trace(7, 3), RandomPrompts(50), seed=1)
+    assert [(len(r.prompt_token_ids), r.max_tokens) for r in requests] == [(5, 7), (5, 3)]
+    assert all(3 <= token < 50 for r in requests for token in r.prompt_token_ids)
+    assert requests == requests_of(trace(7, 3), RandomPrompts(50), seed=1)
+    assert requests != requests_of(trace(7, 3), RandomPrompts(50), seed=2)
+
+
+def test_natural_ends_give_every_request_the_same_bound() -> None:
+    requests = requests_of(trace(7, 3, 5), FixedPrompts(((4, 5), (6,))), seed=0, max_tokens=9)
+    assert [r.max_tokens for r in requests] == [9, 9, 9]
+    assert {r.prompt_token_ids for r in requests} == {(4, 5), (6,)}
+
+
+def test_a_trace_can_be_shortened_but_not_stretched() -> None:
+    assert shortened(trace(7, 3), 1).response_tokens.tolist() == [7]
+    with pytest.raises(ConfigError):
+        shortened(trace(7, 3), 3)
+
+
+def test_prompts_are_read_from_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt_token_ids": [4, 5]}\n\n{"prompt_token_ids": [6]}\n')
+    assert read_prompts(path, "unused").prompts == ((4, 5), (6,))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "not json", '{"prompt_token_ids": []}', '{"prompt_token_ids": 3}'])
+def test_malformed_prompts_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputFileError, match=r"prompts\.jsonl"):
+        read_prompts(path, "unused")
+
+
+def test_summary_compares_rounds_with_the_same_number() -> None:
+    # Round 2 was slow for both: a ratio of medians over all rounds would not see 2.0 in each.
+    plain = [result(2.0, [1, 2], [3, 4]), result(20.0, [1, 2], [3, 4]), result(4.0, [1, 2], [3, 4])]
+    fast = [result(1.0, [1, 2], [3, 4]), result(10.0, [1, 2], [3, 9]), result(2.0, [1, 2], [3, 4])]
+    arms = summarize({"plain": plain, "fast": fast}, is_greedy=True)
+    assert arms["fast"]["speedup"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert arms["fast"]["seconds"] == {"median": 2.0, "min": 1.0, "max": 10.0}
+    assert arms["fast"]["tokens_per_second"]["median"] == 2.0
+    assert arms["fast"]["identical_to_plain"] == pytest.approx(5 / 6)
+    assert "identical_to_plain" not in summarize({"plain": plain}, is_greedy=False)["plain"]
+    json.dumps(arms)
+
+
+def test_table_names_the_arms_that_lose() -> None:
+    results = {
+        "plain": [result(1.0, [1]), result(1.0, [1])],
+        "slow": [result(2.0, [1]), result(1.1, [1])],
+        "mixed": [result(2.0, [1]), result(0.9, [1])],
+        "fast": [result(0.5, [1]), result(0.5, [1])],
+    }
+    lines = {line.split()[0]: line for line in table(summarize(results, is_greedy=False)).splitlines()}
+    assert lines["slow"].endswith("  slower")
+    assert lines["mixed"].endswith("not in every round")
+    assert "slower" not in lines["fast"] + lines["plain"]
+    assert "2.000 [2.000, 2.000]" in lines["fast"]
+
+
+def test_curves_over_time() -> None:
+    assert active_curve([3.0, 1.0]) == {"seconds": [0.0, 1.0, 3.0], "requests": [2.0, 1.0, 0.0]}
+    ticks = [(0.0, 0.1, 0, 8), (0.1, 0.1, 0, 8), (0.2, 0.1, 4, 3), (0.3, 0.1, 4, 2), (0.4, 0.1, 0, 2)]
+    steps = draft_token_steps(result(1.0, [1], ticks=ticks))
+    assert steps == {"seconds": [0.0, 0.2, 0.4], "draft_tokens": [0.0, 4.0, 0.0]}
+
+
+def test_numbers_are_sorted_and_checked() -> None:
+    assert positive_integers("--batches", "8,1,4,4") == (1, 4, 8)
+    for text in ("", "0", "1,x", "-1"):
+        with pytest.raises(ConfigError, match="--batches"):
+            positive_integers("--batches", text)
+
+
+def bench(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    add_bench_command(subparsers)
+    add_calibrate_command(subparsers)
+    parsed = parser.parse_args(arguments)
+    return int(parsed.run(parsed))
+
+
+def test_a_missing_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="nowhere"):
+        bench("bench", "rollout", "--model", str(tmp_path / "nowhere"), "--lengths", "lognormal:8,0.5,16")
+
+
+def test_natural_ends_need_prompts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 10, "eos_token_id": 2}')
+    with pytest.raises(ConfigError, match="--prompts or --task"):
+        bench("bench", "rollout", "--model", str(tmp_path), "--lengths", "lognormal:8,0.5,16", "--natural-eos")
+
+
+def test_calibrate_takes_one_source(capsys: pytest.CaptureFixture[str]) -> None:
+    for sources in ([], ["--from-csv", "x.csv", "--model", "x"]):
+        with pytest.raises(SystemExit):
+            bench("calibrate", "--out", "x.json", *sources)
+        assert "--from-csv" in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="--png needs matplotlib"):
+        require_matplotlib()
