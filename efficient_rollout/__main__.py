@@ -18,7 +18,7 @@ COMMANDS = {
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
     "summary": ("print a run's metrics, a row per step", "efficient_rollout.summary:add_summary_command"),
     "calibrate": ("fit a latency profile", "efficient_rollout.cost_model.cli:add_calibrate_command"),
-    "explain": ("say what the controller would decide, and why", "efficient_rollout.controller.cli:add_explain_command"),
+    "explain": ("say what the controller would do, and why", "efficient_rollout.controller.cli:add_explain_command"),
     "simulate": ("replay a rollout under a policy", "efficient_rollout.simulator.cli:add_simulate_command"),
 }
 
