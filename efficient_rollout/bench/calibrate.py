@@ -10,6 +10,7 @@ from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.provenance import provenance
 
+_BUSY_SPREAD = 0.15
 _DEFAULT_BATCHES, _DEFAULT_CONTEXTS, _DEFAULT_LENGTHS = "1,2,4,8,16,32", "128,512,2048", "1,2,4,8"
 
 
@@ -66,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
         f"  measured for {spent['measuring_s']:.1f} s, {spent['num_ticks']} ticks,"
         f" after {spent['engine_start_s']:.1f} s of engine start\n"
     )
+    if spent["tick_spread"] > _BUSY_SPREAD:
+        sys.stdout.write(
+            f"  warning: the middle half of a point's ticks differ by {spent['tick_spread']:.0%}: something else was"
+            f" running on these cores; measure again when it is not\n"
+        )
     return 0
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from efficient_rollout.config import Settings
@@ -23,8 +23,8 @@ from efficient_rollout.vllm_plugin.offline import EngineLimits, TickRecord, Work
 
 logger = logging.getLogger(__name__)
 
-_TICKS_PER_POINT = 20
-_WARM_UP_TICKS, _MIN_TICKS = 3, 3
+_FIRST_TICKS, _TICKS_PER_POINT = 8, 20
+_WARM_UP_TICKS, _MIN_TICKS = 2, 3
 _MAX_REPETITIONS = 4
 _MAX_KV_BYTES = 4 << 30
 
@@ -73,30 +73,30 @@ def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens
     return [Point(kind, k, batch, context) for (kind, k), (batch, context) in itertools.product(kinds, cells)]
 
 
-def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> dict[int, float]:
-    """Median seconds by kind of pass, from the ticks that were all alike; empty when too few were.
-
-    Args:
-        ticks: Of one or more rollouts of `batch` requests.
-        num_draft_tokens: k of every tick.
-        batch: Requests of every tick.
-    """
-    k = num_draft_tokens
-    steady = [
+def steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> list[TickRecord]:
+    """Those that drafted and verified `num_draft_tokens` for each of `batch` requests, without the first ones."""
+    return [
         tick
         for tick in ticks
         if tick.num_requests == batch
-        and tick.num_asked == k
-        and tick.num_verified == k * batch
+        and tick.num_asked == num_draft_tokens
+        and tick.num_verified == num_draft_tokens * batch
         and not tick.had_prefill
     ][_WARM_UP_TICKS:]
-    if len(steady) < _MIN_TICKS:
-        return {}
-    if k == 0:
-        return {PLAIN: median(tick.seconds for tick in steady)}
+
+
+def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dict[int, float]:
+    """Median seconds by kind of pass, from ticks that are all alike.
+
+    Args:
+        ticks: From `steady_ticks`, at least one.
+        num_draft_tokens: k of every tick.
+    """
+    if num_draft_tokens == 0:
+        return {PLAIN: median(tick.seconds for tick in ticks)}
     return {
-        DRAFT: median(tick.draft_seconds for tick in steady) / k,
-        VERIFY: median(tick.seconds - tick.draft_seconds for tick in steady),
+        DRAFT: median(tick.draft_seconds for tick in ticks) / num_draft_tokens,
+        VERIFY: median(tick.seconds - tick.draft_seconds for tick in ticks),
     }
 
 
@@ -109,12 +109,14 @@ class Prober:
         probe: What is measured.
         seconds_spent: Measuring, so far.
         num_ticks: Recorded, so far.
+        spreads: Per measured point, the middle half of its ticks' seconds over their median.
     """
 
     engine: Any
     probe: ProbeSettings
     seconds_spent: float = 0.0
     num_ticks: int = 0
+    spreads: list[float] = field(default_factory=list)
     _known: dict[Point, float] = field(default_factory=dict)
     _num_asked: int = 0
 
@@ -135,19 +137,20 @@ class Prober:
     def _measure(self, point: Point, share_s: float) -> None:
         k, batch = point.num_draft_tokens, point.batch
         deadline = time.perf_counter() + share_s
-        ticks: list[TickRecord] = []
+        ticks = self._ticks(point, _FIRST_TICKS, None)  # however long they take: a point is never made up
         for _ in range(_MAX_REPETITIONS):
             left = deadline - time.perf_counter()
             if left > 0.0:
                 ticks += self._ticks(point, _TICKS_PER_POINT, left)
-        passes = seconds_of_passes(ticks, k, batch)
-        if not passes:  # the share was too small: as few ticks as will do, however long they take
-            passes = seconds_of_passes(self._ticks(point, _WARM_UP_TICKS + _MIN_TICKS + 4, None), k, batch)
-        if not passes:
+        steady = steady_ticks(ticks, k, batch)
+        if len(steady) < _MIN_TICKS:
             raise ProfileError(
                 f"{batch} requests with {point.context_tokens} tokens each did not run with {k} draft tokens each; "
                 f"the engine's log says why"
             )
+        passes = seconds_of_passes(steady, k)
+        lower, _, upper = quantiles((tick.seconds for tick in steady), n=4)
+        self.spreads.append((upper - lower) / median(tick.seconds for tick in steady))
         self._known |= {Point(kind, k, batch, point.context_tokens): seconds for kind, seconds in passes.items()}
         logger.info("%s: %s", point, passes)
 
@@ -205,7 +208,7 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
         profile = calibrate(points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts)
     finally:
         offline.stop(engine)
-    spent = {"measuring_s": prober.seconds_spent, "num_ticks": prober.num_ticks}
+    spent = {"measuring_s": prober.seconds_spent, "num_ticks": prober.num_ticks, "tick_spread": median(prober.spreads)}
     return Profile(
         profile.key, profile.model, profile.measured, profile.held_out_error, {**profile.provenance, **spent}
     )

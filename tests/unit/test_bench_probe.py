@@ -7,7 +7,7 @@ pytest.importorskip("vllm")
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.vllm_plugin.offline import TickRecord
-from efficient_rollout.vllm_plugin.probe import ProbeSettings, candidates, seconds_of_passes
+from efficient_rollout.vllm_plugin.probe import ProbeSettings, candidates, seconds_of_passes, steady_ticks
 
 
 def tick(
@@ -27,14 +27,13 @@ def tick(
 
 
 def test_a_tick_is_split_into_draft_steps_and_a_verify_pass() -> None:
-    warm_up = [tick(9.0, 5.0, k=4, batch=2)] * 3
-    passes = seconds_of_passes(warm_up + [tick(1.0, 0.4, k=4, batch=2)] * 3, 4, 2)
+    passes = seconds_of_passes([tick(1.0, 0.4, k=4, batch=2)] * 3, 4)
     assert passes == {DRAFT: pytest.approx(0.1), VERIFY: pytest.approx(0.6)}
 
 
 def test_a_plain_tick_is_one_pass_and_its_median_ignores_a_stall() -> None:
-    ticks = [tick(9.0, 0.0, k=0, batch=1)] * 3 + [tick(s, 0.0, k=0, batch=1) for s in (1.0, 1.1, 30.0, 0.9, 1.2)]
-    assert seconds_of_passes(ticks, 0, 1) == {PLAIN: 1.1}
+    ticks = [tick(seconds, 0.0, k=0, batch=1) for seconds in (1.0, 1.1, 30.0, 0.9, 1.2)]
+    assert seconds_of_passes(ticks, 0) == {PLAIN: 1.1}
 
 
 def test_only_ticks_that_are_all_alike_count() -> None:
@@ -45,8 +44,8 @@ def test_only_ticks_that_are_all_alike_count() -> None:
         tick(50.0, 0.4, k=2, batch=4, prefill=True),
         tick(50.0, 0.0, k=0, batch=4, verified=8),  # the switch to plain still verifies
     ]
-    assert seconds_of_passes(others * 3 + alike + others * 9, 2, 4) == {DRAFT: 0.2, VERIFY: 0.6}
-    assert seconds_of_passes(others * 9, 2, 4) == {}
+    warm_up = [tick(9.0, 0.4, k=2, batch=4)] * 2
+    assert steady_ticks(others * 3 + warm_up + alike + others * 9, 2, 4) == alike
 
 
 def test_candidates_fit_the_policy_and_the_cache() -> None:
