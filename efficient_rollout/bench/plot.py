@@ -23,7 +23,7 @@ def require_matplotlib() -> Any:
 
 
 def draw(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write the picture; of each arm its round of median length."""
+    """Write the picture of the round in which plain decoding took its median time."""
     pyplot = require_matplotlib()
     figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 6), layout="constrained")
     for index, (name, arm) in enumerate(arms.items()):

@@ -22,7 +22,8 @@ def summarize(results: Mapping[str, Sequence[RoundResult]], *, is_greedy: bool) 
 
 def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], is_greedy: bool) -> dict[str, Any]:
     ratios = [mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in zip(rounds, plain, strict=True)]
-    shown = sorted(rounds, key=lambda result: result.seconds)[(len(rounds) - 1) // 2]
+    # The same round of every arm, for rounds may differ in their work.
+    shown = rounds[sorted(range(len(plain)), key=lambda i: plain[i].seconds)[(len(plain) - 1) // 2]]
     summary: dict[str, Any] = {
         "seconds": _spread([result.seconds for result in rounds]),
         "tokens_per_second": _spread([result.tokens_per_second for result in rounds]),

@@ -97,6 +97,14 @@ def test_summary_compares_rounds_with_the_same_number() -> None:
     json.dumps(arms)
 
 
+def test_every_arm_shows_the_round_of_plains_median() -> None:
+    plain = [result(3.0, [1]), result(1.0, [1]), result(2.0, [1])]
+    other = [result(5.0, [1]), result(7.0, [1]), result(6.5, [1])]
+    arms = summarize({"plain": plain, "other": other}, is_greedy=False)
+    assert arms["plain"]["active_requests"]["seconds"] == [0.0, 2.0]
+    assert arms["other"]["active_requests"]["seconds"] == [0.0, 6.5]
+
+
 def test_table_names_the_arms_that_lose() -> None:
     results = {
         "plain": [result(1.0, [1]), result(1.0, [1])],
