@@ -18,15 +18,18 @@ _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_SECONDS = 5.0
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. A kind of KeyboardInterrupt: Ray's waits let no other exception of a handler through."""
 
 
 @contextlib.contextmanager
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind() -> Iterator[Callable[[], None]]:
     """Around a job: on the way out, whatever the way, end its processes and remove its shared memory.
 
     Orphans of the job are adopted by this process, so that descent alone, and no name, decides what is ended.
+
+    Yields:
+        A function that takes SIGTERM back from a library that has installed a handler of its own.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ours_before = set(descendants())
@@ -35,9 +38,13 @@ def nothing_left_behind() -> Iterator[None]:
     def terminate(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def take_signals() -> None:
+        signal.signal(signal.SIGTERM, terminate)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    take_signals()
     try:
-        yield
+        yield take_signals
     finally:
         # A second Ctrl-C must not stop the clean-up half-way; each of its waits is bounded.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

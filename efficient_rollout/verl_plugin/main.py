@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
@@ -27,12 +27,12 @@ def train(argv: Sequence[str]) -> int:
     """
     try:
         config = _start(argv)
-        with nothing_left_behind():
-            _run(config)
-    except KeyboardInterrupt:
-        return _say("interrupted; every process of the run has ended", EXIT_INTERRUPTED)
+        with nothing_left_behind() as take_signals:
+            _run(config, take_signals)
     except Terminated:
         return _say("terminated; every process of the run has ended", EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        return _say("interrupted; every process of the run has ended", EXIT_INTERRUPTED)
     except EfficientRolloutError as error:
         return _say(f"error: {_own_message(error)}", EXIT_BAD_INPUT)
     return 0
@@ -53,16 +53,18 @@ def _start(argv: Sequence[str]) -> DictConfig:
     return config
 
 
-def _run(config: DictConfig) -> None:
+def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
     import ray
     from ray.exceptions import RayError
     from verl.trainer.main_ppo import run_ppo
 
     from efficient_rollout.verl_plugin.checks import explain
-    from efficient_rollout.verl_plugin.task_runner import task_runner_class
+    from efficient_rollout.verl_plugin.task_runner import AfterRayStarted, task_runner_class
 
     try:
-        run_ppo(config, task_runner_class(use_v1=config.trainer.use_v1))
+        # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
+        runner_class = task_runner_class(use_v1=config.trainer.use_v1)
+        run_ppo(config, AfterRayStarted(runner_class, take_signals))
     except RayError as error:
         explained = explain(error)
         if explained is None:

@@ -1,6 +1,7 @@
 """veRL's task runners, which first make sure that the plugin is in their process too."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -21,6 +22,29 @@ def _require_plugin() -> None:
             "Install efficient-rollout on every node, and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or "
             "include 'efficient_rollout' in ray_kwargs.ray_init.runtime_env too"
         )
+
+
+class AfterRayStarted:
+    """Stands in for the actor class in `run_ppo`, which asks for the actor as soon as it has started Ray.
+
+    Args:
+        actor_class: The class to start.
+        call: What to do first.
+    """
+
+    def __init__(self, actor_class: Any, call: Callable[[], None]) -> None:
+        self._actor_class = actor_class
+        self._call = call
+
+    def remote(self) -> Any:
+        """Call, then start the actor."""
+        self._call()
+        return self._actor_class.remote()
+
+    def options(self, **options: Any) -> Any:
+        """Call, then pass the options on; `.remote()` of the result starts the actor."""
+        self._call()
+        return self._actor_class.options(**options)
 
 
 def task_runner_class(*, use_v1: bool) -> Any:
