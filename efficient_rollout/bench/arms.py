@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from efficient_rollout.controller.registry import POLICIES
+from efficient_rollout.controller.policy import Always, BatchThreshold
+from efficient_rollout.controller.registry import POLICIES, PolicyInputs, make_policy
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
 
 PLAIN = "plain"
@@ -70,10 +74,24 @@ def _arm(name: str) -> Arm:
     return Arm(name, "self_drafting", policy=f"{policy}:{argument}" if argument else policy)
 
 
-def check_arms(arms: Sequence[Arm], *, has_profile: bool) -> None:
-    """Raise ConfigError where an arm needs a profile and there is none."""
+def check_arms(arms: Sequence[Arm], *, max_draft_tokens: int, profile: Path | None) -> None:
+    """Make every policy once, before any engine is started.
+
+    Raises:
+        ConfigError: One needs a profile and there is none, has a malformed argument, or drafts more than the engine.
+        ProfileError: The profile cannot be read.
+    """
     wanting = [arm.name for arm in arms if arm.needs_profile]
-    if wanting and not has_profile:
+    if wanting and profile is None:
         raise ConfigError(
             f"{', '.join(wanting)} need --profile; make one with: efficient-rollout calibrate --model DIR --out FILE"
         )
+    table = None if profile is None else TickTable(load_profile(profile).model, max_draft_tokens)
+    inputs = PolicyInputs(max_draft_tokens=max_draft_tokens, table=table)
+    for arm in arms:
+        policy = None if arm.policy is None else make_policy(arm.policy, inputs)
+        if isinstance(policy, Always | BatchThreshold) and policy.num_draft_tokens > max_draft_tokens:
+            raise ConfigError(
+                f"{arm.name} drafts {policy.num_draft_tokens} tokens, the engine at most {max_draft_tokens}; "
+                f"raise --max-draft-tokens"
+            )

@@ -91,10 +91,10 @@ def _document(args: argparse.Namespace, plan: BenchPlan, arms: dict[str, dict[st
 
 
 def _plan(args: argparse.Namespace) -> BenchPlan:
-    if args.rounds < 1 or args.draws < 1 or args.temperature < 0.0:
-        raise ConfigError("--rounds and --draws must be at least 1, --temperature at least 0")
+    if args.rounds < 1 or args.draws < 1 or args.temperature < 0.0 or not 1 <= args.max_draft_tokens <= 16:
+        raise ConfigError("--rounds and --draws must be at least 1, --temperature 0, --max-draft-tokens 1 to 16")
     arms = parse_arms(args.arms)
-    check_arms(arms, has_profile=args.profile is not None)
+    check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
     trace, config = _trace(args), _model_config(args.model)
     source = _source(args, int(config["vocab_size"]))
     if args.natural_eos:

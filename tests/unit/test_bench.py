@@ -46,8 +46,14 @@ def test_a_wrong_arm_is_refused(text: str) -> None:
 
 def test_arms_that_need_a_profile_say_how_to_make_one() -> None:
     with pytest.raises(ConfigError, match=r"published, cost_model need --profile.*calibrate --model"):
-        check_arms(parse_arms("published,always:2,cost_model"), has_profile=False)
-    check_arms(parse_arms("always:2"), has_profile=False)
+        check_arms(parse_arms("published,always:2,cost_model"), max_draft_tokens=4, profile=None)
+    check_arms(parse_arms("ngram,always:2"), max_draft_tokens=4, profile=None)
+
+
+@pytest.mark.parametrize("text", ["always:5", "batch_threshold:5,8", "always:x", "never:1", "table:[[1"])
+def test_a_policy_that_cannot_be_what_it_says_is_refused_before_an_engine_starts(text: str) -> None:
+    with pytest.raises(ConfigError):
+        check_arms(parse_arms(text), max_draft_tokens=4, profile=None)
 
 
 def test_requests_have_the_lengths_of_the_trace() -> None:
