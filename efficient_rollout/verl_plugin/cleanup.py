@@ -19,7 +19,7 @@ _GRACE_SECONDS = 5.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. A kind of KeyboardInterrupt: Ray's waits let no other exception of a handler through."""
+    """SIGTERM arrived. A kind of KeyboardInterrupt: Ray's waits end on no other, and raise one of their own."""
 
 
 @contextlib.contextmanager
@@ -35,7 +35,11 @@ def nothing_left_behind() -> Iterator[Callable[[], None]]:
     ours_before = set(descendants())
     segments_before = set(_segments())
 
+    terminated = False
+
     def terminate(_number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
         raise Terminated
 
     def take_signals() -> None:
@@ -45,6 +49,10 @@ def nothing_left_behind() -> Iterator[Callable[[], None]]:
     take_signals()
     try:
         yield take_signals
+    except KeyboardInterrupt as interruption:
+        if terminated and not isinstance(interruption, Terminated):
+            raise Terminated from interruption
+        raise
     finally:
         # A second Ctrl-C must not stop the clean-up half-way; each of its waits is bounded.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
