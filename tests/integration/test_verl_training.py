@@ -34,7 +34,7 @@ LEARNING = (
     "actor_rollout_ref.rollout.n=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.actor.optim.lr=1e-4",
-    "embedded_task.num_validation=256",
+    "embedded_task.num_validation=768",
     "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
     "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
     f"trainer.total_training_steps={NUM_STEPS}",
@@ -170,8 +170,9 @@ def test_training_is_unchanged_by_drafting(learning_runs):
 
 def test_the_policy_learns_in_both_arms(learning_runs):
     accuracy = f"val-core/{DATA_SOURCE}/acc/mean@1"
+    # Every run starts from the same policy. With 768 problems the standard error of this difference is 0.016; the gain
+    # of 12 steps is 0.04 to 0.1.
+    before = statistics.fmean(run.validations[0][accuracy] for run in learning_runs.values())
     for enabled in (True, False):
         runs = [run for (arm, _), run in learning_runs.items() if arm is enabled]
-        before = statistics.fmean(run.validations[0][accuracy] for run in runs)
-        after = statistics.fmean(run.validations[NUM_STEPS][accuracy] for run in runs)
-        assert after > before
+        assert statistics.fmean(run.validations[NUM_STEPS][accuracy] for run in runs) > before
