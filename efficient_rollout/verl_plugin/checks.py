@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig
 
 from efficient_rollout.config import Settings
@@ -161,8 +162,10 @@ def validate(config: DictConfig) -> None:
     auto_set_device(config)
     try:
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    except (AssertionError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"veRL refuses the configuration: {error}") from error
+    except (AssertionError, ValueError, NotImplementedError, InstantiationException) as error:
+        # Hydra wraps what a configuration class of veRL's raised.
+        fault = error.__cause__ if isinstance(error, InstantiationException) else error
+        raise ConfigError(f"veRL refuses the configuration: {fault}") from error
 
 
 def explain(error: BaseException) -> EfficientRolloutError | None:
