@@ -14,7 +14,7 @@ PATTERNS = {"off": OFF, "on": ON, "toggling": TOGGLING}
 
 # One false alarm in a thousand runs of a condition; a 2 % shift of mass is seen nearly always.
 FALSE_ALARM_RATE = 1e-3
-NUM_SAMPLES = 12288
+NUM_SAMPLES = 8192
 SHIFT = 0.02
 
 PROMPT = [5, 7, 9, 11]
