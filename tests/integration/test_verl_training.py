@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from verl_support import STOCK, Run, train, train_side_by_side
+from verl_support import STOCK, Run, train
 
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks import reward
@@ -51,9 +51,8 @@ def nano_policy() -> None:
 def learning_runs(tmp_path_factory) -> dict[tuple[bool, int], Run]:
     """GRPO with drafting on and off, each with the same seeds."""
     runs = {}
-    for seed in SEEDS:
-        jobs = []
-        for enabled in (True, False):
+    for enabled in (True, False):
+        for seed in SEEDS:
             directory = tmp_path_factory.mktemp(f"grpo_{'on' if enabled else 'off'}_{seed}")
             overrides = [
                 *LEARNING,
@@ -62,8 +61,7 @@ def learning_runs(tmp_path_factory) -> dict[tuple[bool, int], Run]:
                 f"data.seed={seed}",
                 f"actor_rollout_ref.actor.data_loader_seed={seed}",
             ]
-            jobs.append((overrides, directory))
-        runs[True, seed], runs[False, seed] = train_side_by_side(jobs)
+            runs[enabled, seed] = train(overrides, directory)
     return runs
 
 

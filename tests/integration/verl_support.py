@@ -34,7 +34,6 @@ class Run:
     log: str
 
 
-LOGGERS = "trainer.logger=[console,file]"
 OURS = ("-m", "efficient_rollout", "train")
 STOCK = ("-m", "verl.trainer.main_ppo", "--config-dir", str(config_dir()), "--config-name", "efficient_rollout")
 
@@ -49,26 +48,13 @@ def start(overrides: Sequence[str], directory: Path, command: Sequence[str] = OU
 
 def train(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS) -> Run:
     """Run to the end; a failure shows the end of the log."""
-    return train_side_by_side([(overrides, directory)], command)[0]
-
-
-def train_side_by_side(jobs: Sequence[tuple[Sequence[str], Path]], command: Sequence[str] = OURS) -> list[Run]:
-    """Run several jobs, overrides and directory each, at the same time: starting one leaves a core idle."""
-    processes = [start([*overrides, LOGGERS], directory, command) for overrides, directory in jobs]
-    exit_codes = [_end(process) for process in processes]
-    return [_read(directory, exit_code) for exit_code, (_, directory) in zip(exit_codes, jobs, strict=True)]
-
-
-def _end(process: subprocess.Popen) -> int | None:
+    process = start([*overrides, "trainer.logger=[console,file]"], directory, command)
     try:
-        return process.wait(TIMEOUT_SECONDS)
+        exit_code = process.wait(TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         process.wait(60)
-        return None
-
-
-def _read(directory: Path, exit_code: int | None) -> Run:
+        exit_code = None
     log = (directory / "train.log").read_text(errors="replace")
     assert exit_code == 0, f"exit code {exit_code}; the log ends:\n{log[-6000:]}"
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
