@@ -106,7 +106,7 @@ def test_tracked_files_name_no_machine_and_no_index(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("a path of one machine", "see /work/main/x"),
+        ("a path of one machine", "see /opt/tool/x"),
         ("a path of one machine", "'/home/someone/x'"),
         ("a package index", "pip install --index-url https://host/simple"),
     ],
