@@ -20,7 +20,7 @@ often enough to learn."""
 MAX_POSITIONS = 4096
 """Longest sequence the checkpoints declare, in tokens: more than any level needs, so that users may sample longer."""
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised when training code changes in a way the fields below do not show."""
 
 
@@ -29,7 +29,7 @@ class ModelShape:
     """A Qwen3 decoder. Every linear dimension must be a multiple of 64, for packed INT8 and INT4 kernels.
 
     Attributes:
-        dtype: Of the saved weights; training is in float32 (see `Schedule.bf16_autocast`).
+        dtype: Of the saved weights; training is in float32.
     """
 
     hidden_size: int
@@ -76,7 +76,6 @@ class Schedule:
         eval_problems: Problems of each such measurement.
         final_problems: Problems of the measurement written to the recipe file.
         target_accuracy: Training stops at the first measurement at or above it.
-        bf16_autocast: Run matrix products in bfloat16.
         num_threads: Threads of torch's operators; None uses every core. With one, training does not stall where other
             work keeps the cores busy, and ends with the same weights however many there are.
         resumable: Save optimizer state at every measurement, and continue from it after an interruption.
@@ -92,7 +91,6 @@ class Schedule:
     eval_problems: int
     final_problems: int
     target_accuracy: float
-    bf16_autocast: bool
     num_threads: int | None
     resumable: bool
 
@@ -195,7 +193,6 @@ _SCHEDULES = {
         eval_problems=128,
         final_problems=512,
         target_accuracy=0.45,
-        bf16_autocast=False,
         num_threads=1,
         resumable=False,
     ),
@@ -210,7 +207,6 @@ _SCHEDULES = {
         eval_problems=96,
         final_problems=256,
         target_accuracy=0.45,
-        bf16_autocast=False,
         num_threads=1,
         resumable=False,
     ),
@@ -225,7 +221,6 @@ _SCHEDULES = {
         eval_problems=64,
         final_problems=192,
         target_accuracy=0.45,
-        bf16_autocast=True,
         num_threads=None,
         resumable=True,
     ),

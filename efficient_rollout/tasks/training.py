@@ -125,7 +125,6 @@ def _trainer(recipe: Recipe, model: Qwen3ForCausalLM, trainer_dir: Path, callbac
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=schedule.warmup_steps,
             max_grad_norm=1.0,
-            bf16=schedule.bf16_autocast,
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             save_total_limit=2,
