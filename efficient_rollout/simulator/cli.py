@@ -13,6 +13,7 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.simulator.fleet import Outcome, World, simulate
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
+from efficient_rollout.simulator.validation import compare, read_measured, report
 
 _EXACT_ENGINES = 16  # up to so many, every tick of every engine is decided one by one
 _FLEET_STRIDE = 8
@@ -24,6 +25,9 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     parser.add_argument("--profile", type=Path, required=True, help="latency profile: the true seconds of each tick")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--trace", type=Path, help="JSON lines of prompt_tokens and response_tokens")
+    source.add_argument(
+        "--against", type=Path, help="replay what bench rollout --json measured, arm by arm, and compare makespans"
+    )
     source.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
     parser.add_argument("--requests", type=int, default=128, help="with --lengths: requests per engine")
     parser.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
@@ -38,7 +42,7 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
         help=f"ticks between decisions; default 1 up to {_EXACT_ENGINES} engines, {_FLEET_STRIDE} above",
     )
     parser.add_argument(
-        "--policy", required=True, action="append", help="names separated by commas: never,always:4,cost_model"
+        "--policy", action="append", help="names separated by commas: never,always:4,cost_model; not with --against"
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.set_defaults(run=run_simulate)
@@ -47,6 +51,8 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
 def run_simulate(args: argparse.Namespace) -> int:
     """Replay under each policy, print one line each, and write the JSON file."""
     _check(args)
+    if args.against is not None:
+        return _run_against(args)
     table = TickTable(load_profile(args.profile).model, args.max_draft_tokens)
     trace = _trace(args)
     stride = args.decision_stride or (1 if args.engines <= _EXACT_ENGINES else _FLEET_STRIDE)
@@ -64,14 +70,29 @@ def run_simulate(args: argparse.Namespace) -> int:
             f" mean engine {outcome.engine_seconds.mean():.2f} s\n"
         )
     if args.json:
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-            if name != "run"
-        }
-        settings |= {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
-        args.json.write_text(json.dumps({"settings": settings, "policies": results}, indent=1) + "\n", encoding="utf-8")
+        drawn = {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
+        _write(args, {"settings": _settings(args) | drawn, "policies": results})
     return 0
+
+
+def _run_against(args: argparse.Namespace) -> int:
+    measured = read_measured(args.against)
+    table = TickTable(load_profile(args.profile).model, measured.max_draft_tokens)
+    compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
+    sys.stdout.write(report(compared))
+    if args.json:
+        _write(args, {"settings": _settings(args), "arms": {name: arm.to_dict() for name, arm in compared.items()}})
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "run"
+    }
+
+
+def _write(args: argparse.Namespace, document: dict[str, Any]) -> None:
+    args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _to_dict(outcome: Outcome) -> dict[str, Any]:
@@ -105,6 +126,8 @@ def _names(options: list[str]) -> list[str]:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if (args.policy is None) == (args.against is None):
+        raise ConfigError("give --policy NAME[,NAME...], or --against FILE, whose arms name the policies; not both")
     if not 1 <= args.max_draft_tokens <= 64:
         raise ConfigError(f"--max-draft-tokens is {args.max_draft_tokens}; give 1 to 64")
     if not 0.0 <= args.acceptance <= 1.0 or not 0.0 <= args.jitter <= 1.0:

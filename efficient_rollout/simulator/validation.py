@@ -1,0 +1,214 @@
+"""Simulated against measured makespans: what `bench rollout --json` measured, replayed under the same work."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from efficient_rollout.controller.policy import Policy
+from efficient_rollout.controller.registry import POLICIES, PolicyInputs, make_policy
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.errors import InputFileError
+from efficient_rollout.simulator.fleet import World, simulate
+from efficient_rollout.simulator.trace import Trace
+
+TOLERANCE = 0.10
+# Arms of the benchmark whose names are not the simulator's; `ngram` has no drafter to simulate.
+_POLICY_OF_ARM = {"plain": "never", "table": "batch_table"}
+_SCHEMA_VERSION = 1
+_METRIC = "efficient_rollout/"
+_DEFAULT_ACCEPTANCE = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredRound:
+    """One rollout of one arm.
+
+    Attributes:
+        trace: Prompt lengths, and the lengths that were really emitted.
+        seconds: Makespan.
+        acceptance: Per-token acceptance; None where nothing was drafted.
+    """
+
+    trace: Trace
+    seconds: float
+    acceptance: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A benchmark's result.
+
+    Attributes:
+        max_draft_tokens: Upper bound of every decision.
+        arms: Rounds by arm, without arms that cannot be simulated.
+    """
+
+    max_draft_tokens: int
+    arms: dict[str, list[MeasuredRound]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One arm, an entry a round.
+
+    Attributes:
+        measured_s: Makespans of the real engine.
+        simulated_s: Makespans of the simulator.
+        acceptance: What the simulator took for true.
+    """
+
+    measured_s: list[float]
+    simulated_s: list[float]
+    acceptance: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Simulated over measured seconds; 1.0 is a perfect prediction."""
+        return [ours / theirs for ours, theirs in zip(self.simulated_s, self.measured_s, strict=True)]
+
+    @property
+    def is_within_tolerance(self) -> bool:
+        """Whether the median round is predicted within `TOLERANCE`."""
+        return abs(median(self.ratios) - 1.0) <= TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "measured_s": self.measured_s,
+            "simulated_s": self.simulated_s,
+            "acceptance": self.acceptance,
+            "ratio": {"median": median(self.ratios), "min": min(self.ratios), "max": max(self.ratios)},
+            "is_within_tolerance": self.is_within_tolerance,
+        }
+
+
+def acceptance_from(mean_accepted_length: float, mean_draft_tokens: float) -> float:
+    """The per-token acceptance a with (1 - a^(k+1)) / (1 - a) = L, by bisection.
+
+    Args:
+        mean_accepted_length: L, tokens a request gains per verify pass, at least 1.
+        mean_draft_tokens: k, drafts per verify pass; an average over passes need not be an integer.
+    """
+    low, high = 0.0, 1.0 - 1e-9
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        tokens = (1.0 - middle ** (mean_draft_tokens + 1.0)) / (1.0 - middle)
+        low, high = (middle, high) if tokens < mean_accepted_length else (low, middle)
+    return low
+
+
+def read_measured(path: Path) -> Measured:
+    """Read the JSON file of `efficient-rollout bench rollout`.
+
+    Raises:
+        InputFileError: It is missing, malformed, of another schema version, or has no arm that can be simulated.
+    """
+    again = "give a file of: efficient-rollout bench rollout --json FILE"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputFileError(f"cannot read the benchmark {path}: {error.strerror}; {again}") from error
+    except json.JSONDecodeError as error:
+        raise InputFileError(f"{path} is not JSON ({error}); {again}") from error
+    try:
+        if data["schema_version"] != _SCHEMA_VERSION:
+            raise InputFileError(f"{path} has schema version {data['schema_version']!r}; this program reads 1")
+        prompts = [[prompt for prompt, _ in requests] for requests in data["work"]]
+        arms = {
+            name: [_round(*pair) for pair in zip(prompts, arm["rounds"], strict=True)]
+            for name, arm in data["arms"].items()
+            if _policy_name(name) is not None
+        }
+        measured = Measured(max_draft_tokens=int(data["settings"]["max_draft_tokens"]), arms=arms)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputFileError):
+            raise
+        raise InputFileError(
+            f"{path} is no result of a benchmark ({type(error).__name__}: {error}); {again}"
+        ) from error
+    if not arms or not all(arms.values()):
+        raise InputFileError(f"{path} holds no round of an arm that can be simulated; {again}")
+    return measured
+
+
+def _policy_name(arm: str) -> str | None:
+    bare, separator, argument = arm.partition(":")
+    policy = _POLICY_OF_ARM.get(bare, bare)
+    return f"{policy}{separator}{argument}" if policy in POLICIES else None
+
+
+def _round(prompt_tokens: Sequence[int], result: Mapping[str, Any]) -> MeasuredRound:
+    lengths = np.maximum(np.array(result["response_tokens"], dtype=np.int64), 1)
+    metrics = result["metrics"]
+    gained = metrics.get(_METRIC + "mean_accepted_length", 1.0) - 1.0
+    acceptance = None
+    if metrics.get(_METRIC + "draft_tokens"):
+        rate = metrics[_METRIC + "acceptance_rate"]
+        # Accepted per pass over accepted per draft is drafts per pass; where none was accepted, any length tells.
+        acceptance = acceptance_from(1.0 + gained, gained / rate) if rate > 0.0 else 0.0
+    return MeasuredRound(
+        trace=Trace(np.array(prompt_tokens, dtype=np.int64), lengths),
+        seconds=float(result["seconds"]),
+        acceptance=acceptance,
+    )
+
+
+def compare(measured: Measured, table: TickTable, *, seed: int = 0, jitter_sd: float = 0.0) -> dict[str, Comparison]:
+    """Replay every round of every arm; a policy keeps what it learned in earlier rounds, as in the benchmark.
+
+    Args:
+        measured: What real engines did.
+        table: Of the profile measured on the same machine.
+        seed: Of acceptance and jitter.
+        jitter_sd: As in `World`.
+    """
+    inputs = PolicyInputs(max_draft_tokens=measured.max_draft_tokens, table=table)
+    compared = {}
+    for arm, rounds in measured.arms.items():
+        name = _policy_name(arm)
+        assert name is not None
+        policy = make_policy(name, inputs)
+        acceptances = [_acceptance(measured, arm, number) for number in range(len(rounds))]
+        simulated = []
+        for number, (played, acceptance) in enumerate(zip(rounds, acceptances, strict=True)):
+            if number:
+                policy.mark_stale()
+            simulated.append(_replay(played, policy, World(table=table, acceptance=acceptance, jitter_sd=jitter_sd),
+                                     measured.max_draft_tokens, seed + number))  # fmt: skip
+        compared[arm] = Comparison(
+            measured_s=[played.seconds for played in rounds], simulated_s=simulated, acceptance=acceptances
+        )
+    return compared
+
+
+def _replay(played: MeasuredRound, policy: Policy, world: World, max_draft_tokens: int, seed: int) -> float:
+    return simulate(played.trace, 1, lambda: policy, world, max_draft_tokens=max_draft_tokens, seed=seed).makespan_s
+
+
+def _acceptance(measured: Measured, arm: str, number: int) -> float:
+    """The arm's own; where it drafted nothing, the mean of the arms that did in the same round."""
+    own = measured.arms[arm][number].acceptance
+    if own is not None:
+        return own
+    others = [rounds[number].acceptance for rounds in measured.arms.values()]
+    known = [acceptance for acceptance in others if acceptance is not None]
+    return sum(known) / len(known) if known else _DEFAULT_ACCEPTANCE
+
+
+def report(compared: Mapping[str, Comparison]) -> str:
+    """One line per arm: medians, their ratio with its spread over the rounds, and whether it is within tolerance."""
+    width = max(len("arm"), *(len(name) for name in compared))
+    lines = [f"{'arm':<{width}}  measured s  simulated s  simulated over measured"]
+    for name, arm in compared.items():
+        ratios = arm.ratios
+        verdict = "" if arm.is_within_tolerance else f"  off by more than {TOLERANCE:.0%}"
+        lines.append(
+            f"{name:<{width}}  {median(arm.measured_s):10.2f}  {median(arm.simulated_s):11.2f}"
+            f"  {median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]{verdict}"
+        )
+    return "\n".join(lines) + "\n"

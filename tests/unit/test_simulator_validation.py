@@ -1,0 +1,119 @@
+"""`simulate --against`: what a benchmark measured, replayed; here the benchmark itself is simulated."""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.cost_model.calibration import calibrate_from_table
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.profile import save_profile
+from efficient_rollout.cost_model.speedup import expected_tokens
+from efficient_rollout.cost_model.table import read_table
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.simulator.cli import add_simulate_command
+from efficient_rollout.simulator.fleet import World, simulate
+from efficient_rollout.simulator.trace import Trace
+from efficient_rollout.simulator.validation import acceptance_from, compare, read_measured
+
+PROFILE = calibrate_from_table(read_table(Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"))
+MAX_K, ACCEPTANCE = 7, 0.85
+TRACE = Trace(np.full(24, 64), np.random.default_rng(5).integers(20, 700, 24))
+ARMS = {"plain": "never", "always:4": "always:4", "table": "batch_table", "cost_model": "cost_model"}
+
+
+@pytest.fixture(scope="module")
+def table() -> TickTable:
+    return TickTable(PROFILE.model, MAX_K)
+
+
+def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dict[str, Any]:
+    """A benchmark's JSON file as it would be in a world that is the profile's, but `slowness` times as slow."""
+    inputs = PolicyInputs(max_draft_tokens=MAX_K, table=table)
+    arms: dict[str, Any] = {"ngram": {"rounds": [{}] * rounds}}
+    for arm, name in ARMS.items():
+        world = World(table=table, acceptance=ACCEPTANCE, jitter_sd=0.02)
+        played = [
+            simulate(TRACE, 1, partial(make_policy, name, inputs), world, max_draft_tokens=MAX_K, seed=100 + number)
+            for number in range(rounds)
+        ]
+        gained = expected_tokens(ACCEPTANCE, 4) - 1.0
+        drafted = {"efficient_rollout/draft_tokens": 4000.0, "efficient_rollout/acceptance_rate": gained / 4,
+                   "efficient_rollout/mean_accepted_length": 1.0 + gained}  # fmt: skip
+        arms[arm] = {
+            "rounds": [
+                {
+                    "seconds": slowness * outcome.makespan_s,
+                    "response_tokens": TRACE.response_tokens.tolist(),
+                    "metrics": {} if arm == "plain" else drafted,
+                }
+                for outcome in played
+            ]
+        }
+    work = [[[64, n] for n in TRACE.response_tokens.tolist()]] * rounds
+    return {"schema_version": 1, "settings": {"max_draft_tokens": MAX_K}, "work": work, "arms": arms}
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_simulate_command(parser.add_subparsers(required=True))
+    args = parser.parse_args(["simulate", *argv])
+    return int(args.run(args))
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.85, 0.99])
+@pytest.mark.parametrize("k", [1, 4, 11])
+def test_acceptance_is_found_from_the_mean_accepted_length(acceptance: float, k: int) -> None:
+    assert acceptance_from(expected_tokens(acceptance, k), k) == pytest.approx(acceptance, abs=1e-6)
+
+
+def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table: TickTable, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    for slowness, expected in ((1.0, 1.0), (1.25, 0.8)):
+        path.write_text(json.dumps(document(table, slowness=slowness)))
+        compared = compare(read_measured(path), table)
+        assert set(compared) == set(ARMS), "n-gram drafts cannot be simulated"
+        for arm in compared.values():
+            assert arm.acceptance == pytest.approx([ACCEPTANCE] * 2, abs=1e-6)
+            assert arm.ratios == pytest.approx([expected] * 2, rel=0.05)
+            assert arm.is_within_tolerance == (slowness == 1.0)
+
+
+def test_the_command_prints_and_writes_a_ratio_per_arm(
+    table: TickTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_profile(PROFILE, tmp_path / "p.json")
+    (tmp_path / "bench.json").write_text(json.dumps(document(table, slowness=1.25)))
+    base = ("--profile", str(tmp_path / "p.json"), "--against", str(tmp_path / "bench.json"))
+    assert run(*base, "--json", str(tmp_path / "out.json")) == 0
+    text = capsys.readouterr().out
+    assert text.count("off by more than 10%") == len(ARMS)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["arms"]["always:4"]["ratio"]["median"] == pytest.approx(0.8, rel=0.05)
+    with pytest.raises(ConfigError, match="not both"):
+        run(*base, "--policy", "never")
+    with pytest.raises(ConfigError, match="--policy"):
+        run("--profile", str(tmp_path / "p.json"), "--lengths", "lognormal:9,1,20")
+
+
+def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: TickTable, tmp_path: Path) -> None:
+    raw = document(table, rounds=1)
+    whole = [64] * len(TRACE.response_tokens)
+    raw["work"] = [[[n, 100_000] for n in whole]]
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(raw))
+    assert compare(read_measured(path), table)["plain"].ratios == pytest.approx([1.0], rel=0.05)
+
+
+@pytest.mark.parametrize("text", [None, "no json", "{}", '{"schema_version": 9}', '{"schema_version": 1, "work": []}'])
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "bench.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputFileError, match=r"bench\.json"):
+        read_measured(path)
