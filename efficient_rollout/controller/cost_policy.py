@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from efficient_rollout.controller.acceptance import AcceptanceEstimator
-from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.correction import OnlineCorrection
 from efficient_rollout.cost_model.latency import TickTable
@@ -54,7 +54,6 @@ class CostModelPolicy:
     settings: CostPolicySettings = field(default_factory=CostPolicySettings)
     acceptance: AcceptanceEstimator = field(init=False)
     correction: OnlineCorrection = field(default_factory=OnlineCorrection)
-    predicted_speedup: float = 1.0
     _current: int = 0
     _previous: int = 0
     _burst_left: int = 0
@@ -66,6 +65,7 @@ class CostModelPolicy:
     _patience: int = 0
     _last_length_probe: int = 0
     _acceptance_when_tried: float = 1.0
+    _speedup: SpeedupSums = field(default_factory=SpeedupSums)
 
     def __post_init__(self) -> None:
         self.acceptance = AcceptanceEstimator(self.max_draft_tokens, self.settings.prior_acceptance)
@@ -92,7 +92,6 @@ class CostModelPolicy:
         tokens = self.acceptance.expected_tokens()
         rates = [tokens[k] / seconds[k] for k in range(limit + 1)]
         best, reason = self._choose(rates, seconds)
-        self.predicted_speedup = rates[best] / rates[0]
         explored = self._alternative(best, rates, seconds, batch)
         if explored is None and best > 0:
             explored = self._untried_length(best, rates, seconds, batch)
@@ -105,20 +104,38 @@ class CostModelPolicy:
 
     def observe(self, observation: TickObservation) -> None:
         """Learn from a finished tick."""
+        expected_tokens = self.acceptance.expected_tokens()
         self.acceptance.observe(observation.attempts_per_position, observation.accepted_per_position)
         k, batch = observation.num_draft_tokens, observation.num_requests
         settled, self._previous = k == self._previous or observation.num_ticks > 1, k
         if batch < 1 or k > self.max_draft_tokens:
             return
-        predicted = float(self.table.by_length(batch, observation.mean_context_tokens)[k])
+        by_length = self.table.by_length(batch, observation.mean_context_tokens)
+        predicted = float(by_length[k])
         self._elapsed_s += predicted * observation.num_ticks
         if observation.had_prefill or not settled:
             return
         before = self.correction.log_factor(k, batch)
+        plain_s = float(by_length[0]) * math.exp(self.correction.log_factor(0, batch))
         if self.correction.observe(k, batch, predicted, observation.seconds):
+            if k > 0:
+                self._compare(observation, expected_tokens[k], plain_s, predicted * math.exp(before))
             self._last_timed[k > 0, batch.bit_length()] = self._ticks
             if abs(self.correction.log_factor(k, batch) - before) > 0.1:
                 self._patience = self.settings.refresh_ticks
+
+    def take_speedup(self) -> SpeedupSums:
+        """Predicted against measured speed-up of the drafting ticks that were learned from since the last call."""
+        taken, self._speedup = self._speedup, SpeedupSums()
+        return taken
+
+    def _compare(self, tick: TickObservation, expected_tokens: float, plain_s: float, predicted_s: float) -> None:
+        assert tick.seconds is not None
+        sums = self._speedup
+        sums.predicted_plain_seconds += tick.num_ticks * expected_tokens * plain_s
+        sums.predicted_tick_seconds += tick.num_ticks * predicted_s
+        sums.measured_plain_seconds += tick.num_tokens / tick.num_requests * plain_s
+        sums.measured_tick_seconds += tick.num_ticks * tick.seconds
 
     def tick_seconds(self, batch: int, context_tokens: float) -> list[float]:
         """Corrected seconds of a tick for k = 0..max."""

@@ -1,4 +1,4 @@
-"""What one engine tick turned out to be: the feedback a policy learns from."""
+"""What one engine tick turned out to be: the feedback a policy learns from, and how well it had predicted it."""
 
 from dataclasses import dataclass
 
@@ -28,3 +28,23 @@ class TickObservation:
     seconds: float | None = None
     had_prefill: bool = False
     num_ticks: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class SpeedupSums:
+    """Predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
+
+    A speed-up is the time plain decoding would have taken for the same tokens over the time drafting took. Both use
+    the same estimate of a plain tick: the profile's, corrected by the ticks measured so far.
+
+    Attributes:
+        predicted_plain_seconds: Plain decoding, for the tokens that were expected.
+        predicted_tick_seconds: Drafting, as predicted just before each tick's own seconds were learned from.
+        measured_plain_seconds: Plain decoding, for the tokens that were emitted.
+        measured_tick_seconds: Drafting, by the clock.
+    """
+
+    predicted_plain_seconds: float = 0.0
+    predicted_tick_seconds: float = 0.0
+    measured_plain_seconds: float = 0.0
+    measured_tick_seconds: float = 0.0

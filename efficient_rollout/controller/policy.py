@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
 
 
@@ -22,6 +22,10 @@ class Policy(Protocol):
         """Return the decision for this tick; called once per tick, in tick order."""
         ...
 
+    def take_speedup(self) -> SpeedupSums | None:
+        """Predicted against measured speed-up since the last call; None from a policy that predicts none."""
+        ...
+
 
 class Unlearning:
     """The feedback half of a policy that learns nothing."""
@@ -33,6 +37,10 @@ class Unlearning:
 
     def mark_stale(self) -> None:
         """Ignore the weight sync."""
+
+    def take_speedup(self) -> SpeedupSums | None:
+        """Nothing is predicted."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,12 @@ DRAFTER_BYTES = _declare(
 DRAFTER_FAULTS = _declare("drafter_faults", "count", "Faults that turned an engine's drafter off.", "down")
 STALE_DRAFTER = _declare("stale_drafter", "count", "Engines whose drafter does not follow the target.", "down")
 NUM_ENGINES = _declare("engines", "count", "Engines that reported.")
+PREDICTED_SPEEDUP = _declare(
+    "predicted_speedup", "ratio", "Of ticks that drafted, over plain decoding, as the controller expected it.", "up"
+)
+MEASURED_SPEEDUP = _declare(
+    "measured_speedup", "ratio", "The same ticks by the clock, over the controller's estimate of a plain tick.", "up"
+)
 REASON_SHARE_PREFIX = _declare("decision_share/", "ratio", "Share of ticks decided for this reason.")
 
 

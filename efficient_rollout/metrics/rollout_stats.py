@@ -3,9 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from efficient_rollout.metrics import names
+
+
+class Speedup(Protocol):
+    """Sums over drafting ticks, as the controller keeps them (`controller/observation.py`)."""
+
+    predicted_plain_seconds: float
+    predicted_tick_seconds: float
+    measured_plain_seconds: float
+    measured_tick_seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +40,10 @@ class RolloutStats:
         drafter_bytes: Memory of the drafter's own weights.
         num_drafter_faults: Faults that turned the drafter off.
         num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the target.
+        predicted_plain_seconds: Of timed ticks that drafted: plain decoding, for the tokens that were expected.
+        predicted_tick_seconds: Of the same ticks: what the controller expected them to take.
+        measured_plain_seconds: Of the same ticks: plain decoding, for the tokens that were emitted.
+        measured_tick_seconds: Of the same ticks: what they took.
     """
 
     num_engines: int = 0
@@ -51,6 +64,10 @@ class RolloutStats:
     drafter_bytes: int = 0
     num_drafter_faults: int = 0
     num_stale_drafters: int = 0
+    predicted_plain_seconds: float = 0.0
+    predicted_tick_seconds: float = 0.0
+    measured_plain_seconds: float = 0.0
+    measured_tick_seconds: float = 0.0
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
     _LARGEST = frozenset({"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"})
@@ -67,6 +84,14 @@ class RolloutStats:
         for position in range(num_draft_tokens):
             self.drafted_per_position[position] += 1
             self.accepted_per_position[position] += position < num_accepted_tokens
+
+    def add_speedup(self, speedup: Speedup | None) -> None:
+        """Add what a policy predicted and measured; None from one that predicts nothing."""
+        if speedup is not None:
+            self.predicted_plain_seconds += speedup.predicted_plain_seconds
+            self.predicted_tick_seconds += speedup.predicted_tick_seconds
+            self.measured_plain_seconds += speedup.measured_plain_seconds
+            self.measured_tick_seconds += speedup.measured_tick_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; `from_dict(to_dict())` is equal."""
@@ -111,6 +136,9 @@ class RolloutStats:
         if self.num_drafts:
             metrics[names.ACCEPTANCE_RATE] = self.num_accepted_tokens / self.num_draft_tokens
             metrics[names.MEAN_ACCEPTED_LENGTH] = 1.0 + self.num_accepted_tokens / self.num_drafts
+        if self.measured_tick_seconds > 0.0:
+            metrics[names.PREDICTED_SPEEDUP] = self.predicted_plain_seconds / self.predicted_tick_seconds
+            metrics[names.MEASURED_SPEEDUP] = self.measured_plain_seconds / self.measured_tick_seconds
         if self.num_weight_syncs:
             metrics[names.WEIGHT_SYNC_SECONDS] = self.weight_sync_seconds
             metrics[names.REQUANTIZE_SECONDS] = self.requantize_seconds

@@ -8,7 +8,7 @@ import pytest
 from efficient_rollout.controller.acceptance import AcceptanceEstimator
 from efficient_rollout.controller.batch_table import BatchTable
 from efficient_rollout.controller.cost_policy import REASONS, CostModelPolicy
-from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.policy import Policy
 from efficient_rollout.controller.published import Published
 from efficient_rollout.controller.registry import POLICIES, PolicyInputs, make_policy
@@ -113,6 +113,31 @@ def test_cost_model_decodes_plainly_while_prompts_are_computed(table: TickTable)
     policy = make_policy("cost_model", PolicyInputs(max_draft_tokens=7, table=table))
     assert policy.decide(state(1, prefill=500)).reason == "prefill"
     assert policy.decide(state(0)).reason == "idle"
+
+
+@pytest.mark.parametrize("slowness", [1.0, 1.5])
+def test_predicted_against_measured_speed_up(table: TickTable, slowness: float) -> None:
+    policy = CostModelPolicy(table, 7)
+    plain_s, tick_s = (float(table.by_length(2, 1024.0)[k]) for k in (0, 4))
+    for _ in range(2):  # the first tick of a length is not learned from
+        policy.observe(TickObservation(num_draft_tokens=4, num_requests=2, mean_context_tokens=1024.0, num_tokens=7,
+                       seconds=slowness * tick_s))  # fmt: skip
+    sums = policy.take_speedup()
+    assert sums.predicted_plain_seconds == pytest.approx(expected_tokens(0.9, 4) * plain_s)
+    assert sums.predicted_tick_seconds == pytest.approx(tick_s)
+    assert sums.measured_plain_seconds == pytest.approx(7 / 2 * plain_s)
+    assert sums.measured_tick_seconds == pytest.approx(slowness * tick_s)
+    assert policy.take_speedup() == SpeedupSums(), "taken once"
+
+
+def test_plain_and_prefill_ticks_say_nothing_of_the_speed_up(table: TickTable) -> None:
+    policy = CostModelPolicy(table, 7)
+    for k, prefill in ((0, False), (0, False), (4, True), (4, True)):
+        policy.observe(TickObservation(num_draft_tokens=k, num_requests=2, mean_context_tokens=1024.0, num_tokens=8,
+                       seconds=0.02, had_prefill=prefill))  # fmt: skip
+    assert policy.take_speedup() == SpeedupSums()
+    for name in set(POLICIES) - {"cost_model"}:
+        assert make_policy(name, PolicyInputs(max_draft_tokens=7, table=table)).take_speedup() is None
 
 
 def test_prefill_ticks_do_not_teach_seconds(table: TickTable) -> None:

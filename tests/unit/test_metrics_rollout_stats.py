@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from efficient_rollout.controller.observation import SpeedupSums
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
@@ -27,7 +28,12 @@ def random_stats(seed: int) -> RolloutStats:
         stats.num_generated_tokens += draw.randint(1, 9)
         stats.draft_seconds += draw.randint(0, 64) / 64
         stats.busy_seconds += draw.randint(0, 64) / 64
+        stats.add_speedup(random_speedup(draw) if num_drafts else None)
     return stats
+
+
+def random_speedup(draw: random.Random) -> SpeedupSums:
+    return SpeedupSums(**{item.name: draw.randint(1, 64) / 64 for item in fields(SpeedupSums)})
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -96,6 +102,18 @@ def test_an_engine_that_never_drafted_dilutes_no_ratio_of_drafts() -> None:
         assert merged[name] == alone[name]
 
 
+def test_speed_ups_are_weighted_by_seconds_not_by_engines() -> None:
+    slow, fast = RolloutStats(num_engines=1), RolloutStats(num_engines=1)
+    for _ in range(3):
+        slow.add_speedup(SpeedupSums(predicted_plain_seconds=4.0, predicted_tick_seconds=2.0,
+                                     measured_plain_seconds=3.0, measured_tick_seconds=3.0))  # fmt: skip
+    fast.add_speedup(SpeedupSums(predicted_plain_seconds=4.0, predicted_tick_seconds=1.0,
+                                 measured_plain_seconds=2.0, measured_tick_seconds=1.0))  # fmt: skip
+    metrics = RolloutStats.merge([slow, fast, RolloutStats(num_engines=1)]).to_metrics()
+    assert metrics[names.PREDICTED_SPEEDUP] == pytest.approx((12.0 + 4.0) / (6.0 + 1.0))
+    assert metrics[names.MEASURED_SPEEDUP] == pytest.approx((9.0 + 2.0) / (9.0 + 1.0))
+
+
 def test_ratio_without_a_denominator_is_absent() -> None:
     metrics = RolloutStats(num_engines=1).to_metrics()
     ratios = {
@@ -106,6 +124,8 @@ def test_ratio_without_a_denominator_is_absent() -> None:
         names.ROLLOUT_SECONDS,
         names.WEIGHT_SYNC_SECONDS,
         names.REQUANTIZE_SECONDS,
+        names.PREDICTED_SPEEDUP,
+        names.MEASURED_SPEEDUP,
     }
     assert not ratios & set(metrics)
 
