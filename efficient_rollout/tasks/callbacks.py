@@ -1,4 +1,4 @@
-"""What happens around training steps: progress lines, measurements, the decision to stop, and saves."""
+"""What happens around training steps: progress lines, measurements, and the decision to stop."""
 
 import logging
 import threading
@@ -58,35 +58,17 @@ class Progress:
 
 
 class StopWhenPartlyRight(TrainerCallback):
-    """Measures sampled accuracy at regular steps and stops training once it reaches the schedule's target.
+    """Says which step it is, measures sampled accuracy where the schedule wants it, and stops training at its target.
 
-    Every measurement is kept in the trainer's `log_history` as `step`, `accuracy`, `length_mean` and `seconds`, where
-    `seconds` includes the runs that were interrupted.
+    Every measurement is kept in the trainer's `log_history` as `step`, `accuracy`, `length_mean` and `seconds`.
     """
 
-    def __init__(self, schedule: Schedule, progress: Progress, measure: Callable[[], Measurement]) -> None:
-        self._schedule = schedule
+    def __init__(self, schedule: Schedule, progress: Progress, measure: Callable[[int], Measurement]) -> None:
+        """`measure` takes a number of problems."""
+        self._easy_steps = schedule.easy_steps
+        self._stop = schedule.stop
         self._progress = progress
         self._measure = measure
-        self._earlier_seconds = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, measurements and interrupted runs included."""
-        return self._earlier_seconds + self._progress.seconds
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,  # noqa: ARG002
-    ) -> None:
-        measured = [entry for entry in state.log_history if "accuracy" in entry]
-        if measured:
-            self._earlier_seconds = measured[-1]["seconds"]
-            self._progress.say(f"resuming at step {state.global_step}, accuracy {measured[-1]['accuracy']:.2f}")
-            control.should_training_stop = measured[-1]["accuracy"] >= self._schedule.target_accuracy
 
     def on_step_end(
         self,
@@ -97,12 +79,12 @@ class StopWhenPartlyRight(TrainerCallback):
     ) -> None:
         where = f"step {state.global_step} of at most {state.max_steps}"
         self._progress.status = where
-        if state.global_step % self._schedule.eval_every_steps and state.global_step < state.max_steps:
+        if self._stop is None or state.global_step <= self._easy_steps or state.global_step % self._stop.every_steps:
             return
         self._progress.status = f"measuring accuracy at {where}"
-        result = self._measure()
+        result = self._measure(self._stop.num_problems)
         self._progress.say(
-            f"{where}, accuracy {result.accuracy:.2f} (target {self._schedule.target_accuracy}), "
+            f"{where}, accuracy {result.accuracy:.2f} (target {self._stop.accuracy}), "
             f"well formed {result.well_formed:.2f}"
         )
         state.log_history.append(
@@ -110,8 +92,7 @@ class StopWhenPartlyRight(TrainerCallback):
                 "step": state.global_step,
                 "accuracy": result.accuracy,
                 "length_mean": result.length_mean,
-                "seconds": self.seconds,
+                "seconds": self._progress.seconds,
             }
         )
-        control.should_save = self._schedule.resumable
-        control.should_training_stop = result.accuracy >= self._schedule.target_accuracy
+        control.should_training_stop = result.accuracy >= self._stop.accuracy

@@ -10,7 +10,7 @@ from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Level, Problem, take
 from efficient_rollout.tasks.reward import compute_score
 from efficient_rollout.tasks.tokenizer import prompt_tokens
 
-_BATCH_PROBLEMS = 64
+_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Measurement:
     length_mean: float
     length_median: float
     length_p90: float
+    length_p99: float
     length_max: int
 
 
@@ -46,7 +47,6 @@ def measure(
     A response may be half as long again as the longest worked answer among its batch's problems, and never longer than
     the level allows.
     """
-    problems = sorted(take(level, "validation", seed, num_problems), key=lambda problem: problem.num_response_tokens)
     was_training = model.training
     model.eval()
     lengths: list[int] = []
@@ -54,9 +54,7 @@ def measure(
     num_truncated = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for start in range(0, num_problems, _BATCH_PROBLEMS):
-            batch = problems[start : start + _BATCH_PROBLEMS]
-            limit = min(level.max_response_tokens, batch[-1].num_response_tokens * 3 // 2 + 8)
+        for batch, limit in _batches(take(level, "validation", seed, num_problems), level):
             for problem, response in zip(batch, _sample(model, tokenizer, batch, limit), strict=True):
                 text = tokenizer.decode(response, skip_special_tokens=True)
                 scores.append(compute_score(DATA_SOURCE, text, problem.answer))
@@ -71,8 +69,24 @@ def measure(
         length_mean=statistics.mean(lengths),
         length_median=statistics.median(lengths),
         length_p90=statistics.quantiles(lengths, n=10)[-1],
+        length_p99=statistics.quantiles(lengths, n=100, method="inclusive")[-1],
         length_max=max(lengths),
     )
+
+
+def _batches(problems: list[Problem], level: Level) -> list[tuple[list[Problem], int]]:
+    """Problems of similar length together, and the length limit of their responses, in tokens.
+
+    Long answers go in small batches: the cache of a batch is copied at every token.
+    """
+    batches: list[tuple[list[Problem], int]] = []
+    for problem in sorted(problems, key=lambda problem: problem.num_response_tokens):
+        limit = min(level.max_response_tokens, problem.num_response_tokens * 3 // 2 + 8)
+        if batches and (len(batches[-1][0]) + 1) * limit <= _BATCH_TOKENS:
+            batches[-1] = ([*batches[-1][0], problem], limit)
+        else:
+            batches.append(([problem], limit))
+    return batches
 
 
 def _sample(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 # The quintic Newton-Schulz iteration of Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
+_ADAMW_BETAS = (0.9, 0.98)
+
+
+def make_optimizer(name: Literal["muon", "adamw"], model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer of a schedule: `MuonAndAdamW`, or AdamW alone."""
+    if name == "muon":
+        return MuonAndAdamW(model, learning_rate, weight_decay=0.01)
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=_ADAMW_BETAS, weight_decay=0.0, fused=True)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -30,7 +38,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         others = [p for p in model.parameters() if p.ndim != 2 or id(p) in not_matrices]
         self._parts = (
             Muon(matrices, learning_rate, weight_decay),
-            torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+            torch.optim.AdamW(others, lr=learning_rate, betas=_ADAMW_BETAS, weight_decay=0.0, fused=True),
         )
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 

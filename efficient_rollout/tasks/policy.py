@@ -96,9 +96,9 @@ def _ensure_cached(recipe: Recipe, cache: Path) -> Path:
         if is_finished(final, recipe):
             return final
         partial = cache / f"{recipe.key}.partial"
-        if not recipe.schedule.resumable and partial.exists():
+        if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir(exist_ok=True)
+        partial.mkdir()
 
         from efficient_rollout.tasks.training import train
 
@@ -145,9 +145,8 @@ def _locked(lock_file: Path) -> Iterator[None]:
 
 
 def _needed_bytes(recipe: Recipe) -> int:
-    """Disk space to make the policy: its weights, and two checkpoints with optimizer state if it is resumable."""
-    weights = 4 * recipe.shape.num_parameters
-    return weights * (1 + 2 * 3 if recipe.schedule.resumable else 1) + 2**20
+    """Disk space of the policy: its float32 weights, and a little."""
+    return 4 * recipe.shape.num_parameters + 2**20
 
 
 def _require_space(directory: Path, needed_bytes: int) -> None:

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.arithmetic import GENERATOR_VERSION, Level
-from efficient_rollout.tasks.tokenizer import CHAT_TEMPLATE, VOCAB_SIZE, vocabulary
+from efficient_rollout.tasks.model_shape import ModelShape
+from efficient_rollout.tasks.tokenizer import CHAT_TEMPLATE, vocabulary
 
 Size = Literal["nano", "small", "bench"]
 SIZES: tuple[str, ...] = get_args(Size)
@@ -20,90 +21,87 @@ often enough to learn."""
 MAX_POSITIONS = 4096
 """Longest sequence the checkpoints declare, in tokens: more than any level needs, so that users may sample longer."""
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 """Raised when training code changes in a way the fields below do not show."""
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
-    """A Qwen3 decoder. Every linear dimension must be a multiple of 64, for packed INT8 and INT4 kernels.
+class Stop:
+    """When training ends early: at the first measurement that is good enough.
 
     Attributes:
-        dtype: Of the saved weights; training is in float32.
+        every_steps: Optimizer steps between two measurements of sampled validation accuracy; easy steps have none.
+        num_problems: Problems of each measurement.
+        accuracy: Training stops at the first measurement at or above it.
     """
 
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    tied_embeddings: bool
-    dtype: Literal["float32", "bfloat16"]
-
-    def __post_init__(self) -> None:
-        dims = {
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_heads * head_dim": self.num_heads * self.head_dim,
-            "num_kv_heads * head_dim": self.num_kv_heads * self.head_dim,
-        }
-        for name, dim in dims.items():
-            if dim % 64:
-                raise ConfigError(f"{name} must be a multiple of 64, got {dim}")
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters; a tied output head is counted once."""
-        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads) + 2 * self.head_dim
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = VOCAB_SIZE * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+    every_steps: int
+    num_problems: int
+    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How the policy is trained, and when it stops.
+    """How a model is trained, and when that ends.
 
     Attributes:
-        learning_rate: Peak rate of Muon and AdamW, constant after a linear warm-up.
-        batch_tokens: Most tokens of a batch, padding included.
+        optimizer: Of the weight matrices; everything else is always AdamW's. Muon needs fewer steps, and for each step
+            several products of every matrix with itself, which a wide model on a CPU cannot afford.
+        learning_rate: Peak rate, constant after a linear warm-up.
+        batch_tokens: Most tokens of a batch, padding included; a longer problem is a batch of its own.
         warmup_steps: Optimizer steps of the warm-up.
         easy_steps: Optimizer steps at the beginning that only see problems of up to `easy_response_tokens`.
         easy_response_tokens: Longest worked answer among those.
-        max_steps: Optimizer steps after which training gives up.
-        eval_every_steps: Optimizer steps between two measurements of sampled validation accuracy.
-        eval_problems: Problems of each such measurement.
-        final_problems: Problems of the measurement written to the recipe file.
-        target_accuracy: Training stops at the first measurement at or above it.
+        max_steps: Optimizer steps after which training ends in any case.
+        stop: When it ends before; None is never.
         num_threads: Threads of torch's operators; None uses every core. With one, training does not stall where other
             work keeps the cores busy, and ends with the same weights however many there are.
-        resumable: Save optimizer state at every measurement, and continue from it after an interruption.
     """
 
+    optimizer: Literal["muon", "adamw"]
     learning_rate: float
     batch_tokens: int
     warmup_steps: int
     easy_steps: int
     easy_response_tokens: int
     max_steps: int
-    eval_every_steps: int
-    eval_problems: int
-    final_problems: int
-    target_accuracy: float
+    stop: Stop | None
     num_threads: int | None
-    resumable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What becomes of a trained core (see `efficient_rollout.tasks.growth`).
+
+    Attributes:
+        core: Shape of the model that is trained first, by the recipe's schedule.
+        spread: Differences between the copies of a weight, relative to the spread of its row.
+        schedule: By which the grown model is trained on.
+    """
+
+    core: ModelShape
+    spread: float
+    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One reproducible policy."""
+    """One reproducible policy.
+
+    Attributes:
+        shape: Of the finished policy.
+        schedule: Of the training from scratch.
+        growth: How that training's result becomes the policy; None where it is the policy.
+        final_problems: Problems of the measurement written to the recipe file.
+    """
 
     size: Size
     seed: int
     level: Level
     shape: ModelShape
     schedule: Schedule
+    growth: Growth | None
+    final_problems: int
 
     def as_dict(self) -> dict:
         """Plain data that determines the checkpoint, library versions included."""
@@ -157,7 +155,6 @@ _SHAPES = {
         num_kv_heads=4,
         head_dim=32,
         tied_embeddings=True,
-        dtype="float32",
     ),
     "small": ModelShape(
         hidden_size=256,
@@ -167,7 +164,6 @@ _SHAPES = {
         num_kv_heads=2,
         head_dim=64,
         tied_embeddings=False,
-        dtype="bfloat16",
     ),
     "bench": ModelShape(
         hidden_size=1024,
@@ -177,54 +173,72 @@ _SHAPES = {
         num_kv_heads=8,
         head_dim=64,
         tied_embeddings=False,
-        dtype="bfloat16",
     ),
 }
 
 _SCHEDULES = {
     "nano": Schedule(
+        optimizer="muon",
         learning_rate=3e-3,
         batch_tokens=1024,
         warmup_steps=30,
         easy_steps=0,
         easy_response_tokens=64,
         max_steps=2000,
-        eval_every_steps=25,
-        eval_problems=128,
-        final_problems=512,
-        target_accuracy=0.45,
+        stop=Stop(every_steps=25, num_problems=128, accuracy=0.45),
         num_threads=1,
-        resumable=False,
     ),
     "small": Schedule(
+        optimizer="muon",
         learning_rate=3e-3,
         batch_tokens=1024,
         warmup_steps=30,
         easy_steps=200,
         easy_response_tokens=40,
         max_steps=3000,
-        eval_every_steps=60,
-        eval_problems=96,
-        final_problems=256,
-        target_accuracy=0.45,
+        stop=Stop(every_steps=60, num_problems=96, accuracy=0.45),
         num_threads=1,
-        resumable=False,
     ),
     "bench": Schedule(
-        learning_rate=1e-3,
-        batch_tokens=2048,
+        optimizer="muon",
+        learning_rate=3e-3,
+        batch_tokens=1024,
         warmup_steps=30,
         easy_steps=200,
-        easy_response_tokens=64,
-        max_steps=5000,
-        eval_every_steps=20,
-        eval_problems=64,
-        final_problems=192,
-        target_accuracy=0.45,
-        num_threads=None,
-        resumable=True,
+        easy_response_tokens=40,
+        max_steps=3000,
+        stop=Stop(every_steps=100, num_problems=64, accuracy=0.45),
+        num_threads=1,
     ),
 }
+
+_GROWTHS = {
+    "bench": Growth(
+        core=ModelShape(
+            hidden_size=256,
+            intermediate_size=768,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=64,
+            tied_embeddings=False,
+        ),
+        spread=2.0,
+        schedule=Schedule(
+            optimizer="adamw",
+            learning_rate=1e-4,
+            batch_tokens=1024,
+            warmup_steps=10,
+            easy_steps=0,
+            easy_response_tokens=64,
+            max_steps=30,
+            stop=None,
+            num_threads=None,
+        ),
+    )
+}
+
+_FINAL_PROBLEMS = {"nano": 512, "small": 256, "bench": 192}
 
 
 def level_of(size: str) -> Level:
@@ -250,10 +264,11 @@ def recipe_of(size: str, *, seed: int = 0, tied: bool | None = None) -> Recipe:
     checked = _checked(size)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be 0 to {2**32 - 1}, got {seed}")
-    shape = _SHAPES[checked]
+    shape, growth = _SHAPES[checked], _GROWTHS.get(checked)
     if tied is not None:
         shape = replace(shape, tied_embeddings=tied)
-    return Recipe(checked, seed, _LEVELS[checked], shape, _SCHEDULES[checked])
+        growth = growth and replace(growth, core=replace(growth.core, tied_embeddings=tied))
+    return Recipe(checked, seed, _LEVELS[checked], shape, _SCHEDULES[checked], growth, _FINAL_PROBLEMS[checked])
 
 
 def _checked(size: str) -> Size:

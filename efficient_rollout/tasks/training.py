@@ -1,7 +1,6 @@
-"""Training an embedded policy from scratch on worked answers, until it is partly right."""
+"""Training an embedded policy on worked answers until it is partly right, from scratch or by way of a small core."""
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +15,6 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -25,17 +23,16 @@ from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.tasks.batches import WorkedAnswerBatches
 from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
 from efficient_rollout.tasks.evaluation import Measurement, measure
-from efficient_rollout.tasks.optimizer import MuonAndAdamW
+from efficient_rollout.tasks.growth import grow
+from efficient_rollout.tasks.model_shape import ModelShape
+from efficient_rollout.tasks.optimizer import make_optimizer
 from efficient_rollout.tasks.policy import RECIPE_FILE
-from efficient_rollout.tasks.recipes import MAX_ACCURACY, MAX_POSITIONS, MIN_ACCURACY, Recipe
+from efficient_rollout.tasks.recipes import MAX_ACCURACY, MAX_POSITIONS, MIN_ACCURACY, Recipe, Schedule
 from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer
 
-logger = logging.getLogger(__name__)
 
-
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 decoder of the recipe's shape with freshly drawn float32 weights."""
-    shape = recipe.shape
+def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 decoder of this shape with freshly drawn float32 weights."""
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=shape.hidden_size,
@@ -65,40 +62,58 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 
 
 def train(recipe: Recipe, work_dir: Path) -> None:
-    """Train the recipe's policy; leave weights, tokenizer and `RECIPE_FILE` in `work_dir`.
-
-    A resumable recipe continues from the newest complete checkpoint in `work_dir/trainer`, if there is one.
+    """Train the recipe's policy; leave float32 weights, tokenizer and `RECIPE_FILE` in `work_dir`.
 
     Raises:
         EfficientRolloutError: The policy is not partly right when training ends.
     """
     set_seed(recipe.seed)
     tokenizer = build_tokenizer(MAX_POSITIONS)
-    model = build_model(recipe, tokenizer)
-    with Progress(f"{recipe.size} policy") as progress, _threads(recipe.schedule.num_threads):
-
-        def measured(num_problems: int, seed: int) -> Measurement:
-            return measure(model, tokenizer, recipe.level, num_problems, seed=seed)
-
-        stop = StopWhenPartlyRight(recipe.schedule, progress, lambda: measured(recipe.schedule.eval_problems, seed=0))
-        trainer = _trainer(recipe, model, work_dir / "trainer", stop)
-        trainer.train(resume_from_checkpoint=_newest_checkpoint(work_dir / "trainer"))
+    growth = recipe.growth
+    model = build_model(growth.core if growth else recipe.shape, tokenizer)
+    with Progress(f"{recipe.size} policy") as progress:
+        stages = [_train_stage(recipe, recipe.schedule, model, work_dir, progress)]
+        if growth:
+            progress.say("growing it")
+            model = grow(model, recipe.shape, spread=growth.spread)
+            stages.append(_train_stage(recipe, growth.schedule, model, work_dir, progress))
         progress.status = "measuring the finished policy"
-        model.to(getattr(torch, recipe.shape.dtype))
-        result = measured(recipe.schedule.final_problems, seed=1)
+        with _threads((growth.schedule if growth else recipe.schedule).num_threads):
+            result = measure(model, tokenizer, recipe.level, recipe.final_problems, seed=1)
         _check_partly_right(recipe, result)
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(work_dir)
         tokenizer.save_pretrained(work_dir)
-        num_threads = torch.get_num_threads()
-    card = {
-        "recipe": recipe.as_dict(),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "measured": asdict(result),
-        "training": {"steps": trainer.state.global_step, "seconds": round(stop.seconds, 1), "num_threads": num_threads},
-        "torch": version("torch"),
-    }
+        card = {
+            "recipe": recipe.as_dict(),
+            "num_parameters": model.num_parameters(),
+            "measured": asdict(result),
+            "training": {"stages": stages, "seconds": round(progress.seconds, 1)},
+            "torch": version("torch"),
+        }
     (work_dir / RECIPE_FILE).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _train_stage(
+    recipe: Recipe, schedule: Schedule, model: Qwen3ForCausalLM, work_dir: Path, progress: Progress
+) -> dict[str, float]:
+    """Train `model` in place, by `schedule`; returns how many parameters, steps, seconds and threads that took."""
+    tokenizer = build_tokenizer(MAX_POSITIONS)
+
+    def measured(num_problems: int) -> Measurement:
+        return measure(model, tokenizer, recipe.level, num_problems, seed=0)
+
+    before_seconds = progress.seconds
+    with _threads(schedule.num_threads):
+        trainer = _trainer(recipe, schedule, model, work_dir)
+        trainer.add_callback(StopWhenPartlyRight(schedule, progress, measured))
+        trainer.train()
+        return {
+            "num_parameters": model.num_parameters(),
+            "steps": trainer.state.global_step,
+            "seconds": round(progress.seconds - before_seconds, 1),
+            "num_threads": torch.get_num_threads(),
+        }
 
 
 @contextmanager
@@ -112,13 +127,12 @@ def _threads(num_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _trainer(recipe: Recipe, model: Qwen3ForCausalLM, trainer_dir: Path, callback: TrainerCallback) -> Trainer:
-    """A Trainer that takes whole batches in order, and leaves saving, logging and stopping to the callback."""
-    schedule = recipe.schedule
+def _trainer(recipe: Recipe, schedule: Schedule, model: Qwen3ForCausalLM, work_dir: Path) -> Trainer:
+    """A Trainer that takes whole batches in order, saves nothing, and leaves logging and stopping to a callback."""
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(trainer_dir),
+            output_dir=str(work_dir / "trainer"),
             per_device_train_batch_size=1,  # a dataset item is a whole batch
             train_sampling_strategy="sequential",
             max_steps=schedule.max_steps,
@@ -127,7 +141,6 @@ def _trainer(recipe: Recipe, model: Qwen3ForCausalLM, trainer_dir: Path, callbac
             max_grad_norm=1.0,
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
-            save_total_limit=2,
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -136,8 +149,7 @@ def _trainer(recipe: Recipe, model: Qwen3ForCausalLM, trainer_dir: Path, callbac
         ),
         train_dataset=WorkedAnswerBatches(recipe.level, schedule, recipe.seed),
         data_collator=lambda items: items[0],
-        optimizers=(MuonAndAdamW(model, schedule.learning_rate, weight_decay=0.01), None),
-        callbacks=[callback],
+        optimizers=(make_optimizer(schedule.optimizer, model, schedule.learning_rate), None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -150,14 +162,3 @@ def _check_partly_right(recipe: Recipe, result: Measurement) -> None:
             f"outside {MIN_ACCURACY:.0%} to {MAX_ACCURACY:.0%}, where reinforcement learning has something to do; "
             f"try another --seed than {recipe.seed}"
         )
-
-
-def _newest_checkpoint(trainer_dir: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the trainer's state is its last file."""
-    found = []
-    for state_file in trainer_dir.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found.append((json.loads(state_file.read_text())["global_step"], state_file.parent))
-        except json.JSONDecodeError:
-            logger.warning("ignoring %s: it was not written to its end", state_file.parent)
-    return str(max(found)[1]) if found else None

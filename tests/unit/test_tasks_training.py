@@ -1,12 +1,13 @@
-"""Training machinery on a toy model: batches, the optimizer, saving, and resuming exactly."""
+"""Training machinery on a toy model: batches, stopping, saving, growing, and the same weights every time."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.tasks.arithmetic import take
-from efficient_rollout.tasks.recipes import recipe_of
+from efficient_rollout.tasks.recipes import Growth, Stop, recipe_of
 from efficient_rollout.tasks.tokenizer import prompt_tokens
 
 torch = pytest.importorskip("torch")
@@ -14,7 +15,6 @@ transformers = pytest.importorskip("transformers")
 
 from efficient_rollout.tasks import training  # noqa: E402
 from efficient_rollout.tasks.batches import IGNORED, WorkedAnswerBatches  # noqa: E402
-from efficient_rollout.tasks.evaluation import measure  # noqa: E402
 from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
 
 
@@ -25,15 +25,9 @@ def toy():
         recipe.shape, hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64
     )
     schedule = replace(
-        recipe.schedule,
-        batch_tokens=256,
-        max_steps=4,
-        eval_every_steps=2,
-        eval_problems=4,
-        final_problems=4,
-        resumable=True,
+        recipe.schedule, batch_tokens=256, max_steps=4, stop=Stop(every_steps=2, num_problems=4, accuracy=0.45)
     )
-    return replace(recipe, shape=shape, schedule=schedule, level=recipe.level.capped(16))
+    return replace(recipe, shape=shape, schedule=schedule, level=recipe.level.capped(16), final_problems=4)
 
 
 def test_batches_keep_their_budget_and_train_only_on_the_answer():
@@ -76,7 +70,7 @@ def test_parameter_count_is_what_the_shape_says(toy):
     tokenizer = build_tokenizer(512)
     for tied in (True, False):
         recipe = replace(toy, shape=replace(toy.shape, tied_embeddings=tied))
-        model = training.build_model(recipe, tokenizer)
+        model = training.build_model(recipe.shape, tokenizer)
         assert sum(parameter.numel() for parameter in model.parameters()) == recipe.shape.num_parameters
 
 
@@ -86,34 +80,47 @@ def test_a_policy_that_is_never_right_is_refused(toy, tmp_path):
     assert not (tmp_path / "recipe.json").exists()
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(toy, tmp_path, monkeypatch):
+@pytest.fixture
+def anything_goes(monkeypatch):
+    """Toys are never right."""
     monkeypatch.setattr(training, "_check_partly_right", lambda *_: None)
-    (tmp_path / "straight").mkdir()
-    training.train(toy, tmp_path / "straight")
 
-    resumed = tmp_path / "resumed"
-    calls = []
 
-    def interrupted_at_step_4(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return measure(*args, **kwargs)
+@pytest.mark.usefixtures("anything_goes")
+def test_the_same_recipe_gives_the_same_policy(toy, tmp_path):
+    models = []
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        training.train(toy, tmp_path / name)
+        models.append(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True))
+    for name, weight in models[0].state_dict().items():
+        assert torch.equal(weight, models[1].state_dict()[name]), name
+    assert models[0].dtype == torch.float32
+    assert models[0].config.use_cache
+    assert models[0].generation_config.eos_token_id == build_tokenizer(64).eos_token_id
 
-    monkeypatch.setattr(training, "measure", interrupted_at_step_4)
-    resumed.mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        training.train(toy, resumed)
-    half_written = resumed / "trainer" / "checkpoint-3"
-    half_written.mkdir()
-    (half_written / "trainer_state.json").write_text('{"global_st')
-    training.train(toy, resumed)
 
-    straight_model, resumed_model = (
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True)
-        for name in ("straight", "resumed")
-    )
-    for name, weight in straight_model.state_dict().items():
-        assert torch.equal(weight, resumed_model.state_dict()[name]), name
-    assert resumed_model.config.use_cache
-    assert resumed_model.generation_config.eos_token_id == build_tokenizer(64).eos_token_id
+@pytest.mark.usefixtures("anything_goes")
+def test_training_stops_at_the_first_measurement_on_target(toy, tmp_path):
+    schedule = replace(toy.schedule, stop=replace(toy.schedule.stop, accuracy=0.0))
+    training.train(replace(toy, schedule=schedule), tmp_path)
+    (stage,) = json.loads((tmp_path / "recipe.json").read_text())["training"]["stages"]
+    assert stage["steps"] == 2
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_a_grown_policy_is_trained_before_and_after_it_grows(toy, tmp_path):
+    shape = replace(toy.shape, hidden_size=128, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2)
+    last = replace(toy.schedule, optimizer="adamw", max_steps=3, stop=None)
+    training.train(replace(toy, shape=shape, growth=Growth(core=toy.shape, spread=1.0, schedule=last)), tmp_path)
+    card = json.loads((tmp_path / "recipe.json").read_text())
+    assert [stage["steps"] for stage in card["training"]["stages"]] == [4, 3]
+    assert [stage["num_parameters"] for stage in card["training"]["stages"]] == [
+        toy.shape.num_parameters,
+        shape.num_parameters,
+    ]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+    assert model.num_parameters() == card["num_parameters"] == shape.num_parameters
+    assert model.model.layers[1].mlp.down_proj.weight.count_nonzero() > 0  # the inserted block has begun to be used
+    assert model.config.use_cache
+    assert model.generation_config.eos_token_id == build_tokenizer(64).eos_token_id
