@@ -94,13 +94,17 @@ def save_profile(profile: Profile, path: Path) -> None:
         raise
 
 
-def load_profile(path: Path) -> Profile:
+def load_profile(path: Path, *, remedy: str | None = None) -> Profile:
     """Read a profile.
+
+    Args:
+        path: The file.
+        remedy: The command that makes a new one; by default the one that reads a table of measurements.
 
     Raises:
         ProfileError: the file is missing, is not a profile, or is of another schema version.
     """
-    again = f"make one with: efficient-rollout calibrate --from-csv FILE --out {path}"
+    again = f"make one with: {remedy or f'efficient-rollout calibrate --from-csv FILE --out {path}'}"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -13,6 +13,8 @@ from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFi
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.policies import check_profile
+from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 _REGISTER = "efficient_rollout.verl_plugin.register"
 
@@ -65,6 +67,7 @@ def check_job(config: DictConfig) -> Settings:
         InputFileError: A model, data or reward file is missing or unreadable.
         UnsupportedModelError: The drafter cannot handle the policy.
         SchemeUnavailableError: The drafter's scheme has no kernel on this device.
+        ProfileError: The latency profile is missing, malformed, or belongs to another machine, policy or version.
     """
     rollout = config.actor_rollout_ref.rollout
     settings = rollout_settings(rollout.get("custom"))
@@ -75,6 +78,7 @@ def check_job(config: DictConfig) -> Settings:
         )
     check_model(config.actor_rollout_ref.model.path, settings)
     check_scheme(settings, config.trainer.device)
+    check_profile(settings, config.actor_rollout_ref.model.path)
     if settings.enabled:
         _check_fits_drafting(config)
     _check_replay_buffer(config)
@@ -82,6 +86,24 @@ def check_job(config: DictConfig) -> Settings:
         _check_parquet(f"data.{name}", config.data[name], config.data.prompt_key)
     _check_reward(config.reward.custom_reward_function)
     return settings
+
+
+def prepare_profile(config: DictConfig) -> None:
+    """Measure the latency profile that the servers will look for, while nothing else of the job runs yet.
+
+    They find it in this node's cache; a server on another node measures its own. Call when everything else is checked:
+    it takes a minute or two where no earlier job on this machine had the same policy, scheme and versions.
+
+    Raises:
+        ProfileError: It could not be measured.
+    """
+    rollout = config.actor_rollout_ref.rollout
+    with_profile(
+        config.actor_rollout_ref.model.path,
+        rollout_settings(rollout.get("custom")),
+        dtype=rollout.dtype,
+        is_compiled=not rollout.enforce_eager,
+    )
 
 
 def _check_fits_drafting(config: DictConfig) -> None:

@@ -15,6 +15,7 @@ import efficient_rollout
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.provenance import provenance, write_json
 from efficient_rollout.verl_plugin.metrics import FILE_NAME
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def prepare(config: DictConfig) -> None:
     directory = run_directory(config)
     config.trainer.default_local_dir = str(directory)
     _use_embedded_task(config, directory / "data")
+    _use_absolute_profile(config)
     if config.trainer.device == "cpu":
         environment = config.ray_kwargs.ray_init.runtime_env
         with open_dict(environment):
@@ -91,6 +93,13 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
         config.data.train_files, config.data.val_files = str(train_file), str(validation_file)
         if config.reward.custom_reward_function.path is None:
             config.reward.custom_reward_function.path = str(Path(reward.__file__))
+
+
+def _use_absolute_profile(config: DictConfig) -> None:
+    """Ray's processes have working directories of their own."""
+    profile = OmegaConf.select(config, f"{SETTINGS_PATH}.controller.profile")
+    if profile is not None:
+        OmegaConf.update(config, f"{SETTINGS_PATH}.controller.profile", str(Path(profile).expanduser().resolve()))
 
 
 def _set_aside(metrics_file: Path) -> None:

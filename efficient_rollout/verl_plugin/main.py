@@ -39,7 +39,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _start(argv: Sequence[str]) -> DictConfig:
-    from efficient_rollout.verl_plugin.checks import check_environment, check_job, validate
+    from efficient_rollout.verl_plugin.checks import check_environment, check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.compose import compose_config, prepare
     from efficient_rollout.verl_plugin.settings import rollout_settings
 
@@ -50,6 +50,7 @@ def _start(argv: Sequence[str]) -> DictConfig:
     prepare(config)
     check_job(config)
     validate(config)
+    prepare_profile(config)
     return config
 
 

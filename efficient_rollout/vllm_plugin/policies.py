@@ -1,5 +1,7 @@
-"""The controller's policies, made from the settings of one engine."""
+"""The controller's policies, made from the settings of one engine, and the profiles they need."""
 
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 from efficient_rollout.config import ControllerSettings, Settings
@@ -7,13 +9,17 @@ from efficient_rollout.controller.policy import Policy
 from efficient_rollout.controller.registry import PolicyInputs, make_policy
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
-from efficient_rollout.cost_model.profile import ProfileKey, load_profile
+from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
 from efficient_rollout.provenance import hardware
 from efficient_rollout.vllm_plugin.compat import installed_vllm
+
+_CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def profile_key(model: str, scheme: str) -> ProfileKey:
     """What a latency profile must have been measured on to describe an engine on this machine.
+
+    The same in an engine's process and in the one that starts it: nothing in it depends on a process's own threads.
 
     Args:
         model: The policy's directory.
@@ -22,15 +28,63 @@ def profile_key(model: str, scheme: str) -> ProfileKey:
     Raises:
         InputFileError: The directory has no readable `config.json`.
     """
-    import torch
-
     return ProfileKey(
-        hardware=f"{hardware()['cpu']}, {torch.get_num_threads()} threads",
-        model_shape=read_model_shape(Path(model) / "config.json").description,
+        hardware=_hardware(),
+        model_shape=read_model_shape(Path(model).expanduser() / "config.json").description,
         scheme=scheme,
         versions=" ".join(installed_vllm()),
         parallel_layout="tp1 pp1",
     )
+
+
+def _hardware() -> str:
+    from vllm import envs
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return str(current_platform.get_device_name())
+    text = f"{hardware()['cpu']}, {num_physical_cores(os.sched_getaffinity(0))} cores"
+    # vLLM gives each engine one thread per physical core it may use, unless it is told otherwise.
+    if envs.VLLM_CPU_OMP_THREADS_BIND != "auto":
+        text += f", threads bound to {envs.VLLM_CPU_OMP_THREADS_BIND}"
+    if envs.VLLM_CPU_NUM_OF_RESERVED_CPU is not None:
+        text += f", {envs.VLLM_CPU_NUM_OF_RESERVED_CPU} reserved"
+    return text
+
+
+def num_physical_cores(cpus: Collection[int], topology: Path = _CPU_TOPOLOGY) -> int:
+    """Physical cores behind logical ones; each counts for itself where the kernel does not say.
+
+    Args:
+        cpus: Numbers of logical cores.
+        topology: The kernel's folder of them.
+    """
+    cores = set()
+    for cpu in cpus:
+        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        cores.add(siblings.read_text(encoding="utf-8").strip() if siblings.is_file() else str(cpu))
+    return len(cores)
+
+
+def check_profile(settings: Settings, model: str) -> Profile | None:
+    """Refuse a profile that an engine with these settings would refuse, before one is started.
+
+    Returns:
+        The profile; None where the settings name none, or drafting is disabled.
+
+    Raises:
+        ProfileError: `controller.profile` is missing, malformed, or belongs to another machine, policy, scheme or
+            version. The message names every difference, and the command that makes a new one.
+        InputFileError: The policy has no readable `config.json`.
+    """
+    path = settings.controller.profile
+    if path is None or not settings.enabled:
+        return None
+    scheme = settings.drafter.scheme
+    remedy = f"efficient-rollout calibrate --model {model} --scheme {scheme} --out {path}"
+    profile = load_profile(Path(path).expanduser(), remedy=remedy)
+    profile.require(profile_key(model, scheme), remedy=remedy)
+    return profile
 
 
 def policy_from(settings: Settings, model: str) -> Policy:
@@ -41,14 +95,11 @@ def policy_from(settings: Settings, model: str) -> Policy:
         model: The policy's directory.
 
     Raises:
-        ProfileError: The profile is missing, malformed, or belongs to another machine, policy or version.
+        ProfileError: See `check_profile`.
+        ConfigError: The policy needs a profile and the settings name none.
     """
-    controller, table = settings.controller, None
-    if controller.profile is not None:
-        profile = load_profile(Path(controller.profile))
-        remedy = f"efficient-rollout calibrate --model {model} --out {controller.profile}"
-        profile.require(profile_key(model, settings.drafter.scheme), remedy=remedy)
-        table = TickTable(profile.model, controller.max_draft_tokens)
+    controller, profile = settings.controller, check_profile(settings, model)
+    table = None if profile is None else TickTable(profile.model, controller.max_draft_tokens)
     inputs = PolicyInputs(max_draft_tokens=controller.max_draft_tokens, table=table)
     return make_policy(_with_arguments(controller), inputs)
 

@@ -41,7 +41,7 @@ UPSTREAM = {
     "dashboards": {"wandb"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},
-    "vllm_plugin": {"vllm", "torch", "transformers", "packaging", "numpy"},
+    "vllm_plugin": {"vllm", "torch", "transformers", "packaging", "numpy", "filelock"},
     "verl_plugin": {
         "verl",
         "ray",
