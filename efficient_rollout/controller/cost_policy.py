@@ -10,6 +10,7 @@ from efficient_rollout.cost_model.correction import OnlineCorrection
 from efficient_rollout.cost_model.latency import TickTable
 
 _PROMISING_RISE = 0.1  # acceptance above the last try's by this much: try again soon
+_CREDIT_TICKS = 100.0  # what may be lost before anything was decoded, as a share of so many ticks
 REASONS = ("idle", "prefill", "plain_is_faster", "drafting_is_faster", "unsure", "hold", "explore")
 
 
@@ -21,7 +22,8 @@ class CostPolicySettings:
         prior_acceptance: Acceptance assumed before any draft was verified.
         switch_gain: Another k must promise this share more tokens per second before the policy moves to it.
         margin_standard_errors: Drafting must pay with the acceptance this many standard errors lower.
-        explore_share: At most this share of time is spent on ticks that are expected to be slower.
+        explore_share: At most this share of the time so far is lost by exploring, as far as it can be foreseen.
+        explore_tick_share: At most this share of the ticks so far explores, and one burst more.
         min_ticks: Ticks of plain decoding, and of drafting, wanted in each octave of batch before either is trusted.
         refresh_ticks: An alternative is timed again after this many ticks, up to 4 times as many while
             nothing changes.
@@ -33,6 +35,7 @@ class CostPolicySettings:
     switch_gain: float = 0.01
     margin_standard_errors: float = 1.0
     explore_share: float = 0.01
+    explore_tick_share: float = 0.02
     min_ticks: int = 3
     refresh_ticks: int = 64
     burst_ticks: int = 3
@@ -59,6 +62,7 @@ class CostModelPolicy:
     _burst_left: int = 0
     _burst_length: int = 0
     _ticks: int = 0
+    _explored_ticks: int = 0
     _spent_s: float = 0.0
     _elapsed_s: float = 0.0
     _last_timed: dict[tuple[bool, int], int] = field(default_factory=dict)
@@ -97,7 +101,8 @@ class CostModelPolicy:
             explored = self._untried_length(best, rates, seconds, batch)
         if explored is not None:
             self._burst_length, self._burst_left = explored, self.settings.burst_ticks - 1
-            self._spent_s += self.settings.burst_ticks * seconds[explored] * max(0.0, 1 - rates[explored] / rates[best])
+            self._explored_ticks += self.settings.burst_ticks
+            self._spent_s += self._loss_s(explored, best, rates, seconds)
             return Decision(explored, "explore")
         self._current = best
         return Decision(best, reason)
@@ -182,8 +187,7 @@ class CostModelPolicy:
             return None
         if other > 0 and self.acceptance.pooled() > self._acceptance_when_tried + _PROMISING_RISE:
             self._patience = self.settings.refresh_ticks // 4
-        cost = self.settings.burst_ticks * seconds[other] * max(0.0, 1.0 - rates[other] / rates[best])
-        if self._spent_s + cost > self.settings.explore_share * (self._elapsed_s + 100.0 * seconds[best]):
+        if not self._affordable(other, best, rates, seconds):
             return None
         self._last_timed[other > 0, octave] = self._ticks
         if other > 0:
@@ -205,11 +209,22 @@ class CostModelPolicy:
         if not untried:
             return None
         k = max(untried, key=rates.__getitem__)
-        cost = self.settings.burst_ticks * seconds[k] * max(0.0, 1.0 - rates[k] / rates[best])
-        if self._spent_s + cost > self.settings.explore_share * (self._elapsed_s + 100.0 * seconds[best]):
+        if not self._affordable(k, best, rates, seconds):
             return None
         self._last_length_probe = self._ticks
         return k
+
+    def _loss_s(self, k: int, best: int, rates: list[float], seconds: list[float]) -> float:
+        """Seconds that a burst of k is expected to lose."""
+        return self.settings.burst_ticks * seconds[k] * max(0.0, 1.0 - rates[k] / rates[best])
+
+    def _affordable(self, k: int, best: int, rates: list[float], seconds: list[float]) -> bool:
+        """Whether a burst of k keeps within both shares. What is lost may be foreseen wrongly; ticks are counted."""
+        settings = self.settings
+        lost_s = self._spent_s + self._loss_s(k, best, rates, seconds)
+        allowed_s = settings.explore_share * (self._elapsed_s + _CREDIT_TICKS * seconds[best])
+        # The first burst is on credit: with less, a short rollout would learn nothing for the next one.
+        return lost_s <= allowed_s and self._explored_ticks <= settings.explore_tick_share * self._ticks
 
     def _drafting_ticks(self, octave: int) -> float:
         batch = 1 << (octave - 1)

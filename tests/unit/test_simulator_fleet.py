@@ -138,6 +138,20 @@ def test_drafting_resumes_when_acceptance_comes_back(table: TickTable) -> None:
     assert ours <= 0.93 * plain
 
 
+@pytest.mark.parametrize("acceptance", [0.0, 0.5, 0.85, 0.98])
+def test_exploring_is_a_small_share_of_the_ticks_in_short_rollouts_too(table: TickTable, acceptance: float) -> None:
+    policy = make_policy("cost_model", PolicyInputs(max_draft_tokens=MAX_K, table=table))
+    short = draw_trace("lognormal:30,1.0,100", 16, 1, seed=3)
+    world, ticks, explored = World(table=table, acceptance=acceptance, jitter_sd=0.02), 0, 0
+    for _ in range(6):
+        outcome = simulate(short, 1, lambda: policy, world, max_draft_tokens=MAX_K)
+        policy.mark_stale()
+        ticks += sum(outcome.ticks_by_reason.values())
+        explored += outcome.ticks_by_reason.get("explore", 0)
+        assert explored <= 0.02 * ticks + 3
+    assert explored > 0, "it does look"
+
+
 def test_traces_are_drawn_and_read(tmp_path: Path) -> None:
     drawn = draw_trace("lognormal:640,1.0,8192", 128, 64, seed=0)
     assert drawn.response_tokens.max() == 8192
