@@ -1,0 +1,62 @@
+"""A job's latency profile is checked before Ray starts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+
+from efficient_rollout.cost_model.calibration import calibrate_from_table
+from efficient_rollout.cost_model.profile import ProfileKey, save_profile
+from efficient_rollout.cost_model.table import read_table
+from efficient_rollout.errors import ProfileError
+from efficient_rollout.verl_plugin.checks import check_job
+from efficient_rollout.verl_plugin.compose import compose_config, prepare
+from efficient_rollout.verl_plugin.settings import rollout_settings
+
+SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
+PROFILE = "actor_rollout_ref.rollout.custom.efficient_rollout.controller.profile"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> list[str]:
+    """Overrides of a job whose policy is only looked at, never loaded."""
+    from transformers import Qwen3Config
+
+    policy = tmp_path / "policy"
+    Qwen3Config(hidden_size=64, num_hidden_layers=1, architectures=["Qwen3ForCausalLM"]).save_pretrained(policy)
+    (policy / "model.safetensors").write_bytes(b"")
+    return [
+        "controller=cost_model",
+        f"actor_rollout_ref.model.path={policy}",
+        f"trainer.default_local_dir={tmp_path / 'run'}",
+        f"data.train_files={tmp_path / 'none.parquet'}",
+        f"data.val_files={tmp_path / 'none.parquet'}",
+    ]
+
+
+def test_a_missing_profile_stops_the_job_in_one_line(job: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ProfileError) as raised:
+        check_job(compose_config([*job, f"{PROFILE}={tmp_path / 'none.json'}"]))
+    assert "\n" not in str(raised.value)
+    assert f"efficient-rollout calibrate --model {tmp_path / 'policy'}" in str(raised.value)
+
+
+def test_a_profile_of_another_machine_stops_the_job_and_is_named(job: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    measured = calibrate_from_table(read_table(SWEEP), max_points=12)
+    save_profile(dataclasses.replace(measured, key=ProfileKey(hardware="another", scheme="int8")), path)
+    with pytest.raises(ProfileError, match=r"hardware: 'another' != .*make a new one") as raised:
+        check_job(compose_config([*job, f"{PROFILE}={path}"]))
+    assert "scheme" not in str(raised.value).split("make a new one")[0], "what fits is not complained of"
+
+
+def test_a_relative_path_means_the_same_in_ray_s_processes(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose_config([*job, f"{PROFILE}=p.json"])
+    prepare(config)
+    settings = rollout_settings(config.actor_rollout_ref.rollout.custom)
+    assert settings.controller.profile == str(tmp_path / "p.json")
