@@ -3,13 +3,15 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from efficient_rollout.config import Settings
+from efficient_rollout.config import DrafterSettings, Settings
 from efficient_rollout.cost_model.cli import add_calibrate_arguments, report, run_calibrate
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.provenance import provenance
 
+_AUTO = "auto"
 _BUSY_SPREAD = 0.15
 _DEFAULT_BATCHES, _DEFAULT_CONTEXTS, _DEFAULT_LENGTHS = "1,2,4,8,16,32", "128,512,2048", "1,2,4,8"
 
@@ -20,6 +22,7 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     source = add_calibrate_arguments(parser)
     source.add_argument("--model", type=Path, help="a policy: start an engine on it and measure")
     engine = parser.add_argument_group("with --model")
+    add_scheme_argument(engine)
     add_engine_arguments(engine)
     engine.add_argument(
         "--seconds", type=float, default=60.0, help="budget of the measurements, engine start not in it"
@@ -30,11 +33,29 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     parser.set_defaults(run=run)
 
 
+def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """The drafter's scheme, for the commands with one drafter."""
+    schemes = ", ".join(get_args(DrafterSettings.model_fields["scheme"].annotation))
+    parser.add_argument("--scheme", default="int8", help=f"of the drafter: {schemes}")
+
+
 def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """How engines are started, for every command that starts some."""
-    parser.add_argument("--scheme", default="int8", help="of the drafter: int8, int4 or bf16")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the policy")
+    parser.add_argument(
+        "--dtype",
+        default=_AUTO,
+        choices=(_AUTO, "bfloat16", "float32"),
+        help="of the policy; auto: float32 on a CPU without AVX512, whose bfloat16 products are slow, else bfloat16",
+    )
     parser.add_argument("--compile", action="store_true", help="engines in compiled mode instead of eager")
+
+
+def resolve_dtype(args: argparse.Namespace) -> None:
+    """Put the dtype that `auto` means on this machine in its place, so that results say which it was."""
+    if args.dtype == _AUTO:
+        from efficient_rollout.vllm_plugin.offline import fastest_dtype
+
+        args.dtype = fastest_dtype()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         return run_calibrate(args)
     from efficient_rollout.vllm_plugin.probe import ProbeSettings, calibrate_engine
 
+    resolve_dtype(args)
     probe = ProbeSettings(
         batches=positive_integers("--batches", args.batches),
         contexts=positive_integers("--contexts", args.contexts),

@@ -1,13 +1,13 @@
 """`efficient-rollout bench rollout`: real engines side by side on the same work."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from efficient_rollout.bench.arms import Arm, check_arms, parse_arms
-from efficient_rollout.bench.calibrate import add_engine_arguments
+from efficient_rollout.bench.calibrate import add_engine_arguments, add_scheme_argument, resolve_dtype
+from efficient_rollout.bench.drafter_cli import add_drafter_parser
 from efficient_rollout.bench.plot import draw, require_matplotlib
 from efficient_rollout.bench.report import SCHEMA_VERSION, summarize, table
 from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
@@ -15,12 +15,14 @@ from efficient_rollout.bench.work import (
     PromptSource,
     RandomPrompts,
     TaskPrompts,
+    eos_token_ids,
+    model_config,
     read_prompts,
     requests_of,
     shortened,
 )
 from efficient_rollout.config import Settings
-from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.provenance import provenance, write_json
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 
@@ -30,7 +32,7 @@ _DEFAULT_REQUESTS = 32
 
 def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `bench`; the parsed arguments carry `run`."""
-    parser = subparsers.add_parser("bench", help="compare real rollouts side by side")
+    parser = subparsers.add_parser("bench", help="measure side by side on real engines")
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     rollout = what.add_parser("rollout", help="decode the same work with each arm, in turns")
     rollout.add_argument("--model", type=Path, required=True, help="the policy's directory")
@@ -50,10 +52,12 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     rollout.add_argument("--draws", type=int, default=3, help="with --natural-eos, instead of rounds: draws of prompts")
     rollout.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0 is greedy")
     rollout.add_argument("--seed", type=int, default=0, help="of the lengths and the prompts")
+    add_scheme_argument(rollout)
     add_engine_arguments(rollout)
     rollout.add_argument("--json", type=Path, help="where to write the result")
     rollout.add_argument("--png", type=Path, help="where to draw it; needs matplotlib")
     rollout.set_defaults(run=run_bench_rollout)
+    add_drafter_parser(what)
 
 
 def run_bench_rollout(args: argparse.Namespace) -> int:
@@ -95,7 +99,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         raise ConfigError("--rounds and --draws must be at least 1, --temperature 0, --max-draft-tokens 1 to 16")
     arms = parse_arms(args.arms)
     check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
-    trace, config = _trace(args), _model_config(args.model)
+    trace, config = _trace(args), model_config(args.model)
     source = _source(args, int(config["vocab_size"]))
     if args.natural_eos:
         longest = int(trace.response_tokens.max())
@@ -105,6 +109,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
     controller: dict[str, Any] = {"policy": "never", "max_draft_tokens": args.max_draft_tokens}
     if args.profile is not None:
         controller["profile"] = str(args.profile.resolve())
+    resolve_dtype(args)
     return BenchPlan(
         model=str(args.model),
         arms=arms,
@@ -113,7 +118,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
             {"drafter": {"scheme": args.scheme}, "controller": controller}, where="the command line"
         ),
         temperature=args.temperature,
-        eos_token_ids=_eos_token_ids(config) if args.natural_eos else (),
+        eos_token_ids=eos_token_ids(config) if args.natural_eos else (),
         dtype=args.dtype,
         is_compiled=args.compile,
     )
@@ -134,19 +139,3 @@ def _source(args: argparse.Namespace, vocab_size: int) -> PromptSource:
     if args.natural_eos:
         raise ConfigError("--natural-eos needs --prompts or --task: no policy ends a response to random tokens")
     return RandomPrompts(vocab_size)
-
-
-def _model_config(model: Path) -> dict[str, Any]:
-    path = model / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {"vocab_size": config["vocab_size"], "eos_token_id": config.get("eos_token_id")}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputFileError(f"no policy at {model}: cannot read vocab_size in {path}: {error}") from error
-
-
-def _eos_token_ids(config: dict[str, Any]) -> tuple[int, ...]:
-    eos = config["eos_token_id"]
-    if eos is None:
-        raise ConfigError("--natural-eos needs a policy whose config.json has an eos_token_id")
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)

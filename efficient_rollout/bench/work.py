@@ -1,5 +1,6 @@
 """The work of a rollout: prompts, and how long each response is."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +73,27 @@ class TaskPrompts(PromptSource):
     Attributes:
         size: Of the embedded policy, which sets the difficulty.
         model: Its directory, for the tokenizer.
+        min_response_tokens: Only questions whose worked answers are at least this long.
     """
 
     size: str
     model: str
+    min_response_tokens: int = 0
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
-        from efficient_rollout.tasks.arithmetic import take
+        from efficient_rollout.tasks.arithmetic import generate
         from efficient_rollout.tasks.recipes import level_of
 
-        problems = take(level_of(self.size), "validation", seed, len(prompt_tokens))
+        level = level_of(self.size)
+        if level.max_response_tokens < self.min_response_tokens:
+            raise ConfigError(
+                f"no worked answer of size {self.size} has {self.min_response_tokens} tokens, they end at "
+                f"{level.max_response_tokens}; ask for shorter contexts"
+            )
+        long_enough = (
+            p for p in generate(level, "validation", seed) if p.num_response_tokens >= self.min_response_tokens
+        )
+        problems = list(itertools.islice(long_enough, len(prompt_tokens)))
         return _encode(self.model, [[{"role": "user", "content": problem.question}] for problem in problems])
 
 
@@ -141,3 +153,29 @@ def shortened(trace: Trace, num_requests: int) -> Trace:
     if not 1 <= num_requests <= len(trace.response_tokens):
         raise ConfigError(f"--requests is {num_requests}, the trace has {len(trace.response_tokens)}")
     return Trace(trace.prompt_tokens[:num_requests], trace.response_tokens[:num_requests])
+
+
+def model_config(model: Path) -> dict[str, Any]:
+    """What a benchmark needs of a policy's `config.json`: `vocab_size`, and `eos_token_id` or None.
+
+    Raises:
+        InputFileError: The file is missing or malformed.
+    """
+    path = model / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {"vocab_size": config["vocab_size"], "eos_token_id": config.get("eos_token_id")}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputFileError(f"no policy at {model}: cannot read vocab_size in {path}: {error}") from error
+
+
+def eos_token_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a response.
+
+    Raises:
+        ConfigError: The policy has none.
+    """
+    eos = config["eos_token_id"]
+    if eos is None:
+        raise ConfigError("natural ends of responses need a policy whose config.json has an eos_token_id")
+    return tuple(eos) if isinstance(eos, list) else (int(eos),)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.model_shape import read_model_shape
-from efficient_rollout.errors import ConfigError
+from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.vllm_plugin import scripted
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 
@@ -102,11 +103,48 @@ class RolloutResult:
         seconds: From the first submission to the last token.
         finish_seconds: When each request finished, in the order of the work.
         token_ids: Emitted tokens, in the order of the work.
+        answer_seconds: When each of the engine's answers came, one a tick: stock engines leave no other record.
     """
 
     seconds: float
     finish_seconds: list[float]
     token_ids: list[list[int]]
+    answer_seconds: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSyncSeconds:
+    """What bringing a checkpoint into a running, self-drafting engine took.
+
+    Attributes:
+        weight_sync: All of it, reading the files included.
+        requantize: Of it, quantizing and packing for the drafter.
+    """
+
+    weight_sync: float
+    requantize: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterMemory:
+    """What a self-drafting engine holds beside the policy.
+
+    Attributes:
+        drafter_bytes: Packed weights, with scales and zero points.
+        num_packed_weights: Weights that have a packed copy.
+    """
+
+    drafter_bytes: int
+    num_packed_weights: int
+
+
+def fastest_dtype() -> str:
+    """The dtype plain decoding is faster in on this processor: bfloat16 needs AVX512 to be worth its fewer bytes.
+
+    Without it, vLLM's and torch's bfloat16 products of more than a few rows take far longer than float32 ones.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "bfloat16" if capability.startswith(("AVX512", "AVX10", "AMX")) else "float32"
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:
@@ -158,28 +196,28 @@ def roll_out(
     """
     llm_engine, started = engine.llm_engine, time.perf_counter()
     names = _submit(
-        llm_engine,
-        works,
-        temperature=temperature,
-        ignore_eos=not eos_token_ids,
-        stop_token_ids=list(eos_token_ids),
+        llm_engine, works, temperature=temperature, ignore_eos=not eos_token_ids, stop_token_ids=list(eos_token_ids),
         extra_args=dict(extra_args) if extra_args else None,
-    )
+    )  # fmt: skip
     tokens: dict[str, list[int]] = {}
     finished: dict[str, float] = {}
+    answers: list[float] = []
     while llm_engine.has_unfinished_requests():
         if limit_s is not None and time.perf_counter() - started > limit_s:
             llm_engine.abort_request([name for name in names if name not in tokens])
             break
-        for output in llm_engine.step():
+        outputs = llm_engine.step()
+        answers.append(time.perf_counter() - started)
+        for output in outputs:
             if output.finished:
                 tokens[output.request_id] = list(output.outputs[0].token_ids)
-                finished[output.request_id] = time.perf_counter() - started
+                finished[output.request_id] = answers[-1]
     seconds = time.perf_counter() - started
     return RolloutResult(
         seconds=seconds,
         finish_seconds=[finished.get(name, seconds) for name in names],
         token_ids=[tokens.get(name, []) for name in names],
+        answer_seconds=answers,
     )
 
 
@@ -201,6 +239,37 @@ def _submit(llm_engine: Any, works: Sequence[Work], **sampling: Any) -> list[str
 def take_ticks(engine: Any) -> list[TickRecord]:
     """Ticks since the last call, of an engine from `start_self_drafting`."""
     return [TickRecord(**tick) for tick in engine.collective_rpc("take_ticks")[0]]
+
+
+def sync_weights(engine: Any, checkpoint: str) -> WeightSyncSeconds:
+    """Bring a checkpoint into an engine from `start_self_drafting`, as a trainer's weight sync would.
+
+    Args:
+        engine: Nothing may be running in it.
+        checkpoint: Directory of safetensors with the policy's names and shapes.
+
+    Raises:
+        InputFileError: There are none.
+    """
+    if not any(Path(checkpoint).glob("*.safetensors")):
+        raise InputFileError(f"{checkpoint} has no *.safetensors to sync; give a checkpoint in that format")
+    seconds = WeightSyncSeconds(**engine.collective_rpc("sync_from", args=(checkpoint,))[0])
+    engine.reset_prefix_cache()
+    return seconds
+
+
+def reload_plain(engine: Any) -> float:
+    """Seconds that an engine from `start_plain` takes to load its own checkpoint again, by vLLM's own means."""
+    started = time.perf_counter()
+    engine.collective_rpc("reload_weights")
+    seconds = time.perf_counter() - started
+    engine.reset_prefix_cache()
+    return seconds
+
+
+def drafter_memory(engine: Any) -> DrafterMemory:
+    """What an engine from `start_self_drafting` holds beside the policy."""
+    return DrafterMemory(**engine.collective_rpc("drafter_memory")[0])
 
 
 def encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:

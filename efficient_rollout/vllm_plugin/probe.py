@@ -85,6 +85,21 @@ def steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int)
     ][_WARM_UP_TICKS:]
 
 
+def require_steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> list[TickRecord]:
+    """`steady_ticks`, enough of them for a median.
+
+    Raises:
+        ProfileError: There are too few.
+    """
+    steady = steady_ticks(ticks, num_draft_tokens, batch)
+    if len(steady) < _MIN_TICKS:
+        raise ProfileError(
+            f"of {len(ticks)} ticks only {len(steady)} ran {batch} requests with {num_draft_tokens} draft tokens each, "
+            f"{_MIN_TICKS} are needed; decode more tokens, or see in the engine's log why it does not draft"
+        )
+    return steady
+
+
 def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dict[int, float]:
     """Median seconds by kind of pass, from ticks that are all alike.
 
@@ -142,12 +157,7 @@ class Prober:
             left = deadline - time.perf_counter()
             if left > 0.0:
                 ticks += self._ticks(point, _TICKS_PER_POINT, left)
-        steady = steady_ticks(ticks, k, batch)
-        if len(steady) < _MIN_TICKS:
-            raise ProfileError(
-                f"{batch} requests with {point.context_tokens} tokens each did not run with {k} draft tokens each; "
-                f"the engine's log says why"
-            )
+        steady = require_steady_ticks(ticks, k, batch)
         passes = seconds_of_passes(steady, k)
         lower, _, upper = quantiles((tick.seconds for tick in steady), n=4)
         self.spreads.append((upper - lower) / median(tick.seconds for tick in steady))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
@@ -19,6 +20,7 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.policies import profile_key
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
+from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 SCHEDULER = "efficient_rollout.vllm_plugin.scripted.ScriptedScheduler"
@@ -148,6 +150,25 @@ class RecordingWorker(CpuWorker):
         """Finished ticks since the last call, oldest first, as dictionaries of `TickRecord`."""
         ticks, self._ticks = self._ticks, []
         return ticks
+
+    def sync_from(self, checkpoint: str) -> dict[str, float]:
+        """A weight sync from a checkpoint's files; returns seconds, as a dictionary of `WeightSyncSeconds`."""
+        stats = self.stats
+        requantized_before, started = stats.requantize_seconds, time.perf_counter()
+        with WeightSync(self) as sync:
+            for file in sorted(Path(checkpoint).glob("*.safetensors")):
+                sync.load(safetensors_weights_iterator([str(file)], use_tqdm_on_load=False))
+        return {
+            "weight_sync": time.perf_counter() - started,
+            "requantize": stats.requantize_seconds - requantized_before,
+        }
+
+    def drafter_memory(self) -> dict[str, int]:
+        """What the drafter holds, as a dictionary of `DrafterMemory`."""
+        assert self.self_drafter is not None
+        packed = self.self_drafter.packed
+        num_weights = sum(layer.out_features * layer.in_features for layer in packed.layers.values())
+        return {"drafter_bytes": packed.num_bytes, "num_packed_weights": num_weights}
 
     def latency_profile_key(self) -> dict[str, str] | None:
         """What a latency profile measured in this engine belongs to; None before its first tick."""

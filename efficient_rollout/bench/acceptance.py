@@ -1,0 +1,131 @@
+"""Acceptance per draft position, on the policy's own responses, by how long their contexts are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.bench.work import Prompt
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+
+TEMPERATURES = (1.0, 0.0)
+# Response tokens at which a segment begins and the next one does. The middle one is there to reach the last.
+SEGMENTS = ((0, 128), (128, 256), (256, 384))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptancePlan:
+    """What is counted.
+
+    Attributes:
+        checkpoints: Directories by label; all have the shape of the engines' policy.
+        prompts: Of natural responses.
+        eos_token_ids: End a response.
+        num_draft_tokens: k of every tick.
+    """
+
+    checkpoints: Mapping[str, Path]
+    prompts: Sequence[Prompt]
+    eos_token_ids: tuple[int, ...]
+    num_draft_tokens: int
+
+    @property
+    def longest_tokens(self) -> int:
+        """Longest prompt and response together."""
+        return max(map(len, self.prompts)) + SEGMENTS[-1][1]
+
+
+def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
+    """Raise before any engine starts.
+
+    Raises:
+        ConfigError: Two differ in shape: no engine can serve both.
+        InputFileError: One has no readable `config.json`.
+    """
+    shapes = {label: read_model_shape(path / "config.json").description for label, path in checkpoints.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{label} is {shape}" for label, shape in shapes.items())
+        raise ConfigError(f"--also-model must have the shape of --model: {listed}")
+
+
+def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of counts and rates; the engines end with the last checkpoint's weights.
+
+    Args:
+        plan: What is counted.
+        engines: Self-drafting ones, by drafter.
+
+    Yields:
+        One row per checkpoint, drafter, temperature and segment, of JSON types.
+    """
+    from efficient_rollout.vllm_plugin import offline
+
+    for label, checkpoint in plan.checkpoints.items():
+        for drafter, engine in engines.items():
+            offline.sync_weights(engine, str(checkpoint))
+            for temperature in TEMPERATURES:
+                for row in _segments(plan, engine, temperature):
+                    yield {"checkpoint": label, "drafter": drafter, "temperature": temperature, **row}
+
+
+def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator[dict[str, Any]]:
+    from efficient_rollout.vllm_plugin import offline, scripted
+    from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+    texts = list(plan.prompts)
+    for start, end in SEGMENTS:
+        stats = RolloutStats()
+        if texts:
+            take_rollout_stats(engine.collective_rpc)
+            result = offline.roll_out(
+                engine,
+                [offline.Work(text, end - start) for text in texts],
+                temperature=temperature,
+                eos_token_ids=plan.eos_token_ids,
+                extra_args={scripted.PATTERN: [plan.num_draft_tokens]},
+            )
+            stats = take_rollout_stats(engine.collective_rpc)
+        yield {"from_token": start, "to_token": end, "num_responses": len(texts), **acceptance(stats)}
+        if texts:
+            texts = unfinished(texts, result.token_ids, end - start, plan.eos_token_ids)
+
+
+def unfinished(
+    texts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], num_tokens: int, eos_token_ids: Sequence[int]
+) -> list[Prompt]:
+    """Texts with their continuations, without those that ended.
+
+    Args:
+        texts: What was continued.
+        token_ids: By what, in the same order.
+        num_tokens: Of a continuation that may go on.
+        eos_token_ids: Last token of one that ended on its last allowed token.
+    """
+    return [
+        (*text, *ids)
+        for text, ids in zip(texts, token_ids, strict=True)
+        if len(ids) == num_tokens and ids[-1] not in eos_token_ids
+    ]
+
+
+def acceptance(stats: RolloutStats) -> dict[str, Any]:
+    """Rates from counts, as JSON types.
+
+    Returns:
+        `accepted_share`: of the drafts at a position, those accepted, and with them all before.
+        `acceptance_rate`: of those whose predecessors were all accepted. Both by position, None without a draft.
+    """
+    drafted, accepted = stats.drafted_per_position, stats.accepted_per_position
+    judged = [min(reached, count) for reached, count in zip([stats.num_drafts, *accepted], drafted, strict=False)]
+    return {
+        "num_drafts": stats.num_drafts,
+        "mean_accepted_length": 1.0 + stats.num_accepted_tokens / stats.num_drafts if stats.num_drafts else None,
+        "accepted_share": [_share(part, whole) for part, whole in zip(accepted, drafted, strict=True)],
+        "acceptance_rate": [_share(part, whole) for part, whole in zip(accepted, judged, strict=True)],
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

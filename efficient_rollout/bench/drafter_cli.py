@@ -1,0 +1,239 @@
+"""`efficient-rollout bench drafter`: what a draft step, a verify pass and a weight sync cost, and what it gains."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.bench.acceptance import SEGMENTS, AcceptancePlan, check_checkpoints, measure_acceptance
+from efficient_rollout.bench.calibrate import add_engine_arguments, positive_integers, resolve_dtype
+from efficient_rollout.bench.drafter import measure, running_engines
+from efficient_rollout.bench.drafter_plan import DrafterPlan, Measured
+from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize
+from efficient_rollout.bench.drafter_table import acceptance_table, table
+from efficient_rollout.bench.work import (
+    FixedPrompts,
+    Prompt,
+    RandomPrompts,
+    TaskPrompts,
+    eos_token_ids,
+    model_config,
+    read_prompts,
+)
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.provenance import provenance, write_json
+
+_MAX_DRAFT_TOKENS = 16
+_TICKS_PER_RUN = 6  # at least, were every draft accepted
+# Some responses end before their contexts are long enough.
+_PROMPTS_PER_SEQUENCE = 2
+_POLICY_LABEL = "policy"
+
+
+def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `bench drafter`; the parsed arguments carry `run`."""
+    parser = what.add_parser("drafter", help="time draft steps, verify passes and weight syncs against plain decoding")
+    parser.add_argument("--model", type=Path, required=True, help="the policy's directory")
+    parser.add_argument(
+        "--schemes",
+        default="int8,int4",
+        help="one engine each; NAME[:SETTING=VALUE...] with other settings of the drafter, as in int4:group_size=128",
+    )
+    parser.add_argument("--batches", default="1,8", help="running requests")
+    parser.add_argument("--context", type=int, default=256, help="mean tokens per request, prompt included")
+    parser.add_argument("--lengths", default="1,2,4,8", help="fixed draft tokens; 0 is always measured too")
+    parser.add_argument("--response-tokens", type=int, default=64, help="emitted by each request of a run")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of every arm, in turns")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the timed runs; 0 is greedy")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
+    prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "--compiled-baseline",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a compiled plain engine beside the eager one; the faster of them is compared with",
+    )
+    acceptance = parser.add_argument_group("acceptance per draft position")
+    acceptance.add_argument("--acceptance", action="store_true", help="measure it; needs --task or --prompts")
+    acceptance.add_argument("--acceptance-prompts", type=int, default=32, help="responses")
+    acceptance.add_argument(
+        "--also-model", action="append", default=[], metavar="LABEL=DIR", help="another checkpoint of the same shape"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.set_defaults(run=run_bench_drafter)
+
+
+def run_bench_drafter(args: argparse.Namespace) -> int:
+    """Measure, print the tables, and write the file."""
+    plan, acceptance_plan = plan_of(args)
+    with running_engines(plan) as engines:
+        measured = measure(plan, engines, _print_progress)
+        rows = []
+        if acceptance_plan is not None:
+            for row in measure_acceptance(acceptance_plan, {name: engines[name] for name in plan.drafters}):
+                rows.append(row)
+                _print_progress(f"acceptance: {row['checkpoint']}, {row['drafter']}, up to token {row['to_token']}")
+    summary = summarize(plan, measured)
+    sys.stdout.write("\n" + table(summary))
+    if rows:
+        sys.stdout.write("\n" + acceptance_table(rows))
+    if args.json:
+        write_json(args.json, _document(args, measured, {**summary, "acceptance": rows}))
+    return 0
+
+
+def _print_progress(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _document(args: argparse.Namespace, measured: Measured, summary: dict[str, Any]) -> dict[str, Any]:
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    options.pop("run")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "provenance": provenance(),
+        "settings": options,
+        **summary,
+        "runs": [asdict(run) for run in measured.runs],
+        "weight_sync_runs": [asdict(run) for run in measured.syncs],
+    }
+
+
+def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | None]:
+    """Everything checked before an engine starts; resolves `args.dtype`.
+
+    Raises:
+        ConfigError: An argument is out of range, or does not fit another.
+        InputFileError: The policy or the prompts cannot be read.
+    """
+    batches = positive_integers("--batches", args.batches)
+    lengths = positive_integers("--lengths", args.lengths)
+    _check_numbers(args, lengths)
+    drafters = drafters_of(args.schemes, max(lengths))
+    config = model_config(args.model)
+    acceptance = _acceptance(args, config, max(lengths)) if args.acceptance else None
+    if args.also_model and acceptance is None:
+        raise ConfigError("--also-model is for --acceptance; add it")
+    prompts, eos = _timed_prompts(args, config, max(batches))
+    resolve_dtype(args)
+    plan = DrafterPlan(
+        model=str(args.model),
+        drafters=drafters,
+        batches=batches,
+        lengths=lengths,
+        context_tokens=args.context,
+        response_tokens=args.response_tokens,
+        prompts=prompts,
+        eos_token_ids=eos,
+        rounds=args.rounds,
+        temperature=args.temperature,
+        dtype=args.dtype,
+        is_compiled=args.compile,
+        has_compiled_baseline=args.compiled_baseline,
+        longest_tokens=0 if acceptance is None else acceptance.longest_tokens,
+    )
+    return plan, acceptance
+
+
+def _check_numbers(args: argparse.Namespace, lengths: tuple[int, ...]) -> None:
+    least = _TICKS_PER_RUN * (max(lengths) + 1)
+    if max(lengths) > _MAX_DRAFT_TOKENS:
+        raise ConfigError(f"--lengths go up to {_MAX_DRAFT_TOKENS}, got {args.lengths}")
+    if args.response_tokens < least:
+        raise ConfigError(
+            f"--response-tokens is {args.response_tokens}; {max(lengths)} draft tokens need {least}, or a run has too "
+            f"few ticks"
+        )
+    if args.context <= args.response_tokens // 2:
+        raise ConfigError(
+            f"--context {args.context} must exceed half of --response-tokens {args.response_tokens}: it is their mean"
+        )
+    if args.rounds < 1 or args.temperature < 0.0 or args.acceptance_prompts < 1:
+        raise ConfigError("--rounds and --acceptance-prompts must be at least 1, --temperature 0")
+
+
+def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
+    """Settings by the arm's name, from `NAME[:SETTING=VALUE...]` separated by commas.
+
+    Raises:
+        ConfigError: A scheme or a setting is unknown or malformed, or an arm repeated.
+    """
+    drafters: dict[str, Settings] = {}
+    for name in filter(None, (piece.strip() for piece in text.split(","))):
+        scheme, *assignments = name.split(":")
+        drafter: dict[str, Any] = {"scheme": scheme}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise ConfigError(f"--schemes takes NAME:SETTING=VALUE, got {name!r}")
+            drafter[key] = _value(value)
+        if name in drafters:
+            raise ConfigError(f"--schemes repeats {name}")
+        controller = {"policy": "never", "max_draft_tokens": max_draft_tokens}
+        drafters[name] = Settings.parse({"drafter": drafter, "controller": controller}, where="the command line")
+    if not drafters:
+        raise ConfigError("--schemes names none; give at least one, as in int8")
+    return drafters
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _timed_prompts(
+    args: argparse.Namespace, config: dict[str, Any], max_batch: int
+) -> tuple[list[Prompt], tuple[int, ...]]:
+    """Prompts of the timed runs, and what ends a response while the policy makes them longer."""
+    count = _PROMPTS_PER_SEQUENCE * max_batch
+    if args.task is None and args.prompts is None:
+        lengths = [args.context - args.response_tokens // 2] * count
+        return RandomPrompts(int(config["vocab_size"])).draw(lengths, args.seed), ()
+    source = _natural_prompts(args, min_response_tokens=args.context + args.response_tokens // 2)
+    return source.draw([0] * count, args.seed), eos_token_ids(config)
+
+
+def _natural_prompts(args: argparse.Namespace, *, min_response_tokens: int) -> TaskPrompts | FixedPrompts:
+    if args.prompts is not None:
+        return read_prompts(args.prompts, str(args.model))
+    return TaskPrompts(args.task, str(args.model), min_response_tokens)
+
+
+def _acceptance(args: argparse.Namespace, config: dict[str, Any], num_draft_tokens: int) -> AcceptancePlan:
+    if args.task is None and args.prompts is None:
+        raise ConfigError("--acceptance needs --task or --prompts: on random tokens it would mean nothing")
+    checkpoints = {_POLICY_LABEL: args.model}
+    for text in args.also_model:
+        label, equals, path = text.partition("=")
+        if not (label and equals and path) or label in checkpoints:
+            raise ConfigError(f"--also-model takes LABEL=DIR with a new label each, got {text!r}")
+        checkpoints[label] = Path(path)
+    check_checkpoints(checkpoints)
+    prompts = _natural_prompts(args, min_response_tokens=0).draw([0] * args.acceptance_prompts, args.seed)
+    if args.task is not None:
+        # Most worked answers are short: half of the prompts ask for one that lasts into the last segment.
+        num_long = args.acceptance_prompts // 2
+        source = _natural_prompts(args, min_response_tokens=_long_response_tokens(args.task))
+        prompts[:num_long] = source.draw([0] * num_long, args.seed)
+    return AcceptancePlan(
+        checkpoints=checkpoints,
+        prompts=prompts,
+        eos_token_ids=eos_token_ids(config),
+        num_draft_tokens=num_draft_tokens,
+    )
+
+
+def _long_response_tokens(size: str) -> int:
+    """Up to the middle of the last segment, or of the longest worked answers of this size."""
+    from efficient_rollout.tasks.recipes import level_of
+
+    return min(sum(SEGMENTS[-1]) // 2, level_of(size).max_response_tokens * 3 // 4)

@@ -1,0 +1,158 @@
+"""From runs to numbers: ratios within each round against the faster plain engine, then medians and quartiles."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from efficient_rollout.bench.drafter_plan import DrafterPlan, Measured, Run
+from efficient_rollout.cost_model.model_shape import read_model_shape
+
+SCHEMA_VERSION = 1
+_BYTES = {"float32": 4, "bfloat16": 2}
+_SHAPE_BYTES = 2  # of a weight in `ModelShape`
+_HEADLINE_LENGTH = 4  # verifies 5 positions, the number the targets are given for
+
+
+def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
+    """Everything but acceptance, as JSON types.
+
+    Args:
+        plan: What was measured.
+        measured: All of its rounds.
+    """
+    baselines = {batch: baseline_of(measured.runs, plan.plain_arms, batch) for batch in plan.batches}
+    rows = drafting_rows(measured.runs, plan.drafters, baselines)
+    return {
+        "baseline": {str(batch): arm for batch, arm in baselines.items()},
+        "plain": [_plain_row(measured.runs, arm, batch) for batch in plan.batches for arm in plan.plain_arms],
+        "drafting": rows,
+        "headline": headline(rows, plan.lengths),
+        "weight_sync": {name: _sync(measured, name) for name in plan.drafters},
+        "memory": {name: _memory(plan, measured, name) for name in plan.drafters},
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles over the rounds."""
+    lower, middle, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": middle, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def baseline_of(runs: Iterable[Run], plain_arms: Sequence[str], batch: int) -> str:
+    """The plain engine with the shortest median tick at this batch: plain decoding at its best."""
+    runs = list(runs)
+    return min(plain_arms, key=lambda arm: median(run.tick_seconds for run in _of(runs, arm, batch, 0)))
+
+
+def _of(runs: Iterable[Run], arm: str, batch: int, k: int) -> list[Run]:
+    """One run per round, in the order of the rounds."""
+    found = [run for run in runs if (run.arm, run.batch, run.num_draft_tokens) == (arm, batch, k)]
+    return sorted(found, key=lambda run: run.round)
+
+
+def _plain_row(runs: Sequence[Run], arm: str, batch: int) -> dict[str, Any]:
+    rounds = _of(runs, arm, batch, 0)
+    return {
+        "arm": arm,
+        "batch": batch,
+        "step_seconds": spread([run.tick_seconds for run in rounds]),
+        "tokens_per_second": spread([run.decoded_tokens / run.decode_seconds for run in rounds]),
+    }
+
+
+def drafting_rows(runs: Sequence[Run], drafters: Iterable[str], baselines: Mapping[int, str]) -> list[dict[str, Any]]:
+    """One row per drafter, batch and k, those slower than plain included.
+
+    Args:
+        runs: Of all rounds.
+        drafters: Names of the drafting arms.
+        baselines: The plain arm to compare with, by batch.
+    """
+    rows = []
+    for drafter in drafters:
+        for batch, baseline in baselines.items():
+            plain = _of(runs, baseline, batch, 0)
+            lengths = sorted({run.num_draft_tokens for run in runs if run.arm == drafter})
+            rows += [_drafting_row(_of(runs, drafter, batch, k), plain) for k in lengths]
+    return rows
+
+
+def _drafting_row(rounds: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
+    pairs = list(zip(rounds, plain, strict=True))
+    first = rounds[0]
+    row: dict[str, Any] = {
+        "drafter": first.arm,
+        "batch": first.batch,
+        "draft_tokens": first.num_draft_tokens,
+        "tick_seconds": spread([run.tick_seconds for run in rounds]),
+        "tick_over_plain": spread([run.tick_seconds / base.tick_seconds for run, base in pairs]),
+        "tokens_per_second": spread([run.decoded_tokens / run.decode_seconds for run in rounds]),
+        "speedup": spread([base.decode_seconds / run.decode_seconds for run, base in pairs]),
+        "mean_context_tokens": median(run.mean_context_tokens or 0.0 for run in rounds),
+        "num_ticks": sum(run.num_ticks for run in rounds),
+    }
+    if first.num_draft_tokens:
+        row |= {
+            "draft_step_seconds": spread([run.draft_step_seconds or 0.0 for run in rounds]),
+            "verify_seconds": spread([run.verify_seconds or 0.0 for run in rounds]),
+            "draft_over_plain": spread([(run.draft_step_seconds or 0.0) / base.tick_seconds for run, base in pairs]),
+            "verify_over_plain": spread([(run.verify_seconds or 0.0) / base.tick_seconds for run, base in pairs]),
+            "mean_accepted_length": spread([run.mean_accepted_length or 0.0 for run in rounds]),
+        }
+    return row
+
+
+def headline(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Per drafter and batch: r, v, and the k with the largest median speed-up, 0 among the choices.
+
+    Args:
+        rows: From `drafting_rows`.
+        lengths: Measured k. r and v are those at 4, whose pass verifies 5 positions, or at the nearest.
+    """
+    shown = min(lengths, key=lambda k: (abs(k - _HEADLINE_LENGTH), k))
+    found = []
+    for drafter, batch in dict.fromkeys((row["drafter"], row["batch"]) for row in rows):
+        of_both = [row for row in rows if (row["drafter"], row["batch"]) == (drafter, batch)]
+        best = max(of_both, key=lambda row: float(row["speedup"]["median"]))
+        at = next(row for row in of_both if row["draft_tokens"] == shown)
+        found.append(
+            {
+                "drafter": drafter,
+                "batch": batch,
+                "draft_tokens": shown,
+                "draft_over_plain": at["draft_over_plain"],
+                "verify_over_plain": at["verify_over_plain"],
+                "best_draft_tokens": best["draft_tokens"],
+                "best_speedup": best["speedup"],
+            }
+        )
+    return found
+
+
+def _sync(measured: Measured, drafter: str) -> dict[str, Any]:
+    runs = [run for run in measured.syncs if run.arm == drafter]
+    loads = [run.weight_sync_seconds - run.requantize_seconds for run in runs]
+    return {
+        "requantize_seconds": spread([run.requantize_seconds for run in runs]),
+        "weight_load_seconds": spread(loads),
+        "plain_reload_seconds": spread([run.plain_reload_seconds for run in runs]),
+        "requantize_over_load": spread([run.requantize_seconds / load for run, load in zip(runs, loads, strict=True)]),
+        "requantize_over_plain_reload": spread([run.requantize_seconds / run.plain_reload_seconds for run in runs]),
+    }
+
+
+def _memory(plan: DrafterPlan, measured: Measured, drafter: str) -> dict[str, Any]:
+    memory, width = measured.memory[drafter], _BYTES[plan.dtype]
+    # What a decode step reads: every matrix, the output head among them; of the embedding only single rows.
+    num_weights = round(read_model_shape(Path(plan.model) / "config.json").target_weight_bytes / _SHAPE_BYTES)
+    read_bytes = num_weights * width
+    unpacked_bytes = (num_weights - memory.num_packed_weights) * width
+    # A mixed drafter holds two packs of each matrix and reads one of them.
+    holds_two = plan.drafters[drafter].drafter.scheme == "mixed"
+    return {
+        "drafter_bytes": memory.drafter_bytes,
+        "policy_read_bytes": read_bytes,
+        "memory_ratio": memory.drafter_bytes / read_bytes,
+        "byte_ratio": None if holds_two else (memory.drafter_bytes + unpacked_bytes) / read_bytes,
+    }
