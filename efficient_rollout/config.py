@@ -22,12 +22,19 @@ class _Group(BaseModel):
 class DrafterSettings(_Group):
     """How the policy is quantized to draft for itself."""
 
-    scheme: Literal["int8", "int4", "bf16"] = Field(
+    scheme: Literal["int8", "int4", "mixed", "bf16"] = Field(
         default="int8",
         description="int8: W8A8, per output channel. int4: weight only, group-wise, asymmetric. "
-        "bf16: unquantized, for tests; every draft is accepted.",
+        "mixed: both in memory, int4 for few rows. bf16: unquantized, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
+    int4_max_rows: int = Field(default=2, ge=1, description="mixed: int4 at or below this many sequences, int8 above.")
+    attention_window_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="The drafter attends to the first few and the last so many tokens, in whole blocks of the KV "
+        "cache; unset, to all. The policy always attends to all.",
+    )
     quantize_output_head: bool = Field(
         default=True, description="Quantize the drafter's output head too; the target's own head stays untouched."
     )
@@ -40,7 +47,9 @@ class ControllerSettings(_Group):
         default="batch_threshold", description="Which policy decides; the last three need a profile."
     )
     profile: str | None = Field(
-        default=None, description="Latency profile of this machine and policy, made by `efficient-rollout calibrate`."
+        default=None,
+        description="Latency profile of this machine and policy, made by `efficient-rollout calibrate`; unset: the "
+        "cached one, measured first where there is none.",
     )
     max_draft_tokens: int = Field(default=4, ge=1, le=16, description="Upper bound of every decision.")
     num_draft_tokens: int | None = Field(
@@ -55,10 +64,6 @@ class ControllerSettings(_Group):
         if self.num_draft_tokens is not None and self.num_draft_tokens > self.max_draft_tokens:
             raise ValueError(
                 f"num_draft_tokens ({self.num_draft_tokens}) must not exceed max_draft_tokens ({self.max_draft_tokens})"
-            )
-        if self.policy in POLICIES_WITH_PROFILE and self.profile is None:
-            raise ValueError(
-                f"policy {self.policy} needs controller.profile; make one with: efficient-rollout calibrate --model"
             )
         return self
 

@@ -1,8 +1,25 @@
 """What every scheme provides: a linear layer whose weight is held quantized and packed for one kernel."""
 
 from abc import ABC, abstractmethod
+from weakref import WeakValueDictionary
 
 import torch
+
+# A compiler sees a product as one operator it cannot look into: packed weights are objects of foreign libraries, and
+# are replaced at every weight sync. The layer is named in the graph, as vLLM names its attention layers.
+_library = torch.library.Library("efficient_rollout", "DEF")
+_library.define("packed_linear(Tensor x, str layer, int out_features) -> Tensor")
+_named_layers: "WeakValueDictionary[str, PackedLinear]" = WeakValueDictionary()
+
+
+@torch.library.impl(_library, "packed_linear", "CPU")
+def _packed_linear(x: torch.Tensor, layer: str, out_features: int) -> torch.Tensor:  # noqa: ARG001 - for the shape
+    return _named_layers[layer].multiply(x)
+
+
+@torch.library.impl(_library, "packed_linear", "Meta")
+def _packed_linear_shape(x: torch.Tensor, layer: str, out_features: int) -> torch.Tensor:  # noqa: ARG001
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 class PackedLinear(ABC):
@@ -10,6 +27,8 @@ class PackedLinear(ABC):
 
     `requantize` replaces the weight; the object stays, so that a layer bound to it never has to be rebound.
     """
+
+    _name: str | None = None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
@@ -36,6 +55,18 @@ class PackedLinear(ABC):
         self.bias = None if bias is None else bias.detach().to(self.dtype, copy=True)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """As `multiply`; in compiled code, one operator, for a layer that has a name."""
+        if self._name is not None and torch.compiler.is_compiling():
+            product: torch.Tensor = torch.ops.efficient_rollout.packed_linear(x, self._name, self.out_features)
+            return product
+        return self.multiply(x)
+
+    def name(self, name: str) -> None:
+        """Be found by compiled code under `name`, which is unique in this process: the last layer to take it."""
+        self._name = name
+        _named_layers[name] = self
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply.
 
         Args:

@@ -70,7 +70,9 @@ class PackedWeights:
             if name in self._layers:
                 self._layers[name].requantize(weight, bias)
             else:
-                self._layers[name] = self.scheme.pack(weight, bias)
+                layer = self.scheme.pack(weight, bias)
+                layer.name(name)
+                self._layers[name] = layer
         except (RuntimeError, MemoryError, ValueError) as error:
             self.fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
             return

@@ -7,7 +7,9 @@ import torch
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear
-from efficient_rollout.drafter.int8 import Int8Linear
+from efficient_rollout.drafter.int8 import Int8Linear, onednn_missing
+from efficient_rollout.drafter.int8_fbgemm import Int8FbgemmLinear, fbgemm_missing
+from efficient_rollout.drafter.mixed import MixedLinear
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.errors import SchemeUnavailableError
 
@@ -18,6 +20,7 @@ class Scheme:
 
     Attributes:
         name: As in the settings.
+        kernel: Whose kernel multiplies, for the log.
         pack: Makes a packed layer from a weight [out_features, in_features] and a bias or None; None where
             the scheme keeps the policy's own layer.
         supports: Whether the kernel takes [out_features, in_features] in this dtype. Layers it does not take
@@ -26,6 +29,7 @@ class Scheme:
     """
 
     name: str
+    kernel: str
     pack: Callable[[torch.Tensor, torch.Tensor | None], PackedLinear] | None
     supports: Callable[[int, int, torch.dtype], bool]
     missing: Callable[[str], str | None]
@@ -34,46 +38,56 @@ class Scheme:
 _FLOAT_DTYPES = (torch.bfloat16, torch.float32)
 
 
-def _int8_missing(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return f"its kernel runs on a CPU, not on {device_type}"
-    # The operator is registered by vLLM's CPU build; other builds register an empty namespace.
-    if not hasattr(torch.ops._C, "create_onednn_scaled_mm_handler"):
-        return "vLLM's oneDNN kernels are not loaded: install a CPU build of vLLM with AVX2 or better"
-    return None
-
-
-def _int4_missing(device_type: str) -> str | None:
+def _only_on_cpu(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"its kernel runs on a CPU, not on {device_type}"
 
 
 def _int8() -> Scheme:
+    # oneDNN's int8 products need VNNI: without it they take ten times as long as float32 ones.
+    by_onednn = torch.cpu._is_vnni_supported()
+    missing = onednn_missing if by_onednn else fbgemm_missing
     return Scheme(
         name="int8",
-        pack=Int8Linear,
+        kernel="oneDNN" if by_onednn else "FBGEMM",
+        pack=Int8Linear if by_onednn else Int8FbgemmLinear,
         supports=lambda out_features, in_features, dtype: (
             dtype in _FLOAT_DTYPES and out_features % 16 == 0 and in_features % 16 == 0
         ),
-        missing=_int8_missing,
+        missing=lambda device_type: _only_on_cpu(device_type) or missing(),
     )
 
 
 def _int4(group_size: int) -> Scheme:
     return Scheme(
         name="int4",
+        kernel="torch int4pack",
         pack=lambda weight, bias: Int4Linear(weight, bias, group_size=group_size),
         supports=lambda out_features, in_features, dtype: (
             dtype in _FLOAT_DTYPES and out_features % 16 == 0 and in_features % group_size == 0
         ),
-        missing=_int4_missing,
+        missing=_only_on_cpu,
+    )
+
+
+def _mixed(group_size: int, int4_max_rows: int) -> Scheme:
+    few_rows, many_rows = _int4(group_size), _int8()
+    few, many = few_rows.pack, many_rows.pack
+    assert few is not None
+    assert many is not None
+    return Scheme(
+        name="mixed",
+        kernel=f"{few_rows.kernel} to {int4_max_rows} rows, then {many_rows.kernel}",
+        pack=lambda weight, bias: MixedLinear(few(weight, bias), many(weight, bias), few_max_rows=int4_max_rows),
+        supports=lambda *layer: few_rows.supports(*layer) and many_rows.supports(*layer),
+        missing=lambda device_type: few_rows.missing(device_type) or many_rows.missing(device_type),
     )
 
 
 def _bf16() -> Scheme:
-    return Scheme(name="bf16", pack=None, supports=lambda *_: False, missing=lambda _: None)
+    return Scheme(name="bf16", kernel="the policy's", pack=None, supports=lambda *_: False, missing=lambda _: None)
 
 
-SCHEME_NAMES = ("int8", "int4", "bf16")
+SCHEME_NAMES = ("int8", "int4", "mixed", "bf16")
 
 
 def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
@@ -86,7 +100,12 @@ def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
     Raises:
         SchemeUnavailableError: It has no kernel on this device; the message names the ones that do.
     """
-    schemes = {"int8": _int8(), "int4": _int4(settings.group_size), "bf16": _bf16()}
+    schemes = {
+        "int8": _int8(),
+        "int4": _int4(settings.group_size),
+        "mixed": _mixed(settings.group_size, settings.int4_max_rows),
+        "bf16": _bf16(),
+    }
     scheme = schemes[settings.scheme]
     missing = scheme.missing(device_type)
     if missing is not None:

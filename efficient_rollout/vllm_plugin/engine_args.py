@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -13,12 +14,15 @@ EXECUTOR = "efficient_rollout.vllm_plugin.executor.EfficientExecutor"
 SCHEDULER = "efficient_rollout.vllm_plugin.scheduler.EfficientScheduler"
 
 
-def engine_args(model: str, settings: Settings) -> dict[str, Any]:
+def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_eager: bool = False) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or, as JSON, for `vllm serve`.
 
     Args:
         model: The policy's path: the same as the engine's own `model`.
-        settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did.
+        settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did. Where its
+            policy needs a latency profile and none is named, the cached one is taken, or measured first.
+        dtype: The engine's own option, for that profile.
+        enforce_eager: The engine's own option, for that profile.
 
     Raises:
         EfficientRolloutError: The installed vLLM, the policy, or the scheme on this machine cannot do it. Raised
@@ -27,6 +31,7 @@ def engine_args(model: str, settings: Settings) -> dict[str, Any]:
     check_vllm_version()
     check_model(model, settings)
     check_scheme(settings)
+    settings = with_profile(model, settings, dtype=dtype, is_compiled=not enforce_eager)
     args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     if settings.enabled:
         args |= {

@@ -11,10 +11,10 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
-from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import SchemeUnavailableError
+from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, plan_chain
 from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,19 @@ class SelfDraftProposer(DraftModelProposer):
     never attends to a drafter's KV.
     """
 
-    def __init__(self, *, vllm_config: VllmConfig, device: torch.device, runner: Any, packed: PackedWeights) -> None:
+    def __init__(
+        self,
+        *,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        runner: Any,
+        packed: PackedWeights,
+        window: AttentionWindow | None,
+    ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
         self.runner = runner
         self.packed = packed
+        self.window = window
         self.draft_seconds = 0.0
         self.num_faults = 0
         self.fault: str | None = None
@@ -138,20 +147,30 @@ class SelfDraftProposer(DraftModelProposer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns drafts [num_requests, num_drafts] and their distributions [num_requests, num_drafts, vocab]."""
         num_requests = num_computed.shape[0]
+        plan = plan_chain(
+            num_drafts,
+            num_computed,
+            self._slot_capacity(num_requests),
+            metadata.block_table_tensor,
+            self.block_size,
+            self.window,
+        )
         metadata.num_actual_tokens = num_requests
         metadata.max_query_len = 1
         metadata.query_start_loc = self.arange[: num_requests + 1]
         metadata.query_start_loc_cpu = torch.from_numpy(self.token_arange_np[: num_requests + 1])
-        capacity = self._slot_capacity(num_requests)
+        metadata.block_table_tensor = plan.block_table
+        metadata.slot_mapping = self._slot_mapping_buffer[:num_requests]
+        slot_mapping = self._get_slot_mapping(num_requests)
         tokens, drafts, probabilities = next_token_ids, [], []
         for step in range(num_drafts):
-            hidden_states = self._forward(tokens, num_computed + step, capacity, metadata, step)
+            hidden_states = self._forward(tokens, plan, step, metadata, slot_mapping)
             tokens, token_probabilities = self._sample(self.model.compute_logits(hidden_states), sampling)
             drafts.append(tokens)
             probabilities.append(token_probabilities)
         if sampling.all_greedy:
             return torch.stack(drafts, dim=1), None
-        return torch.stack(drafts, dim=1), torch.stack(probabilities, dim=1).contiguous()
+        return torch.stack(drafts, dim=1), torch.stack(probabilities, dim=1)
 
     def _slot_capacity(self, num_requests: int) -> torch.Tensor:
         """Positions each request's own blocks can hold, int64 [num_requests].
@@ -166,28 +185,20 @@ class SelfDraftProposer(DraftModelProposer):
     def _forward(
         self,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
-        capacity: torch.Tensor,
-        metadata: CommonAttentionMetadata,
+        plan: DraftPlan,
         step: int,
+        metadata: CommonAttentionMetadata,
+        slot_mapping: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """One token per request through the drafter; returns hidden states [num_requests, hidden_size]."""
         num_requests = tokens.shape[0]
-        fits = positions < capacity
-        # A request without a slot left writes nothing, and its draft is a guess the policy will judge.
-        positions = torch.where(fits, positions, 0)
-        blocks = metadata.block_table_tensor[:num_requests].gather(1, (positions // self.block_size).unsqueeze(1))
-        slots = blocks.squeeze(1).long() * self.block_size + positions % self.block_size
-        self._slot_mapping_buffer[:num_requests] = torch.where(fits, slots, PADDING_SLOT_ID)
-        metadata.slot_mapping = self._slot_mapping_buffer[:num_requests]
-        metadata.seq_lens = (positions + 1).to(torch.int32)
-        metadata.max_seq_len = int(metadata.seq_lens.max())
-        _, per_layer = self.build_per_group_and_layer_attn_metadata(metadata, draft_index=step)
+        metadata.seq_lens = plan.seq_lens[step]
+        metadata.max_seq_len = plan.max_seq_lens[step]
+        self._slot_mapping_buffer[:num_requests] = plan.slots[step]
         self.input_ids[:num_requests] = tokens
-        self.positions[:num_requests] = positions
-        with set_forward_context(
-            per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=self._get_slot_mapping(num_requests)
-        ):
+        self.positions[:num_requests] = plan.positions[step]
+        _, per_layer = self.build_per_group_and_layer_attn_metadata(metadata, draft_index=step)
+        with set_forward_context(per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=slot_mapping):
             return self.model(
                 input_ids=self.input_ids[:num_requests], positions=self.positions[:num_requests], inputs_embeds=None
             )

@@ -109,6 +109,7 @@ class EfficientScheduler(Scheduler):
             num_tokens = sum(len(r.new_token_ids) for outputs in core_outputs.values() for r in outputs.outputs)
             self._count_tick(num_tokens)
             self._policy.observe(self._observation(scheduler_output, num_tokens))
+            self._stats.add_speedup(self._policy.take_speedup())
         return core_outputs
 
     def _count_verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> None:

@@ -14,12 +14,16 @@ from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.vllm_plugin import ledger
 from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm
+from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.executor import DRAFTS_ATTRIBUTE
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.register import is_registered
 from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
 from efficient_rollout.vllm_plugin.tapped_target import TappedTargetConfig
+
+# As many first tokens as StreamingLLM keeps (arXiv 2309.17453); the engine rounds up to a block of its KV cache.
+_SINK_TOKENS = 4
 
 
 class CpuWorker(CPUWorker):
@@ -46,8 +50,13 @@ class CpuWorker(CPUWorker):
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
             self.vllm_config.quant_config = TappedTargetConfig(packed)
+            window_tokens = self.settings.drafter.attention_window_tokens
             self.self_drafter = SelfDraftProposer(
-                packed=packed, vllm_config=self.vllm_config, device=self.device, runner=self.model_runner
+                packed=packed,
+                window=AttentionWindow(window_tokens, _SINK_TOKENS) if window_tokens else None,
+                vllm_config=self.vllm_config,
+                device=self.device,
+                runner=self.model_runner,
             )
             self.model_runner.drafter = self.self_drafter
 

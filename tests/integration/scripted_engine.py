@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
+from efficient_rollout.config import DrafterSettings
 from efficient_rollout.controller.policy import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
+from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 PATTERN = "draft_tokens_per_tick"
@@ -67,6 +71,22 @@ class FaultyWorker(CpuWorker):
         """Switch a fault on, or off and the drafter on again."""
         self.self_drafter.mode = mode
         self.self_drafter.fault = None
+
+    def use_drafter(self, settings: dict[str, Any], policy: str) -> None:
+        """Draft another way from now on: new packed layers, filled by a weight sync from the policy on disk."""
+        drafter, target = self.self_drafter, self.model_runner.get_model()
+        wanted = DrafterSettings(**settings)
+        drafter.packed.scheme = make_scheme(wanted, "cpu")
+        drafter.packed._layers.clear()
+        self.sync_from(policy)
+        self.packed_head = getattr(self, "packed_head", drafter.model.lm_head)
+        drafter.model.lm_head = self.packed_head
+        for path, layer in drafter.packed.layers.items():
+            drafter.model.get_submodule(path).quant_method = PackedMethod(layer)
+        if not wanted.quantize_output_head:
+            drafter.model.lm_head = target.lm_head
+        window = wanted.attention_window_tokens
+        drafter.window = AttentionWindow(window, num_sink_tokens=4) if window else None
 
     def scramble_drafter(self, seed: int) -> None:
         """Give the drafter weights that have nothing to do with the policy's."""

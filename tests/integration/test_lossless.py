@@ -18,9 +18,22 @@ NUM_SAMPLES = 8192
 SHIFT = 0.02
 
 PROMPT = [5, 7, 9, 11]
-GREEDY_PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(12)]
+# Longer than two blocks of the KV cache, so that an attention window leaves something out.
+LONG_PROMPT = [3 + (7 * i) % 120 for i in range(70)]
+GREEDY_PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(12)] + [LONG_PROMPT, LONG_PROMPT[3:]]
+BLOCK_SIZE = 32
 # Log-probabilities of one token from passes over other numbers of rows: float32 rounding.
 ROUNDING = 2e-4
+
+# The coarsest scheme: the more drafts are rejected, the more a fault of the rejection would show.
+COARSEST = {"scheme": "int4", "group_size": 128}
+DRAFTERS = {
+    "int8": {"scheme": "int8"},
+    "int4-32": {"scheme": "int4", "group_size": 32},
+    "mixed": {"scheme": "mixed", "group_size": 128, "int4_max_rows": 8},
+    "output-head-of-the-policy": {**COARSEST, "quantize_output_head": False},
+    "window": {**COARSEST, "attention_window_tokens": 8},
+}
 
 CONDITIONS = {
     "temperature-1": (Sampling(), {}),
@@ -40,7 +53,7 @@ def greedy(engine, pattern):
     return [outputs[0] for outputs in engine_support.generate(engine, GREEDY_PROMPTS, params)]
 
 
-def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES):
+def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prompt=PROMPT):
     from vllm import SamplingParams
 
     params = SamplingParams(
@@ -54,7 +67,7 @@ def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES):
         extra_args={PATTERN: pattern},
         **extra,
     )
-    return [tuple(output.token_ids[1:3]) for output in engine_support.generate(engine, [PROMPT], params)[0]]
+    return [tuple(output.token_ids[1:3]) for output in engine_support.generate(engine, [prompt], params)[0]]
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +88,11 @@ def stock_greedy(policy):
 def engine(policy, stock_greedy):
     engine = engine_support.start(
         policy,
-        # The coarsest scheme: the more drafts are rejected, the more a fault of the rejection would show.
-        {"drafter": {"scheme": "int4", "group_size": 128}, "controller": {"policy": "always", "max_draft_tokens": 4}},
+        {"drafter": COARSEST, "controller": {"policy": "always", "max_draft_tokens": 4}},
         scheduler_cls="scripted_engine.ScriptedScheduler",
         worker_cls="scripted_engine.FaultyWorker",
         enable_prefix_caching=True,
+        block_size=BLOCK_SIZE,
     )
     yield engine
     engine_support.stop(engine)
@@ -93,6 +106,10 @@ def test_greedy_tokens_and_logprobs_equal_stock(engine, stock_greedy, arm):
     assert (stats.num_draft_tokens > 0) == (arm != "off")
     if arm != "off":
         assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
+    assert_equal(completions, stock_greedy)
+
+
+def assert_equal(completions, stock_greedy):
     for ours, stock in zip(completions, stock_greedy, strict=True):
         for position, (token, expected) in enumerate(zip(ours.token_ids, stock.token_ids, strict=True)):
             if token != expected:
@@ -116,6 +133,28 @@ def test_joint_distribution_is_exact(engine, policy, condition):
     plain = p_value(sample_pairs(engine, sampling, extra, OFF, NUM_SAMPLES // 3), joint)
     assert plain > FALSE_ALARM_RATE, "the exact distribution is not that of plain decoding"
     assert drafted > FALSE_ALARM_RATE
+
+
+@pytest.fixture
+def drafter(request, engine, policy):
+    """The engine's drafter made anew with other settings, and back afterwards."""
+    engine.collective_rpc("use_drafter", args=(DRAFTERS[request.param], str(policy)))
+    engine.reset_prefix_cache()
+    yield request.param
+    engine.collective_rpc("use_drafter", args=(COARSEST, str(policy)))
+    engine.reset_prefix_cache()
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS, indirect=True)
+def test_every_drafter_is_lossless(engine, policy, stock_greedy, drafter):
+    take_rollout_stats(engine.collective_rpc)
+    assert_equal(greedy(engine, ON), stock_greedy)
+    prompt = LONG_PROMPT if drafter == "window" else PROMPT
+    joint = joint_of_second_and_third(policy, prompt, Sampling())
+    assert smallest_power(joint, NUM_SAMPLES, SHIFT, FALSE_ALARM_RATE) > 0.95
+    assert p_value(sample_pairs(engine, Sampling(), {}, [1], prompt=prompt), joint) > FALSE_ALARM_RATE
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert 0.1 * NUM_SAMPLES < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
 
 
 def test_joint_distribution_is_exact_while_toggling_with_longer_drafts(engine, policy):

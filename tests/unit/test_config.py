@@ -9,7 +9,13 @@ from efficient_rollout.errors import ConfigError
 
 CHANGED = {
     "enabled": False,
-    "drafter": {"scheme": "int4", "group_size": 32, "quantize_output_head": False},
+    "drafter": {
+        "scheme": "int4",
+        "group_size": 32,
+        "int4_max_rows": 4,
+        "attention_window_tokens": 512,
+        "quantize_output_head": False,
+    },
     "controller": {"policy": "always", "max_draft_tokens": 6, "num_draft_tokens": 3, "max_running_requests": 5},
 }
 

@@ -28,7 +28,7 @@ def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
     if settings.scheme == "int8":
         values, scales = quantize_int8(weight)
         return values.float() * scales
-    values, scales, offsets = quantize_int4(weight, settings.group_size, weight.dtype)
+    values, scales, offsets = quantize_int4(weight, settings.group_size, torch.bfloat16)
     spread = [tensor.float().repeat_interleave(settings.group_size, dim=1) for tensor in (scales, offsets)]
     return (values.float() - 8) * spread[0] + spread[1]
 
@@ -53,16 +53,48 @@ def test_product_is_close_to_the_dequantized_product(settings, num_rows, with_bi
     packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.float32), bias)
     x = random_weight(2, torch.float32, (num_rows, 256))
     expected = torch.nn.functional.linear(x, packed.dequantize(), bias)
-    # int8 quantizes activations too, to 1/127 of each row's largest value.
+    # int8 quantizes activations too, to 1/127 of the largest value; int4 rounds them to bfloat16.
     relative_error = (packed(x) - expected).norm() / expected.norm()
-    assert relative_error < (0.02 if settings.scheme == "int8" else 1e-5)
+    assert relative_error < (0.025 if settings.scheme == "int8" else 0.005)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
 def test_a_row_does_not_depend_on_its_neighbours(settings):
     packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.bfloat16), None)
     x = random_weight(2, torch.bfloat16, (5, 256))
+    x[1] *= 1000
     assert torch.equal(packed(x)[2], packed(x[2:3])[0])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+def test_what_is_not_a_number_is_passed_on(settings):
+    packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.float32), None)
+    x = random_weight(2, torch.float32, (3, 256))
+    x[1] = torch.nan
+    assert packed(x).isnan().any(dim=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("num_rows", "chosen"), [(1, "int4"), (2, "int4"), (3, "int8"), (8, "int8")])
+def test_mixed_chooses_by_the_number_of_rows(num_rows, chosen):
+    weight, x = random_weight(0, torch.float32), random_weight(2, torch.float32, (num_rows, 256))
+    mixed = make_scheme(DrafterSettings(scheme="mixed", int4_max_rows=2), "cpu").pack(weight, None)
+    alone = {name: make_scheme(DrafterSettings(scheme=name), "cpu").pack(weight, None) for name in ("int4", "int8")}
+    assert torch.equal(mixed(x), alone[chosen](x))
+    assert mixed.num_bytes == sum(layer.num_bytes for layer in alone.values())
+    mixed.requantize(random_weight(1, torch.float32), None)
+    alone[chosen].requantize(random_weight(1, torch.float32), None)
+    assert torch.equal(mixed(x), alone[chosen](x))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+def test_compiled_code_sees_one_operator_and_the_newest_weights(settings):
+    packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.float32), None)
+    packed.name(f"test.{settings.scheme}.{settings.group_size}")
+    compiled = torch.compile(lambda x: packed(x) + 1, backend="aot_eager", fullgraph=True)
+    x = random_weight(2, torch.float32, (3, 256))
+    assert torch.equal(compiled(x), packed(x) + 1)
+    packed.requantize(random_weight(1, torch.float32), None)
+    assert torch.equal(compiled(x), packed(x) + 1)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +109,8 @@ def test_int4_chooses_the_nearest_level():
     weight = random_weight(0, torch.float32)
     error = (Int4Linear(weight, group_size=32).dequantize() - weight).abs()
     step = (weight.view(192, 8, 32).amax(-1) - weight.view(192, 8, 32).amin(-1)) / 15
-    assert (error <= 0.5001 * step.repeat_interleave(32, dim=1)).all()
+    # Half a step, and what rounding scale and offset to bfloat16 adds at the ends of the range.
+    assert (error <= 0.54 * step.repeat_interleave(32, dim=1)).all()
 
 
 def test_constant_and_zero_rows_survive():
