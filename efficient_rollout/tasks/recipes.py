@@ -75,11 +75,16 @@ class Growth:
 
     Attributes:
         core: Shape of the model that is trained first, by the recipe's schedule.
+        core_response_tokens: Longest worked answer of that training; the rest sees the whole level. A small model that
+            cannot add yet learns little from answers that are nearly all copying.
+        core_schedule: By which the core is then trained on the whole level.
         spread: Differences between the copies of a weight, relative to the spread of its row.
         schedule: By which the grown model is trained on.
     """
 
     core: ModelShape
+    core_response_tokens: int
+    core_schedule: Schedule
     spread: float
     schedule: Schedule
 
@@ -204,10 +209,10 @@ _SCHEDULES = {
         learning_rate=3e-3,
         batch_tokens=1024,
         warmup_steps=30,
-        easy_steps=200,
-        easy_response_tokens=40,
-        max_steps=3000,
-        stop=Stop(every_steps=100, num_problems=64, accuracy=0.45),
+        easy_steps=400,
+        easy_response_tokens=48,
+        max_steps=800,
+        stop=Stop(every_steps=50, num_problems=96, accuracy=0.45),
         num_threads=1,
     ),
 }
@@ -223,6 +228,18 @@ _GROWTHS = {
             head_dim=64,
             tied_embeddings=False,
         ),
+        core_response_tokens=256,
+        core_schedule=Schedule(
+            optimizer="muon",
+            learning_rate=3e-4,
+            batch_tokens=2048,
+            warmup_steps=10,
+            easy_steps=0,
+            easy_response_tokens=64,
+            max_steps=60,
+            stop=None,
+            num_threads=1,
+        ),
         spread=2.0,
         schedule=Schedule(
             optimizer="adamw",
@@ -231,14 +248,14 @@ _GROWTHS = {
             warmup_steps=10,
             easy_steps=0,
             easy_response_tokens=64,
-            max_steps=30,
+            max_steps=20,
             stop=None,
             num_threads=None,
         ),
     )
 }
 
-_FINAL_PROBLEMS = {"nano": 512, "small": 256, "bench": 192}
+_FINAL_PROBLEMS = {"nano": 512, "small": 256, "bench": 96}
 
 
 def level_of(size: str) -> Level:

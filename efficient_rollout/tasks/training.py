@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.tasks.arithmetic import Level
 from efficient_rollout.tasks.batches import WorkedAnswerBatches
 from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
 from efficient_rollout.tasks.evaluation import Measurement, measure
@@ -72,11 +73,16 @@ def train(recipe: Recipe, work_dir: Path) -> None:
     growth = recipe.growth
     model = build_model(growth.core if growth else recipe.shape, tokenizer)
     with Progress(f"{recipe.size} policy") as progress:
-        stages = [_train_stage(recipe, recipe.schedule, model, work_dir, progress)]
+
+        def train_stage(model: Qwen3ForCausalLM, level: Level, schedule: Schedule) -> dict[str, float]:
+            return _train_stage(model, tokenizer, level, schedule, recipe.seed, work_dir, progress)
+
+        first_level = recipe.level.capped(growth.core_response_tokens) if growth else recipe.level
+        stages = [train_stage(model, first_level, recipe.schedule)]
         if growth:
-            progress.say("growing it")
+            stages.append(train_stage(model, recipe.level, growth.core_schedule))
             model = grow(model, recipe.shape, spread=growth.spread)
-            stages.append(_train_stage(recipe, growth.schedule, model, work_dir, progress))
+            stages.append(train_stage(model, recipe.level, growth.schedule))
         progress.status = "measuring the finished policy"
         with _threads((growth.schedule if growth else recipe.schedule).num_threads):
             result = measure(model, tokenizer, recipe.level, recipe.final_problems, seed=1)
@@ -95,17 +101,22 @@ def train(recipe: Recipe, work_dir: Path) -> None:
 
 
 def _train_stage(
-    recipe: Recipe, schedule: Schedule, model: Qwen3ForCausalLM, work_dir: Path, progress: Progress
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    level: Level,
+    schedule: Schedule,
+    seed: int,
+    work_dir: Path,
+    progress: Progress,
 ) -> dict[str, float]:
     """Train `model` in place, by `schedule`; returns how many parameters, steps, seconds and threads that took."""
-    tokenizer = build_tokenizer(MAX_POSITIONS)
 
     def measured(num_problems: int) -> Measurement:
-        return measure(model, tokenizer, recipe.level, num_problems, seed=0)
+        return measure(model, tokenizer, level, num_problems, seed=0)
 
     before_seconds = progress.seconds
     with _threads(schedule.num_threads):
-        trainer = _trainer(recipe, schedule, model, work_dir)
+        trainer = _trainer(model, WorkedAnswerBatches(level, schedule, seed), schedule, seed, work_dir)
         trainer.add_callback(StopWhenPartlyRight(schedule, progress, measured))
         trainer.train()
         return {
@@ -127,7 +138,9 @@ def _threads(num_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _trainer(recipe: Recipe, schedule: Schedule, model: Qwen3ForCausalLM, work_dir: Path) -> Trainer:
+def _trainer(
+    model: Qwen3ForCausalLM, batches: WorkedAnswerBatches, schedule: Schedule, seed: int, work_dir: Path
+) -> Trainer:
     """A Trainer that takes whole batches in order, saves nothing, and leaves logging and stopping to a callback."""
     trainer = Trainer(
         model=model,
@@ -145,9 +158,9 @@ def _trainer(recipe: Recipe, schedule: Schedule, model: Qwen3ForCausalLM, work_d
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            seed=recipe.seed,
+            seed=seed,
         ),
-        train_dataset=WorkedAnswerBatches(recipe.level, schedule, recipe.seed),
+        train_dataset=batches,
         data_collator=lambda items: items[0],
         optimizers=(make_optimizer(schedule.optimizer, model, schedule.learning_rate), None),
     )

@@ -109,13 +109,29 @@ def test_training_stops_at_the_first_measurement_on_target(toy, tmp_path):
 
 
 @pytest.mark.usefixtures("anything_goes")
-def test_a_grown_policy_is_trained_before_and_after_it_grows(toy, tmp_path):
+def test_a_grown_policy_is_trained_before_and_after_it_grows(toy, tmp_path, monkeypatch):
     shape = replace(toy.shape, hidden_size=128, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2)
-    last = replace(toy.schedule, optimizer="adamw", max_steps=3, stop=None)
-    training.train(replace(toy, shape=shape, growth=Growth(core=toy.shape, spread=1.0, schedule=last)), tmp_path)
+    growth = Growth(
+        core=toy.shape,
+        core_response_tokens=8,
+        core_schedule=replace(toy.schedule, max_steps=2, stop=None),
+        spread=1.0,
+        schedule=replace(toy.schedule, optimizer="adamw", max_steps=3, stop=None),
+    )
+    levels = []
+
+    class Batches(WorkedAnswerBatches):
+        def __init__(self, level, schedule, seed):
+            levels.append(level.max_response_tokens)
+            super().__init__(level, schedule, seed)
+
+    monkeypatch.setattr(training, "WorkedAnswerBatches", Batches)
+    training.train(replace(toy, shape=shape, growth=growth), tmp_path)
+    assert levels == [8, 16, 16]
     card = json.loads((tmp_path / "recipe.json").read_text())
-    assert [stage["steps"] for stage in card["training"]["stages"]] == [4, 3]
+    assert [stage["steps"] for stage in card["training"]["stages"]] == [4, 2, 3]
     assert [stage["num_parameters"] for stage in card["training"]["stages"]] == [
+        toy.shape.num_parameters,
         toy.shape.num_parameters,
         shape.num_parameters,
     ]
