@@ -184,4 +184,11 @@ def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
         "mean_accepted_length": 1.0 + stats.num_accepted_tokens / stats.num_drafts if stats.num_drafts else None,
         "mean_context_tokens": fmean(tick.mean_context_tokens for tick in steady),
         "num_ticks": len(steady),
+        "part_seconds": _mean_parts([tick.part_seconds for tick in steady]),
     }
+
+
+def _mean_parts(ticks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means, which add up to the mean tick, as medians would not."""
+    parts = dict.fromkeys(part for tick in ticks for part in tick)
+    return {part: fmean(tick.get(part, 0.0) for tick in ticks) for part in parts}

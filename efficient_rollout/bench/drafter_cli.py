@@ -13,6 +13,7 @@ from efficient_rollout.bench.drafter import measure, running_engines
 from efficient_rollout.bench.drafter_plan import DrafterPlan, Measured
 from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize
 from efficient_rollout.bench.drafter_table import acceptance_table, table
+from efficient_rollout.bench.plot import draw_parts, require_matplotlib
 from efficient_rollout.bench.work import (
     FixedPrompts,
     Prompt,
@@ -66,12 +67,15 @@ def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser
         "--also-model", action="append", default=[], metavar="LABEL=DIR", help="another checkpoint of the same shape"
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--png", type=Path, help="where to draw what ticks are spent on; needs matplotlib")
     parser.set_defaults(run=run_bench_drafter)
 
 
 def run_bench_drafter(args: argparse.Namespace) -> int:
     """Measure, print the tables, and write the file."""
     plan, acceptance_plan = plan_of(args)
+    if args.png:
+        require_matplotlib()
     with running_engines(plan) as engines:
         measured = measure(plan, engines, _print_progress)
         rows = []
@@ -85,6 +89,8 @@ def run_bench_drafter(args: argparse.Namespace) -> int:
         sys.stdout.write("\n" + acceptance_table(rows))
     if args.json:
         write_json(args.json, _document(args, measured, {**summary, "acceptance": rows}))
+    if args.png:
+        draw_parts(summary["drafting"], args.png)
     return 0
 
 

@@ -69,6 +69,7 @@ class Run:
         mean_accepted_length: Tokens per verify pass and request, the policy's own included; None without drafts.
         mean_context_tokens: Per request, over the timed ticks; None in plain engines, which do not say.
         num_ticks: Behind the medians.
+        part_seconds: Of the mean tick, by what it was doing; empty in plain engines.
     """
 
     arm: str
@@ -83,6 +84,7 @@ class Run:
     mean_accepted_length: float | None = None
     mean_context_tokens: float | None = None
     num_ticks: int
+    part_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

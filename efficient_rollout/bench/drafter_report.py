@@ -91,6 +91,9 @@ def _drafting_row(rounds: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]
         "speedup": spread([base.decode_seconds / run.decode_seconds for run, base in pairs]),
         "mean_context_tokens": median(run.mean_context_tokens or 0.0 for run in rounds),
         "num_ticks": sum(run.num_ticks for run in rounds),
+        "part_seconds": {
+            part: median(run.part_seconds.get(part, 0.0) for run in rounds) for part in first.part_seconds
+        },
     }
     if first.num_draft_tokens:
         row |= {

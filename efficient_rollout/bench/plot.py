@@ -1,7 +1,7 @@
 """The picture of a comparison: requests that still run, and the draft tokens chosen, over time."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +38,28 @@ def draw(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     upper.legend()
     lower.set_ylabel("draft tokens per request")
     lower.set_xlabel("seconds")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_parts(drafting: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the picture of where ticks go: a bar for each drafter, batch and number of draft tokens.
+
+    Args:
+        drafting: Rows of `bench drafter`, with `part_seconds`.
+        path: A file whose ending matplotlib knows.
+    """
+    pyplot = require_matplotlib()
+    labels = [f"{row['drafter']}, batch {row['batch']}, k = {row['draft_tokens']}" for row in drafting]
+    parts = dict.fromkeys(part for row in drafting for part in row["part_seconds"])
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(labels)), layout="constrained")
+    left = [0.0] * len(labels)
+    for part in parts:
+        widths = [1e3 * row["part_seconds"].get(part, 0.0) for row in drafting]
+        axes.barh(labels, widths, left=left, label=part.replace("_", " "))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of a tick")
+    axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class TickRecord:
         had_prefill: Prompt tokens were computed.
         mean_context_tokens: Mean tokens per running request, prompt included.
         reason: The controller's.
+        part_seconds: Where the seconds went, from `scripted.parts_of_tick`.
     """
 
     started: float
@@ -85,6 +86,7 @@ class TickRecord:
     had_prefill: bool
     mean_context_tokens: float
     reason: str
+    part_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
     """The product's engine, with decisions that requests can script and ticks that are recorded."""
-    ours = engine_args(model, settings)
+    ours = engine_args(model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled)
     return LLM(**limits.to_args(model), **{**ours, "scheduler_cls": scripted.SCHEDULER, "worker_cls": scripted.WORKER})
 
 

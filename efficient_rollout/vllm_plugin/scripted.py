@@ -32,6 +32,26 @@ PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever 
 _TICK_ATTRIBUTE = "efficient_rollout_tick"
 _KEY_ATTRIBUTE = "efficient_rollout_profile_key"
 
+# Key of the seconds inside the worker, the other parts among them.
+WORKER_PART = "worker"
+
+
+def parts_of_tick(seconds: float, inside_worker: dict[str, float]) -> dict[str, float]:
+    """Where a tick's seconds went, without overlap; they add up to the tick.
+
+    Args:
+        seconds: Of the tick.
+        inside_worker: Seconds by part, and those of the whole worker as `WORKER_PART`.
+
+    Returns:
+        The parts, what is left of the worker (its batch, its inputs, its outputs), and what is outside of it
+        (scheduling, messages between processes, and the engine's answer).
+    """
+    parts = dict(inside_worker)
+    worker_s = parts.pop(WORKER_PART, 0.0)
+    parts["runner_bookkeeping"] = worker_s - sum(parts.values())
+    return {**parts, "scheduling_and_messages": seconds - worker_s}
+
 
 class ScriptedScheduler(EfficientScheduler):
     """The product's scheduler with the decision taken from a script, or from a policy that can be changed.
@@ -110,6 +130,12 @@ class RecordingWorker(CpuWorker):
 
     def init_device(self) -> None:
         super().init_device()
+        self._parts: dict[str, float] = {}
+        self._time(self.model_runner, "_model_forward", "target_forward")
+        self._time(self.model_runner, "_sample", "verify_sampling")
+        if self.self_drafter is not None:
+            self._time(self.self_drafter, "_forward", "draft_forward")
+            self._time(self.self_drafter, "_sample", "draft_sampling")
         self._ticks: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._key: dict[str, str] | None = None
@@ -120,7 +146,34 @@ class RecordingWorker(CpuWorker):
         self._key = getattr(scheduler_output, _KEY_ATTRIBUTE, None) or self._key
         if scheduler_output.total_num_scheduled_tokens:
             self._open = self._record(scheduler_output)
-        return super().execute_model(scheduler_output)
+        self._parts.clear()
+        started = time.perf_counter()
+        output = super().execute_model(scheduler_output)
+        self._count_part(WORKER_PART, started)
+        return output
+
+    def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
+        """Stock, with its seconds counted as the worker's."""
+        started = time.perf_counter()
+        output = super().sample_tokens(grammar_output)
+        self._count_part(WORKER_PART, started)
+        return output
+
+    def _time(self, owner: Any, method: str, part: str) -> None:
+        """Count the seconds of every call of `owner.method` as those of `part`."""
+        wrapped = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                self._count_part(part, started)
+
+        setattr(owner, method, timed)
+
+    def _count_part(self, part: str, started: float) -> None:
+        self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - started
 
     def _record(self, scheduled: SchedulerOutput) -> dict[str, Any]:
         num_requests = len(scheduled.num_scheduled_tokens)
@@ -141,6 +194,7 @@ class RecordingWorker(CpuWorker):
         tick, self._open = self._open, None
         tick["seconds"] = now - tick["started"]
         tick["draft_seconds"] = max(0.0, self._draft_seconds() - tick["draft_seconds"])
+        tick["part_seconds"] = parts_of_tick(tick["seconds"], self._parts)
         self._ticks.append(tick)
 
     def _draft_seconds(self) -> float:

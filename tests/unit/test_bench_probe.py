@@ -8,6 +8,7 @@ from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.vllm_plugin.offline import TickRecord
 from efficient_rollout.vllm_plugin.probe import ProbeSettings, candidates, seconds_of_passes, steady_ticks
+from efficient_rollout.vllm_plugin.scripted import parts_of_tick
 
 
 def tick(
@@ -65,3 +66,13 @@ def test_candidates_fit_the_policy_and_the_cache() -> None:
 def test_a_probe_with_nothing_to_measure_says_so() -> None:
     with pytest.raises(ConfigError, match="shorter --contexts"):
         candidates(ProbeSettings(contexts=(4096,)), max_context_tokens=4096, kv_cache_tokens=10**6)
+
+
+def test_the_parts_of_a_tick_do_not_overlap_and_add_up_to_it() -> None:
+    parts = parts_of_tick(1.0, {"worker": 0.9, "target_forward": 0.5, "draft_forward": 0.3})
+    assert parts == {
+        "target_forward": 0.5,
+        "draft_forward": 0.3,
+        "runner_bookkeeping": pytest.approx(0.1),
+        "scheduling_and_messages": pytest.approx(0.1),
+    }
