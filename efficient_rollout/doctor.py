@@ -143,7 +143,8 @@ def _machine() -> Iterator[Finding]:
     yield Finding("machine", "cpu", f"{found['cpu']}, {found['num_cores']} cores usable")
     features = ", ".join(name for name in CPU_FEATURES if name in flags) or "none of " + ", ".join(CPU_FEATURES)
     slow = "avx512f" not in flags and not found["gpus"]
-    yield Finding("machine", "cpu features", features, "note" if slow else "ok", "expect slow kernels" if slow else "")
+    advice = "run policies in float32 (dtype: float32): without AVX512, bfloat16 products are very much slower"
+    yield Finding("machine", "cpu features", features, "note" if slow else "ok", advice if slow else "")
     yield Finding("machine", "gpus", ", ".join(found["gpus"]) or "none")
     small = found["memory_bytes"] < 7 * gib
     advice = "the quickstart needs about 8 GiB" if small else ""
