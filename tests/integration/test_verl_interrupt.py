@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in the middle of training leave no process and no shared memory behind."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -17,10 +18,14 @@ from efficient_rollout.verl_plugin.cleanup import descendants
 pytestmark = pytest.mark.verl
 
 
-def orphaned_segments() -> set[str]:
-    """Shared memory that no living process has mapped or open."""
-    in_use = cleanup._used_inodes()
-    return {path.name for path in cleanup._segments() if path.stat().st_ino not in in_use}
+def mapped_segments(pids: list[int]) -> set[Path]:
+    """Shared memory that these processes have mapped; other tests have their own."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            lines = (Path("/proc") / str(pid) / "maps").read_text().splitlines()
+            found |= {Path(line.split(maxsplit=5)[5]) for line in lines if str(cleanup.SHARED_MEMORY) in line}
+    return found
 
 
 def sockets() -> set[Path]:
@@ -37,7 +42,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_nothing_is_left_behind(number, exit_code, tmp_path):
     ensure_policy("nano")
-    segments_before, sockets_before = orphaned_segments(), sockets()
+    sockets_before = sockets()
     # SIGINT in the middle of training; SIGTERM while the engine is starting.
     in_training = number == signal.SIGINT
     process = start(["trainer.use_v1=false", "trainer.total_training_steps=500", "trainer.test_freq=-1"], tmp_path)
@@ -51,6 +56,8 @@ def test_nothing_is_left_behind(number, exit_code, tmp_path):
             wait_until(lambda: "EfficientServer" in log.read_text(errors="replace"), seconds=300, what="the server")
         started = descendants(process.pid)
         assert len(started) > 3
+        segments = mapped_segments(started)
+        assert segments
         process.send_signal(number)
         assert process.wait(60) == exit_code
     finally:
@@ -58,6 +65,6 @@ def test_nothing_is_left_behind(number, exit_code, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert [pid for pid in started if is_alive(pid)] == []
-    assert orphaned_segments() - segments_before == set()
+    assert [path for path in segments if path.exists()] == []
     assert sockets() - sockets_before == set()
     assert log.read_text(errors="replace").rstrip().endswith("every process of the run has ended")
