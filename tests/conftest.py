@@ -11,6 +11,7 @@ def repository() -> Path:
     return Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each module to one process, whole veRL jobs all to the same, longest first.
 
@@ -18,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         runs_job = item.get_closest_marker("verl") is not None and item.path.stem != "test_verl_bad_input"
-        item.add_marker(pytest.mark.xdist_group("verl" if runs_job else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("verl" if runs_job else item.nodeid.partition("::")[0]))
     items.sort(key=_place)
 
 
