@@ -151,10 +151,12 @@ def test_every_drafter_is_lossless(engine, policy, stock_greedy, drafter):
     assert_equal(greedy(engine, ON), stock_greedy)
     prompt = LONG_PROMPT if drafter == "window" else PROMPT
     joint = joint_of_second_and_third(policy, prompt, Sampling())
-    assert smallest_power(joint, NUM_SAMPLES, SHIFT, FALSE_ALARM_RATE) > 0.95
-    assert p_value(sample_pairs(engine, Sampling(), {}, [1], prompt=prompt), joint) > FALSE_ALARM_RATE
+    num_samples = NUM_SAMPLES // 2
+    assert smallest_power(joint, num_samples, 1.5 * SHIFT, FALSE_ALARM_RATE) > 0.95
+    pairs = sample_pairs(engine, Sampling(), {}, [1], num_samples, prompt)
+    assert p_value(pairs, joint) > FALSE_ALARM_RATE
     stats = take_rollout_stats(engine.collective_rpc)
-    assert 0.1 * NUM_SAMPLES < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
+    assert 0.1 * num_samples < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
 
 
 def test_joint_distribution_is_exact_while_toggling_with_longer_drafts(engine, policy):

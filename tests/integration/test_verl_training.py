@@ -22,8 +22,9 @@ pytestmark = pytest.mark.verl
 MAX_PROBABILITY_DIFFERENCE = 5e-3
 MAX_KL = 2e-3
 
-NUM_STEPS = 12
-SEEDS = (1, 2)
+NUM_STEPS = 16
+# A job takes longer to start than to train; docs/training_equivalence.md has more seeds.
+SEEDS = (1,)
 LEARNING = (
     "recipe=grpo",
     "trainer.use_v1=false",
@@ -163,15 +164,15 @@ def test_training_is_unchanged_by_drafting(learning_runs):
     }
     means = {arm: statistics.fmean(statistics.fmean(curve) for curve in runs) for arm, runs in curves.items()}
     # A reward is 0 or 1: a step's mean of 16 prompts x 8 has a standard error below 0.5 / sqrt(16), its prompts
-    # being the independent part; two seeds and all steps make an arm's mean.
+    # being the independent part; all seeds and steps make an arm's mean.
     standard_error = 0.5 / (16 * NUM_STEPS * len(SEEDS)) ** 0.5
     assert abs(means[True] - means[False]) < 3 * standard_error * 2**0.5
 
 
 def test_the_policy_learns_in_both_arms(learning_runs):
     accuracy = f"val-core/{DATA_SOURCE}/acc/mean@1"
-    # Every run starts from the same policy. With 768 problems the standard error of this difference is 0.016; the gain
-    # of 12 steps is 0.04 to 0.1.
+    # Every run starts from the same policy. With 768 problems the standard error of this difference is 0.022; the gain
+    # of 12 steps was 0.04 to 0.1.
     before = statistics.fmean(run.validations[0][accuracy] for run in learning_runs.values())
     for enabled in (True, False):
         runs = [run for (arm, _), run in learning_runs.items() if arm is enabled]
