@@ -1,5 +1,6 @@
 """What every test shares, and how tests are spread over two processes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,22 @@ def repository() -> Path:
     return Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes cores of its own, and what it starts with it.
+
+    Threads that wait for each other by spinning, as OpenMP's do, stand still for long where they share a core.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        index, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        os.sched_setaffinity(0, cores[index % len(cores) :: count])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest modules first: a process takes a module at a time, in this order.
 
-    While one trains, the other starts engines; two veRL jobs at once would wait for each other's cores.
+    While one trains, the other starts engines.
     """
     items.sort(key=_place)
 
