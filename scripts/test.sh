@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install if needed, then lint, type-check and test. Arguments go to pytest:
-#     bash scripts/test.sh                        everything
+#     bash scripts/test.sh                        everything that takes less than minutes
+#     bash scripts/test.sh -m slow                training with drafting on and off, compared
 #     bash scripts/test.sh tests/unit -k config   a part
 # Exit code: 0 when all is well; the first failing tool's otherwise, after every tool has run.
 set -euo pipefail
