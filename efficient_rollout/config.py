@@ -78,11 +78,17 @@ class Settings(_Group):
 
     Attributes:
         enabled: False is plain vLLM, with the same rollout name: the baseline arm.
+        verify_kernel: Whose products the policy's own linear layers are computed with.
         drafter: How the policy is quantized to draft for itself.
         controller: How many tokens to draft, decided at every engine tick.
     """
 
     enabled: bool = True
+    verify_kernel: Literal["auto", "stock", "native"] = Field(
+        default="auto",
+        description="Whose products the policy's own linear layers are computed with, verifying and decoding: vLLM's "
+        "(stock) or this package's for AVX2 and float32 (native). auto: native where there is no AVX512.",
+    )
     drafter: DrafterSettings = DrafterSettings()
     controller: ControllerSettings = ControllerSettings()
 

@@ -7,9 +7,11 @@ import torch
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear
+from efficient_rollout.drafter.int4_native import Int4NativeLinear
 from efficient_rollout.drafter.int8 import Int8Linear, onednn_missing
 from efficient_rollout.drafter.int8_fbgemm import Int8FbgemmLinear, fbgemm_missing
 from efficient_rollout.drafter.mixed import MixedLinear
+from efficient_rollout.drafter.native.library import has_avx512, native_missing
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.errors import SchemeUnavailableError
 
@@ -58,14 +60,17 @@ def _int8() -> Scheme:
 
 
 def _int4(group_size: int) -> Scheme:
+    # torch's kernel is written for AVX512; ours was measured where there is none.
+    by_torch = has_avx512()
+    layer = Int4Linear if by_torch else Int4NativeLinear
     return Scheme(
         name="int4",
-        kernel="torch int4pack",
-        pack=lambda weight, bias: Int4Linear(weight, bias, group_size=group_size),
+        kernel="torch int4pack" if by_torch else "native AVX2",
+        pack=lambda weight, bias: layer(weight, bias, group_size=group_size),
         supports=lambda out_features, in_features, dtype: (
             dtype in _FLOAT_DTYPES and out_features % 16 == 0 and in_features % group_size == 0
         ),
-        missing=_only_on_cpu,
+        missing=lambda device_type: _only_on_cpu(device_type) or (None if by_torch else native_missing()),
     )
 
 

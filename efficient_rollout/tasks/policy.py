@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.tasks.recipes import Recipe, recipe_of
 
@@ -31,8 +31,7 @@ _LOCK_POLL_SECONDS = 4.0
 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/efficient_rollout/policies`, or the same below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "efficient_rollout" / "policies"
+    return cache_directory("policies")
 
 
 def ensure_policy(

@@ -4,12 +4,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from efficient_rollout.config import Settings
+from efficient_rollout.drafter.float32_native import is_faster_here
+from efficient_rollout.drafter.native.library import native_missing
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.errors import InputFileError, PluginInactiveError, UnsupportedModelError, UnsupportedVersionError
+from efficient_rollout.errors import (
+    InputFileError,
+    PluginInactiveError,
+    SchemeUnavailableError,
+    UnsupportedModelError,
+    UnsupportedVersionError,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -68,6 +77,23 @@ def check_scheme(settings: Settings, device_type: str = "cpu") -> None:
 
         current_platform.import_kernels()
         make_scheme(settings.drafter, device_type)
+
+
+def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
+    """Whether the policy's own linear layers are computed by this package's float32 kernel.
+
+    Raises:
+        SchemeUnavailableError: The settings ask for it by name, and it cannot run here or not in this dtype.
+    """
+    if settings.verify_kernel == "auto":
+        return dtype == torch.float32 and is_faster_here()
+    if settings.verify_kernel == "native":
+        problem = native_missing() or (None if dtype == torch.float32 else f"the policy is in {dtype}, not float32")
+        if problem is not None:
+            raise SchemeUnavailableError(
+                f"verify_kernel=native is not available here: {problem}. Use verify_kernel=auto, or stock."
+            )
+    return settings.verify_kernel == "native"
 
 
 def check_model(model: str, settings: Settings) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.drafter.native.library import has_avx512
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.vllm_plugin import scripted
 from efficient_rollout.vllm_plugin.engine_args import engine_args
@@ -145,8 +145,7 @@ def fastest_dtype() -> str:
 
     Without it, vLLM's and torch's bfloat16 products of more than a few rows take far longer than float32 ones.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "bfloat16" if capability.startswith(("AVX512", "AVX10", "AMX")) else "float32"
+    return "bfloat16" if has_avx512() else "float32"
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_rollout import __version__
+from efficient_rollout.cache import cache_directory
 from efficient_rollout.config import POLICIES_WITH_PROFILE, Settings
 from efficient_rollout.cost_model.profile import ProfileKey, load_profile
 from efficient_rollout.errors import InputFileError, ProfileError
@@ -48,8 +49,7 @@ class CalibrationRequest:
 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/efficient_rollout/profiles`, or the same below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "efficient_rollout" / "profiles"
+    return cache_directory("profiles")
 
 
 def with_profile(model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True) -> Settings:

@@ -17,6 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
+from efficient_rollout.drafter.float32_native import Float32NativeLinear, takes
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.packed_weights import PackedWeights
 
@@ -44,42 +45,79 @@ class _InternalConfig(QuantizationConfig):
 
 
 class TappedTargetConfig(_InternalConfig):
-    """For the policy: stock unquantized layers that show their weights to `packed`.
+    """For the policy: unquantized layers that show their weights to `packed`.
 
     Args:
         packed: Receives every linear layer's weight, and every output head's where it quantizes those.
+        native_products: Layers that this package's float32 kernel takes are computed with it; otherwise all of them
+            are stock.
     """
 
-    def __init__(self, packed: PackedWeights) -> None:
+    def __init__(self, packed: PackedWeights, *, native_products: bool) -> None:
         super().__init__()
-        self._packed = packed
+        self._packed, self._native_products = packed, native_products
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        tap = _Tap(self._packed, prefix, native_products=self._native_products)
         if isinstance(layer, LinearBase):
-            return _TappedLinearMethod(self._packed, prefix)
-        if isinstance(layer, ParallelLMHead) and self._packed.quantize_output_head:
-            return _TappedHeadMethod(self._packed, prefix)
+            return _TappedLinearMethod(tap)
+        if isinstance(layer, ParallelLMHead):
+            return _TappedHeadMethod(tap)
         return None
 
 
+class _Tap:
+    """What happens to one layer's weight beside what stock vLLM does."""
+
+    def __init__(self, packed: PackedWeights, prefix: str, *, native_products: bool) -> None:
+        self.packed, self._prefix, self._native_products = packed, prefix, native_products
+        self._product: Float32NativeLinear | None = None
+
+    def show(self, layer: torch.nn.Module) -> None:
+        """To the drafter."""
+        self.packed.refresh(self._prefix, layer.weight.data, layer.bias)
+
+    def take_over(self, layer: torch.nn.Module) -> bool:
+        """Compute the layer's products natively from now on, through vLLM's own hook; False where stock must."""
+        weight = layer.weight.data
+        if not self._native_products or not takes(weight):
+            return False
+        if self._product is None:
+            self._product = Float32NativeLinear(weight)
+            self._product.name(f"policy.{self._prefix}")
+        else:
+            self._product.requantize(weight)
+        product = self._product
+        layer.cpu_linear = lambda x, _weight, bias: product(x) if bias is None else product(x) + bias
+        return True
+
+
 class _TappedLinearMethod(UnquantizedLinearMethod):
-    def __init__(self, packed: PackedWeights, prefix: str) -> None:
+    def __init__(self, tap: _Tap) -> None:
         super().__init__()
-        self._packed, self._prefix = packed, prefix
+        self._tap = tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        self._packed.refresh(self._prefix, layer.weight.data, layer.bias)
-        super().process_weights_after_loading(layer)
+        self._tap.show(layer)
+        if self._tap.take_over(layer):
+            # As stock does, which packs the weight too and keeps the pack alone.
+            empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
+            layer.weight = torch.nn.Parameter(empty, requires_grad=False)
+        else:
+            super().process_weights_after_loading(layer)
 
 
 class _TappedHeadMethod(UnquantizedEmbeddingMethod):
-    def __init__(self, packed: PackedWeights, prefix: str) -> None:
+    def __init__(self, tap: _Tap) -> None:
         super().__init__()
-        self._packed, self._prefix = packed, prefix
+        self._tap = tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        self._packed.refresh(self._prefix, layer.weight.data, layer.bias)
-        super().process_weights_after_loading(layer)
+        if self._tap.packed.quantize_output_head:
+            self._tap.show(layer)
+        # A head keeps its weight, which may be the embedding's.
+        if not self._tap.take_over(layer):
+            super().process_weights_after_loading(layer)
 
 
 class HollowDrafterConfig(_InternalConfig):

@@ -13,7 +13,7 @@ from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.vllm_plugin import ledger
-from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm
+from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm, uses_native_products
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.executor import DRAFTS_ATTRIBUTE
@@ -46,10 +46,11 @@ class CpuWorker(CPUWorker):
         self.stats = RolloutStats(num_engines=1)
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
+        native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
         super().init_device()
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
-            self.vllm_config.quant_config = TappedTargetConfig(packed)
+            self.vllm_config.quant_config = TappedTargetConfig(packed, native_products=native_products)
             window_tokens = self.settings.drafter.attention_window_tokens
             self.self_drafter = SelfDraftProposer(
                 packed=packed,

@@ -14,8 +14,7 @@ MAX_FILE_LINES, HARD_MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 400, 50
 LONG_FILES: dict[str, str] = {}
 # Modules that touch the process environment, each with its reason. Settings never travel that way.
 ENVIRONMENT_USERS = {
-    "efficient_rollout/tasks/policy.py": "the cache directory follows the XDG convention",
-    "efficient_rollout/vllm_plugin/profile_cache.py": "the cache directory follows the XDG convention",
+    "efficient_rollout/cache.py": "the cache directory follows the XDG convention",
     "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",
     "efficient_rollout/verl_plugin/adapter.py": "hands veRL the name it looks a job's servers up by",
 }

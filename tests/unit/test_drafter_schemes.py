@@ -53,9 +53,9 @@ def test_product_is_close_to_the_dequantized_product(settings, num_rows, with_bi
     packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.float32), bias)
     x = random_weight(2, torch.float32, (num_rows, 256))
     expected = torch.nn.functional.linear(x, packed.dequantize(), bias)
-    # int8 quantizes activations too, to 1/127 of the largest value; int4 rounds them to bfloat16.
+    # int8 quantizes activations too, to 1/127 of a row's largest value; int4 to 1/127 of a group's, or to bfloat16.
     relative_error = (packed(x) - expected).norm() / expected.norm()
-    assert relative_error < (0.025 if settings.scheme == "int8" else 0.005)
+    assert relative_error < (0.025 if settings.scheme == "int8" else 0.008)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)

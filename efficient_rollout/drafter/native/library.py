@@ -1,0 +1,91 @@
+"""Compile the kernels once, keep the library, and call it with tensors."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from efficient_rollout.cache import cache_directory
+from efficient_rollout.errors import SchemeUnavailableError
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_COMPILERS = ("gcc", "clang")
+# Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
+_FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-shared", "-fPIC")
+_COMPILE_TIMEOUT_SECONDS = 120
+
+
+def has_avx512() -> bool:
+    """Whether torch uses AVX512 here, or something above it."""
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AVX10", "AMX"))
+
+
+def native_missing() -> str | None:
+    """What the kernels lack here; None when they can run."""
+    if not (torch.backends.cpu.get_cpu_capability() == "AVX2" or has_avx512()):
+        return "its kernel needs a CPU with AVX2"
+    try:
+        load_library()
+    except SchemeUnavailableError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The kernels; compiled first where the cache has none of this source.
+
+    Raises:
+        SchemeUnavailableError: There is no compiler, or it fails; the message has its last lines.
+    """
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise SchemeUnavailableError(f"its kernel is compiled here, and none of {', '.join(_COMPILERS)} is on the PATH")
+    source = _SOURCE.read_bytes()
+    digest = hashlib.sha256(source + " ".join((compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    path = cache_directory("kernels") / f"{_SOURCE.stem}-{digest}.so"
+    try:
+        if not path.is_file():
+            _compile(compiler, path)
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise SchemeUnavailableError(
+            f"its kernel cannot be kept in {path.parent}: {error}; make room there, or set XDG_CACHE_HOME to a "
+            f"directory that can be written"
+        ) from error
+    for name in ("er_f32_pack", "er_f32_multiply", "er_q4_multiply"):
+        getattr(library, name).restype = None
+    return library
+
+
+def _compile(compiler: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes may do this at once: each renames a whole file of the same content.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(descriptor)
+    try:
+        command = [compiler, *_FLAGS, "-o", temporary, str(_SOURCE)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS)
+        if result.returncode != 0:
+            raise SchemeUnavailableError(
+                f"its kernel could not be compiled by {compiler}: {' '.join(result.stderr.split()[-40:])}"
+            )
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Of a contiguous tensor's first element; NULL for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def size(number: int) -> ctypes.c_long:
+    """A size, as the kernels take it."""
+    return ctypes.c_long(number)
