@@ -17,6 +17,7 @@ from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm, u
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.executor import DRAFTS_ATTRIBUTE
+from efficient_rollout.vllm_plugin.native_attention import use_native_attention
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.register import is_registered
 from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
@@ -47,6 +48,8 @@ class CpuWorker(CPUWorker):
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
+        if native_products:
+            use_native_attention()
         super().init_device()
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)

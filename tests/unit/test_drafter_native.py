@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from efficient_rollout.drafter.attention_native import attend
 from efficient_rollout.drafter.float32_native import Float32NativeLinear, takes
 from efficient_rollout.drafter.int4 import quantize_int4
 from efficient_rollout.drafter.int4_native import Int4NativeLinear
@@ -128,3 +129,81 @@ def test_a_failing_or_missing_compiler_is_named(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "efficient_rollout").write_text("a file where the folder should be")
     assert "set XDG_CACHE_HOME" in (library.native_missing() or "")
+
+
+def paged(seed: int, lengths: list[int], *, kv_heads: int = 2, head_dim: int = 48, block_size: int = 32):
+    """Keys and values of each sequence, the cache that holds them in shuffled blocks, and the block table."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = [-(-length // block_size) for length in lengths]
+    order = torch.randperm(sum(counts) + 2, generator=generator).int()
+    # What no sequence owns is not a number: reading it would show.
+    cache = torch.full((len(order), kv_heads, 2 * block_size, head_dim), torch.nan)
+    table = torch.zeros(len(lengths), max(counts), dtype=torch.int32)
+    sequences, used = [], 0
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        mine = order[used : used + count]
+        used += count
+        table[row, :count] = mine
+        keys, values = (torch.randn(length, kv_heads, head_dim, generator=generator) for _ in range(2))
+        for token in range(length):
+            block = cache[int(mine[token // block_size])]
+            block[:, :block_size].view(kv_heads, head_dim, block_size)[:, :, token % block_size] = keys[token]
+            block[:, block_size + token % block_size] = values[token]
+        sequences.append((keys, values))
+    return sequences, cache, table
+
+
+def run_attention(query, cache, table, counts, lengths):
+    starts = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
+    output = torch.empty_like(query)
+    attend(query, cache, output, starts, torch.tensor(lengths, dtype=torch.int32), table, query.shape[2] ** -0.5)
+    return output
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [5, 5, 5], [1, 3, 17], [2, 60, 100]])
+def test_attention_is_causal_attention_to_the_whole_context(counts):
+    lengths = [20, 64, 133]
+    sequences, cache, table = paged(0, lengths)
+    query = draw(1, sum(counts), 6, 48)
+    output = run_attention(query, cache, table, counts, lengths)
+    first = 0
+    for count, length, (keys, values) in zip(counts, lengths, sequences, strict=True):
+        mask = torch.arange(length) <= torch.arange(length - count, length).unsqueeze(1)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query[first : first + count].transpose(0, 1).double(),
+            *(t.transpose(0, 1).repeat_interleave(3, 0).double() for t in (keys, values)),
+            attn_mask=mask,
+        ).transpose(0, 1)
+        torch.testing.assert_close(output[first : first + count].double(), expected, rtol=0, atol=1e-5)
+        first += count
+
+
+def test_a_position_attends_alike_bit_for_bit_decoded_alone_or_verified_with_others():
+    lengths, count = [40, 97, 130], 9
+    _, cache, table = paged(0, lengths)
+    query = draw(1, 3 * count, 6, 48)
+    together = run_attention(query, cache, table, [count] * 3, lengths).view(3, count, 6, 48)
+    for i in range(count):
+        alone = query.view(3, count, 6, 48)[:, i].contiguous()
+        single = run_attention(alone, cache, table, [1] * 3, [length - count + 1 + i for length in lengths])
+        assert torch.equal(single, together[:, i])
+
+
+def test_attention_takes_queries_that_are_part_of_a_wider_tensor():
+    _, cache, table = paged(0, [50, 70])
+    wide = draw(1, 2, 10, 48)
+    expected = run_attention(wide[:, :6].contiguous(), cache, table, [1, 1], [50, 70])
+    output = torch.zeros(2, 6, 48)
+    starts, lengths = torch.arange(3, dtype=torch.int32), torch.tensor([50, 70], dtype=torch.int32)
+    attend(wide[:, :6], cache, output, starts, lengths, table, 48**-0.5)
+    assert torch.equal(output, expected)
+
+
+def test_large_and_broken_scores_are_what_softmax_makes_of_them():
+    _, cache, table = paged(0, [40, 40])
+    query = draw(1, 2, 6, 48)
+    query[0] *= 1e4
+    query[1, 3] = torch.nan
+    output = run_attention(query, cache, table, [1, 1], [40, 40])
+    assert output[0].isfinite().all()
+    assert output[1].isnan().all(dim=1).tolist() == [i == 3 for i in range(6)]

@@ -17,7 +17,7 @@ from efficient_rollout.errors import SchemeUnavailableError
 _SOURCE = Path(__file__).with_name("kernels.c")
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
-_FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
 _COMPILE_TIMEOUT_SECONDS = 120
 
 

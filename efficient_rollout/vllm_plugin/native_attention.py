@@ -1,0 +1,82 @@
+"""vLLM's CPU attention with this package's kernel where that one applies, registered through vLLM's own registry."""
+
+from typing import Any
+
+import torch
+from vllm.v1.attention.backend import AttentionType
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl, CPUAttentionMetadata
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+from efficient_rollout.drafter.attention_native import attend
+
+_LAYOUT = "vec"  # vLLM's name for keys transposed within a block
+_MULTIPLE = 16
+
+
+class NativeAttentionBackend(CPUAttentionBackend):
+    """Stock but for the kernel that attends; the cache's layout and its writing are stock."""
+
+    @staticmethod
+    def get_impl_cls() -> type["NativeAttentionImpl"]:
+        return NativeAttentionImpl
+
+
+class NativeAttentionImpl(CPUAttentionBackendImpl):
+    """Stock for layers with anything beyond causal attention to the whole context."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_plain = (
+            self.attn_type == AttentionType.DECODER
+            and self.alibi_slopes is None
+            and self.sinks is None
+            and not self.logits_soft_cap
+            and self.sliding_window == -1
+            and not self.is_fp8_kv_cache
+            and self.head_size % _MULTIPLE == 0
+        )
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: CPUAttentionMetadata | None,
+        output: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The stock contract."""
+        if attn_metadata is None or not self._takes(layer, query, kv_cache, attn_metadata):
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
+        num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
+        attend(
+            query,
+            kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, self.head_size),
+            output,
+            attn_metadata.query_start_loc,
+            attn_metadata.seq_lens[: attn_metadata.query_start_loc.shape[0] - 1],
+            attn_metadata.block_table,
+            self.scale,
+        )
+        return output
+
+    def _takes(self, layer: Any, query: torch.Tensor, cache: torch.Tensor, metadata: CPUAttentionMetadata) -> bool:
+        return (
+            self._is_plain
+            and metadata.causal is True
+            and metadata.dynamic_causal is None
+            and layer.isa == _LAYOUT
+            and query.dtype == cache.dtype == torch.float32
+            and query.stride(1) == self.head_size
+            and cache.is_contiguous()
+            and cache.shape[2] % _MULTIPLE == 0
+        )
+
+
+def use_native_attention() -> None:
+    """In models built in this process from now on."""
+    name = f"{NativeAttentionBackend.__module__}.{NativeAttentionBackend.__qualname__}"
+    register_backend(AttentionBackendEnum.CPU_ATTN, name)
