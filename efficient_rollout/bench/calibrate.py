@@ -34,9 +34,16 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
 
 
 def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
-    """The drafter's scheme, for the commands with one drafter."""
+    """The drafter's scheme and the policy's kernel, for the commands with one self-drafting engine."""
     schemes = ", ".join(get_args(DrafterSettings.model_fields["scheme"].annotation))
     parser.add_argument("--scheme", default="int8", help=f"of the drafter: {schemes}")
+    kernels = get_args(Settings.model_fields["verify_kernel"].annotation)
+    parser.add_argument(
+        "--verify-kernel",
+        default="auto",
+        choices=kernels,
+        help="of the policy's own layers; plain engines have vLLM's",
+    )
 
 
 def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
@@ -76,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     )
     settings = Settings.parse(
         {
+            "verify_kernel": args.verify_kernel,
             "drafter": {"scheme": args.scheme},
             "controller": {"policy": "never", "max_draft_tokens": max(probe.lengths)},
         },

@@ -115,7 +115,8 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         arms=arms,
         rounds=rounds,
         settings=Settings.parse(
-            {"drafter": {"scheme": args.scheme}, "controller": controller}, where="the command line"
+            {"verify_kernel": args.verify_kernel, "drafter": {"scheme": args.scheme}, "controller": controller},
+            where="the command line",
         ),
         temperature=args.temperature,
         eos_token_ids=eos_token_ids(config) if args.natural_eos else (),

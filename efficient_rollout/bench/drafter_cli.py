@@ -41,7 +41,8 @@ def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--schemes",
         default="int8,int4",
-        help="one engine each; NAME[:SETTING=VALUE...] with other settings of the drafter, as in int4:group_size=128",
+        help="one engine each; NAME[:SETTING=VALUE...] with other settings of the drafter, as in int4:group_size=128, "
+        "or with verify_kernel=stock",
     )
     parser.add_argument("--batches", default="1,8", help="running requests")
     parser.add_argument("--context", type=int, default=256, help="mean tokens per request, prompt included")
@@ -182,8 +183,11 @@ def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
             drafter[key] = _value(value)
         if name in drafters:
             raise ConfigError(f"--schemes repeats {name}")
+        kernel = {"verify_kernel": drafter.pop("verify_kernel")} if "verify_kernel" in drafter else {}
         controller = {"policy": "never", "max_draft_tokens": max_draft_tokens}
-        drafters[name] = Settings.parse({"drafter": drafter, "controller": controller}, where="the command line")
+        drafters[name] = Settings.parse(
+            {**kernel, "drafter": drafter, "controller": controller}, where="the command line"
+        )
     if not drafters:
         raise ConfigError("--schemes names none; give at least one, as in int8")
     return drafters

@@ -23,7 +23,7 @@ def profile_key(model: str, scheme: str) -> ProfileKey:
 
     Args:
         model: The policy's directory.
-        scheme: The drafter's scheme.
+        scheme: From `profiled_scheme`.
 
     Raises:
         InputFileError: The directory has no readable `config.json`.
@@ -35,6 +35,12 @@ def profile_key(model: str, scheme: str) -> ProfileKey:
         versions=" ".join(installed_vllm()),
         parallel_layout="tp1 pp1",
     )
+
+
+def profiled_scheme(settings: Settings) -> str:
+    """The settings that decide which kernels run, for a profile's key."""
+    kernel = settings.verify_kernel
+    return settings.drafter.scheme + ("" if kernel == "auto" else f", verify_kernel {kernel}")
 
 
 def _hardware() -> str:
@@ -80,10 +86,12 @@ def check_profile(settings: Settings, model: str) -> Profile | None:
     path = settings.controller.profile
     if path is None or not settings.enabled:
         return None
-    scheme = settings.drafter.scheme
-    remedy = f"efficient-rollout calibrate --model {model} --scheme {scheme} --out {path}"
+    remedy = (
+        f"efficient-rollout calibrate --model {model} --scheme {settings.drafter.scheme} "
+        f"--verify-kernel {settings.verify_kernel} --out {path}"
+    )
     profile = load_profile(Path(path).expanduser(), remedy=remedy)
-    profile.require(profile_key(model, scheme), remedy=remedy)
+    profile.require(profile_key(model, profiled_scheme(settings)), remedy=remedy)
     return profile
 
 

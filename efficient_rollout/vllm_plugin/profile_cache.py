@@ -19,7 +19,7 @@ from efficient_rollout.cache import cache_directory
 from efficient_rollout.config import POLICIES_WITH_PROFILE, Settings
 from efficient_rollout.cost_model.profile import ProfileKey, load_profile
 from efficient_rollout.errors import InputFileError, ProfileError
-from efficient_rollout.vllm_plugin.policies import check_profile, profile_key
+from efficient_rollout.vllm_plugin.policies import check_profile, profile_key, profiled_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def ensure_profile(
     """
     from filelock import FileLock
 
-    key = profile_key(model, settings.drafter.scheme)
+    key = profile_key(model, profiled_scheme(settings))
     path = (cache_dir or default_cache_dir()) / f"{_digest(key, settings, dtype, is_compiled)}.json"
     if _is_usable(path, key):
         return path

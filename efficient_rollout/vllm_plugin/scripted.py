@@ -18,7 +18,7 @@ from efficient_rollout.controller.state import Decision
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.vllm_plugin.engine_args import settings_of
-from efficient_rollout.vllm_plugin.policies import profile_key
+from efficient_rollout.vllm_plugin.policies import profile_key, profiled_scheme
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
 from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
@@ -67,7 +67,7 @@ class ScriptedScheduler(EfficientScheduler):
         self._num_scripted = 0
         self._tick_table: TickTable | None = None
         # From this process, which is the one that will compare it.
-        key = profile_key(self.vllm_config.model_config.model, self._settings.drafter.scheme)
+        key = profile_key(self.vllm_config.model_config.model, profiled_scheme(self._settings))
         self._unsent_key: dict[str, str] | None = asdict(key)
 
     def decide(self, num_scheduled_requests: int) -> int:

@@ -5,6 +5,7 @@ import pytest
 from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from scripted_engine import PATTERN
 
+from efficient_rollout.drafter.native.library import native_missing
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine
@@ -24,6 +25,9 @@ GREEDY_PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(
 BLOCK_SIZE = 32
 # Log-probabilities of one token from passes over other numbers of rows: float32 rounding.
 ROUNDING = 2e-4
+
+# vLLM's own kernels stand in the weight-sync and shared-cache tests; where these can run, they are compared with stock.
+KERNEL = "auto" if native_missing() else "native"
 
 # The coarsest scheme: the more drafts are rejected, the more a fault of the rejection would show.
 COARSEST = {"scheme": "int4", "group_size": 128}
@@ -88,7 +92,7 @@ def stock_greedy(policy):
 def engine(policy, stock_greedy):
     engine = engine_support.start(
         policy,
-        {"drafter": COARSEST, "controller": {"policy": "always", "max_draft_tokens": 4}},
+        {"verify_kernel": KERNEL, "drafter": COARSEST, "controller": {"policy": "always", "max_draft_tokens": 4}},
         scheduler_cls="scripted_engine.ScriptedScheduler",
         worker_cls="scripted_engine.FaultyWorker",
         enable_prefix_caching=True,
@@ -107,6 +111,16 @@ def test_greedy_tokens_and_logprobs_equal_stock(engine, stock_greedy, arm):
     if arm != "off":
         assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
     assert_equal(completions, stock_greedy)
+
+
+@pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
+def test_native_kernels_verify_what_they_decode_bit_for_bit(engine):
+    def facts(completions):
+        return [[(t, c.logprobs[i][t].logprob) for i, t in enumerate(c.token_ids)] for c in completions]
+
+    alone = facts(greedy(engine, OFF))
+    assert facts(greedy(engine, ON)) == alone
+    assert facts(greedy(engine, TOGGLING)) == alone
 
 
 def assert_equal(completions, stock_greedy):

@@ -3,15 +3,18 @@
 import engine_support
 import pytest
 
+from efficient_rollout.drafter.native.library import native_missing
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 
-SETTINGS = {"drafter": {"scheme": "int8"}, "controller": {"policy": "always", "max_draft_tokens": 3}}
+DRAFTING = {"drafter": {"scheme": "int8"}, "controller": {"policy": "always", "max_draft_tokens": 3}}
 CLASSES = {"worker_cls": "scripted_engine.FaultyWorker"}
 PROMPTS = [[3 + i, 40 + i, 9] for i in range(6)]
 # Between them: biases, norms (also of q and k), tied and untied output heads, several dtypes' worth of packing.
 POLICIES = {"qwen3-untied": {"tied": False}, "qwen2-tied-with-biases": {"tied": True, "biases": True}}
+# Both ways a policy's own layers are packed, each with one of the policies.
+KERNELS = {"qwen3-untied": "stock", "qwen2-tied-with-biases": "auto" if native_missing() else "native"}
 
 
 def logprobs(engine):
@@ -30,23 +33,33 @@ def fingerprints(engine):
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def policies(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return [engine_support.random_policy(folder / str(seed), seed=seed, **POLICIES[request.param]) for seed in (0, 1)]
+def case(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def of_a_fresh_engine(policies):
+def policies(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(case)
+    return [engine_support.random_policy(folder / str(seed), seed=seed, **POLICIES[case]) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def settings(case):
+    return {**DRAFTING, "verify_kernel": KERNELS[case]}
+
+
+@pytest.fixture(scope="module")
+def of_a_fresh_engine(policies, settings):
     """Log-probabilities and drafter fingerprints of an engine started on the new weights."""
-    engine = engine_support.start(policies[1], SETTINGS, **CLASSES)
+    engine = engine_support.start(policies[1], settings, **CLASSES)
     facts = logprobs(engine), fingerprints(engine)
     engine_support.stop(engine)
     return facts
 
 
 @pytest.fixture(scope="module")
-def engine(policies, of_a_fresh_engine):
-    engine = engine_support.start(policies[0], SETTINGS, **CLASSES)
+def engine(policies, settings, of_a_fresh_engine):
+    engine = engine_support.start(policies[0], settings, **CLASSES)
     yield engine
     engine_support.stop(engine)
 

@@ -221,9 +221,10 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 
 def test_auto_becomes_a_dtype_before_anything_is_written(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offline = pytest.importorskip("efficient_rollout.vllm_plugin.offline")
+    pytest.importorskip("efficient_rollout.vllm_plugin.offline")
+    torch = pytest.importorskip("torch")
     for capability, dtype in (("AVX2", "float32"), ("DEFAULT", "float32"), ("AVX512", "bfloat16")):
-        monkeypatch.setattr(offline.torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
         args = parsed("--model", str(policy))
         assert args.dtype == "auto"
         made, no_acceptance = plan_of(args)
