@@ -6,10 +6,18 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
-from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, Measured, Run, SyncRun
+from efficient_rollout.bench.drafter_plan import (
+    PLAIN_COMPILED,
+    PLAIN_EAGER,
+    DrafterPlan,
+    Measured,
+    Run,
+    SwitchRun,
+    SyncRun,
+)
 from efficient_rollout.bench.work import Prompt
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
-from efficient_rollout.errors import ConfigError
+from efficient_rollout.errors import ConfigError, ProfileError
 
 # Answers at the beginning of a run that are not ticks of the whole batch in its usual pace.
 _RAGGED_ANSWERS = 3
@@ -75,6 +83,9 @@ def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable
             start = number * len(plan.plain_arms) % len(cells)
             for arm, k in (*cells[start:], *cells[:start]):
                 measured.runs.append(_measure_one(plan, engines[arm], arm, prompts[:batch], k, number))
+            measured.switches += [
+                _switch(plan, engines[name], name, prompts[:batch], number, measured.runs) for name in plan.drafters
+            ]
             on_progress(f"round {number + 1} of {plan.rounds}: {batch} sequences, {len(cells)} runs")
     for number in range(plan.rounds):
         plain_s = offline.reload_plain(engines[PLAIN_EAGER])
@@ -125,10 +136,45 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
 
 
 def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], k: int, num_tokens: int) -> Any:
+    return _roll_out_pattern(plan, engine, prompts, [k], num_tokens)
+
+
+def _roll_out_pattern(
+    plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int
+) -> Any:
     from efficient_rollout.vllm_plugin import offline, scripted
 
     works = [offline.Work(prompt, num_tokens) for prompt in prompts]
-    return offline.roll_out(engine, works, temperature=plan.temperature, extra_args={scripted.PATTERN: [k]})
+    return offline.roll_out(engine, works, temperature=plan.temperature, extra_args={scripted.PATTERN: pattern})
+
+
+def _switch(
+    plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], number: int, runs: Sequence[Run]
+) -> SwitchRun:
+    """Draft at every other tick, and compare with this round's runs that draft always and never."""
+    from efficient_rollout.vllm_plugin import offline
+
+    k, batch = plan.shown_length, len(prompts)
+    offline.take_ticks(engine)
+    _roll_out_pattern(plan, engine, prompts, [k, 0], plan.response_tokens)
+    ticks = [t for t in offline.take_ticks(engine) if t.num_requests == batch and not t.had_prefill]
+    drafting = [t.seconds for t in ticks if t.num_asked == k and t.num_verified == 0]
+    verifying = [t.seconds for t in ticks if t.num_asked == 0 and t.num_verified == k * batch]
+    if not drafting or not verifying:
+        raise ProfileError(f"{arm} did not draft {k} tokens for {batch} requests at every other tick: its log says why")
+    of_round = {
+        run.num_draft_tokens: run.tick_seconds
+        for run in runs
+        if (run.arm, run.batch, run.round) == (arm, batch, number)
+    }
+    return SwitchRun(
+        arm=arm,
+        batch=batch,
+        num_draft_tokens=k,
+        round=number,
+        pair_seconds=median(drafting) + median(verifying),
+        steady_pair_seconds=of_round[k] + of_round[0],
+    )
 
 
 def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], k: int, number: int) -> Run:

@@ -8,6 +8,7 @@ from efficient_rollout.bench.work import Prompt
 from efficient_rollout.config import Settings
 
 PLAIN_EAGER, PLAIN_COMPILED = "plain eager", "plain compiled"
+_SHOWN_LENGTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,11 @@ class DrafterPlan:
     is_compiled: bool
     has_compiled_baseline: bool
     longest_tokens: int = 0
+
+    @property
+    def shown_length(self) -> int:
+        """The k that summaries show: 4, whose pass verifies 5 positions, or the nearest that is measured."""
+        return min(self.lengths, key=lambda k: (abs(k - _SHOWN_LENGTH), k))
 
     @property
     def plain_arms(self) -> tuple[str, ...]:
@@ -88,6 +94,27 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRun:
+    """One drafting engine's decoding of one batch, drafting at every other tick.
+
+    Attributes:
+        arm: The drafter's name.
+        batch: Requests.
+        num_draft_tokens: k of the ticks that draft; the others draft nothing.
+        round: Number of the round.
+        pair_seconds: Of a tick that drafts and verifies nothing and one that verifies and drafts nothing, medians.
+        steady_pair_seconds: Of a tick with the same k throughout, and one without drafts throughout, in the same round.
+    """
+
+    arm: str
+    batch: int
+    num_draft_tokens: int
+    round: int
+    pair_seconds: float
+    steady_pair_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRun:
     """One weight sync of one drafting engine, and beside it the plain engine's own reload of the same checkpoint.
 
@@ -110,10 +137,12 @@ class Measured:
 
     Attributes:
         runs: Of every arm, batch, k and round.
+        switches: Of every drafter, batch and round.
         syncs: Of every drafter and round.
         memory: `offline.DrafterMemory` by drafter.
     """
 
     runs: list[Run] = field(default_factory=list)
+    switches: list[SwitchRun] = field(default_factory=list)
     syncs: list[SyncRun] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,6 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 SCHEMA_VERSION = 1
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SHAPE_BYTES = 2  # of a weight in `ModelShape`
-_HEADLINE_LENGTH = 4  # verifies 5 positions, the number the targets are given for
 
 
 def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
@@ -27,7 +26,8 @@ def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
         "baseline": {str(batch): arm for batch, arm in baselines.items()},
         "plain": [_plain_row(measured.runs, arm, batch) for batch in plan.batches for arm in plan.plain_arms],
         "drafting": rows,
-        "headline": headline(rows, plan.lengths),
+        "headline": headline(rows, plan.shown_length),
+        "switching": _switching(measured),
         "weight_sync": {name: _sync(measured, name) for name in plan.drafters},
         "memory": {name: _memory(plan, measured, name) for name in plan.drafters},
     }
@@ -106,14 +106,13 @@ def _drafting_row(rounds: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]
     return row
 
 
-def headline(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+def headline(rows: Sequence[Mapping[str, Any]], shown: int) -> list[dict[str, Any]]:
     """Per drafter and batch: r, v, and the k with the largest median speed-up, 0 among the choices.
 
     Args:
         rows: From `drafting_rows`.
-        lengths: Measured k. r and v are those at 4, whose pass verifies 5 positions, or at the nearest.
+        shown: k whose r and v are given.
     """
-    shown = min(lengths, key=lambda k: (abs(k - _HEADLINE_LENGTH), k))
     found = []
     for drafter, batch in dict.fromkeys((row["drafter"], row["batch"]) for row in rows):
         of_both = [row for row in rows if (row["drafter"], row["batch"]) == (drafter, batch)]
@@ -131,6 +130,17 @@ def headline(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> list[
             }
         )
     return found
+
+
+def _switching(measured: Measured) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, int, int], list[float]] = {}
+    for run in measured.switches:
+        ratio = run.pair_seconds / run.steady_pair_seconds
+        groups.setdefault((run.arm, run.batch, run.num_draft_tokens), []).append(ratio)
+    return [
+        {"drafter": drafter, "batch": batch, "draft_tokens": k, "pair_over_steady_pair": spread(ratios)}
+        for (drafter, batch, k), ratios in groups.items()
+    ]
 
 
 def _sync(measured: Measured, drafter: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ def table(summary: Mapping[str, Any]) -> str:
         summary: From `drafter_report.summarize`.
     """
     parts = [_plain(summary), _drafting(summary["drafting"]), _headline(summary["headline"], summary["memory"])]
-    parts.append(_weight_sync(summary["weight_sync"]))
+    parts += [_switching(summary["switching"]), _weight_sync(summary["weight_sync"])]
     return "\n".join(parts)
 
 
@@ -78,6 +78,15 @@ def _headline(headline: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]) 
             ]
         )
     return _aligned(header, rows)
+
+
+def _switching(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ["draft tokens in turn", "batch", "two ticks over two steady ones"]
+    lines = [
+        [f"{row['drafter']}: {row['draft_tokens']}, 0", str(row["batch"]), _ratio(row["pair_over_steady_pair"])]
+        for row in rows
+    ]
+    return _aligned(header, lines)
 
 
 def _weight_sync(syncs: Mapping[str, Mapping[str, Any]]) -> str:

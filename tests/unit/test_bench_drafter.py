@@ -14,7 +14,15 @@ from efficient_rollout.bench.acceptance import acceptance, check_checkpoints, un
 from efficient_rollout.bench.cli import add_bench_command
 from efficient_rollout.bench.drafter import plain_passes
 from efficient_rollout.bench.drafter_cli import drafters_of, plan_of
-from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, Measured, Run, SyncRun
+from efficient_rollout.bench.drafter_plan import (
+    PLAIN_COMPILED,
+    PLAIN_EAGER,
+    DrafterPlan,
+    Measured,
+    Run,
+    SwitchRun,
+    SyncRun,
+)
 from efficient_rollout.bench.drafter_report import baseline_of, spread, summarize
 from efficient_rollout.bench.drafter_table import acceptance_table, table
 from efficient_rollout.config import Settings
@@ -85,6 +93,12 @@ def measured() -> Measured:
             drafting(1, 0.4 * slowness, 1.2 * slowness, 1.25, number),
             drafting(4, 0.3 * slowness, 1.3 * slowness, 5.0, number),
         ]
+        found.switches.append(
+            SwitchRun(
+                arm="int8", batch=1, num_draft_tokens=4, round=number, pair_seconds=3.96 * slowness,
+                steady_pair_seconds=3.6 * slowness,
+            )
+        )  # fmt: skip
         found.syncs.append(
             SyncRun(
                 arm="int8", weight_sync_seconds=5.0 * slowness, requantize_seconds=1.0 * slowness,
@@ -135,6 +149,19 @@ def test_where_every_k_loses_the_best_is_none(policy: Path) -> None:
     ]
     (row,) = summarize(plan(policy), lost)["headline"]
     assert row["best_draft_tokens"] == 0
+
+
+def test_switching_is_compared_with_the_same_ticks_in_steady_runs(policy: Path) -> None:
+    summary = summarize(plan(policy), measured())
+    (row,) = summary["switching"]
+    assert row["draft_tokens"] == 4
+    assert row["pair_over_steady_pair"]["upper_quartile"] == pytest.approx(1.1)
+    assert "int8: 4, 0" in table(summary)
+
+
+@pytest.mark.parametrize(("lengths", "shown"), [((1, 4, 8), 4), ((1, 2, 8), 2), ((3, 5), 3), ((7,), 7)])
+def test_the_length_that_is_shown_is_four_or_the_nearest(policy: Path, lengths: tuple[int, ...], shown: int) -> None:
+    assert plan(policy, lengths=lengths).shown_length == shown
 
 
 def test_requantizing_is_compared_with_the_load_it_follows(policy: Path) -> None:
