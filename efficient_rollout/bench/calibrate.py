@@ -48,13 +48,18 @@ def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentPars
 
 def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """How engines are started, for every command that starts some."""
+    add_dtype_argument(parser)
+    parser.add_argument("--compile", action="store_true", help="engines in compiled mode instead of eager")
+
+
+def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """The policy's dtype, or `auto`."""
     parser.add_argument(
         "--dtype",
         default=_AUTO,
         choices=(_AUTO, "bfloat16", "float32"),
         help="of the policy; auto: float32 on a CPU without AVX512, whose bfloat16 products are slow, else bfloat16",
     )
-    parser.add_argument("--compile", action="store_true", help="engines in compiled mode instead of eager")
 
 
 def resolve_dtype(args: argparse.Namespace) -> None:

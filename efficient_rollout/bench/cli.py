@@ -8,6 +8,7 @@ from typing import Any
 from efficient_rollout.bench.arms import Arm, check_arms, parse_arms
 from efficient_rollout.bench.calibrate import add_engine_arguments, add_scheme_argument, resolve_dtype
 from efficient_rollout.bench.drafter_cli import add_drafter_parser
+from efficient_rollout.bench.kernels_cli import add_kernels_parser
 from efficient_rollout.bench.plot import draw, require_matplotlib
 from efficient_rollout.bench.report import SCHEMA_VERSION, summarize, table
 from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
@@ -58,6 +59,7 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     rollout.add_argument("--png", type=Path, help="where to draw it; needs matplotlib")
     rollout.set_defaults(run=run_bench_rollout)
     add_drafter_parser(what)
+    add_kernels_parser(what)
 
 
 def run_bench_rollout(args: argparse.Namespace) -> int:

@@ -33,6 +33,7 @@ class PackedWeights:
         quantize_output_head: Whether output heads are packed too.
 
     Attributes:
+        is_held: While true, `refresh` leaves packed layers as they are: the drafter stays that of an older policy.
         fault: Why the last refresh failed; None while the packed weights are those of the policy. A failed refresh
             never raises: it happens inside the load of the policy's own weights, which must go on.
     """
@@ -40,6 +41,7 @@ class PackedWeights:
     def __init__(self, scheme: Scheme, *, quantize_output_head: bool) -> None:
         self.scheme = scheme
         self.quantize_output_head = quantize_output_head
+        self.is_held = False
         self.fault: str | None = None
         self._layers: dict[str, PackedLinear] = {}
         self._num_layers = 0
@@ -63,6 +65,8 @@ class PackedWeights:
             weight: [out_features, in_features], on the policy's device; read, not kept.
             bias: [out_features] or None.
         """
+        if self.is_held and name in self._layers:
+            return
         if self.scheme.pack is None or not self.scheme.supports(*weight.shape, weight.dtype):
             return
         started = time.perf_counter()

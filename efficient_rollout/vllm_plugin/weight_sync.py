@@ -50,8 +50,11 @@ class WeightSync:
         self._started = time.perf_counter()
         self._expected = {name for name, _ in self._model.named_parameters()}
         if self._worker.self_drafter is not None:
-            self._worker.self_drafter.packed.take_report()
-            self._worker.self_drafter.packed.fault = None
+            packed = self._worker.self_drafter.packed
+            packed.take_report()
+            # After a fault the weights are no policy's.
+            packed.is_held = not self._worker.wants_requantizing() and packed.fault is None
+            packed.fault = None
         with set_current_vllm_config(self._config), torch.no_grad():
             initialize_layerwise_reload(self._model)
 

@@ -9,6 +9,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from efficient_rollout import __version__
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
@@ -45,6 +46,7 @@ class CpuWorker(CPUWorker):
         check_engine(self.vllm_config, self.settings)
         ledger.apply()
         self.stats = RolloutStats(num_engines=1)
+        self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
@@ -69,6 +71,7 @@ class CpuWorker(CPUWorker):
         tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
         if tick_stats is not None:
             self.stats = RolloutStats.merge([self.stats, tick_stats])
+            self.evidence.observe(sum(tick_stats.drafted_per_position[:1]), sum(tick_stats.accepted_per_position[:1]))
         stock_scheduler = not self.settings.enabled
         if stock_scheduler and scheduler_output.total_num_scheduled_tokens:
             self.stats.num_ticks += 1
@@ -85,6 +88,10 @@ class CpuWorker(CPUWorker):
         if stock_scheduler and isinstance(output, ModelRunnerOutput):
             self.stats.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
         return output
+
+    def wants_requantizing(self) -> bool:
+        """At a weight sync, once: whether the drafter is to take the new weights."""
+        return self.evidence.asks() or self.settings.drafter.requantize == "every_sync"
 
     def take_rollout_stats(self) -> dict[str, Any]:
         """Counts since the last call, as `RolloutStats.to_dict()`."""

@@ -56,7 +56,7 @@ UPSTREAM = {
         "psutil",
     },
     "openrlhf_plugin": {"openrlhf", "ray", "torch"},
-    "bench": {"numpy"},
+    "bench": {"numpy", "torch"},
 }
 
 

@@ -15,6 +15,8 @@ CHANGED = {
         "int4_max_rows": 4,
         "attention_window_tokens": 512,
         "quantize_output_head": False,
+        "requantize": "on_evidence",
+        "requantize_acceptance_drop": 0.05,
     },
     "controller": {"policy": "always", "max_draft_tokens": 6, "num_draft_tokens": 3, "max_running_requests": 5},
 }

@@ -1,0 +1,73 @@
+"""`efficient-rollout bench kernels`: the products that draft and verify passes are made of, by number of rows."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from efficient_rollout.bench.calibrate import add_dtype_argument, positive_integers, resolve_dtype
+from efficient_rollout.config import DrafterSettings
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.provenance import provenance, write_json
+
+SCHEMA_VERSION = 1
+
+
+def add_kernels_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `bench kernels`; the parsed arguments carry `run`."""
+    parser = what.add_parser("kernels", help="time one product by kernel and number of rows; starts no engine")
+    parser.add_argument("--outputs", type=int, default=4096, help="of the weight")
+    parser.add_argument("--inputs", type=int, default=1024, help="of the weight")
+    parser.add_argument("--rows", default="1,2,4,5,8,16,40", help="of the activations")
+    parser.add_argument("--rounds", type=int, default=9, help="of all kernels, in turns")
+    parser.add_argument("--threads", type=int, default=1, help="of every kernel; an engine on 2 cores has 1")
+    add_dtype_argument(parser)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.set_defaults(run=run_bench_kernels)
+
+
+def run_bench_kernels(args: argparse.Namespace) -> int:
+    """Time, print the table, and write the file."""
+    rows = positive_integers("--rows", args.rows)
+    if args.outputs < 1 or args.inputs < 1 or args.outputs % 128 or args.inputs % 128:
+        raise ConfigError(f"--outputs and --inputs must be multiples of 128, got {args.outputs} and {args.inputs}")
+    if args.rounds < 1 or args.threads < 1:
+        raise ConfigError("--rounds and --threads must be at least 1")
+    resolve_dtype(args)
+    import torch
+
+    from efficient_rollout.vllm_plugin.kernel_timing import time_kernels
+
+    torch.set_num_threads(args.threads)
+    schemes = get_args(DrafterSettings.model_fields["scheme"].annotation)
+    timed = [
+        asdict(row)
+        for row in time_kernels(
+            schemes, outputs=args.outputs, inputs=args.inputs, rows=rows, rounds=args.rounds,
+            dtype=getattr(torch, args.dtype),
+        )
+    ]  # fmt: skip
+    sys.stdout.write(table(timed, rows))
+    if args.json:
+        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        options.pop("run")
+        write_json(
+            args.json,
+            {"schema_version": SCHEMA_VERSION, "provenance": provenance(), "settings": options, "kernels": timed},
+        )
+    return 0
+
+
+def table(timed: Sequence[dict[str, Any]], rows: Sequence[int]) -> str:
+    """Lines of milliseconds per product: median, and the best round in brackets."""
+    names = list(dict.fromkeys(row["kernel"] for row in timed))
+    cells = {
+        (row["kernel"], row["rows"]): f"{1e3 * row['median_seconds']:.3f} [{1e3 * row['least_seconds']:.3f}]"
+        for row in timed
+    }
+    width = max(map(len, ("ms by rows", *names)))
+    lines = [f"{'ms by rows':<{width}}" + "".join(f"{count:>16}" for count in rows)]
+    lines += [f"{name:<{width}}" + "".join(f"{cells[name, count]:>16}" for count in rows) for name in names]
+    return "\n".join(lines) + "\n"

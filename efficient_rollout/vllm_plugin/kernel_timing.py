@@ -1,0 +1,96 @@
+"""Seconds of one product by kernel and number of rows, in this process, with weights that come from memory."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.platforms import current_platform
+
+from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.float32_native import Float32NativeLinear
+from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.errors import SchemeUnavailableError
+
+# As many weights in rotation as no cache of today's processors holds.
+_ROTATION_BYTES = 256 << 20
+_UNPACKED = ("bf16",)
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSeconds:
+    """One kernel at one number of rows.
+
+    Attributes:
+        kernel: A scheme's name and whose kernel it is, or `policy, stock` and `policy, native`.
+        rows: Of the activations.
+        median_seconds: Of one product, over the rounds.
+        least_seconds: Of one product, in the best round.
+    """
+
+    kernel: str
+    rows: int
+    median_seconds: float
+    least_seconds: float
+
+
+def time_kernels(
+    schemes: Sequence[str], *, outputs: int, inputs: int, rows: Sequence[int], rounds: int, dtype: torch.dtype
+) -> list[KernelSeconds]:
+    """Every kernel that runs here, in turns.
+
+    Args:
+        schemes: Names; those without a kernel here are left out.
+        outputs: Of the weight.
+        inputs: Of the weight.
+        rows: Of the activations.
+        rounds: Of all kernels at each number of rows; the first one on top is not counted.
+        dtype: Of the policy.
+    """
+    current_platform.import_kernels()
+    weight_bytes = outputs * inputs * torch.finfo(dtype).bits // 8
+    weights = [torch.randn(outputs, inputs).to(dtype) / 32 for _ in range(max(2, _ROTATION_BYTES // weight_bytes))]
+    kernels = {name: [make(weight) for weight in weights] for name, make in _kernels(schemes, dtype)}
+    found = []
+    for num_rows in rows:
+        x = torch.randn(num_rows, inputs).to(dtype)
+        seconds: dict[str, list[float]] = {name: [] for name in kernels}
+        for number in range(rounds + 1):
+            for name, products in kernels.items():
+                started = time.perf_counter()
+                for product in products:
+                    product(x)
+                if number:
+                    seconds[name].append((time.perf_counter() - started) / len(products))
+        found += [
+            KernelSeconds(kernel=name, rows=num_rows, median_seconds=median(values), least_seconds=min(values))
+            for name, values in seconds.items()
+        ]
+    return found
+
+
+def _kernels(schemes: Sequence[str], dtype: torch.dtype) -> Iterator[tuple[str, Callable[[torch.Tensor], Product]]]:
+    yield "policy, stock", _stock
+    if dtype == torch.float32 and native_missing() is None:
+        yield "policy, native", Float32NativeLinear
+    for name in schemes:
+        if name in _UNPACKED:
+            continue
+        try:
+            scheme = make_scheme(DrafterSettings.model_validate({"scheme": name}), "cpu")
+        except SchemeUnavailableError:
+            continue
+        assert scheme.pack is not None
+        yield f"{name}, {scheme.kernel}", lambda weight, pack=scheme.pack: pack(weight, None)  # type: ignore[misc]
+
+
+def _stock(weight: torch.Tensor) -> Product:
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return lambda x: layer.cpu_linear(x, layer.weight, None)
