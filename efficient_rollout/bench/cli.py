@@ -5,8 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from efficient_rollout.bench.arms import Arm, check_arms, parse_arms
-from efficient_rollout.bench.calibrate import add_engine_arguments, add_scheme_argument, resolve_dtype
+from efficient_rollout.bench.calibrate import (
+    add_engine_arguments,
+    add_scheme_argument,
+    positive_integers,
+    resolve_dtype,
+)
 from efficient_rollout.bench.drafter_cli import add_drafter_parser
 from efficient_rollout.bench.kernels_cli import add_kernels_parser
 from efficient_rollout.bench.plot import draw, require_matplotlib
@@ -15,6 +22,7 @@ from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
 from efficient_rollout.bench.work import (
     PromptSource,
     RandomPrompts,
+    Request,
     TaskPrompts,
     eos_token_ids,
     model_config,
@@ -49,6 +57,8 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
     prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
     rollout.add_argument("--rounds", type=int, default=3, help="rollouts of each arm, all of the same work")
+    rollout.add_argument("--fixed-batches", help="then also rounds of so many requests of one length each: 1,2,4,8")
+    rollout.add_argument("--fixed-tokens", type=int, default=64, help="with --fixed-batches: per request")
     rollout.add_argument("--natural-eos", action="store_true", help="responses end where the policy ends them")
     rollout.add_argument("--draws", type=int, default=3, help="with --natural-eos, instead of rounds: draws of prompts")
     rollout.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0 is greedy")
@@ -68,19 +78,21 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
     if args.png:
         require_matplotlib()
     results = run_plan(plan, _print_progress)
-    arms = summarize(results, is_greedy=args.temperature == 0.0)
+    is_greedy = args.temperature == 0.0
+    arms = summarize(results.rounds, is_greedy=is_greedy)
+    fixed = {str(batch): summarize(rounds, is_greedy=is_greedy) for batch, rounds in results.fixed.items()}
     sys.stdout.write(table(arms))
+    for batch, rows in fixed.items():
+        sys.stdout.write(f"\n{batch} running requests throughout\n{table(rows)}")
     if args.json:
-        write_json(args.json, _document(args, plan, arms))
+        write_json(args.json, _document(args, plan, arms) | {"fixed_batches": fixed})
     if args.png:
         draw(arms, args.png)
     return 0
 
 
-def _print_progress(number: int, arm: Arm, result: RoundResult) -> None:
-    sys.stdout.write(
-        f"round {number + 1}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s\n"
-    )
+def _print_progress(name: str, arm: Arm, result: RoundResult) -> None:
+    sys.stdout.write(f"{name}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s\n")
     sys.stdout.flush()
 
 
@@ -116,6 +128,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         model=str(args.model),
         arms=arms,
         rounds=rounds,
+        fixed=_fixed(args, source),
         settings=Settings.parse(
             {"verify_kernel": args.verify_kernel, "drafter": {"scheme": args.scheme}, "controller": controller},
             where="the command line",
@@ -125,6 +138,20 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         dtype=args.dtype,
         is_compiled=args.compile,
     )
+
+
+def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[int, list[list[Request]]]:
+    if args.fixed_batches is None:
+        return {}
+    if args.natural_eos or args.fixed_tokens < 1:
+        raise ConfigError(
+            "--fixed-batches forces every length: leave out --natural-eos, and give --fixed-tokens 1 or more"
+        )
+    works = {}
+    for batch in positive_integers("--fixed-batches", args.fixed_batches):
+        trace = Trace(np.full(batch, args.prompt_tokens), np.full(batch, args.fixed_tokens))
+        works[batch] = [requests_of(trace, source, args.seed)] * args.rounds
+    return works
 
 
 def _trace(args: argparse.Namespace) -> Trace:

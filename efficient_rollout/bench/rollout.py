@@ -1,7 +1,8 @@
 """Arms take turns, round by round, on the same work, each in an engine that stays up for the whole run."""
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,7 @@ class BenchPlan:
         model: The policy's directory.
         arms: `plain` first.
         rounds: The work of each round.
+        fixed: Further rounds by running requests: each has so many of one length, so that all run to its end.
         settings: Of the self-drafting engine.
         temperature: 0 is greedy.
         eos_token_ids: Natural ends; empty forces every response to its length.
@@ -63,6 +65,7 @@ class BenchPlan:
     model: str
     arms: Sequence[Arm]
     rounds: Sequence[Sequence[Request]]
+    fixed: Mapping[int, Sequence[Sequence[Request]]] = field(default_factory=dict)
     settings: Settings
     temperature: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
@@ -70,39 +73,63 @@ class BenchPlan:
     is_compiled: bool = False
 
 
-def run_plan(plan: BenchPlan, on_result: Callable[[int, Arm, RoundResult], None]) -> dict[str, list[RoundResult]]:
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What came of a plan; every list has one result per round.
+
+    Attributes:
+        rounds: By arm.
+        fixed: By running requests, then by arm.
+    """
+
+    rounds: dict[str, list[RoundResult]]
+    fixed: dict[int, dict[str, list[RoundResult]]]
+
+
+def run_plan(plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None]) -> BenchResult:
     """Start the engines, run every round, stop the engines.
 
     Args:
         plan: What is run.
-        on_result: Called after each rollout with the round's number.
-
-    Returns:
-        One result per round, by arm.
+        on_result: Called after each rollout with the round's name.
     """
     from efficient_rollout.vllm_plugin import offline
 
     engines: dict[str, Any] = {}
-    results: dict[str, list[RoundResult]] = {arm.name: [] for arm in plan.arms}
     try:
         for arm in plan.arms:
             if _engine_name(arm) not in engines:
                 engines[_engine_name(arm)] = _start(plan, arm)
         for arm in plan.arms:
             _Turn(plan, arm, engines[_engine_name(arm)], run=-1).warm_up(plan.rounds[0])
-        num_arms = len(plan.arms)
-        for number, requests in enumerate(plan.rounds):
-            # Each round begins with another arm: none is always first after a pause.
-            for turn in range(num_arms):
-                index = (number + turn) % num_arms
-                arm = plan.arms[index]
-                run = number * num_arms + index
-                result = _Turn(plan, arm, engines[_engine_name(arm)], run).roll_out(requests)
-                results[arm.name].append(result)
-                on_result(number, arm, result)
+        runs = itertools.count()
+        rounds = _run_rounds(plan, plan.rounds, engines, runs, "round", on_result)
+        fixed = {
+            batch: _run_rounds(plan, works, engines, runs, f"batch {batch}, round", on_result)
+            for batch, works in plan.fixed.items()
+        }
     finally:
         for engine in engines.values():
             offline.stop(engine)
+    return BenchResult(rounds, fixed)
+
+
+def _run_rounds(
+    plan: BenchPlan,
+    rounds: Sequence[Sequence[Request]],
+    engines: Mapping[str, Any],
+    runs: Iterator[int],
+    name: str,
+    on_result: Callable[[str, Arm, RoundResult], None],
+) -> dict[str, list[RoundResult]]:
+    results: dict[str, list[RoundResult]] = {arm.name: [] for arm in plan.arms}
+    for number, requests in enumerate(rounds):
+        # Each round begins with another arm: none is always first after a pause.
+        start = number % len(plan.arms)
+        for arm in (*plan.arms[start:], *plan.arms[:start]):
+            result = _Turn(plan, arm, engines[_engine_name(arm)], next(runs)).roll_out(requests)
+            results[arm.name].append(result)
+            on_result(f"{name} {number + 1}", arm, result)
     return results
 
 
@@ -114,10 +141,11 @@ def _start(plan: BenchPlan, arm: Arm) -> Any:
     from efficient_rollout.vllm_plugin import offline
 
     # Every round's work runs at once, without preemption, in any engine.
+    works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
     limits = offline.EngineLimits(
-        max_requests=max(len(requests) for requests in plan.rounds),
-        max_context_tokens=max(len(r.prompt_token_ids) + r.max_tokens for requests in plan.rounds for r in requests),
-        kv_cache_tokens=max(sum(len(r.prompt_token_ids) + r.max_tokens for r in requests) for requests in plan.rounds),
+        max_requests=max(map(len, works)),
+        max_context_tokens=max(len(r.prompt_token_ids) + r.max_tokens for requests in works for r in requests),
+        kv_cache_tokens=max(sum(len(r.prompt_token_ids) + r.max_tokens for r in requests) for requests in works),
         dtype=plan.dtype,
         is_compiled=plan.is_compiled,
     )

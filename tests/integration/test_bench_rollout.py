@@ -53,6 +53,7 @@ def document(policy: Path, profile: Path) -> dict[str, Any]:
         *("bench", "rollout", "--model", str(policy), "--dtype", "float32", "--json", str(path)),
         *("--arms", ",".join(ARMS), "--profile", str(profile), "--max-draft-tokens", "3"),
         *("--trace", str(trace), "--rounds", "2", "--temperature", "0"),
+        *("--fixed-batches", "1,3", "--fixed-tokens", "12", "--prompt-tokens", "7"),
     )
     loaded = json.loads(path.read_text())
     assert isinstance(loaded, dict)
@@ -85,6 +86,15 @@ def test_every_arm_emits_the_forced_tokens_and_the_same_ones(document: dict[str,
     for name, arm in document["arms"].items():
         assert [r["response_tokens"] for r in arm["rounds"]] == [RESPONSES] * 2, name
         assert arm["identical_to_plain"] == 1.0, name
+
+
+def test_fixed_batches_run_to_the_end_of_one_length(document: dict[str, Any]) -> None:
+    assert list(document["fixed_batches"]) == ["1", "3"]
+    for batch, arms in document["fixed_batches"].items():
+        assert list(arms) == sorted(ARMS)
+        for name, arm in arms.items():
+            assert [r["response_tokens"] for r in arm["rounds"]] == [[12] * int(batch)] * 2, name
+            assert arm["identical_to_plain"] == 1.0, name
 
 
 def test_only_drafting_arms_draft(document: dict[str, Any]) -> None:

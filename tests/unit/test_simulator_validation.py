@@ -24,7 +24,7 @@ from efficient_rollout.simulator.validation import acceptance_from, compare, rea
 PROFILE = calibrate_from_table(read_table(Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"))
 MAX_K, ACCEPTANCE = 7, 0.85
 TRACE = Trace(np.full(24, 64), np.random.default_rng(5).integers(20, 700, 24))
-ARMS = {"plain": "never", "always:4": "always:4", "table": "batch_table", "cost_model": "cost_model"}
+ARMS = {"never": "never", "always:4": "always:4", "table": "batch_table", "cost_model": "cost_model"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def table() -> TickTable:
 def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dict[str, Any]:
     """A benchmark's JSON file as it would be in a world that is the profile's, but `slowness` times as slow."""
     inputs = PolicyInputs(max_draft_tokens=MAX_K, table=table)
-    arms: dict[str, Any] = {"ngram": {"rounds": [{}] * rounds}}
+    arms: dict[str, Any] = {arm: {"rounds": [{}] * rounds} for arm in ("plain", "ngram")}
     for arm, name in ARMS.items():
         world = World(table=table, acceptance=ACCEPTANCE, jitter_sd=0.02)
         played = [
@@ -50,7 +50,7 @@ def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dic
                 {
                     "seconds": slowness * outcome.makespan_s,
                     "response_tokens": TRACE.response_tokens.tolist(),
-                    "metrics": {} if arm == "plain" else drafted,
+                    "metrics": {} if arm == "never" else drafted,
                 }
                 for outcome in played
             ]
@@ -77,7 +77,7 @@ def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table: T
     for slowness, expected in ((1.0, 1.0), (1.25, 0.8)):
         path.write_text(json.dumps(document(table, slowness=slowness)))
         compared = compare(read_measured(path), table)
-        assert set(compared) == set(ARMS), "n-gram drafts cannot be simulated"
+        assert set(compared) == set(ARMS), "stock engines cannot be simulated"
         for arm in compared.values():
             assert arm.acceptance == pytest.approx([ACCEPTANCE] * 2, abs=1e-6)
             assert arm.ratios == pytest.approx([expected] * 2, rel=0.05)
@@ -107,7 +107,7 @@ def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: Ti
     raw["work"] = [[[n, 100_000] for n in whole]]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(raw))
-    assert compare(read_measured(path), table)["plain"].ratios == pytest.approx([1.0], rel=0.05)
+    assert compare(read_measured(path), table)["never"].ratios == pytest.approx([1.0], rel=0.05)
 
 
 @pytest.mark.parametrize("text", [None, "no json", "{}", '{"schema_version": 9}', '{"schema_version": 1, "work": []}'])
