@@ -181,15 +181,22 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _schemes() -> Iterator[Finding]:
+    from efficient_rollout.drafter.native.library import has_avx512, native_missing
+    from efficient_rollout.drafter.schemes import make_scheme
     from efficient_rollout.vllm_plugin.compat import check_scheme
 
     for name in get_args(DrafterSettings.model_fields["scheme"].annotation):
+        settings = Settings(drafter=DrafterSettings(scheme=name))
         try:
-            check_scheme(Settings(drafter=DrafterSettings(scheme=name)))
+            check_scheme(settings)
         except SchemeUnavailableError as error:
             yield Finding("schemes", name, "not available", "note", str(error))
         else:
-            yield Finding("schemes", name, "available")
+            yield Finding("schemes", name, f"available, kernel: {make_scheme(settings.drafter, 'cpu').kernel}")
+    if not has_avx512():
+        problem = native_missing()
+        value = "native for float32 policies" if problem is None else "vLLM's, which verify slowly here"
+        yield Finding("schemes", "the policy's own", value, "ok" if problem is None else "note", problem or "")
 
 
 def _patches() -> Iterator[Finding]:

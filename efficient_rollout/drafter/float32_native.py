@@ -5,15 +5,10 @@ oneDNN, which vLLM uses, takes half as long again for 5 rows as for 1 on CPUs wi
 
 import torch
 
-from efficient_rollout.drafter.native.library import address, has_avx512, load_library, native_missing, size
+from efficient_rollout.drafter.native.library import address, load_library, size
 from efficient_rollout.drafter.packed_linear import PackedLinear
 
 _PANEL = 16  # outputs whose weights lie side by side
-
-
-def is_faster_here() -> bool:
-    """Whether these products were measured to be faster than vLLM's on such a CPU, and can run."""
-    return not has_avx512() and native_missing() is None
 
 
 def takes(weight: torch.Tensor) -> bool:

@@ -1,5 +1,6 @@
 """What this package needs of vLLM and of the policy, checked before any minute is spent."""
 
+import logging
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from efficient_rollout.config import Settings
-from efficient_rollout.drafter.float32_native import is_faster_here
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.native.library import has_avx512, native_missing
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import (
     InputFileError,
@@ -22,6 +22,8 @@ from efficient_rollout.errors import (
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = logging.getLogger(__name__)
 
 _DISTRIBUTION = "efficient-rollout"
 
@@ -86,7 +88,12 @@ def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
         SchemeUnavailableError: The settings ask for it by name, and it cannot run here or not in this dtype.
     """
     if settings.verify_kernel == "auto":
-        return dtype == torch.float32 and is_faster_here()
+        if dtype != torch.float32 or has_avx512():
+            return False
+        problem = native_missing()
+        if problem is not None:
+            logger.warning("the policy's own layers run on vLLM's kernels, which verify slowly here: %s", problem)
+        return problem is None
     if settings.verify_kernel == "native":
         problem = native_missing() or (None if dtype == torch.float32 else f"the policy is in {dtype}, not float32")
         if problem is not None:

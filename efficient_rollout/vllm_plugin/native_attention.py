@@ -26,7 +26,7 @@ class NativeAttentionImpl(CPUAttentionBackendImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_plain = (
+        self.is_plain = (
             self.attn_type == AttentionType.DECODER
             and self.alibi_slopes is None
             and self.sinks is None
@@ -49,11 +49,11 @@ class NativeAttentionImpl(CPUAttentionBackendImpl):
         **kwargs: Any,
     ) -> torch.Tensor:
         """The stock contract."""
-        if attn_metadata is None or not self._takes(layer, query, kv_cache, attn_metadata):
+        if attn_metadata is None or attn_metadata.causal is not True or not is_native(layer, kv_cache.dtype):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
         num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
         attend(
-            query,
+            query if query.stride(1) == self.head_size else query.contiguous(),
             kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, self.head_size),
             output,
             attn_metadata.query_start_loc,
@@ -63,17 +63,13 @@ class NativeAttentionImpl(CPUAttentionBackendImpl):
         )
         return output
 
-    def _takes(self, layer: Any, query: torch.Tensor, cache: torch.Tensor, metadata: CPUAttentionMetadata) -> bool:
-        return (
-            self._is_plain
-            and metadata.causal is True
-            and metadata.dynamic_causal is None
-            and layer.isa == _LAYOUT
-            and query.dtype == cache.dtype == torch.float32
-            and query.stride(1) == self.head_size
-            and cache.is_contiguous()
-            and cache.shape[2] % _MULTIPLE == 0
-        )
+
+def is_native(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether causal attention of an `Attention` layer always runs on the native kernel."""
+    impl = layer.impl
+    if not isinstance(impl, NativeAttentionImpl):
+        return False
+    return impl.is_plain and dtype == torch.float32 and getattr(layer, "isa", None) == _LAYOUT
 
 
 def use_native_attention() -> None:

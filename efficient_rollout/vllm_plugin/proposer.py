@@ -16,6 +16,7 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, plan_chain
 from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
+from efficient_rollout.vllm_plugin.native_attention import is_native
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class SelfDraftProposer(DraftModelProposer):
         super().initialize_attn_backend(kv_cache_config, kernel_block_sizes)
         for name in self._draft_attn_layer_names:
             self._attention(name).kv_sharing_target_layer_name = None
+        layers = [self._attention(name) for name in self._draft_attn_layer_names]
+        self._has_native_attention = all(is_native(layer, self.dtype) for layer in layers)
 
     def _attention(self, name: str) -> Any:
         return self.vllm_config.compilation_config.static_forward_context[name]
@@ -197,11 +200,20 @@ class SelfDraftProposer(DraftModelProposer):
         self._slot_mapping_buffer[:num_requests] = plan.slots[step]
         self.input_ids[:num_requests] = tokens
         self.positions[:num_requests] = plan.positions[step]
-        _, per_layer = self.build_per_group_and_layer_attn_metadata(metadata, draft_index=step)
+        per_layer = self._attention_metadata(metadata, step)
         with set_forward_context(per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=slot_mapping):
             return self.model(
                 input_ids=self.input_ids[:num_requests], positions=self.positions[:num_requests], inputs_embeds=None
             )
+
+    def _attention_metadata(self, metadata: CommonAttentionMetadata, step: int) -> dict[str, Any]:
+        if step == 0 or not self._has_native_attention:
+            _, self._per_layer_metadata = self.build_per_group_and_layer_attn_metadata(metadata, draft_index=step)
+        else:
+            # Stock kernels want their work divided anew for every length; the native one does not.
+            for of_layer in self._per_layer_metadata.values():
+                of_layer.seq_lens, of_layer.max_seq_len = metadata.seq_lens, metadata.max_seq_len
+        return self._per_layer_metadata
 
     def _sample(self, logits: torch.Tensor, sampling: SamplingMetadata) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one draft per request, and return the distribution it was drawn from, float32 [num_requests, vocab].

@@ -3,10 +3,16 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoConfig, Qwen3Config
 
 from efficient_rollout.config import Settings
-from efficient_rollout.errors import InputFileError, UnsupportedModelError, UnsupportedVersionError
+from efficient_rollout.errors import (
+    InputFileError,
+    SchemeUnavailableError,
+    UnsupportedModelError,
+    UnsupportedVersionError,
+)
 from efficient_rollout.vllm_plugin import compat
 
 ON, OFF = Settings(), Settings(enabled=False)
@@ -81,3 +87,33 @@ def test_the_installed_vllm_is_supported():
 
 def test_the_configurations_of_this_test_are_what_transformers_calls_them(checkpoint):
     assert AutoConfig.from_pretrained(checkpoint(model_type="qwen3_moe")).model_type == "qwen3_moe"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "avx512", "missing", "expected"),
+    [
+        ("auto", torch.float32, False, None, True),
+        ("auto", torch.float32, True, None, False),
+        ("auto", torch.bfloat16, False, None, False),
+        ("stock", torch.float32, False, None, False),
+        ("native", torch.float32, True, None, True),
+    ],
+)
+def test_native_products_are_used_where_they_are_faster_or_asked_for(
+    monkeypatch, kernel, dtype, avx512, missing, expected
+):
+    monkeypatch.setattr(compat, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(compat, "native_missing", lambda: missing)
+    assert compat.uses_native_products(Settings(verify_kernel=kernel), dtype) is expected
+
+
+def test_native_products_that_cannot_be_had_are_said_and_never_replaced_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(compat, "has_avx512", lambda: False)
+    monkeypatch.setattr(compat, "native_missing", lambda: "no compiler")
+    assert not compat.uses_native_products(Settings(), torch.float32)
+    assert "no compiler" in caplog.text
+    with pytest.raises(SchemeUnavailableError, match=r"no compiler.*verify_kernel=auto"):
+        compat.uses_native_products(Settings(verify_kernel="native"), torch.float32)
+    monkeypatch.setattr(compat, "native_missing", lambda: None)
+    with pytest.raises(SchemeUnavailableError, match="bfloat16"):
+        compat.uses_native_products(Settings(verify_kernel="native"), torch.bfloat16)
