@@ -84,6 +84,22 @@ def test_correction_finds_the_true_seconds_and_shrugs_off_stalls() -> None:
     assert np.exp(correction.log_factor(5, 8)) == pytest.approx(3.0, rel=0.1), "an untimed length borrows"
 
 
+def test_what_one_batch_taught_fades_with_the_distance_of_another() -> None:
+    correction = OnlineCorrection()
+    for _ in range(200):
+        assert correction.observe(7, 1, 1.0, 0.5)
+    learned = [correction.log_factor(7, batch) / np.log(0.5) for batch in (1, 2, 4, 8, 16, 32)]
+    assert learned[0] > 0.95
+    assert learned[1] > 0.7, "the next octave is much alike"
+    assert learned[5] < 0.4, "thirty sequences are not one"
+    assert learned == sorted(learned, reverse=True)
+    # Ticks of its own soon outweigh what neighbours say.
+    for _ in range(20):
+        correction.observe(7, 2, 1.0, 2.0)
+    assert correction.log_factor(7, 2) > 0.6 * np.log(2.0)
+    assert correction.log_factor(7, 1) == pytest.approx(np.log(0.5), abs=0.1)
+
+
 def test_a_lasting_change_is_believed() -> None:
     correction = OnlineCorrection()
     for _ in range(200):
