@@ -45,7 +45,9 @@ def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path)
 def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
-    assert {Path(name).suffix for name in wheel.namelist() if name.startswith("efficient_rollout/")} <= {".py", ".yaml"}
+    ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
+    assert {path.suffix for path in ours} <= {".py", ".yaml", ".c"}
+    assert [str(path) for path in ours if path.suffix == ".c"] == ["efficient_rollout/drafter/native/kernels.c"]
 
 
 def test_licence_ships(wheel: zipfile.ZipFile) -> None:

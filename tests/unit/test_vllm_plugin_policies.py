@@ -62,7 +62,7 @@ def test_a_profile_of_something_else_is_refused_in_one_line(
     message = str(raised.value)
     assert "\n" not in message
     assert f"{field}: 'another' != {getattr(profile.key, field)!r}" in message
-    assert f"efficient-rollout calibrate --model {policy} --scheme int8 --out {path}" in message
+    assert f"efficient-rollout calibrate --model {policy} --scheme int8 --verify-kernel auto --out {path}" in message
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[1"])
