@@ -1,5 +1,6 @@
 """The birth certificate of a number: command, commit, package versions and hardware; and files written whole."""
 
+import argparse
 import json
 import os
 import platform
@@ -106,3 +107,9 @@ def _gpu_names() -> list[str]:
     command = [tool, "--query-gpu=name", "--format=csv,noheader"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return [line.strip() for line in result.stdout.splitlines() if line.strip()] if result.returncode == 0 else []
+
+
+def recorded_options(args: argparse.Namespace) -> dict[str, object]:
+    """What a command was asked, for the file it writes; JSON types."""
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

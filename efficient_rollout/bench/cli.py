@@ -32,7 +32,7 @@ from efficient_rollout.bench.work import (
 )
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, write_json
+from efficient_rollout.provenance import provenance, recorded_options, write_json
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 
 _DEFAULT_ARMS = "plain,always:4"
@@ -97,12 +97,10 @@ def _print_progress(name: str, arm: Arm, result: RoundResult) -> None:
 
 
 def _document(args: argparse.Namespace, plan: BenchPlan, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    options.pop("run")
     return {
         "schema_version": SCHEMA_VERSION,
         "provenance": provenance(),
-        "settings": options,
+        "settings": recorded_options(args),
         "work": [[[len(r.prompt_token_ids), r.max_tokens] for r in requests] for requests in plan.rounds],
         "arms": arms,
     }

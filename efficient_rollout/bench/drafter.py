@@ -75,7 +75,7 @@ def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable
     for batch in plan.batches:
         for arm, k in _cells(plan):
             warm_up = min(plan.response_tokens, _WARM_UP_TICKS_PER_LENGTH * (k + 1))
-            _roll_out(plan, engines[arm], prompts[:batch], k, warm_up)
+            _roll_out(plan, engines[arm], prompts[:batch], [k], warm_up)
     for number in range(plan.rounds):
         for batch in plan.batches:
             cells = _cells(plan)
@@ -135,13 +135,7 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
     return grown[: max(plan.batches)]
 
 
-def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], k: int, num_tokens: int) -> Any:
-    return _roll_out_pattern(plan, engine, prompts, [k], num_tokens)
-
-
-def _roll_out_pattern(
-    plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int
-) -> Any:
+def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int) -> Any:
     from efficient_rollout.vllm_plugin import offline, scripted
 
     works = [offline.Work(prompt, num_tokens) for prompt in prompts]
@@ -156,7 +150,7 @@ def _switch(
 
     k, batch = plan.shown_length, len(prompts)
     offline.take_ticks(engine)
-    _roll_out_pattern(plan, engine, prompts, [k, 0], plan.response_tokens)
+    _roll_out(plan, engine, prompts, [k, 0], plan.response_tokens)
     ticks = [t for t in offline.take_ticks(engine) if t.num_requests == batch and not t.had_prefill]
     drafting = [t.seconds for t in ticks if t.num_asked == k and t.num_verified == 0]
     verifying = [t.seconds for t in ticks if t.num_asked == 0 and t.num_verified == k * batch]
@@ -181,7 +175,7 @@ def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Pro
     is_plain, batch = arm in plan.plain_arms, len(prompts)
     if not is_plain:
         _forget(engine)
-    result = _roll_out(plan, engine, prompts, k, plan.response_tokens)
+    result = _roll_out(plan, engine, prompts, [k], plan.response_tokens)
     emitted = [len(ids) for ids in result.token_ids]
     assert emitted == [plan.response_tokens] * batch, f"{arm} emitted {emitted} tokens"
     passes = plain_passes(result.answer_seconds) if is_plain else _drafting_passes(engine, k, batch)

@@ -25,7 +25,7 @@ from efficient_rollout.bench.work import (
 )
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, write_json
+from efficient_rollout.provenance import provenance, recorded_options, write_json
 
 _MAX_DRAFT_TOKENS = 16
 _TICKS_PER_RUN = 6  # at least, were every draft accepted
@@ -101,12 +101,10 @@ def _print_progress(line: str) -> None:
 
 
 def _document(args: argparse.Namespace, measured: Measured, summary: dict[str, Any]) -> dict[str, Any]:
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    options.pop("run")
     return {
         "schema_version": SCHEMA_VERSION,
         "provenance": provenance(),
-        "settings": options,
+        "settings": recorded_options(args),
         **summary,
         "runs": [asdict(run) for run in measured.runs],
         "weight_sync_runs": [asdict(run) for run in measured.syncs],

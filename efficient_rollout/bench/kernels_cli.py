@@ -10,7 +10,7 @@ from typing import Any, get_args
 from efficient_rollout.bench.calibrate import add_dtype_argument, positive_integers, resolve_dtype
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, write_json
+from efficient_rollout.provenance import provenance, recorded_options, write_json
 
 SCHEMA_VERSION = 1
 
@@ -51,11 +51,14 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     sys.stdout.write(table(timed, rows))
     if args.json:
-        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        options.pop("run")
         write_json(
             args.json,
-            {"schema_version": SCHEMA_VERSION, "provenance": provenance(), "settings": options, "kernels": timed},
+            {
+                "schema_version": SCHEMA_VERSION,
+                "provenance": provenance(),
+                "settings": recorded_options(args),
+                "kernels": timed,
+            },
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""INT4 weights by INT8 activations, on CPUs with AVX2: half the instructions and a quarter of the bytes of int8."""
+"""INT4 weights by INT8 activations, on CPUs with AVX2: about half the bytes of int8."""
 
 import torch
 

@@ -11,6 +11,7 @@ from efficient_rollout.controller.registry import PolicyInputs, make_policy
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.provenance import recorded_options
 from efficient_rollout.simulator.fleet import Outcome, World, simulate
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 from efficient_rollout.simulator.validation import compare, read_measured, report
@@ -71,7 +72,7 @@ def run_simulate(args: argparse.Namespace) -> int:
         )
     if args.json:
         drawn = {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
-        _write(args, {"settings": _settings(args) | drawn, "policies": results})
+        _write(args, {"settings": recorded_options(args) | drawn, "policies": results})
     return 0
 
 
@@ -81,14 +82,10 @@ def _run_against(args: argparse.Namespace) -> int:
     compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
     sys.stdout.write(report(compared))
     if args.json:
-        _write(args, {"settings": _settings(args), "arms": {name: arm.to_dict() for name, arm in compared.items()}})
+        _write(
+            args, {"settings": recorded_options(args), "arms": {name: arm.to_dict() for name, arm in compared.items()}}
+        )
     return 0
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "run"
-    }
 
 
 def _write(args: argparse.Namespace, document: dict[str, Any]) -> None:

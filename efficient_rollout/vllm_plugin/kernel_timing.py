@@ -17,7 +17,6 @@ from efficient_rollout.errors import SchemeUnavailableError
 
 # As many weights in rotation as no cache of today's processors holds.
 _ROTATION_BYTES = 256 << 20
-_UNPACKED = ("bf16",)
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,13 +78,12 @@ def _kernels(schemes: Sequence[str], dtype: torch.dtype) -> Iterator[tuple[str, 
     if dtype == torch.float32 and native_missing() is None:
         yield "policy, native", Float32NativeLinear
     for name in schemes:
-        if name in _UNPACKED:
-            continue
         try:
             scheme = make_scheme(DrafterSettings.model_validate({"scheme": name}), "cpu")
         except SchemeUnavailableError:
             continue
-        assert scheme.pack is not None
+        if scheme.pack is None:
+            continue
         yield f"{name}, {scheme.kernel}", lambda weight, pack=scheme.pack: pack(weight, None)  # type: ignore[misc]
 
 
