@@ -16,7 +16,7 @@ _SIZES = (
 
 
 class _Arguments(ctypes.Structure):
-    """`Attention` of kernels.c."""
+    """`Attention` of float32.c."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),

@@ -9,7 +9,7 @@ from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear
 from efficient_rollout.drafter.int4_native import Int4NativeLinear
 from efficient_rollout.drafter.int8 import Int8Linear, onednn_missing
-from efficient_rollout.drafter.int8_fbgemm import Int8FbgemmLinear, fbgemm_missing
+from efficient_rollout.drafter.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.mixed import MixedLinear
 from efficient_rollout.drafter.native.library import has_avx512, native_missing
 from efficient_rollout.drafter.packed_linear import PackedLinear
@@ -47,11 +47,11 @@ def _only_on_cpu(device_type: str) -> str | None:
 def _int8() -> Scheme:
     # oneDNN's int8 products need VNNI: without it they take ten times as long as float32 ones.
     by_onednn = torch.cpu._is_vnni_supported()
-    missing = onednn_missing if by_onednn else fbgemm_missing
+    missing = onednn_missing if by_onednn else native_missing
     return Scheme(
         name="int8",
-        kernel="oneDNN" if by_onednn else "FBGEMM",
-        pack=Int8Linear if by_onednn else Int8FbgemmLinear,
+        kernel="oneDNN" if by_onednn else "native AVX2",
+        pack=Int8Linear if by_onednn else Int8NativeLinear,
         supports=lambda out_features, in_features, dtype: (
             dtype in _FLOAT_DTYPES and out_features % 16 == 0 and in_features % 16 == 0
         ),

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter.int8_fbgemm import Int8FbgemmLinear, fbgemm_missing
 from efficient_rollout.drafter.schemes import SCHEME_NAMES, make_scheme
 
 PAGE = Path("docs/schemes.md")
@@ -114,9 +113,9 @@ def test_every_scheme_has_a_row_and_its_bytes_are_right(repository):
     rows = [line.split(" | ") for line in table.splitlines()[2:]]
     names = tuple(row[0].strip("| `") for row in rows)
     assert names == SCHEME_NAMES == get_args(DrafterSettings.model_fields["scheme"].annotation)
-    assert "FBGEMM: 1 + 12 / inputs" in rows[names.index("int8")][3]
-    if fbgemm_missing() is None:
-        assert Int8FbgemmLinear(torch.randn(64, 256)).num_bytes == 64 * 256 * (1 + 12 / 256)
+    assert "1 + 4 / inputs" in rows[names.index("int8")][3]
+    packed = make_scheme(DrafterSettings(scheme="int8"), "cpu").pack(torch.randn(64, 256), None)
+    assert packed.num_bytes == 64 * 256 * (1 + 4 / 256)
     assert "0.5 + 4 / `group_size`" in rows[names.index("int4")][3]
     for group_size in (32, 64, 128):
         packed = make_scheme(DrafterSettings(scheme="int4", group_size=group_size), "cpu").pack(

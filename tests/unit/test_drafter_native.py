@@ -9,12 +9,15 @@ from efficient_rollout.drafter.attention_native import attend
 from efficient_rollout.drafter.float32_native import Float32NativeLinear, takes
 from efficient_rollout.drafter.int4 import quantize_int4
 from efficient_rollout.drafter.int4_native import Int4NativeLinear
+from efficient_rollout.drafter.int8 import quantize_int8
+from efficient_rollout.drafter.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.native import library
 from efficient_rollout.errors import SchemeUnavailableError
 
 if (reason := library.native_missing()) is not None:
     pytest.skip(f"native kernels: {reason}", allow_module_level=True)
 
+LAYERS = [Float32NativeLinear, lambda weight: Int4NativeLinear(weight, group_size=64), Int8NativeLinear]
 NUM_ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 50, 97]
 
 
@@ -34,11 +37,35 @@ def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtyp
     assert torch.equal(Int4NativeLinear(weight, group_size=group_size).dequantize(), expected)
 
 
-def test_int4_of_a_broken_weight_is_not_a_number():
-    weight = draw(0, 16, 64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_packs_the_reference_quantizers_choice_bit_for_bit(dtype):
+    weight = (draw(0, 48, 384) * torch.logspace(-9, 3, 48).unsqueeze(1)).to(dtype)
+    weight[5] = 0.25
+    weight[6] = 0.0
+    values, scales = quantize_int8(weight)
+    assert torch.equal(Int8NativeLinear(weight).dequantize(), values.float() * scales)
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_int8_is_the_product_of_integers(num_rows, with_bias):
+    # Integers from -127 to 127 on both sides, the largest in every row: nothing is rounded until the scales. The
+    # extremes stand side by side, where sums in 16 bits would overflow first.
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randint(-127, 128, (rows, 320), generator=generator).float() for rows in (208, num_rows))
+    weight[:, :64], x[:, :64] = 127.0, -127.0
+    bias = draw(2, 208) if with_bias else None
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert (Int8NativeLinear(weight, bias)(x).double() - exact).abs().max() <= 2e-7 * exact.abs().max()
+
+
+@pytest.mark.parametrize("make", [lambda weight: Int4NativeLinear(weight, group_size=32), Int8NativeLinear])
+def test_of_a_broken_weight_or_row_is_not_a_number(make):
+    weight, x = draw(0, 16, 64), draw(1, 2, 64)
     weight[3, 40] = torch.nan
-    product = Int4NativeLinear(weight, group_size=32)(draw(1, 2, 64))
-    assert product.isnan().any(dim=0).tolist() == [i == 3 for i in range(16)]
+    assert make(weight)(x).isnan().any(dim=0).tolist() == [i == 3 for i in range(16)]
+    x[1, 7] = torch.nan
+    assert make(draw(0, 16, 64))(x).isnan().all(dim=1).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
@@ -52,7 +79,7 @@ def test_float32_is_the_product(num_rows, with_bias):
     torch.testing.assert_close(product.double(), exact, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("make", [Float32NativeLinear, lambda weight: Int4NativeLinear(weight, group_size=64)])
+@pytest.mark.parametrize("make", LAYERS)
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
 def test_a_row_is_the_same_bit_for_bit_among_any_number_of_others(make, num_rows):
     layer, x = make(draw(0, 208, 320)), draw(1, 97, 320)
@@ -63,13 +90,13 @@ def test_a_row_is_the_same_bit_for_bit_among_any_number_of_others(make, num_rows
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_threads_share_the_work_without_changing_it(num_threads):
     weight, x = draw(0, 208, 320), draw(1, 9, 320)
-    layers = Float32NativeLinear(weight), Int4NativeLinear(weight, group_size=64)
+    layers = [make(weight) for make in LAYERS]
     expected = [layer(x) for layer in layers]
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         assert all(torch.equal(layer(x), y) for layer, y in zip(layers, expected, strict=True))
-        fresh = Float32NativeLinear(weight), Int4NativeLinear(weight, group_size=64)
+        fresh = [make(weight) for make in LAYERS]
         assert all(torch.equal(a.dequantize(), b.dequantize()) for a, b in zip(fresh, layers, strict=True))
     finally:
         torch.set_num_threads(before)
@@ -80,6 +107,7 @@ def test_requantizing_writes_where_the_old_weights_were():
     for layer, buffer in (
         (Float32NativeLinear(weight), "_panels"),
         (Int4NativeLinear(weight, group_size=64), "_nibbles"),
+        (Int8NativeLinear(weight), "_values"),
     ):
         address = getattr(layer, buffer).data_ptr()
         before = layer.dequantize()

@@ -14,7 +14,8 @@ import torch
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import SchemeUnavailableError
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "quantized.c"))
+_HEADER = Path(__file__).with_name("common.h")
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
@@ -47,9 +48,9 @@ def load_library() -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise SchemeUnavailableError(f"its kernel is compiled here, and none of {', '.join(_COMPILERS)} is on the PATH")
-    source = _SOURCE.read_bytes()
-    digest = hashlib.sha256(source + " ".join((compiler, *_FLAGS)).encode()).hexdigest()[:16]
-    path = cache_directory("kernels") / f"{_SOURCE.stem}-{digest}.so"
+    texts = [path.read_bytes() for path in (_HEADER, *_SOURCES)]
+    digest = hashlib.sha256(b"".join(texts) + " ".join((compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    path = cache_directory("kernels") / f"kernels-{digest}.so"
     try:
         if not path.is_file():
             _compile(compiler, path)
@@ -59,7 +60,7 @@ def load_library() -> ctypes.CDLL:
             f"its kernel cannot be kept in {path.parent}: {error}; make room there, or set XDG_CACHE_HOME to a "
             f"directory that can be written"
         ) from error
-    for name in ("er_f32_pack", "er_f32_multiply", "er_q4_multiply"):
+    for name in ("er_f32_pack", "er_f32_multiply", "er_q4_multiply", "er_q8_multiply"):
         getattr(library, name).restype = None
     return library
 
@@ -70,7 +71,7 @@ def _compile(compiler: str, path: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(descriptor)
     try:
-        command = [compiler, *_FLAGS, "-o", temporary, str(_SOURCE)]
+        command = [compiler, *_FLAGS, "-o", temporary, *map(str, _SOURCES)]
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS)
         if result.returncode != 0:
             raise SchemeUnavailableError(

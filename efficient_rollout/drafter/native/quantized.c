@@ -1,0 +1,320 @@
+/* Products of a few rows with int4 and int8 weights, by activations in int8. */
+
+#include "common.h"
+
+/* ---- int8 activations --------------------------------------------------------------------------------------------- */
+
+/* 8 integers, at most 127 in magnitude. */
+INLINE void store_bytes(__m256i integers, void *bytes) {
+  __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));
+  _mm_storel_epi64((__m128i *)bytes, _mm_packs_epi16(half, half));
+}
+
+/* 8 numbers to the nearest integers, at most 127 in magnitude. */
+INLINE __m256i to_int8(__m256 numbers, int8_t *integers) {
+  __m256i v = _mm256_cvtps_epi32(numbers);
+  v = _mm256_min_epi32(_mm256_max_epi32(v, _mm256_set1_epi32(-127)), _mm256_set1_epi32(127));
+  store_bytes(v, integers);
+  return v;
+}
+
+/* A row of activations: a scale, and the sum of the integers, per group. */
+static void quantize_row(const float *x, long inputs, long group, int8_t *integers, float *scales, int32_t *sums) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  for (long g = 0; g < inputs / group; g++, x += group, integers += group) {
+    __m256 largest = _mm256_setzero_ps(), strange = _mm256_setzero_ps();
+    for (long i = 0; i < group; i += 8) {
+      __m256 v = _mm256_loadu_ps(x + i);
+      largest = _mm256_max_ps(largest, _mm256_and_ps(v, magnitude));
+      strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    }
+    float top = horizontal_max(largest), inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    scales[g] = _mm256_movemask_ps(strange) ? __builtin_nanf("") : top / 127.0f;
+    __m256i sum = _mm256_setzero_si256();
+    for (long i = 0; i < group; i += 8)
+      sum = _mm256_add_epi32(sum, to_int8(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)), integers + i));
+    int32_t parts[8];
+    _mm256_storeu_si256((__m256i *)parts, sum);
+    sums[g] = parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6] + parts[7];
+  }
+}
+
+INLINE __m256i four_inputs(const int8_t *integers) {
+  int32_t bytes;
+  memcpy(&bytes, integers, sizeof bytes);
+  return _mm256_set1_epi32(bytes);
+}
+
+/* ---- int4 weights, int8 activations ------------------------------------------------------------------------------ */
+
+/* Weights: blocks of 8 outputs; of each, 32 bytes per 8 inputs: byte 4 j + t holds input t of output j in its low half
+ * and input 4 + t in its high one. Scales: per block and group 8 scales and 8 offsets, bfloat16.
+ * weight = (value - 8) * scale + offset, the convention of torch's int4 kernels. */
+enum { Q4_BLOCK = 8, Q4_TILE_ROWS = 4, Q4_SUB = 32, Q4_AHEAD_BYTES = 768 };
+
+static float bf16_to_f32(uint16_t value) {
+  uint32_t bits = (uint32_t)value << 16;
+  float out;
+  memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+static uint16_t f32_to_bf16(float value) { /* to nearest, ties to even */
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+INLINE float horizontal_min(__m256 v) {
+  __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_min_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+static void q4_quantize_group(const float *w, long group, uint16_t *scale_out, uint16_t *offset_out, uint8_t *values) {
+  __m256 low = _mm256_loadu_ps(w), high = low, strange = _mm256_cmp_ps(low, low, _CMP_UNORD_Q);
+  for (long i = 8; i < group; i += 8) {
+    __m256 v = _mm256_loadu_ps(w + i);
+    low = _mm256_min_ps(low, v);
+    high = _mm256_max_ps(high, v);
+    strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+  const float tiny = 1.17549435e-38f;
+  float smallest = horizontal_min(low), step = (horizontal_max(high) - smallest) / 15.0f;
+  if (_mm256_movemask_ps(strange)) step = smallest = __builtin_nanf("");
+  *scale_out = f32_to_bf16(step < tiny ? tiny : step);
+  float scale = bf16_to_f32(*scale_out);
+  *offset_out = f32_to_bf16(smallest + 8.0f * scale);
+  __m256 offset = _mm256_set1_ps(bf16_to_f32(*offset_out)), divisor = _mm256_set1_ps(scale);
+  for (long i = 0; i < group; i += 8) {
+    __m256 steps = _mm256_div_ps(_mm256_sub_ps(_mm256_loadu_ps(w + i), offset), divisor);
+    steps = _mm256_round_ps(steps, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    steps = _mm256_add_ps(steps, _mm256_set1_ps(8.0f));
+    steps = _mm256_min_ps(_mm256_max_ps(steps, _mm256_setzero_ps()), _mm256_set1_ps(15.0f));
+    store_bytes(_mm256_cvtps_epi32(steps), values + i);
+  }
+}
+
+/* Quantize and pack weight [outputs][inputs]; returns 0, or 1 where memory ran out. */
+int er_q4_pack(const float *weight, long outputs, long inputs, long group, uint8_t *packed, uint16_t *scales) {
+  long groups = inputs / group;
+  int failed = 0;
+#pragma omp parallel reduction(| : failed)
+  {
+    uint8_t *values = malloc((size_t)(Q4_BLOCK * inputs));
+    failed = values == NULL;
+    long first, last;
+    my_share(outputs / Q4_BLOCK, &first, &last);
+    for (long b = first; b < last && !failed; b++) {
+      for (long j = 0; j < Q4_BLOCK; j++)
+        for (long g = 0; g < groups; g++) {
+          uint16_t *of_group = scales + (b * groups + g) * 2 * Q4_BLOCK;
+          q4_quantize_group(weight + (b * Q4_BLOCK + j) * inputs + g * group, group, of_group + j,
+                            of_group + Q4_BLOCK + j, values + j * inputs + g * group);
+        }
+      uint8_t *out = packed + b * Q4_BLOCK * inputs / 2;
+      for (long i = 0; i < inputs; i += 8)
+        for (long j = 0; j < Q4_BLOCK; j++, out += 4) {
+          uint32_t low, high;
+          memcpy(&low, values + j * inputs + i, sizeof low);
+          memcpy(&high, values + j * inputs + i + 4, sizeof high);
+          low |= high << 4;
+          memcpy(out, &low, sizeof low);
+        }
+    }
+    free(values);
+  }
+  return failed;
+}
+
+typedef struct {
+  const int8_t *integers; /* [rows][inputs] */
+  const float *scales;    /* [rows][groups] */
+  const int32_t *sums;    /* [rows][groups] */
+} Q4Rows;
+
+INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
+                    const float *bias, float *y, long outputs) {
+  const __m256i low_half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  const long groups = inputs / group;
+  __m256 sum[Q4_TILE_ROWS];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++) sum[r] = bias ? _mm256_loadu_ps(bias) : _mm256_setzero_ps();
+  for (long g = 0; g < groups; g++, scales += 2 * Q4_BLOCK) {
+    __m256i dot[Q4_TILE_ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
+    for (long s = g * group; s < (g + 1) * group; s += Q4_SUB) {
+      /* 8 products of at most 2 * 15 * 127 fit 16 bits. */
+      __m256i part[Q4_TILE_ROWS];
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; r++) part[r] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (long i = s; i < s + Q4_SUB; i += 8, weight += 32) {
+        _mm_prefetch((const char *)(weight + Q4_AHEAD_BYTES), _MM_HINT_T0);
+        __m256i both = _mm256_loadu_si256((const __m256i *)weight);
+        __m256i low = _mm256_and_si256(both, low_half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+          const int8_t *row = x.integers + r * inputs + i;
+          part[r] = _mm256_add_epi16(part[r], _mm256_maddubs_epi16(low, four_inputs(row)));
+          part[r] = _mm256_add_epi16(part[r], _mm256_maddubs_epi16(high, four_inputs(row + 4)));
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; r++) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(part[r], ones));
+    }
+    __m128i raw_scale = _mm_loadu_si128((const __m128i *)scales);
+    __m128i raw_offset = _mm_loadu_si128((const __m128i *)(scales + Q4_BLOCK));
+    __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw_scale), 16));
+    __m256 offset = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw_offset), 16));
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+      int32_t total = x.sums[r * groups + g];
+      __m256 centred = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot[r], _mm256_set1_epi32(8 * total)));
+      __m256 value = _mm256_fmadd_ps(offset, _mm256_set1_ps((float)total), _mm256_mul_ps(scale, centred));
+      sum[r] = _mm256_fmadd_ps(value, _mm256_set1_ps(x.scales[r * groups + g]), sum[r]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++) _mm256_storeu_ps(y + r * outputs, sum[r]);
+}
+
+static void q4_rows(int rows, Q4Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
+                    const float *bias, float *y, long outputs) {
+  switch (rows) {
+    case 1: q4_tile(1, x, weight, scales, inputs, group, bias, y, outputs); break;
+    case 2: q4_tile(2, x, weight, scales, inputs, group, bias, y, outputs); break;
+    case 3: q4_tile(3, x, weight, scales, inputs, group, bias, y, outputs); break;
+    default: q4_tile(4, x, weight, scales, inputs, group, bias, y, outputs); break;
+  }
+}
+
+/* y [rows][outputs] = x [rows][inputs] times the packed weight, plus bias [outputs] or NULL.
+ * scratch: rows * (inputs + 8 * inputs / group) bytes, 4-byte aligned. */
+void er_q4_multiply(const float *x, long rows, const uint8_t *packed, const uint16_t *scales, long outputs, long inputs,
+                    long group, const float *bias, float *y, uint8_t *scratch) {
+  long groups = inputs / group;
+  float *row_scales = (float *)scratch;
+  int32_t *row_sums = (int32_t *)(row_scales + rows * groups);
+  int8_t *integers = (int8_t *)(row_sums + rows * groups);
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (long r = 0; r < rows; r++)
+      quantize_row(x + r * inputs, inputs, group, integers + r * inputs, row_scales + r * groups,
+                   row_sums + r * groups);
+    long first, last, tiles = (rows + Q4_TILE_ROWS - 1) / Q4_TILE_ROWS;
+    my_share(outputs / Q4_BLOCK, &first, &last);
+    for (long b = first; b < last; b++)
+      for (long t = 0; t < tiles; t++) {
+        long r = rows * t / tiles, next = rows * (t + 1) / tiles;
+        Q4Rows of_tile = {integers + r * inputs, row_scales + r * groups, row_sums + r * groups};
+        q4_rows((int)(next - r), of_tile, packed + b * Q4_BLOCK * inputs / 2, scales + b * groups * 2 * Q4_BLOCK,
+                inputs, group, bias ? bias + b * Q4_BLOCK : NULL, y + r * outputs + b * Q4_BLOCK, outputs);
+      }
+  }
+}
+
+/* ---- int8 weights, int8 activations ------------------------------------------------------------------------------ */
+
+/* Weights: blocks of 16 outputs; of each, 64 bytes per 4 inputs: byte 4 j + t holds input t of output j. */
+enum { Q8_BLOCK = 16, Q8_TILE_ROWS = 5, Q8_AHEAD_BYTES = 1024 };
+
+static void q8_quantize_output(const float *w, long inputs, float *scale_out, int8_t *values) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 largest = _mm256_setzero_ps(), strange = _mm256_setzero_ps();
+  for (long i = 0; i < inputs; i += 8) {
+    __m256 v = _mm256_loadu_ps(w + i);
+    largest = _mm256_max_ps(largest, _mm256_and_ps(v, magnitude));
+    strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+  const float tiny = 1.17549435e-38f;
+  float scale = horizontal_max(largest) / 127.0f;
+  if (scale < tiny) scale = tiny;
+  *scale_out = _mm256_movemask_ps(strange) ? __builtin_nanf("") : scale;
+  const __m256 divisor = _mm256_set1_ps(scale);
+  for (long i = 0; i < inputs; i += 8) to_int8(_mm256_div_ps(_mm256_loadu_ps(w + i), divisor), values + i);
+}
+
+/* Quantize and pack weight [outputs][inputs], with one scale per output; returns 0, or 1 where memory ran out. */
+int er_q8_pack(const float *weight, long outputs, long inputs, int8_t *packed, float *scales) {
+  int failed = 0;
+#pragma omp parallel reduction(| : failed)
+  {
+    int8_t *values = malloc((size_t)(Q8_BLOCK * inputs));
+    failed = values == NULL;
+    long first, last;
+    my_share(outputs / Q8_BLOCK, &first, &last);
+    for (long b = first; b < last && !failed; b++) {
+      for (long j = 0; j < Q8_BLOCK; j++)
+        q8_quantize_output(weight + (b * Q8_BLOCK + j) * inputs, inputs, scales + b * Q8_BLOCK + j, values + j * inputs);
+      int8_t *out = packed + b * Q8_BLOCK * inputs;
+      for (long i = 0; i < inputs; i += 4)
+        for (long j = 0; j < Q8_BLOCK; j++, out += 4) memcpy(out, values + j * inputs + i, 4);
+    }
+    free(values);
+  }
+  return failed;
+}
+
+INLINE void q8_tile(const int rows, const int8_t *x, const float *row_scales, const int8_t *weight, const float *scales,
+                    long inputs, const float *bias, float *y, long outputs) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum[Q8_TILE_ROWS][2];
+#pragma GCC unroll 5
+  for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+  for (long i = 0; i < inputs; i += 4, weight += 64) {
+    _mm_prefetch((const char *)(weight + Q8_AHEAD_BYTES), _MM_HINT_T0);
+    __m256i low = _mm256_loadu_si256((const __m256i *)weight), high = _mm256_loadu_si256((const __m256i *)(weight + 32));
+#pragma GCC unroll 5
+    for (int r = 0; r < rows; r++) {
+      /* Unsigned by signed: the sign moves to the weight. Two products of at most 127 * 127 fit 16 bits. */
+      __m256i value = four_inputs(x + r * inputs + i), size = _mm256_abs_epi8(value);
+      __m256i of_low = _mm256_maddubs_epi16(size, _mm256_sign_epi8(low, value));
+      __m256i of_high = _mm256_maddubs_epi16(size, _mm256_sign_epi8(high, value));
+      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(of_low, ones));
+      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(of_high, ones));
+    }
+  }
+#pragma GCC unroll 5
+  for (int r = 0; r < rows; r++)
+    for (int half = 0; half < 2; half++) {
+      __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * half), _mm256_set1_ps(row_scales[r]));
+      __m256 start = bias ? _mm256_loadu_ps(bias + 8 * half) : _mm256_setzero_ps();
+      _mm256_storeu_ps(y + r * outputs + 8 * half, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][half]), scale, start));
+    }
+}
+
+/* y [rows][outputs] = x [rows][inputs] times the packed weight, plus bias [outputs] or NULL.
+ * scratch: rows * (inputs + 8) bytes, 4-byte aligned. */
+void er_q8_multiply(const float *x, long rows, const int8_t *packed, const float *scales, long outputs, long inputs,
+                    const float *bias, float *y, uint8_t *scratch) {
+  float *row_scales = (float *)scratch;
+  int32_t *row_sums = (int32_t *)(row_scales + rows); /* for weights with an offset, which these have not */
+  int8_t *integers = (int8_t *)(row_sums + rows);
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (long r = 0; r < rows; r++)
+      quantize_row(x + r * inputs, inputs, inputs, integers + r * inputs, row_scales + r, row_sums + r);
+    long first, last, tiles = (rows + Q8_TILE_ROWS - 1) / Q8_TILE_ROWS;
+    my_share(outputs / Q8_BLOCK, &first, &last);
+    for (long b = first; b < last; b++)
+      for (long t = 0; t < tiles; t++) {
+        long r = rows * t / tiles, next = rows * (t + 1) / tiles;
+#define TILE(n)                                                                                                  \
+  q8_tile(n, integers + r * inputs, row_scales + r, packed + b * Q8_BLOCK * inputs, scales + b * Q8_BLOCK, inputs, \
+          bias ? bias + b * Q8_BLOCK : NULL, y + r * outputs + b * Q8_BLOCK, outputs)
+        switch (next - r) { /* each with its own, fully unrolled loop */
+          case 1: TILE(1); break;
+          case 2: TILE(2); break;
+          case 3: TILE(3); break;
+          case 4: TILE(4); break;
+          default: TILE(5); break;
+        }
+#undef TILE
+      }
+  }
+}
