@@ -2,13 +2,15 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from efficient_rollout import __version__
 from efficient_rollout.errors import EfficientRolloutError
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 # Name -> one line of help, and the function that adds the command's parser.
 COMMANDS = {
@@ -29,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The command's exit code; 2 after bad input, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         parsed = _parse(arguments)
         return int(parsed.run(parsed))
@@ -40,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("efficient-rollout: interrupted\n")
         return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    # As Ctrl-C does, so that commands end the engines they started: those outlive a process that is simply gone.
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def add_train_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,5 +1,7 @@
 """The command line: which command runs, and how a fault ends."""
 
+import os
+import signal
 import sys
 from types import ModuleType
 from typing import Any
@@ -61,6 +63,26 @@ def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(command_line, "_run_train", fail)
     with pytest.raises(AssertionError, match="ours"):
         command_line.main(["train"])
+
+
+def test_sigterm_lets_a_command_end_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def train(_argv: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            ended.append(True)
+        return 0
+
+    module = ModuleType("efficient_rollout.verl_plugin.main")
+    module.train = train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(["train"])
+    assert (exit_.value.code, ended, signal.getsignal(signal.SIGTERM)) == (143, [True], before)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
