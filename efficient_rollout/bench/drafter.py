@@ -152,8 +152,8 @@ def _switch(
     offline.take_ticks(engine)
     _roll_out(plan, engine, prompts, [k, 0], plan.response_tokens)
     ticks = [t for t in offline.take_ticks(engine) if t.num_requests == batch and not t.had_prefill]
-    drafting = [t.seconds for t in ticks if t.num_asked == k and t.num_verified == 0]
-    verifying = [t.seconds for t in ticks if t.num_asked == 0 and t.num_verified == k * batch]
+    drafting = [t.seconds for t in ticks if t.num_drafted == k and t.num_verified == 0]
+    verifying = [t.seconds for t in ticks if t.num_drafted == 0 and t.num_verified == k * batch]
     if not drafting or not verifying:
         raise ProfileError(f"{arm} did not draft {k} tokens for {batch} requests at every other tick: its log says why")
     of_round = {

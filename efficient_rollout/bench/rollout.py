@@ -198,10 +198,10 @@ class _Turn:
             ticks = offline.take_ticks(self.engine)
             by_k: dict[int, float] = {}
             for tick in ticks:
-                by_k[tick.num_asked] = by_k.get(tick.num_asked, 0.0) + tick.seconds
+                by_k[tick.num_drafted] = by_k.get(tick.num_drafted, 0.0) + tick.seconds
             began = ticks[0].started if ticks else 0.0
             ours = {
-                "ticks": [(t.started - began, t.seconds, t.num_asked, t.num_requests) for t in ticks],
+                "ticks": [(t.started - began, t.seconds, t.num_drafted, t.num_requests) for t in ticks],
                 "seconds_by_draft_tokens": by_k,
                 "metrics": take_rollout_stats(self.engine.collective_rpc).to_metrics(rollout_seconds=result.seconds),
             }

@@ -124,6 +124,7 @@ class _Fleet:
         self.rng = np.random.default_rng(seed)
         self.num_tokens = int(trace.response_tokens.sum())
         self.clock = np.zeros(num_engines)
+        self.asked: Index = np.zeros(num_engines, dtype=np.int64)
         self.length: Index = np.zeros(num_engines, dtype=np.int64)
         self.generated = np.zeros(num_engines)
         self.finished: list[Array] = []
@@ -150,13 +151,18 @@ class _Fleet:
             if tick:
                 self._tell(policy, self._observation(e))
             decision = policy.decide(self._state(e, 0))
-            self.length[e] = decision.num_draft_tokens
+            self.asked[e] = decision.num_draft_tokens
             self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
         self._reset_counts()
 
     def step(self, tick: int) -> None:
         """One tick of every engine that still runs."""
         running = np.flatnonzero(self.batch)
+        # As in an engine: no chain is longer than what some request may still emit.
+        most_useful = np.zeros_like(self.asked)
+        np.maximum.at(most_useful, self.engine, self.remaining - 1)
+        self.length = np.minimum(self.asked, most_useful)
+        self.was_cut |= self.length < self.asked
         seconds = np.zeros(len(self.clock))
         seconds[running] = self.world.table.many(self.length[running], self.batch[running], self.mean_context[running])
         if self.world.jitter_sd:
@@ -179,21 +185,25 @@ class _Fleet:
 
     def _accept(self) -> Index:
         """Tokens each running request gains, and the counts per engine and number of accepted drafts."""
-        length = self.length[self.engine]
-        if not length.any():
-            accepted = np.zeros(len(length), dtype=np.int64)
+        drafted = np.minimum(self.length[self.engine], self.remaining - 1)
+        if not drafted.any():
+            accepted = np.zeros(len(drafted), dtype=np.int64)
         else:
             acceptance = self._acceptance()[self.engine]
-            draws = np.log(1.0 - self.rng.random(len(length))) / np.log(np.clip(acceptance, 1e-12, 1.0 - 1e-12))
-            accepted = np.minimum(draws, length).astype(np.int64)
-            width = self.limit + 1
-            counts = np.bincount(self.engine * width + accepted, minlength=len(self.clock) * width)
-            self.accepted_counts += counts.reshape(-1, width)
-        emitted = np.minimum(accepted + 1, self.remaining)
+            draws = np.log(1.0 - self.rng.random(len(drafted))) / np.log(np.clip(acceptance, 1e-12, 1.0 - 1e-12))
+            accepted = np.minimum(draws, drafted).astype(np.int64)
+            self.accepted_counts += self._per_engine(accepted)
+            self.judged_counts += self._per_engine(np.minimum(accepted + 1, drafted))
+        emitted = accepted + 1
         gained = np.bincount(self.engine, emitted, len(self.clock))
         self.generated += gained
         self.seen_tokens += gained
         return emitted
+
+    def _per_engine(self, drafts: Index) -> Index:
+        """Requests of each engine by their number of drafts, 0..limit."""
+        width = self.limit + 1
+        return np.bincount(self.engine * width + drafts, minlength=len(self.clock) * width).reshape(-1, width)
 
     def _acceptance(self) -> Array:
         if self.world.acceptance_after is None:
@@ -217,8 +227,10 @@ class _Fleet:
     def _reset_counts(self) -> None:
         num = len(self.clock)
         self.accepted_counts = np.zeros((num, self.limit + 1), dtype=np.int64)
+        self.judged_counts = np.zeros_like(self.accepted_counts)
         self.seen_seconds, self.seen_tokens, self.seen_ticks = np.zeros(num), np.zeros(num), 0
         self.seen_batch, self.seen_context = self.batch, self.mean_context
+        self.was_cut: NDArray[np.bool_] = np.zeros(num, dtype=np.bool_)
 
     def _state(self, engine: int, prefill_tokens: int) -> DecodeState:
         return DecodeState(
@@ -230,17 +242,20 @@ class _Fleet:
         )
 
     def _observation(self, engine: int) -> TickObservation:
-        k = int(self.length[engine])
-        # Requests that accepted at least i drafts, for i = 0..k: position i was reached by those of at least i - 1.
-        at_least = self.accepted_counts[engine, ::-1].cumsum()[::-1][: k + 1].tolist()
+        k = int(self.asked[engine])
+        # Requests of which at least i drafts were judged, or accepted, for i = 1..k.
+        judged, accepted = (
+            tuple(counts[engine, ::-1].cumsum()[::-1][1 : k + 1].tolist())
+            for counts in (self.judged_counts, self.accepted_counts)
+        )
         return TickObservation(
             num_draft_tokens=k,
             num_requests=int(self.seen_batch[engine]),
             mean_context_tokens=float(self.seen_context[engine]),
-            attempts_per_position=tuple(at_least[:-1]),
-            accepted_per_position=tuple(at_least[1:]),
+            attempts_per_position=judged,
+            accepted_per_position=accepted,
             num_tokens=int(self.seen_tokens[engine]),
-            seconds=float(self.seen_seconds[engine]) / max(self.seen_ticks, 1),
+            seconds=None if self.was_cut[engine] else float(self.seen_seconds[engine]) / max(self.seen_ticks, 1),
             num_ticks=self.seen_ticks,
         )
 

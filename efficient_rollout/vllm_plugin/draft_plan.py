@@ -40,6 +40,11 @@ class AttentionWindow:
     num_sink_tokens: int
 
 
+def drafts_left(tokens_left: int) -> int:
+    """Draft tokens worth verifying for a request that may emit `tokens_left` more: verifying k emits up to k + 1."""
+    return max(0, tokens_left - 1)
+
+
 def plan_chain(
     num_steps: int,
     num_computed: torch.Tensor,

@@ -70,7 +70,7 @@ class TickRecord:
         draft_seconds: Of them, inside the drafter.
         num_requests: Requests with tokens in the tick.
         num_verified: Draft tokens verified, all requests together.
-        num_asked: Draft tokens per request drafted at the end of the tick.
+        num_drafted: Draft tokens per request drafted at the end of the tick.
         had_prefill: Prompt tokens were computed.
         mean_context_tokens: Mean tokens per running request, prompt included.
         reason: The controller's.
@@ -82,7 +82,7 @@ class TickRecord:
     draft_seconds: float
     num_requests: int
     num_verified: int
-    num_asked: int
+    num_drafted: int
     had_prefill: bool
     mean_context_tokens: float
     reason: str

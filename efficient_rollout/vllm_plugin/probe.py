@@ -58,7 +58,7 @@ def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens
     Raises:
         ConfigError: Nothing is left of it.
     """
-    spare = _TICKS_PER_POINT * (max(probe.lengths) + 1)
+    spare = _tokens_of(_TICKS_PER_POINT, max(probe.lengths))
     cells = [
         (batch, context)
         for batch, context in itertools.product(probe.batches, probe.contexts)
@@ -79,7 +79,7 @@ def steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int)
         tick
         for tick in ticks
         if tick.num_requests == batch
-        and tick.num_asked == num_draft_tokens
+        and tick.num_drafted == num_draft_tokens
         and tick.num_verified == num_draft_tokens * batch
         and not tick.had_prefill
     ][_WARM_UP_TICKS:]
@@ -165,7 +165,7 @@ class Prober:
         logger.info("%s: %s", point, passes)
 
     def _ticks(self, point: Point, num_ticks: int, limit_s: float | None) -> list[TickRecord]:
-        max_tokens = num_ticks * (point.num_draft_tokens + 1)
+        max_tokens = _tokens_of(num_ticks, point.num_draft_tokens)
         # The mean over the ticks is the point's context, as far as it is longer than what is decoded.
         num_prompt = max(1, point.context_tokens - max_tokens // 2)
         works = [Work(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
@@ -198,7 +198,7 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
         raise ConfigError(
             f"--lengths asks for {most} draft tokens, the engine drafts at most {settings.controller.max_draft_tokens}"
         )
-    spare = _TICKS_PER_POINT * (most + 1)
+    spare = _tokens_of(_TICKS_PER_POINT, most)
     kv_bytes_per_token = shape.kv_bytes_per_token * (2 if probe.dtype == "float32" else 1)
     kv_cache_tokens = min(int(_MAX_KV_BYTES / kv_bytes_per_token), max(probe.batches) * (max(probe.contexts) + spare))
     max_context_tokens = min(_max_positions(path), max(probe.contexts) + spare)
@@ -222,6 +222,11 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
     return Profile(
         profile.key, profile.model, profile.measured, profile.held_out_error, {**profile.provenance, **spent}
     )
+
+
+def _tokens_of(num_ticks: int, num_draft_tokens: int) -> int:
+    """Tokens of a request for so many ticks alike: one tick more, because the last one drafts less."""
+    return (num_ticks + 1) * (num_draft_tokens + 1)
 
 
 def _max_positions(path: Path) -> int:

@@ -14,7 +14,7 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import SchemeUnavailableError
-from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, plan_chain
+from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, drafts_left, plan_chain
 from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
 from efficient_rollout.vllm_plugin.native_attention import is_native
 
@@ -101,30 +101,34 @@ class SelfDraftProposer(DraftModelProposer):
         num_rejected_tokens_gpu: torch.Tensor | None = None,
         slot_mappings: Any = None,
     ) -> torch.Tensor:
-        """Draft `num_speculative_tokens` for each request of the batch.
+        """Draft up to `num_speculative_tokens` for each request of the batch.
 
         Args:
-            num_speculative_tokens: Draft tokens per request; 0 does no drafter work.
+            num_speculative_tokens: Draft tokens per request; 0 does no drafter work. Fewer are drafted where no
+                request may emit so many before its `max_tokens`.
             next_token_ids: [num_requests], the tokens just sampled, whose KV nobody has computed yet.
             common_attn_metadata: Of the pass that sampled them.
             sampling_metadata: Of the batch.
             num_rejected_tokens_gpu: [num_requests] or None, drafts of that pass that were rejected.
 
         Returns:
-            int64 [num_requests, num_speculative_tokens]; [num_requests, 0] once a fault has turned drafting off.
+            int64 [num_requests, drafts]; [num_requests, 0] once a fault has turned drafting off.
         """
-        self.num_speculative_tokens = num_speculative_tokens
         self._last_draft_probs = None
         num_requests = common_attn_metadata.batch_size()
-        if num_speculative_tokens == 0 or self.fault is not None:
-            return torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
-        started = time.perf_counter()
         num_computed = common_attn_metadata.seq_lens[:num_requests].long()
         if num_rejected_tokens_gpu is not None:
             num_computed = num_computed - num_rejected_tokens_gpu[:num_requests]
+        num_drafts = num_speculative_tokens if self.fault is None else 0
+        if num_drafts:
+            num_drafts = min(num_drafts, self._most_useful_drafts(num_computed))
+        self.num_speculative_tokens = num_drafts
+        if num_drafts == 0:
+            return torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
+        started = time.perf_counter()
         try:
             drafts, probabilities = self._draft_chain(
-                num_speculative_tokens, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+                num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self.turn_off(f"{type(error).__name__}: {error}")
@@ -139,6 +143,20 @@ class SelfDraftProposer(DraftModelProposer):
         self.fault = fault
         self.num_faults += 1
         logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
+
+    def _most_useful_drafts(self, num_computed: torch.Tensor) -> int:
+        """Drafts that some request may still emit: verifying k of them emits up to k + 1 tokens.
+
+        Args:
+            num_computed: int64 [num_requests], tokens before the one just sampled.
+        """
+        batch = self.runner.input_batch
+        most = 0
+        for row, computed in enumerate(num_computed.tolist()):
+            parameters = self.runner.requests[batch.req_ids[row]].sampling_params
+            num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
+            most = max(most, drafts_left(parameters.max_tokens - num_sampled))
+        return most
 
     def _draft_chain(
         self,

@@ -7,10 +7,12 @@ from typing import Any
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import Request
 
 from efficient_rollout.controller.observation import TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.vllm_plugin.draft_plan import drafts_left
 from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.policies import policy_from
 from efficient_rollout.vllm_plugin.staleness import StalenessWatch
@@ -35,6 +37,11 @@ class VerifiedDrafts:
         for position in range(min(num_accepted_tokens + 1, num_draft_tokens)):
             self.attempts[position] += 1
             self.accepted[position] += position < num_accepted_tokens
+
+
+def _useful_drafts(request: Request) -> int:
+    """Drafts that a request may still emit before its `max_tokens`."""
+    return drafts_left(request.max_tokens - request.num_output_tokens)
 
 
 class _Decide:
@@ -64,6 +71,7 @@ class EfficientScheduler(Scheduler):
         self._stats = RolloutStats()
         self._verified = VerifiedDrafts()
         self._last_update: float | None = None
+        self._is_chain_cut = False
         self.dynamic_sd_lookup = _Decide(self)
 
     def decide(self, num_scheduled_requests: int) -> int:
@@ -108,6 +116,8 @@ class EfficientScheduler(Scheduler):
         if scheduler_output.total_num_scheduled_tokens:
             num_tokens = sum(len(r.new_token_ids) for outputs in core_outputs.values() for r in outputs.outputs)
             self._count_tick(num_tokens)
+            most_useful = max(map(_useful_drafts, self.running), default=0)
+            self._is_chain_cut = self._decision.num_draft_tokens > most_useful
             self._policy.observe(self._observation(scheduler_output, num_tokens))
             self._stats.add_speedup(self._policy.take_speedup())
         return core_outputs
@@ -133,8 +143,10 @@ class EfficientScheduler(Scheduler):
 
     def _observation(self, scheduled: SchedulerOutput, num_tokens: int) -> TickObservation:
         now = time.perf_counter()
-        # From update to update, so that nothing between two ticks is free; not across an idle engine.
-        seconds = None if self._last_update is None else now - self._last_update
+        # From update to update, so that nothing between two ticks is free; not across an idle engine. A chain that
+        # requests near their end cut short says nothing about the length that was asked for.
+        is_known = self._last_update is not None and not self._is_chain_cut
+        seconds = now - self._last_update if is_known and self._last_update is not None else None
         self._last_update = now if self.has_unfinished_requests() else None
         num_requests = len(scheduled.num_scheduled_tokens)
         num_drafts = sum(len(tokens) for tokens in scheduled.scheduled_spec_decode_tokens.values())
@@ -150,10 +162,17 @@ class EfficientScheduler(Scheduler):
         )
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Stock; a worker that drafts nothing when asked has turned its drafter off."""
-        asked = self._decision.num_draft_tokens
-        if asked and draft_token_ids.req_ids and not any(draft_token_ids.draft_token_ids):
+        """Stock, with no request given more drafts than it may emit before its `max_tokens`.
+
+        A worker that drafts nothing when asked has turned its drafter off.
+        """
+        drafts = draft_token_ids.draft_token_ids
+        requests = [self.requests.get(request_id) for request_id in draft_token_ids.req_ids]
+        useful = [0 if request is None else _useful_drafts(request) for request in requests]
+        if self._decision.num_draft_tokens and any(useful) and not any(drafts):
             self._drafter_failed = True
+        for of_request, most in zip(drafts, useful, strict=True):
+            del of_request[most:]
         super().update_draft_token_ids(draft_token_ids)
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:

@@ -157,6 +157,9 @@ class RecordingWorker(CpuWorker):
         started = time.perf_counter()
         output = super().sample_tokens(grammar_output)
         self._count_part(WORKER_PART, started)
+        if self._open is not None and self.self_drafter is not None:
+            # A chain ends early where no request may emit more.
+            self._open["num_drafted"] = min(self._open["num_drafted"], self.self_drafter.num_speculative_tokens)
         return output
 
     def _time(self, owner: Any, method: str, part: str) -> None:
@@ -182,7 +185,7 @@ class RecordingWorker(CpuWorker):
             "started": time.perf_counter(),
             "num_requests": num_requests,
             "num_verified": num_verified,
-            "num_asked": scheduled.num_spec_tokens_to_schedule,
+            "num_drafted": scheduled.num_spec_tokens_to_schedule,
             "had_prefill": scheduled.total_num_scheduled_tokens != num_requests + num_verified,
             "draft_seconds": self._draft_seconds(),
             **getattr(scheduled, _TICK_ATTRIBUTE, {"mean_context_tokens": 0.0, "reason": ""}),

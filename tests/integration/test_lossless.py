@@ -57,7 +57,7 @@ def greedy(engine, pattern):
     return [outputs[0] for outputs in engine_support.generate(engine, GREEDY_PROMPTS, params)]
 
 
-def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prompt=PROMPT):
+def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prompt=PROMPT, num_tokens=3):
     from vllm import SamplingParams
 
     params = SamplingParams(
@@ -65,7 +65,7 @@ def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prom
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
-        max_tokens=3,
+        max_tokens=num_tokens,
         ignore_eos=True,
         detokenize=False,
         extra_args={PATTERN: pattern},
@@ -173,9 +173,14 @@ def test_every_drafter_is_lossless(engine, policy, stock_greedy, drafter):
     assert 0.1 * num_samples < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
 
 
-def test_joint_distribution_is_exact_while_toggling_with_longer_drafts(engine, policy):
+# After the first token, 4 more leave room for 3 drafts; 2 more cut every chain to one.
+@pytest.mark.parametrize("num_tokens", [5, 3], ids=["whole-chains", "cut-at-the-end"])
+def test_joint_distribution_is_exact_while_toggling_with_longer_drafts(engine, policy, num_tokens):
     joint = joint_of_second_and_third(policy, PROMPT, Sampling())
-    pairs = sample_pairs(engine, Sampling(), {}, [3, 0, 2], NUM_SAMPLES // 3)
+    take_rollout_stats(engine.collective_rpc)
+    pairs = sample_pairs(engine, Sampling(), {}, [3, 0, 2], NUM_SAMPLES // 3, num_tokens=num_tokens)
+    longest = len(take_rollout_stats(engine.collective_rpc).drafted_per_position)
+    assert longest == num_tokens - 2
     assert p_value(pairs, joint) > FALSE_ALARM_RATE
 
 

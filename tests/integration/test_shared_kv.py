@@ -63,6 +63,28 @@ def test_requests_that_reach_the_maximum_length_end_like_plain_ones(engine):
         assert output.finish_reason == "length"
 
 
+def test_no_request_is_given_more_drafts_than_it_may_emit(engine):
+    from vllm import SamplingParams
+
+    def drafted(*max_tokens):
+        take_rollout_stats(engine.collective_rpc)
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=number, ignore_eos=True, detokenize=False)
+            for number in max_tokens
+        ]
+        outputs = engine_support.generate(engine, PROMPTS[: len(params)], params)
+        assert [len(output.token_ids) for (output,) in outputs] == list(max_tokens)
+        stats = take_rollout_stats(engine.collective_rpc)
+        assert stats.num_accepted_tokens == stats.num_draft_tokens
+        assert stats.num_drafter_faults == 0
+        return stats.num_draft_tokens
+
+    # One token from the prompt, then as many drafts as are left but one, 4 at most.
+    assert drafted(2) == 0
+    assert drafted(9) == 4 + 2
+    assert drafted(9, 3, 5) == (4 + 2) + 1 + 3
+
+
 def test_chunked_prompts_beside_decoding_requests_still_accept_everything(engine):
     from vllm import SamplingParams
 

@@ -273,7 +273,7 @@ def test_random_prompts_already_have_the_length_of_the_context(policy: Path) -> 
     ("arguments", "message"),
     [
         (["--lengths", "17"], "up to 16"),
-        (["--lengths", "16"], "need 102"),
+        (["--lengths", "16"], "need 119"),
         (["--context", "32"], "must exceed half"),
         (["--rounds", "0"], "at least 1"),
         (["--acceptance"], "--task or --prompts"),

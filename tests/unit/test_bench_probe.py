@@ -20,7 +20,7 @@ def tick(
         draft_seconds=draft_seconds,
         num_requests=batch,
         num_verified=k * batch if verified is None else verified,
-        num_asked=k,
+        num_drafted=k,
         had_prefill=prefill,
         mean_context_tokens=10.0,
         reason="scripted",
