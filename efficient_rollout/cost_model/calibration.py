@@ -12,12 +12,13 @@ from efficient_rollout.cost_model.latency import LatencyModel
 from efficient_rollout.cost_model.model_shape import ModelShape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey
 from efficient_rollout.cost_model.residual import ResidualScales
-from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, RowPadding
+from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, TENSOR_CORE_TILES, RowPadding
 from efficient_rollout.cost_model.table import PASS_NAMES, PLAIN, LatencyTable, Point, PointArray
 from efficient_rollout.errors import ConfigError, ProfileError
 
 MIN_POINTS, DEFAULT_MAX_POINTS = 12, 30
 Array = NDArray[np.float64]
+_SCALES = ResidualScales()
 
 
 def calibrate(
@@ -28,6 +29,9 @@ def calibrate(
     max_points: int = DEFAULT_MAX_POINTS,
     shape: ModelShape | None = None,
     provenance: Mapping[str, Any] | None = None,
+    padding: RowPadding = TENSOR_CORE_TILES,
+    scales: ResidualScales = _SCALES,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Profile:
     """Measure at most `max_points` candidates and fit a profile on them.
 
@@ -38,6 +42,9 @@ def calibrate(
         max_points: Upper bound of the calls of `measure`.
         shape: Byte and operation counts from a model config; without it they are fitted.
         provenance: Birth certificate; JSON types only.
+        padding: How rows may be padded; none is tried too, and kept where it predicts better.
+        scales: Of the corrections, the noise of a measured point among them.
+        is_over: Asked before each point behind the fixed start; true ends measuring.
 
     Returns:
         The profile. `held_out_error` holds leave-one-out errors of the measured points.
@@ -52,10 +59,11 @@ def calibrate(
         if not any(p.kind == kind for p in candidates):
             raise ProfileError(f"no {name} point can be measured; add rows of that mode")
     model, measured = measure_and_fit(
-        candidates, lambda p: _checked(p, measure(p)), max_points, RowPadding(), ResidualScales(), shape
+        candidates, lambda p: _checked(p, measure(p)), max_points, padding, scales, shape, is_over
     )
     points, seconds = PointArray.of(list(measured)), np.array(list(measured.values()))
-    model = _better_padding(model, points, seconds, shape)
+    if padding != NO_PADDING:
+        model = _better_padding(model, points, seconds, shape)
     facts = {**(provenance or {}), "num_points": len(measured), "max_points": max_points}
     if shape is not None:
         facts["effective_rates"] = effective_rates(model, shape)

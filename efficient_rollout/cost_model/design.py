@@ -98,6 +98,7 @@ def measure_and_fit(
     padding: RowPadding,
     scales: ResidualScales,
     shape: ModelShape | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[LatencyModel, dict[Point, float]]:
     """Measure at most `max_points` of the candidates, one after the other, and fit.
 
@@ -108,6 +109,7 @@ def measure_and_fit(
         padding: How rows are padded.
         scales: Of the corrections.
         shape: Byte counts from a model config, when there is one.
+        is_over: Asked before each point behind the fixed start; true ends measuring.
 
     Returns:
         The fitted model, and what was measured.
@@ -123,7 +125,7 @@ def measure_and_fit(
         measured = np.array([seconds[i] for i in chosen])
         model = fit_model(everything.take(chosen), measured, padding, scales, shape)
         left = [i for i in range(len(points)) if i not in seconds]
-        if len(chosen) >= max_points or not left:
+        if len(chosen) >= max_points or not left or is_over():
             return model, {points[i]: seconds[i] for i in chosen}
         posterior = _posterior(prior_covariance, chosen, scales.nugget_sd)
         gain = _knowledge_gradient(np.log(model.seconds(everything)), posterior, decisions, left)

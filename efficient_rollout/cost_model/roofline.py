@@ -80,7 +80,7 @@ class RowPadding:
         return np.where(rows <= self.target_tile_rows, power, tiled)
 
 
-NO_PADDING = RowPadding(1, 1, False, 1)
+TENSOR_CORE_TILES, NO_PADDING = RowPadding(), RowPadding(1, 1, False, 1)
 
 
 def _graph_rows(batch: Array, num_draft_tokens: Array) -> Array:

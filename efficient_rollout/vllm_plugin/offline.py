@@ -181,6 +181,7 @@ def roll_out(
     eos_token_ids: Sequence[int] = (),
     extra_args: Mapping[str, Any] | None = None,
     limit_s: float | None = None,
+    least_ticks: int = 0,
 ) -> RolloutResult:
     """Submit all work at once and wait for it.
 
@@ -191,6 +192,7 @@ def roll_out(
         eos_token_ids: End a response early; without any, every request emits exactly its `max_tokens`.
         extra_args: For `scripted.ScriptedScheduler`.
         limit_s: What has not finished by then is aborted, and missing in `token_ids`.
+        least_ticks: Answers of the engine that are waited for, however late it is.
 
     Raises:
         ConfigError: A request cannot fit the engine.
@@ -204,7 +206,8 @@ def roll_out(
     finished: dict[str, float] = {}
     answers: list[float] = []
     while llm_engine.has_unfinished_requests():
-        if limit_s is not None and time.perf_counter() - started > limit_s:
+        is_late = limit_s is not None and time.perf_counter() - started > limit_s and len(answers) >= least_ticks
+        if is_late:
             llm_engine.abort_request([name for name in names if name not in tokens])
             break
         outputs = llm_engine.step()

@@ -16,6 +16,8 @@ from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey
+from efficient_rollout.cost_model.residual import ResidualScales
+from efficient_rollout.cost_model.roofline import NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.errors import ConfigError, ProfileError
 from efficient_rollout.vllm_plugin import offline, scripted
@@ -23,9 +25,15 @@ from efficient_rollout.vllm_plugin.offline import EngineLimits, TickRecord, Work
 
 logger = logging.getLogger(__name__)
 
-_FIRST_TICKS, _TICKS_PER_POINT = 8, 20
+_TICKS_PER_POINT = 20
 _WARM_UP_TICKS, _MIN_TICKS = 2, 3
+# One while a point's requests arrive, one that verifies nothing, and enough steady ones. Slow points make do with
+# these: a few of them would take the whole budget.
+_LEAST_TICKS = 2 + _WARM_UP_TICKS + _MIN_TICKS
 _MAX_REPETITIONS = 4
+# Of a point, in log seconds: a few ticks, minutes apart from other points', on a machine that does other things too.
+# Of 0.006 to 0.08, the larger half left the least errors at points left out, on two profiles of a shared machine.
+_NOISE_SD = 0.06
 _MAX_KV_BYTES = 4 << 30
 
 
@@ -38,7 +46,8 @@ class ProbeSettings:
         contexts: Mean context tokens.
         lengths: Draft tokens.
         max_points: Upper bound of the measured points.
-        seconds: Budget of the measurements, engine start not included.
+        seconds: Budget of the measurements, engine start not included: then no more points are chosen. The first ones
+            are measured however long they take.
         dtype: Of the policy.
         is_compiled: Compiled mode instead of eager.
     """
@@ -152,11 +161,12 @@ class Prober:
     def _measure(self, point: Point, share_s: float) -> None:
         k, batch = point.num_draft_tokens, point.batch
         deadline = time.perf_counter() + share_s
-        ticks = self._ticks(point, _FIRST_TICKS, None)  # however long they take: a point is never made up
+        # The first ones however long they take: a point is never made up.
+        ticks = self._ticks(point, share_s)
         for _ in range(_MAX_REPETITIONS):
             left = deadline - time.perf_counter()
-            if left > 0.0:
-                ticks += self._ticks(point, _TICKS_PER_POINT, left)
+            if left > 0.0 or len(steady_ticks(ticks, k, batch)) < _MIN_TICKS:
+                ticks += self._ticks(point, left)
         steady = require_steady_ticks(ticks, k, batch)
         passes = seconds_of_passes(steady, k)
         lower, _, upper = quantiles((tick.seconds for tick in steady), n=4)
@@ -164,14 +174,14 @@ class Prober:
         self._known |= {Point(kind, k, batch, point.context_tokens): seconds for kind, seconds in passes.items()}
         logger.info("%s: %s", point, passes)
 
-    def _ticks(self, point: Point, num_ticks: int, limit_s: float | None) -> list[TickRecord]:
-        max_tokens = _tokens_of(num_ticks, point.num_draft_tokens)
-        # The mean over the ticks is the point's context, as far as it is longer than what is decoded.
-        num_prompt = max(1, point.context_tokens - max_tokens // 2)
+    def _ticks(self, point: Point, limit_s: float) -> list[TickRecord]:
+        max_tokens = _tokens_of(_TICKS_PER_POINT, point.num_draft_tokens)
+        # The mean over the fewest ticks is the point's context, as far as it is longer than what is decoded.
+        num_prompt = max(1, point.context_tokens - _tokens_of(_LEAST_TICKS, point.num_draft_tokens) // 2)
         works = [Work(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
         offline.take_ticks(self.engine)
         offline.roll_out(
-            self.engine, works, temperature=1.0, limit_s=limit_s,
+            self.engine, works, temperature=1.0, limit_s=limit_s, least_ticks=_LEAST_TICKS,
             extra_args={scripted.PATTERN: [point.num_draft_tokens], scripted.PREFILLED: True},
         )  # fmt: skip
         ticks = offline.take_ticks(self.engine)
@@ -215,7 +225,12 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
         key = ProfileKey(**engine.collective_rpc("latency_profile_key")[0])
         prober = Prober(engine, probe)
         facts = {**provenance, "engine_start_s": start_s, "dtype": probe.dtype, "is_compiled": probe.is_compiled}
-        profile = calibrate(points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts)
+        profile = calibrate(
+            points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,
+            # The kernels of a CPU compute the rows they are given.
+            padding=NO_PADDING, scales=ResidualScales(nugget_sd=_NOISE_SD),
+            is_over=lambda: prober.seconds_spent >= probe.seconds,
+        )  # fmt: skip
     finally:
         offline.stop(engine)
     spent = {"measuring_s": prober.seconds_spent, "num_ticks": prober.num_ticks, "tick_spread": median(prober.spreads)}

@@ -16,7 +16,14 @@ from efficient_rollout.cost_model.latency import LatencyModel, TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile, profile_to_dict, save_profile
 from efficient_rollout.cost_model.residual import ResidualScales
-from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, RowPadding, prior, roofline_seconds
+from efficient_rollout.cost_model.roofline import (
+    NO_PADDING,
+    PARAMETERS,
+    TENSOR_CORE_TILES,
+    RowPadding,
+    prior,
+    roofline_seconds,
+)
 from efficient_rollout.cost_model.speedup import expected_tokens, expected_tokens_by_position
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, LatencyTable, Point, PointArray, read_table
 from efficient_rollout.errors import ConfigError, InputFileError, ProfileError
@@ -158,6 +165,26 @@ def test_too_few_points_and_missing_passes_are_refused() -> None:
         calibrate_from_table(table, max_points=5)
     with pytest.raises(ProfileError, match="no verify point"):
         calibrate([p for p in GRID if p.kind != VERIFY], lambda _: 0.01, key=ProfileKey())
+
+
+def test_no_more_points_are_measured_once_the_time_is_over() -> None:
+    table = read_table(DATA / "sweep_a100_tp1_qwen257b.csv")
+    measured: list[Point] = []
+
+    def measure(point: Point) -> float:
+        measured.append(point)
+        return table.seconds[point]
+
+    calibrate(list(table.seconds), measure, key=ProfileKey(), is_over=lambda: len(measured) >= 23)
+    assert len(measured) == 23
+
+
+def test_a_machine_that_pads_nothing_is_not_believed_to() -> None:
+    # The Qwen table fits padded rows better, and would get them.
+    table = read_table(DATA / "sweep_a100_tp1_qwen257b.csv")
+    arguments = list(table.seconds), table.seconds.__getitem__
+    assert calibrate(*arguments, key=ProfileKey()).model.padding == TENSOR_CORE_TILES
+    assert calibrate(*arguments, key=ProfileKey(), padding=NO_PADDING).model.padding == NO_PADDING
 
 
 def test_a_model_config_gives_bytes_and_operations(tmp_path: Path) -> None:
