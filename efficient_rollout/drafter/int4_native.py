@@ -3,12 +3,12 @@
 import torch
 
 from efficient_rollout.drafter.native.library import address, load_library, size
-from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.native_linear import NativeLinear
 
 _BLOCK = 8  # outputs whose weights lie side by side
 
 
-class Int4NativeLinear(PackedLinear):
+class Int4NativeLinear(NativeLinear):
     """Packed nibbles, a scale and an offset per group in bfloat16; activations get a scale per row and group.
 
     Values, scales and offsets are those of `quantize_int4`. Products are summed in float32, in an order that does not
@@ -28,30 +28,22 @@ class Int4NativeLinear(PackedLinear):
         self._scales = torch.empty(outputs // _BLOCK, inputs // group_size, 2, _BLOCK, dtype=torch.bfloat16)
         super().__init__(weight, bias)
 
-    def _pack(self, weight: torch.Tensor) -> None:
-        weight = weight.float().contiguous()
-        failed = load_library().er_q4_pack(
+    def _pack_float32(self, weight: torch.Tensor) -> int:
+        failed: int = load_library().er_q4_pack(
             address(weight), *map(size, (*weight.shape, self.group_size)), address(self._nibbles), address(self._scales)
         )
-        if failed:
-            raise MemoryError("no memory to quantize a layer")
+        return failed
 
-    def requantize(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """In place; see `PackedLinear.requantize`."""
-        super().requantize(weight, bias)
-        self._bias = None if self.bias is None else self.bias.float()
+    @property
+    def _scratch_bytes_per_row(self) -> int:
+        return self.in_features + 8 * self.in_features // self.group_size
 
-    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        rows = rows.float().contiguous()
-        num_rows = rows.shape[0]
-        output = torch.empty(num_rows, self.out_features, dtype=torch.float32)
-        scratch = torch.empty(num_rows * (self.in_features + 8 * self.in_features // self.group_size), dtype=torch.int8)
+    def _multiply_float32(self, rows: torch.Tensor, output: torch.Tensor, scratch: torch.Tensor) -> None:
         load_library().er_q4_multiply(
-            address(rows), size(num_rows), address(self._nibbles), address(self._scales),
+            address(rows), size(rows.shape[0]), address(self._nibbles), address(self._scales),
             *map(size, (self.out_features, self.in_features, self.group_size)),
-            address(self._bias), address(output), address(scratch),
+            address(self._float32_bias), address(output), address(scratch),
         )  # fmt: skip
-        return output.to(self.dtype)
 
     @property
     def num_bytes(self) -> int:

@@ -3,13 +3,13 @@
 import torch
 
 from efficient_rollout.drafter.native.library import address, load_library, size
-from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.native_linear import NativeLinear
 
 _BLOCK = 16  # outputs whose weights lie side by side
 _INPUTS = 4  # inputs of an output that do
 
 
-class Int8NativeLinear(PackedLinear):
+class Int8NativeLinear(NativeLinear):
     """Packed bytes and a float32 scale per output channel; activations get a scale per row.
 
     Values and scales are those of `quantize_int8`. Products are summed as integers: exactly.
@@ -24,29 +24,22 @@ class Int8NativeLinear(PackedLinear):
         self._scales = torch.empty(weight.shape[0], dtype=torch.float32)
         super().__init__(weight, bias)
 
-    def _pack(self, weight: torch.Tensor) -> None:
-        weight = weight.float().contiguous()
-        failed = load_library().er_q8_pack(
+    def _pack_float32(self, weight: torch.Tensor) -> int:
+        failed: int = load_library().er_q8_pack(
             address(weight), *map(size, weight.shape), address(self._values), address(self._scales)
         )
-        if failed:
-            raise MemoryError("no memory to quantize a layer")
+        return failed
 
-    def requantize(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """In place; see `PackedLinear.requantize`."""
-        super().requantize(weight, bias)
-        self._bias = None if self.bias is None else self.bias.float()
+    @property
+    def _scratch_bytes_per_row(self) -> int:
+        return self.in_features + 8
 
-    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        rows = rows.float().contiguous()
-        num_rows = rows.shape[0]
-        output = torch.empty(num_rows, self.out_features, dtype=torch.float32)
-        scratch = torch.empty(num_rows * (self.in_features + 8), dtype=torch.int8)
+    def _multiply_float32(self, rows: torch.Tensor, output: torch.Tensor, scratch: torch.Tensor) -> None:
         load_library().er_q8_multiply(
-            address(rows), size(num_rows), address(self._values), address(self._scales),
-            size(self.out_features), size(self.in_features), address(self._bias), address(output), address(scratch),
+            address(rows), size(rows.shape[0]), address(self._values), address(self._scales),
+            *map(size, (self.out_features, self.in_features)),
+            address(self._float32_bias), address(output), address(scratch),
         )  # fmt: skip
-        return output.to(self.dtype)
 
     @property
     def num_bytes(self) -> int:
