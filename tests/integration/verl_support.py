@@ -43,7 +43,15 @@ def start(overrides: Sequence[str], directory: Path, command: Sequence[str] = OU
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *command, f"trainer.default_local_dir={directory}", *overrides]
     with (directory / "train.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
+            preexec_fn=_take_ctrl_c,
+        )  # fmt: skip
+
+
+def _take_ctrl_c() -> None:
+    # A shell's background jobs ignore it, and would hand that down.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def train(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS) -> Run:
