@@ -114,25 +114,27 @@ class SelfDraftProposer(DraftModelProposer):
         Returns:
             int64 [num_requests, drafts]; [num_requests, 0] once a fault has turned drafting off.
         """
+        # Stays what was asked for after a fault: the worker then sends the scheduler drafts that are none.
+        self.num_speculative_tokens = num_speculative_tokens
         self._last_draft_probs = None
         num_requests = common_attn_metadata.batch_size()
+        none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
+        if num_speculative_tokens == 0 or self.fault is not None:
+            return none
+        started = time.perf_counter()
         num_computed = common_attn_metadata.seq_lens[:num_requests].long()
         if num_rejected_tokens_gpu is not None:
             num_computed = num_computed - num_rejected_tokens_gpu[:num_requests]
-        num_drafts = num_speculative_tokens if self.fault is None else 0
-        if num_drafts:
-            num_drafts = min(num_drafts, self._most_useful_drafts(num_computed))
-        self.num_speculative_tokens = num_drafts
-        if num_drafts == 0:
-            return torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
-        started = time.perf_counter()
+        self.num_speculative_tokens = min(num_speculative_tokens, self._most_useful_drafts(num_computed))
+        if self.num_speculative_tokens == 0:
+            return none
         try:
             drafts, probabilities = self._draft_chain(
-                num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+                self.num_speculative_tokens, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self.turn_off(f"{type(error).__name__}: {error}")
-            return torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
+            return none
         finally:
             self.draft_seconds += time.perf_counter() - started
         self._last_draft_probs = probabilities

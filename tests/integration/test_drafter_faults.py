@@ -60,6 +60,7 @@ def test_memory_that_cannot_be_had_for_requantizing_leaves_the_policy_synced(eng
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_drafter_faults == 1
     assert stats.num_draft_tokens == 0
+    assert stats.ticks_by_reason["drafter_fault"] >= 38, "the scheduler must stop asking"
     engine.collective_rpc("fail_requantizing", kwargs={"fail": False})
     engine.collective_rpc("sync_from", args=(str(policy),))
     engine.reset_prefix_cache()
