@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from efficient_rollout import __version__
-from efficient_rollout.errors import EfficientRolloutError
-
-EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
 
 # Name -> one line of help, and the function that adds the command's parser.
 COMMANDS = {

@@ -1,5 +1,8 @@
 """Errors shown to users. Every message says what is wrong, which value, and what to do."""
 
+# What a command's process ends with; the last two by convention, after SIGINT and SIGTERM.
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+
 
 class EfficientRolloutError(Exception):
     """Base of every error this package raises on purpose."""

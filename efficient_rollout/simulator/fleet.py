@@ -125,7 +125,6 @@ class _Fleet:
         self.num_tokens = int(trace.response_tokens.sum())
         self.clock = np.zeros(num_engines)
         self.asked: Index = np.zeros(num_engines, dtype=np.int64)
-        self.length: Index = np.zeros(num_engines, dtype=np.int64)
         self.generated = np.zeros(num_engines)
         self.finished: list[Array] = []
         self.seconds_by_length = np.zeros(max_draft_tokens + 1)
@@ -161,19 +160,19 @@ class _Fleet:
         # As in an engine: no chain is longer than what some request may still emit.
         most_useful = np.zeros_like(self.asked)
         np.maximum.at(most_useful, self.engine, self.remaining - 1)
-        self.length = np.minimum(self.asked, most_useful)
-        self.was_cut |= self.length < self.asked
+        length = np.minimum(self.asked, most_useful)
+        self.was_cut |= length < self.asked
         seconds = np.zeros(len(self.clock))
-        seconds[running] = self.world.table.many(self.length[running], self.batch[running], self.mean_context[running])
+        seconds[running] = self.world.table.many(length[running], self.batch[running], self.mean_context[running])
         if self.world.jitter_sd:
             seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
         seconds[running] += self.world.stall_s.get(tick, 0.0)
         self.clock += seconds
-        self.seconds_by_length += np.bincount(self.length[running], seconds[running], self.limit + 1)
+        self.seconds_by_length += np.bincount(length[running], seconds[running], self.limit + 1)
         self.seen_seconds += seconds + self.world.clock_jump_s.get(tick, 0.0)
         self.seen_batch, self.seen_context = self.batch, self.mean_context
         self.seen_ticks += 1
-        emitted = self._accept()
+        emitted = self._accept(length)
         self.remaining -= emitted
         self.context += emitted
         self._retire()
@@ -183,9 +182,9 @@ class _Fleet:
         by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
         return Outcome(self.clock, np.sort(np.concatenate(self.finished)), self.num_tokens, by_length, self.reasons)
 
-    def _accept(self) -> Index:
+    def _accept(self, length: Index) -> Index:
         """Tokens each running request gains, and the counts per engine and number of accepted drafts."""
-        drafted = np.minimum(self.length[self.engine], self.remaining - 1)
+        drafted = np.minimum(length[self.engine], self.remaining - 1)
         if not drafted.any():
             accepted = np.zeros(len(drafted), dtype=np.int64)
         else:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
 from efficient_rollout.verl_plugin.cleanup import Terminated, nothing_left_behind
 
 logger = logging.getLogger(__name__)
-
-EXIT_FAULT, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 def train(argv: Sequence[str]) -> int:

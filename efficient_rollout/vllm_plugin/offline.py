@@ -206,8 +206,7 @@ def roll_out(
     finished: dict[str, float] = {}
     answers: list[float] = []
     while llm_engine.has_unfinished_requests():
-        is_late = limit_s is not None and time.perf_counter() - started > limit_s and len(answers) >= least_ticks
-        if is_late:
+        if limit_s is not None and time.perf_counter() - started > limit_s and len(answers) >= least_ticks:
             llm_engine.abort_request([name for name in names if name not in tokens])
             break
         outputs = llm_engine.step()

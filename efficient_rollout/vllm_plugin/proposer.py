@@ -23,6 +23,13 @@ logger = logging.getLogger(__name__)
 _GREEDY_TEMPERATURE = 1e-5  # vLLM's own bound between greedy and random requests
 
 
+def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
+    """Tokens before the one just sampled, whose KV is the policy's: int64 [num_requests]."""
+    num_requests = metadata.batch_size()
+    num_computed = metadata.seq_lens[:num_requests].long()
+    return num_computed if num_rejected is None else num_computed - num_rejected[:num_requests]
+
+
 class SelfDraftProposer(DraftModelProposer):
     """The `draft_model` method with the policy as its own draft model.
 
@@ -122,22 +129,20 @@ class SelfDraftProposer(DraftModelProposer):
         if num_speculative_tokens == 0 or self.fault is not None:
             return none
         started = time.perf_counter()
-        num_computed = common_attn_metadata.seq_lens[:num_requests].long()
-        if num_rejected_tokens_gpu is not None:
-            num_computed = num_computed - num_rejected_tokens_gpu[:num_requests]
-        self.num_speculative_tokens = min(num_speculative_tokens, self._most_useful_drafts(num_computed))
-        if self.num_speculative_tokens == 0:
+        num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
+        num_drafts = min(num_speculative_tokens, self._most_useful_drafts(num_computed))
+        self.num_speculative_tokens = num_drafts
+        if num_drafts == 0:
             return none
         try:
-            drafts, probabilities = self._draft_chain(
-                self.num_speculative_tokens, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+            drafts, self._last_draft_probs = self._draft_chain(
+                num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self.turn_off(f"{type(error).__name__}: {error}")
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
-        self._last_draft_probs = probabilities
         return drafts
 
     def turn_off(self, fault: str) -> None:

@@ -71,7 +71,6 @@ class EfficientScheduler(Scheduler):
         self._stats = RolloutStats()
         self._verified = VerifiedDrafts()
         self._last_update: float | None = None
-        self._is_chain_cut = False
         self.dynamic_sd_lookup = _Decide(self)
 
     def decide(self, num_scheduled_requests: int) -> int:
@@ -116,8 +115,6 @@ class EfficientScheduler(Scheduler):
         if scheduler_output.total_num_scheduled_tokens:
             num_tokens = sum(len(r.new_token_ids) for outputs in core_outputs.values() for r in outputs.outputs)
             self._count_tick(num_tokens)
-            most_useful = max(map(_useful_drafts, self.running), default=0)
-            self._is_chain_cut = self._decision.num_draft_tokens > most_useful
             self._policy.observe(self._observation(scheduler_output, num_tokens))
             self._stats.add_speedup(self._policy.take_speedup())
         return core_outputs
@@ -143,10 +140,10 @@ class EfficientScheduler(Scheduler):
 
     def _observation(self, scheduled: SchedulerOutput, num_tokens: int) -> TickObservation:
         now = time.perf_counter()
-        # From update to update, so that nothing between two ticks is free; not across an idle engine. A chain that
-        # requests near their end cut short says nothing about the length that was asked for.
-        is_known = self._last_update is not None and not self._is_chain_cut
-        seconds = now - self._last_update if is_known and self._last_update is not None else None
+        # A chain that requests near their end cut short says nothing about the length that was asked for.
+        is_cut = self._decision.num_draft_tokens > max(map(_useful_drafts, self.running), default=0)
+        # From update to update, so that nothing between two ticks is free; not across an idle engine.
+        seconds = None if self._last_update is None or is_cut else now - self._last_update
         self._last_update = now if self.has_unfinished_requests() else None
         num_requests = len(scheduled.num_scheduled_tokens)
         num_drafts = sum(len(tokens) for tokens in scheduled.scheduled_spec_decode_tokens.values())

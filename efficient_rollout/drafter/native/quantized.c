@@ -18,21 +18,27 @@ INLINE __m256i to_int8(__m256 numbers, int8_t *integers) {
   return v;
 }
 
-/* A row of activations: a scale, and the sum of the integers, per group. */
-static void quantize_row(const float *x, long inputs, long group, int8_t *integers, float *scales, int32_t *sums) {
+/* Largest magnitude of `count` numbers; NaN where one is not a number. */
+static float largest_magnitude(const float *x, long count) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 largest = _mm256_setzero_ps(), strange = _mm256_setzero_ps();
+  for (long i = 0; i < count; i += 8) {
+    __m256 v = _mm256_loadu_ps(x + i);
+    largest = _mm256_max_ps(largest, _mm256_and_ps(v, magnitude));
+    strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+  return _mm256_movemask_ps(strange) ? __builtin_nanf("") : horizontal_max(largest);
+}
+
+/* A row of activations: a scale, and the sum of the integers unless `sums` is NULL, per group. */
+static void quantize_row(const float *x, long inputs, long group, int8_t *integers, float *scales, int32_t *sums) {
   for (long g = 0; g < inputs / group; g++, x += group, integers += group) {
-    __m256 largest = _mm256_setzero_ps(), strange = _mm256_setzero_ps();
-    for (long i = 0; i < group; i += 8) {
-      __m256 v = _mm256_loadu_ps(x + i);
-      largest = _mm256_max_ps(largest, _mm256_and_ps(v, magnitude));
-      strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    }
-    float top = horizontal_max(largest), inverse = top > 0.0f ? 127.0f / top : 0.0f;
-    scales[g] = _mm256_movemask_ps(strange) ? __builtin_nanf("") : top / 127.0f;
+    float top = largest_magnitude(x, group), inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    scales[g] = top / 127.0f;
     __m256i sum = _mm256_setzero_si256();
     for (long i = 0; i < group; i += 8)
       sum = _mm256_add_epi32(sum, to_int8(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)), integers + i));
+    if (!sums) continue;
     int32_t parts[8];
     _mm256_storeu_si256((__m256i *)parts, sum);
     sums[g] = parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6] + parts[7];
@@ -223,18 +229,10 @@ void er_q4_multiply(const float *x, long rows, const uint8_t *packed, const uint
 enum { Q8_BLOCK = 16, Q8_TILE_ROWS = 5, Q8_AHEAD_BYTES = 1024 };
 
 static void q8_quantize_output(const float *w, long inputs, float *scale_out, int8_t *values) {
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  __m256 largest = _mm256_setzero_ps(), strange = _mm256_setzero_ps();
-  for (long i = 0; i < inputs; i += 8) {
-    __m256 v = _mm256_loadu_ps(w + i);
-    largest = _mm256_max_ps(largest, _mm256_and_ps(v, magnitude));
-    strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  }
   const float tiny = 1.17549435e-38f;
-  float scale = horizontal_max(largest) / 127.0f;
-  if (scale < tiny) scale = tiny;
-  *scale_out = _mm256_movemask_ps(strange) ? __builtin_nanf("") : scale;
-  const __m256 divisor = _mm256_set1_ps(scale);
+  float scale = largest_magnitude(w, inputs) / 127.0f;
+  *scale_out = scale < tiny ? tiny : scale;
+  const __m256 divisor = _mm256_set1_ps(*scale_out);
   for (long i = 0; i < inputs; i += 8) to_int8(_mm256_div_ps(_mm256_loadu_ps(w + i), divisor), values + i);
 }
 
@@ -287,34 +285,35 @@ INLINE void q8_tile(const int rows, const int8_t *x, const float *row_scales, co
     }
 }
 
+static void q8_rows(int rows, const int8_t *x, const float *row_scales, const int8_t *weight, const float *scales,
+                    long inputs, const float *bias, float *y, long outputs) {
+  switch (rows) {
+    case 1: q8_tile(1, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
+    case 2: q8_tile(2, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
+    case 3: q8_tile(3, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
+    case 4: q8_tile(4, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
+    default: q8_tile(5, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
+  }
+}
+
 /* y [rows][outputs] = x [rows][inputs] times the packed weight, plus bias [outputs] or NULL.
- * scratch: rows * (inputs + 8) bytes, 4-byte aligned. */
+ * scratch: rows * (inputs + 4) bytes, 4-byte aligned. */
 void er_q8_multiply(const float *x, long rows, const int8_t *packed, const float *scales, long outputs, long inputs,
                     const float *bias, float *y, uint8_t *scratch) {
   float *row_scales = (float *)scratch;
-  int32_t *row_sums = (int32_t *)(row_scales + rows); /* for weights with an offset, which these have not */
-  int8_t *integers = (int8_t *)(row_sums + rows);
+  int8_t *integers = (int8_t *)(row_scales + rows);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
     for (long r = 0; r < rows; r++)
-      quantize_row(x + r * inputs, inputs, inputs, integers + r * inputs, row_scales + r, row_sums + r);
+      quantize_row(x + r * inputs, inputs, inputs, integers + r * inputs, row_scales + r, NULL);
     long first, last, tiles = (rows + Q8_TILE_ROWS - 1) / Q8_TILE_ROWS;
     my_share(outputs / Q8_BLOCK, &first, &last);
     for (long b = first; b < last; b++)
       for (long t = 0; t < tiles; t++) {
         long r = rows * t / tiles, next = rows * (t + 1) / tiles;
-#define TILE(n)                                                                                                  \
-  q8_tile(n, integers + r * inputs, row_scales + r, packed + b * Q8_BLOCK * inputs, scales + b * Q8_BLOCK, inputs, \
-          bias ? bias + b * Q8_BLOCK : NULL, y + r * outputs + b * Q8_BLOCK, outputs)
-        switch (next - r) { /* each with its own, fully unrolled loop */
-          case 1: TILE(1); break;
-          case 2: TILE(2); break;
-          case 3: TILE(3); break;
-          case 4: TILE(4); break;
-          default: TILE(5); break;
-        }
-#undef TILE
+        q8_rows((int)(next - r), integers + r * inputs, row_scales + r, packed + b * Q8_BLOCK * inputs,
+                scales + b * Q8_BLOCK, inputs, bias ? bias + b * Q8_BLOCK : NULL, y + r * outputs + b * Q8_BLOCK, outputs);
       }
   }
 }
