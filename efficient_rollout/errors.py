@@ -16,6 +16,10 @@ class UnsupportedVersionError(EfficientRolloutError):
     """An installed veRL, vLLM or torch is not one this package was tested with."""
 
 
+class UnsupportedDeviceError(EfficientRolloutError):
+    """vLLM runs on a device that no engine of this package has run on."""
+
+
 class UnsupportedModelError(EfficientRolloutError):
     """The policy has a shape the self-drafter cannot handle."""
 

@@ -89,7 +89,7 @@ def _mixed(group_size: int, int4_max_rows: int) -> Scheme:
 
 
 def _bf16() -> Scheme:
-    return Scheme(name="bf16", kernel="the policy's", pack=None, supports=lambda *_: False, missing=lambda _: None)
+    return Scheme(name="bf16", kernel="the policy's", pack=None, supports=lambda *_: False, missing=_only_on_cpu)
 
 
 SCHEME_NAMES = ("int8", "int4", "mixed", "bf16")
@@ -114,7 +114,7 @@ def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
     scheme = schemes[settings.scheme]
     missing = scheme.missing(device_type)
     if missing is not None:
-        available = [name for name, other in schemes.items() if other.missing(device_type) is None]
+        available = [name for name, other in schemes.items() if other.missing(device_type) is None] or ["none"]
         raise SchemeUnavailableError(
             f"drafter.scheme={scheme.name} is not available here: {missing}. Available: {', '.join(available)}."
         )

@@ -12,7 +12,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
-from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.policies import check_profile
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
@@ -27,14 +27,16 @@ _WITHOUT_PLUGIN = (
 
 
 def check_environment() -> None:
-    """Versions, and the plugin in this process.
+    """Versions, vLLM's device, and the plugin in this process.
 
     Raises:
         UnsupportedVersionError: veRL or vLLM is missing or not supported.
+        UnsupportedDeviceError: vLLM does not run on a CPU.
         PluginInactiveError: `import verl` did not load the plugin.
     """
     compat.check_versions()
     check_vllm_version()
+    check_device()
     import verl  # noqa: F401 - the import loads the plugins
 
     if _REGISTER not in sys.modules:

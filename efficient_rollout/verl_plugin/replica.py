@@ -9,6 +9,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.server import EfficientServer
+from efficient_rollout.vllm_plugin.compat import check_device
 
 
 def _status_in_trainer(_worker: Any) -> dict[str, Any]:
@@ -24,6 +25,7 @@ class EfficientReplica(vLLMReplica):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         compat.check_versions()
+        check_device()
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(EfficientServer)
 

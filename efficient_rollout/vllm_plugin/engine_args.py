@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
-from efficient_rollout.vllm_plugin.compat import check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_
         enforce_eager: The engine's own option, for that profile.
 
     Raises:
-        EfficientRolloutError: The installed vLLM, the policy, or the scheme on this machine cannot do it. Raised
+        EfficientRolloutError: The installed vLLM, its device, the policy, or the scheme on it cannot do it. Raised
             here, before any process is started.
     """
     check_vllm_version()
+    check_device()
     check_model(model, settings)
     check_scheme(settings)
     settings = with_profile(model, settings, dtype=dtype, is_compiled=not enforce_eager)

@@ -14,6 +14,7 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.drafter.native.library import has_avx512
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.vllm_plugin import scripted
+from efficient_rollout.vllm_plugin.compat import check_device
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
@@ -149,7 +150,8 @@ def fastest_dtype() -> str:
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:
-    """Stock vLLM, without any class of this package."""
+    """Stock vLLM, without any class of this package; UnsupportedDeviceError where none of ours could start either."""
+    check_device()
     return LLM(**limits.to_args(model))
 
 

@@ -7,7 +7,7 @@ from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear, quantize_int4
 from efficient_rollout.drafter.int8 import quantize_int8
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.drafter.schemes import SCHEME_NAMES, make_scheme
 from efficient_rollout.errors import SchemeUnavailableError
 
 SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]
@@ -136,6 +136,7 @@ def test_another_shape_is_refused():
         packed.requantize(torch.randn(64, 128), None)
 
 
-def test_a_scheme_without_a_kernel_names_those_that_have_one():
-    with pytest.raises(SchemeUnavailableError, match=r"int8 is not available here.*Available: bf16"):
-        make_scheme(DrafterSettings(scheme="int8"), "cuda")
+@pytest.mark.parametrize("name", SCHEME_NAMES)
+def test_no_scheme_is_offered_on_a_device_where_none_has_run(name):
+    with pytest.raises(SchemeUnavailableError, match=rf"{name} is not available here.*not on cuda.*Available: none"):
+        make_scheme(DrafterSettings(scheme=name), "cuda")

@@ -1,0 +1,87 @@
+"""Where vLLM runs on something else than a CPU, every way in says so before an engine or Ray is started.
+
+vLLM takes platforms from entry points. One that calls itself CUDA is enough to be asked, and refused, as on a GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLATFORM = """
+from vllm.platforms.interface import Platform, PlatformEnum
+
+
+def activate():
+    return "another_device.Gpu"
+
+
+class Gpu(Platform):
+    _enum, device_name, device_type, dispatch_key = PlatformEnum.OOT, "gpu", "cuda", "CUDA"
+
+    @classmethod
+    def import_kernels(cls):
+        # Nothing: the base class takes the CPU wheel's kernels for AVX512, which this processor may not have.
+        return None
+"""
+ENTRY_POINTS = "[vllm.platform_plugins]\nanother_device = another_device:activate\n"
+REFUSAL = "the installed vLLM runs on cuda; engines of this package run on a CPU only, so far"
+BY_HAND = """
+
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import UnsupportedDeviceError
+from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.offline import EngineLimits, start_plain
+
+for start in (
+    lambda: engine_args("any", Settings()),
+    lambda: engine_args("any", Settings(enabled=False)),
+    lambda: start_plain("any", EngineLimits(max_requests=1, max_context_tokens=8, kv_cache_tokens=8)),
+):
+    try:
+        start()
+    except UnsupportedDeviceError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def other_device(tmp_path: Path) -> dict[str, str]:
+    """Environment of a process whose vLLM finds that platform."""
+    (tmp_path / "another_device.py").write_text(PLATFORM)
+    info = tmp_path / "another_device-1.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another_device\nVersion: 1\n")
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_no_engine_is_started_with_drafting_or_without(other_device: dict[str, str]) -> None:
+    pytest.importorskip("vllm")
+    refusals = [line for line in run(other_device, "-c", BY_HAND).stdout.splitlines() if line.startswith(REFUSAL)]
+    assert len(refusals) == 3
+
+
+def test_training_is_refused_in_one_line(other_device: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("verl")
+    run_directory = tmp_path / "run"
+    command = ["-m", "efficient_rollout", "train", "size=nano", f"trainer.default_local_dir={run_directory}"]
+    done = run(other_device, *command)
+    assert done.returncode == 2, done.stderr
+    assert f"efficient-rollout train: error: {REFUSAL}" in done.stderr
+    assert not run_directory.exists()
+
+
+def test_the_doctor_says_so_and_offers_no_scheme(other_device: dict[str, str]) -> None:
+    pytest.importorskip("vllm")
+    done = run(other_device, "-m", "efficient_rollout", "doctor", "--json")
+    schemes = [row for row in json.loads(done.stdout) if row["section"] == "schemes"]
+    assert [(row["state"], REFUSAL in row["advice"]) for row in schemes] == [("bad", True)]
+    assert done.returncode == 1
