@@ -41,20 +41,25 @@ COLUMNS = (
     Column(("requantize", "s"), names.REQUANTIZE_SECONDS, ".3f"),
     Column(("sync", "s"), names.WEIGHT_SYNC_SECONDS, ".3f"),
 )
+_STEP_SECONDS = "timing_s/step"
 
 
 def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `summary`; the parsed arguments' `run` prints the table and returns the exit code."""
     parser = subparsers.add_parser("summary", help="print a run's metrics, a row per step")
     parser.add_argument("run_directory", type=Path, help="trainer.default_local_dir of the run")
+    parser.add_argument("--against", type=Path, metavar="BASELINE", help="another run's directory, to compare with")
     parser.set_defaults(run=run_summary)
 
 
 def run_summary(args: argparse.Namespace) -> int:
-    """Print the table, and where the rest is."""
+    """Print the table, the comparison if one is asked for, and where the rest is."""
     directory: Path = args.run_directory
     steps = read_steps(directory / METRICS_FILE)
-    sys.stdout.write(f"{render_table(steps)}\n{_where(directory)}")
+    comparison = ""
+    if args.against is not None:
+        comparison = f"against {args.against}, {compare(steps, read_steps(args.against / METRICS_FILE))}\n"
+    sys.stdout.write(f"{render_table(steps)}\n{comparison}{_where(directory)}")
     return 0
 
 
@@ -89,6 +94,33 @@ def render_table(steps: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(
         "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> str:
+    """A run beside another, in sums over the steps both have but the first, in which processes and caches warm up.
+
+    Raises:
+        InputFileError: There is no such step, or one lacks a number that is compared.
+    """
+    own, other = ({step["step"]: step for step in run} for run in (steps, baseline))
+    shared = sorted(own.keys() & other.keys())[1:]
+    if not shared:
+        raise InputFileError("the runs share no step after the first: one of them ended too early to be compared")
+    tokens, rollout_s, step_s = (
+        [_sum(run, shared, key) for run in (own, other)]
+        for key in (names.GENERATED_TOKENS, names.ROLLOUT_SECONDS, _STEP_SECONDS)
+    )
+    rates = [count / seconds for count, seconds in zip(tokens, rollout_s, strict=True)]
+    rows = {"generated tok/s": rates, "rollout s": rollout_s, "step s": step_s, "generated tokens": tokens}
+    lines = [f"  {name:<16} {a:>10.1f} against {b:>10.1f}: {a / b:.2f} times" for name, (a, b) in rows.items()]
+    return "\n".join([f"steps {shared[0]} to {shared[-1]} of both:", *lines])
+
+
+def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], key: str) -> float:
+    missing = [number for number in numbers if not isinstance(run[number].get(key), int | float)]
+    if missing:
+        raise InputFileError(f"step {missing[0]} reports no {key}, without which the runs cannot be compared")
+    return float(sum(run[number][key] for number in numbers))
 
 
 def _cell(value: Any, format_spec: str) -> str:

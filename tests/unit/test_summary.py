@@ -76,3 +76,48 @@ def test_bad_file_is_one_clear_error(
         (tmp_path / "metrics.jsonl").write_text(text)
     assert main(["summary", str(tmp_path)]) == 2
     assert named in capsys.readouterr().err
+
+
+def run_of(directory: Path, *, tokens: int, rollout_s: float, step_s: float, num_steps: int = 3) -> Path:
+    """A run whose first step is ten times as slow as the others."""
+    directory.mkdir()
+    records = [
+        {
+            "step": number,
+            names.GENERATED_TOKENS: tokens,
+            names.ROLLOUT_SECONDS: rollout_s * (10 if number == 1 else 1),
+            "timing_s/step": step_s * (10 if number == 1 else 1),
+        }
+        for number in range(1, num_steps + 1)
+    ]
+    write(directory / "metrics.jsonl", *records)
+    return directory
+
+
+def test_a_run_is_compared_with_its_baseline_in_the_steps_both_have_but_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0)
+    ours = run_of(tmp_path / "ours", tokens=150, rollout_s=3.0, step_s=6.0, num_steps=9)
+    assert main(["summary", str(ours), "--against", str(baseline)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    start = printed.index(f"against {baseline}, steps 2 to 3 of both:")
+    assert [line.split() for line in printed[start + 1 : start + 5]] == [
+        ["generated", "tok/s", "50.0", "against", "25.0:", "2.00", "times"],
+        ["rollout", "s", "6.0", "against", "8.0:", "0.75", "times"],
+        ["step", "s", "12.0", "against", "16.0:", "0.75", "times"],
+        ["generated", "tokens", "300.0", "against", "200.0:", "1.50", "times"],
+    ]
+
+
+@pytest.mark.parametrize(("num_steps", "drop", "named"), [(1, "", "no step after the first"), (3, "step", "step 3")])
+def test_runs_that_cannot_be_compared_are_one_clear_error(
+    num_steps: int, drop: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=num_steps)
+    ours = run_of(tmp_path / "ours", tokens=100, rollout_s=4.0, step_s=8.0)
+    if drop:
+        lines = (baseline / "metrics.jsonl").read_text().splitlines()
+        write(baseline / "metrics.jsonl", *map(json.loads, lines[:-1]), {"step": 3, names.ROLLOUT_SECONDS: 1.0})
+    assert main(["summary", str(ours), "--against", str(baseline)]) == 2
+    assert named in capsys.readouterr().err
