@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.cost_model.design import measure_and_fit
+from efficient_rollout.cost_model.design import MIN_POINTS, measure_and_fit
 from efficient_rollout.cost_model.fit import fit_model, leave_one_out_log_errors
 from efficient_rollout.cost_model.latency import LatencyModel
 from efficient_rollout.cost_model.model_shape import ModelShape
@@ -16,7 +16,7 @@ from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, TENSOR
 from efficient_rollout.cost_model.table import PASS_NAMES, PLAIN, LatencyTable, Point, PointArray
 from efficient_rollout.errors import ConfigError, ProfileError
 
-MIN_POINTS, DEFAULT_MAX_POINTS = 12, 30
+DEFAULT_MAX_POINTS = 30
 Array = NDArray[np.float64]
 _SCALES = ResidualScales()
 
@@ -31,7 +31,7 @@ def calibrate(
     provenance: Mapping[str, Any] | None = None,
     padding: RowPadding = TENSOR_CORE_TILES,
     scales: ResidualScales = _SCALES,
-    is_over: Callable[[], bool] = lambda: False,
+    affords: Callable[[Point, float], bool] | None = None,
 ) -> Profile:
     """Measure at most `max_points` candidates and fit a profile on them.
 
@@ -44,7 +44,8 @@ def calibrate(
         provenance: Birth certificate; JSON types only.
         padding: How rows may be padded; none is tried too, and kept where it predicts better.
         scales: Of the corrections, the noise of a measured point among them.
-        is_over: Asked before each point behind the fixed start; true ends measuring.
+        affords: Whether there is time for a point whose ticks are predicted to take so many seconds; asked behind the
+            first `MIN_POINTS`, which then are the cheapest of the fixed start. None: there always is.
 
     Returns:
         The profile. `held_out_error` holds leave-one-out errors of the measured points.
@@ -59,7 +60,7 @@ def calibrate(
         if not any(p.kind == kind for p in candidates):
             raise ProfileError(f"no {name} point can be measured; add rows of that mode")
     model, measured = measure_and_fit(
-        candidates, lambda p: _checked(p, measure(p)), max_points, padding, scales, shape, is_over
+        candidates, lambda p: _checked(p, measure(p)), max_points, padding, scales, shape, affords
     )
     points, seconds = PointArray.of(list(measured)), np.array(list(measured.values()))
     if padding != NO_PADDING:

@@ -1,5 +1,8 @@
 """Which points to measure: a fixed start, then always the point most likely to change a decision for the better.
 
+Where time is short, the start goes from the cheap to the expensive, and what would not fit any more is left out: the
+shape extends what is measured at few rows to many.
+
 The second part is a knowledge gradient (Frazier et al., 2009): for each candidate, the mean saving in lost speed over
 all (batch, context, acceptance) decisions, were it measured 0.8 or 1.6 standard deviations off its prediction.
 """
@@ -21,6 +24,7 @@ from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point, Poin
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+MIN_POINTS = 12  # of the start, measured however long they take
 _ACCEPTANCES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97)
 _OFFSETS_SD = np.array([-1.6, -0.8, 0.8, 1.6])
 # (pass, draft length rank, batch rank, context rank); a rank is a share of the sorted distinct values.
@@ -98,7 +102,7 @@ def measure_and_fit(
     padding: RowPadding,
     scales: ResidualScales,
     shape: ModelShape | None = None,
-    is_over: Callable[[], bool] = lambda: False,
+    affords: Callable[[Point, float], bool] | None = None,
 ) -> tuple[LatencyModel, dict[Point, float]]:
     """Measure at most `max_points` of the candidates, one after the other, and fit.
 
@@ -109,29 +113,49 @@ def measure_and_fit(
         padding: How rows are padded.
         scales: Of the corrections.
         shape: Byte counts from a model config, when there is one.
-        is_over: Asked before each point behind the fixed start; true ends measuring.
+        affords: Asked for each point behind the first `MIN_POINTS`, with the predicted seconds of a tick there; False
+            leaves the point out. None: every point can be had.
 
     Returns:
         The fitted model, and what was measured.
     """
     points = sorted(candidates)
-    everything = PointArray.of(points)
+    everything, decisions = PointArray.of(points), _decisions(points)
     rows = padding.rows(everything)
     prior_covariance = covariance(scales, everything, rows, everything, rows)
-    decisions = _decisions(points)
-    chosen = start_points(points)[:max_points]
-    seconds = {i: measure(points[i]) for i in chosen}
+    seconds: dict[int, float] = {}
+
+    def fit() -> LatencyModel:
+        measured = np.array(list(seconds.values()))
+        return fit_model(everything.take(list(seconds)), measured, padding, scales, shape)
+
+    start = start_points(points)[:max_points]
+    if affords is not None:
+        start.sort(key=lambda i: _num_rows(points[i]))
+    for i in start:
+        if affords is None or len(seconds) < MIN_POINTS or affords(*_tick(fit(), points[i])):
+            seconds[i] = measure(points[i])
     while True:
-        measured = np.array([seconds[i] for i in chosen])
-        model = fit_model(everything.take(chosen), measured, padding, scales, shape)
-        left = [i for i in range(len(points)) if i not in seconds]
-        if len(chosen) >= max_points or not left or is_over():
-            return model, {points[i]: seconds[i] for i in chosen}
-        posterior = _posterior(prior_covariance, chosen, scales.nugget_sd)
+        model = fit()
+        unknown = [i for i in range(len(points)) if i not in seconds]
+        left = [i for i in unknown if affords is None or affords(*_tick(model, points[i]))]
+        if len(seconds) >= max_points or not left:
+            return model, {points[i]: seconds[i] for i in seconds}
+        posterior = _posterior(prior_covariance, list(seconds), scales.nugget_sd)
         gain = _knowledge_gradient(np.log(model.seconds(everything)), posterior, decisions, left)
         best = left[int(np.argmax(gain))]
-        chosen.append(best)
         seconds[best] = measure(points[best])
+
+
+def _num_rows(point: Point) -> tuple[int, int]:
+    """What a point costs before anything was measured: rows of its tick, drafted and verified; then its context."""
+    return point.batch * (1 + 2 * point.num_draft_tokens), point.context_tokens
+
+
+def _tick(model: LatencyModel, point: Point) -> tuple[Point, float]:
+    """The point, and predicted seconds of the tick in which its pass is timed."""
+    k, context = point.num_draft_tokens, np.array([float(point.context_tokens)])
+    return point, float(model.tick_seconds(k, point.batch, context)[k, 0])
 
 
 def _posterior(prior_covariance: Array, chosen: Sequence[int], nugget_sd: float) -> Array:

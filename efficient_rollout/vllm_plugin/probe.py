@@ -46,8 +46,8 @@ class ProbeSettings:
         contexts: Mean context tokens.
         lengths: Draft tokens.
         max_points: Upper bound of the measured points.
-        seconds: Budget of the measurements, engine start not included: then no more points are chosen. The first ones
-            are measured however long they take.
+        seconds: Budget of the measurements, engine start not included: points that do not fit it any more are left
+            out. The twelve cheapest of the fixed start are measured however long they take.
         dtype: Of the policy.
         is_compiled: Compiled mode instead of eager.
     """
@@ -158,6 +158,10 @@ class Prober:
             self.seconds_spent += time.perf_counter() - started
         return self._known[point]
 
+    def affords(self, point: Point, tick_seconds: float) -> bool:
+        """Whether a point whose ticks take so long fits what is left of the budget; its twin brings it for nothing."""
+        return point in self._known or self.seconds_spent + _LEAST_TICKS * tick_seconds <= self.probe.seconds
+
     def _measure(self, point: Point, share_s: float) -> None:
         k, batch = point.num_draft_tokens, point.batch
         deadline = time.perf_counter() + share_s
@@ -229,7 +233,7 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
             points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,
             # The kernels of a CPU compute the rows they are given.
             padding=NO_PADDING, scales=ResidualScales(nugget_sd=_NOISE_SD),
-            is_over=lambda: prober.seconds_spent >= probe.seconds,
+            affords=prober.affords,
         )  # fmt: skip
     finally:
         offline.stop(engine)

@@ -1,5 +1,6 @@
 """Fits recover what made the data; profiles survive the disk and refuse what they do not belong to."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from efficient_rollout.cost_model.calibration import calibrate, calibrate_from_table
+from efficient_rollout.cost_model.design import start_points
 from efficient_rollout.cost_model.fit import fit_parameters
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
@@ -167,16 +169,51 @@ def test_too_few_points_and_missing_passes_are_refused() -> None:
         calibrate([p for p in GRID if p.kind != VERIFY], lambda _: 0.01, key=ProfileKey())
 
 
-def test_no_more_points_are_measured_once_the_time_is_over() -> None:
+class Clock:
+    """Measures points of a table, and counts the time of the ticks that would take."""
+
+    def __init__(self, table: LatencyTable, budget_s: float) -> None:
+        self.table, self.budget_s, self.spent_s = table, budget_s, 0.0
+        self.measured: list[Point] = []
+
+    def tick_seconds(self, point: Point) -> float:
+        k, seconds = point.num_draft_tokens, self.table.seconds
+        draft, verify = (dataclasses.replace(point, kind=kind) for kind in (DRAFT, VERIFY))
+        # A few rows of the table lack one of the two.
+        return seconds[point] if k == 0 else k * seconds.get(draft, 0.0) + seconds.get(verify, 0.0)
+
+    def measure(self, point: Point) -> float:
+        self.measured.append(point)
+        self.spent_s += self.tick_seconds(point)
+        return self.table.seconds[point]
+
+    def affords(self, _point: Point, tick_seconds: float) -> bool:
+        return self.spent_s + tick_seconds <= self.budget_s
+
+    def calibrate(self) -> Profile:
+        return calibrate(list(self.table.seconds), self.measure, key=ProfileKey(), affords=self.affords)
+
+
+def test_what_does_not_fit_the_time_is_left_out_and_cheap_points_are_not() -> None:
     table = read_table(DATA / "sweep_a100_tp1_qwen257b.csv")
-    measured: list[Point] = []
+    hurried, patient = Clock(table, 1.0), Clock(table, 1e9)
+    profile, unhurried = hurried.calibrate(), patient.calibrate()
+    assert len(unhurried.measured) == 30
+    assert patient.spent_s > 1.5
+    # A prediction may be off by a little.
+    assert hurried.spent_s <= 1.1
+    assert 12 < len(profile.measured) < 30
+    left_out = set(patient.measured) - set(hurried.measured)
+    assert max(map(hurried.tick_seconds, left_out)) > max(map(hurried.tick_seconds, hurried.measured))
 
-    def measure(point: Point) -> float:
-        measured.append(point)
-        return table.seconds[point]
 
-    calibrate(list(table.seconds), measure, key=ProfileKey(), is_over=lambda: len(measured) >= 23)
-    assert len(measured) == 23
+def test_the_cheapest_of_the_start_are_measured_however_long_they_take() -> None:
+    clock = Clock(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"), 0.0)
+    profile = clock.calibrate()
+    points = sorted(clock.table.seconds)
+    start = sorted(points[i].batch * (1 + 2 * points[i].num_draft_tokens) for i in start_points(points))
+    assert sorted(p.batch * (1 + 2 * p.num_draft_tokens) for p in profile.measured) == start[:12]
+    assert {p.kind for p in profile.measured} == {PLAIN, DRAFT, VERIFY}
 
 
 def test_a_machine_that_pads_nothing_is_not_believed_to() -> None:
