@@ -123,39 +123,37 @@ def measure_and_fit(
     everything, decisions = PointArray.of(points), _decisions(points)
     rows = padding.rows(everything)
     prior_covariance = covariance(scales, everything, rows, everything, rows)
-    seconds: dict[int, float] = {}
-
-    def fit() -> LatencyModel:
-        measured = np.array(list(seconds.values()))
-        return fit_model(everything.take(list(seconds)), measured, padding, scales, shape)
-
     start = start_points(points)[:max_points]
+    num_sure = len(start)
     if affords is not None:
-        start.sort(key=lambda i: _num_rows(points[i]))
-    for i in start:
-        if affords is None or len(seconds) < MIN_POINTS or affords(*_tick(fit(), points[i])):
-            seconds[i] = measure(points[i])
+        start.sort(key=lambda i: _cost_rank(points[i]))
+        num_sure = MIN_POINTS
+    seconds = {i: measure(points[i]) for i in start[:num_sure]}
     while True:
-        model = fit()
-        unknown = [i for i in range(len(points)) if i not in seconds]
-        left = [i for i in unknown if affords is None or affords(*_tick(model, points[i]))]
-        if len(seconds) >= max_points or not left:
-            return model, {points[i]: seconds[i] for i in seconds}
-        posterior = _posterior(prior_covariance, list(seconds), scales.nugget_sd)
-        gain = _knowledge_gradient(np.log(model.seconds(everything)), posterior, decisions, left)
-        best = left[int(np.argmax(gain))]
+        chosen = list(seconds)
+        model = fit_model(everything.take(chosen), np.array(list(seconds.values())), padding, scales, shape)
+        left = [i for i in range(len(points)) if i not in seconds]
+        if affords is not None:
+            left = [i for i in left if affords(points[i], _tick_seconds(model, points[i]))]
+        if len(chosen) >= max_points or not left:
+            return model, {points[i]: seconds[i] for i in chosen}
+        best = next((i for i in start if i in left), None)
+        if best is None:
+            posterior = _posterior(prior_covariance, chosen, scales.nugget_sd)
+            gain = _knowledge_gradient(np.log(model.seconds(everything)), posterior, decisions, left)
+            best = left[int(np.argmax(gain))]
         seconds[best] = measure(points[best])
 
 
-def _num_rows(point: Point) -> tuple[int, int]:
-    """What a point costs before anything was measured: rows of its tick, drafted and verified; then its context."""
+def _cost_rank(point: Point) -> tuple[int, int]:
+    """Orders points by cost before anything was measured: rows of the tick, drafted and verified; then its context."""
     return point.batch * (1 + 2 * point.num_draft_tokens), point.context_tokens
 
 
-def _tick(model: LatencyModel, point: Point) -> tuple[Point, float]:
-    """The point, and predicted seconds of the tick in which its pass is timed."""
+def _tick_seconds(model: LatencyModel, point: Point) -> float:
+    """Predicted, of the tick in which the point's pass is timed."""
     k, context = point.num_draft_tokens, np.array([float(point.context_tokens)])
-    return point, float(model.tick_seconds(k, point.batch, context)[k, 0])
+    return float(model.tick_seconds(k, point.batch, context)[k, 0])
 
 
 def _posterior(prior_covariance: Array, chosen: Sequence[int], nugget_sd: float) -> Array:

@@ -30,7 +30,6 @@ class Gpu(Platform):
 ENTRY_POINTS = "[vllm.platform_plugins]\nanother_device = another_device:activate\n"
 REFUSAL = "the installed vLLM runs on cuda; engines of this package run on a CPU only, so far"
 BY_HAND = """
-
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import UnsupportedDeviceError
 from efficient_rollout.vllm_plugin.engine_args import engine_args

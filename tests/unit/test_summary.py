@@ -110,13 +110,15 @@ def test_a_run_is_compared_with_its_baseline_in_the_steps_both_have_but_the_firs
     ]
 
 
-@pytest.mark.parametrize(("num_steps", "drop", "named"), [(1, "", "no step after the first"), (3, "step", "step 3")])
+@pytest.mark.parametrize(
+    ("num_steps", "is_incomplete", "named"), [(1, False, "no step after the first"), (3, True, "step 3")]
+)
 def test_runs_that_cannot_be_compared_are_one_clear_error(
-    num_steps: int, drop: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    num_steps: int, is_incomplete: bool, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=num_steps)
     ours = run_of(tmp_path / "ours", tokens=100, rollout_s=4.0, step_s=8.0)
-    if drop:
+    if is_incomplete:
         lines = (baseline / "metrics.jsonl").read_text().splitlines()
         write(baseline / "metrics.jsonl", *map(json.loads, lines[:-1]), {"step": 3, names.ROLLOUT_SECONDS: 1.0})
     assert main(["summary", str(ours), "--against", str(baseline)]) == 2
