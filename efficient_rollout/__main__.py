@@ -20,7 +20,7 @@ COMMANDS = {
     "calibrate": ("fit a latency profile", "efficient_rollout.bench.calibrate:add_calibrate_command"),
     "explain": ("say what the controller would do, and why", "efficient_rollout.controller.cli:add_explain_command"),
     "bench": ("measure rollouts side by side", "efficient_rollout.bench.cli:add_bench_command"),
-    "simulate": ("replay a rollout under a policy", "efficient_rollout.simulator.cli:add_simulate_command"),
+    "simulate": ("replay a rollout under a rule", "efficient_rollout.simulator.cli:add_simulate_command"),
 }
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from efficient_rollout.errors import ConfigError
 
 CONFIG_KEY = "efficient_rollout"
-POLICIES_WITH_PROFILE = ("batch_table", "published", "cost_model")
+RULES_WITH_PROFILE = ("batch_table", "published", "cost_model")
 
 
 class _Group(BaseModel):
@@ -22,10 +22,10 @@ class _Group(BaseModel):
 class DrafterSettings(_Group):
     """How the policy is quantized to draft for itself."""
 
-    scheme: Literal["int8", "int4", "mixed", "bf16"] = Field(
+    scheme: Literal["int8", "int4", "mixed", "unquantized"] = Field(
         default="int8",
         description="int8: W8A8, per output channel. int4: weight only, group-wise, asymmetric. "
-        "mixed: both in memory, int4 for few rows. bf16: unquantized, for tests; every draft is accepted.",
+        "mixed: both in memory, int4 for few rows. unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
     int4_max_rows: int = Field(default=2, ge=1, description="mixed: int4 at or below this many sequences, int8 above.")
@@ -51,8 +51,8 @@ class DrafterSettings(_Group):
 class ControllerSettings(_Group):
     """How many tokens to draft, decided at every engine tick."""
 
-    policy: Literal["never", "always", "batch_threshold", "batch_table", "published", "cost_model"] = Field(
-        default="batch_threshold", description="Which policy decides; the last three need a profile."
+    rule: Literal["never", "always", "batch_threshold", "batch_table", "published", "cost_model"] = Field(
+        default="batch_threshold", description="Which rule decides; the last three need a profile."
     )
     profile: str | None = Field(
         default=None,

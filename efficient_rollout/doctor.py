@@ -206,7 +206,7 @@ def _schemes() -> Iterator[Finding]:
 
 
 def _patches() -> Iterator[Finding]:
-    from efficient_rollout.vllm_plugin.patching import describe
+    from efficient_rollout.patching import describe
 
     for module_name in LEDGERS:
         ledger: Any = importlib.import_module(module_name)

@@ -60,7 +60,7 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
     Yields:
         One row per checkpoint, drafter, temperature and segment, of JSON types.
     """
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     for label, checkpoint in plan.checkpoints.items():
         for drafter, engine in engines.items():
@@ -71,7 +71,7 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
 
 
 def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator[dict[str, Any]]:
-    from efficient_rollout.vllm_plugin import offline, scripted
+    from efficient_rollout.vllm_plugin.measuring import offline, scripted
     from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
     texts = list(plan.prompts)
@@ -118,10 +118,11 @@ def acceptance(stats: RolloutStats) -> dict[str, Any]:
         `acceptance_rate`: of those whose predecessors were all accepted. Both by position, None without a draft.
     """
     drafted, accepted = stats.drafted_per_position, stats.accepted_per_position
-    judged = [min(reached, count) for reached, count in zip([stats.num_drafts, *accepted], drafted, strict=False)]
+    reached = [stats.num_verify_passes, *accepted]
+    judged = [min(pair) for pair in zip(reached, drafted, strict=False)]
     return {
-        "num_drafts": stats.num_drafts,
-        "mean_accepted_length": 1.0 + stats.num_accepted_tokens / stats.num_drafts if stats.num_drafts else None,
+        "num_verify_passes": stats.num_verify_passes,
+        "mean_accepted_length": stats.mean_accepted_length,
         "accepted_share": [_share(part, whole) for part, whole in zip(accepted, drafted, strict=True)],
         "acceptance_rate": [_share(part, whole) for part, whole in zip(accepted, judged, strict=True)],
     }

@@ -1,12 +1,12 @@
-"""What can be compared: an arm is an engine and, in the self-drafting engine, a policy."""
+"""What can be compared: an arm is an engine and, in the self-drafting engine, a rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from efficient_rollout.controller.policy import Always, BatchThreshold
-from efficient_rollout.controller.registry import POLICIES, PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
+from efficient_rollout.controller.rule import Always, BatchThreshold
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
@@ -25,19 +25,19 @@ class Arm:
     Attributes:
         name: As given on the command line.
         engine: Which engine serves it; arms of one engine take turns in it.
-        policy: Of the controller, where the engine has one.
+        rule: Of the controller, where the engine has one.
         num_draft_tokens: Of the n-gram method.
     """
 
     name: str
     engine: EngineKind
-    policy: str | None = None
+    rule: str | None = None
     num_draft_tokens: int = 0
 
     @property
     def needs_profile(self) -> bool:
-        """Whether its policy reads a latency profile."""
-        bare, _, argument = (self.policy or "").partition(":")
+        """Whether its rule reads a latency profile."""
+        bare, _, argument = (self.rule or "").partition(":")
         return bare in _WITH_PROFILE and not (bare == "batch_table" and argument)
 
 
@@ -67,15 +67,15 @@ def _arm(name: str) -> Arm:
         if argument and not (argument.isdecimal() and int(argument) > 0):
             raise ConfigError(f"ngram takes one number of draft tokens, as in ngram:4; got {argument!r}")
         return Arm(name, "ngram", num_draft_tokens=int(argument or _NGRAM_DRAFT_TOKENS))
-    policy = _ALIASES.get(bare, bare)
-    if policy not in POLICIES:
-        known = ", ".join((PLAIN, "ngram", *_ALIASES, *POLICIES))
+    rule = _ALIASES.get(bare, bare)
+    if rule not in RULES:
+        known = ", ".join((PLAIN, "ngram", *_ALIASES, *RULES))
         raise ConfigError(f"unknown arm {bare!r}; choose among {known}")
-    return Arm(name, "self_drafting", policy=f"{policy}:{argument}" if argument else policy)
+    return Arm(name, "self_drafting", rule=f"{rule}:{argument}" if argument else rule)
 
 
 def check_arms(arms: Sequence[Arm], *, max_draft_tokens: int, profile: Path | None) -> None:
-    """Make every policy once, before any engine is started.
+    """Make every rule once, before any engine is started.
 
     Raises:
         ConfigError: One needs a profile and there is none, has a malformed argument, or drafts more than the engine.
@@ -87,11 +87,11 @@ def check_arms(arms: Sequence[Arm], *, max_draft_tokens: int, profile: Path | No
             f"{', '.join(wanting)} need --profile; make one with: efficient-rollout calibrate --model DIR --out FILE"
         )
     table = None if profile is None else TickTable(load_profile(profile).model, max_draft_tokens)
-    inputs = PolicyInputs(max_draft_tokens=max_draft_tokens, table=table)
+    inputs = RuleInputs(max_draft_tokens=max_draft_tokens, table=table)
     for arm in arms:
-        policy = None if arm.policy is None else make_policy(arm.policy, inputs)
-        if isinstance(policy, Always | BatchThreshold) and policy.num_draft_tokens > max_draft_tokens:
+        rule = None if arm.rule is None else make_rule(arm.rule, inputs)
+        if isinstance(rule, Always | BatchThreshold) and rule.num_draft_tokens > max_draft_tokens:
             raise ConfigError(
-                f"{arm.name} drafts {policy.num_draft_tokens} tokens, the engine at most {max_draft_tokens}; "
+                f"{arm.name} drafts {rule.num_draft_tokens} tokens, the engine at most {max_draft_tokens}; "
                 f"raise --max-draft-tokens"
             )

@@ -65,7 +65,7 @@ def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParse
 def resolve_dtype(args: argparse.Namespace) -> None:
     """Put the dtype that `auto` means on this machine in its place, so that results say which it was."""
     if args.dtype == _AUTO:
-        from efficient_rollout.vllm_plugin.offline import fastest_dtype
+        from efficient_rollout.vllm_plugin.measuring.offline import fastest_dtype
 
         args.dtype = fastest_dtype()
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure or read, fit, save, and print the error."""
     if args.model is None:
         return run_calibrate(args)
-    from efficient_rollout.vllm_plugin.probe import ProbeSettings, calibrate_engine
+    from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, calibrate_engine
 
     resolve_dtype(args)
     probe = ProbeSettings(
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         {
             "verify_kernel": args.verify_kernel,
             "drafter": {"scheme": args.scheme},
-            "controller": {"policy": "never", "max_draft_tokens": max(probe.lengths)},
+            "controller": {"rule": "never", "max_draft_tokens": max(probe.lengths)},
         },
         where="the command line",
     )

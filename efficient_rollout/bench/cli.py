@@ -45,7 +45,7 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     rollout = what.add_parser("rollout", help="decode the same work with each arm, in turns")
     rollout.add_argument("--model", type=Path, required=True, help="the policy's directory")
-    rollout.add_argument("--arms", default=_DEFAULT_ARMS, help="plain, ngram[:K], table, or policies of the controller")
+    rollout.add_argument("--arms", default=_DEFAULT_ARMS, help="plain, ngram[:K], table, or rules of the controller")
     rollout.add_argument("--profile", type=Path, help="latency profile, for table, published and cost_model")
     rollout.add_argument("--max-draft-tokens", type=int, default=11, help="upper bound of every decision")
     lengths = rollout.add_mutually_exclusive_group(required=True)
@@ -118,7 +118,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         rounds = [requests_of(trace, source, args.seed + draw, max_tokens=longest) for draw in range(args.draws)]
     else:
         rounds = [requests_of(trace, source, args.seed)] * args.rounds
-    controller: dict[str, Any] = {"policy": "never", "max_draft_tokens": args.max_draft_tokens}
+    controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
     if args.profile is not None:
         controller["profile"] = str(args.profile.resolve())
     resolve_dtype(args)

@@ -27,7 +27,7 @@ _WARM_UP_TICKS_PER_LENGTH = 3
 @contextmanager
 def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
     """Engines by arm, all alive at once; only one works at a time."""
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     engines: dict[str, Any] = {}
     try:
@@ -43,7 +43,7 @@ def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
 
 
 def _limits(plan: DrafterPlan, *, is_compiled: bool) -> Any:
-    from efficient_rollout.vllm_plugin.offline import EngineLimits
+    from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits
 
     longest = max(plan.longest_tokens, plan.context_tokens + plan.response_tokens, *map(len, plan.prompts))
     return EngineLimits(
@@ -68,7 +68,7 @@ def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable
         ConfigError: The policy's responses are too short for the contexts asked for.
         ProfileError: An engine did not do what was asked of it.
     """
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     prompts = grown_prompts(engines[PLAIN_EAGER], plan)
     measured = Measured()
@@ -116,7 +116,7 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
     Raises:
         ConfigError: Too few of the policy's responses are that long.
     """
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     num_tokens = max(1, plan.context_tokens - plan.response_tokens // 2)
     short = [prompt for prompt in plan.prompts if len(prompt) < num_tokens]
@@ -136,7 +136,7 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
 
 
 def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int) -> Any:
-    from efficient_rollout.vllm_plugin import offline, scripted
+    from efficient_rollout.vllm_plugin.measuring import offline, scripted
 
     works = [offline.Work(prompt, num_tokens) for prompt in prompts]
     return offline.roll_out(engine, works, temperature=plan.temperature, extra_args={scripted.PATTERN: pattern})
@@ -146,7 +146,7 @@ def _switch(
     plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], number: int, runs: Sequence[Run]
 ) -> SwitchRun:
     """Draft at every other tick, and compare with this round's runs that draft always and never."""
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     k, batch = plan.shown_length, len(prompts)
     offline.take_ticks(engine)
@@ -202,7 +202,7 @@ def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _forget(engine: Any) -> None:
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
     from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
     offline.take_ticks(engine)
@@ -210,8 +210,8 @@ def _forget(engine: Any) -> None:
 
 
 def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
-    from efficient_rollout.vllm_plugin import offline
-    from efficient_rollout.vllm_plugin.probe import require_steady_ticks, seconds_of_passes
+    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.vllm_plugin.measuring.probe import require_steady_ticks, seconds_of_passes
     from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
     steady = require_steady_ticks(offline.take_ticks(engine), k, batch)
@@ -221,7 +221,7 @@ def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
         "tick_seconds": seconds[PLAIN] if k == 0 else median(tick.seconds for tick in steady),
         "draft_step_seconds": seconds.get(DRAFT),
         "verify_seconds": seconds.get(VERIFY),
-        "mean_accepted_length": 1.0 + stats.num_accepted_tokens / stats.num_drafts if stats.num_drafts else None,
+        "mean_accepted_length": stats.mean_accepted_length,
         "mean_context_tokens": fmean(tick.mean_context_tokens for tick in steady),
         "num_ticks": len(steady),
         "part_seconds": _mean_parts([tick.part_seconds for tick in steady]),

@@ -182,7 +182,7 @@ def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
         if name in drafters:
             raise ConfigError(f"--schemes repeats {name}")
         kernel = {"verify_kernel": drafter.pop("verify_kernel")} if "verify_kernel" in drafter else {}
-        controller = {"policy": "never", "max_draft_tokens": max_draft_tokens}
+        controller = {"rule": "never", "max_draft_tokens": max_draft_tokens}
         drafters[name] = Settings.parse(
             {**kernel, "drafter": drafter, "controller": controller}, where="the command line"
         )
@@ -242,6 +242,6 @@ def _acceptance(args: argparse.Namespace, config: dict[str, Any], num_draft_toke
 
 def _long_response_tokens(size: str) -> int:
     """Up to the middle of the last segment, or of the longest worked answers of this size."""
-    from efficient_rollout.tasks.recipes import level_of
+    from efficient_rollout.tasks.training_plans import level_of
 
     return min(sum(SEGMENTS[-1]) // 2, level_of(size).max_response_tokens * 3 // 4)

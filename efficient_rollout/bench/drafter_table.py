@@ -127,7 +127,7 @@ def acceptance_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['temperature']:g}",
             f"{row['from_token']}-{row['to_token']}",
             str(row["num_responses"]),
-            str(row["num_drafts"]),
+            str(row["num_verify_passes"]),
             "-" if row["mean_accepted_length"] is None else f"{row['mean_accepted_length']:.2f}",
             " ".join("-" if rate is None else f"{rate:.3f}" for rate in row["acceptance_rate"]) or "-",
         ]

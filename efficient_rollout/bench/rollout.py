@@ -93,7 +93,7 @@ def run_plan(plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None]
         plan: What is run.
         on_result: Called after each rollout with the round's name.
     """
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     engines: dict[str, Any] = {}
     try:
@@ -138,7 +138,7 @@ def _engine_name(arm: Arm) -> str:
 
 
 def _start(plan: BenchPlan, arm: Arm) -> Any:
-    from efficient_rollout.vllm_plugin import offline
+    from efficient_rollout.vllm_plugin.measuring import offline
 
     # Every round's work runs at once, without preemption, in any engine.
     works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
@@ -167,7 +167,7 @@ class _Turn:
 
     def warm_up(self, requests: Sequence[Request]) -> None:
         """A few tokens of each request; the self-drafting engine drafts as many as it ever may."""
-        from efficient_rollout.vllm_plugin import offline, scripted
+        from efficient_rollout.vllm_plugin.measuring import offline, scripted
 
         works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, _WARM_UP_TOKENS)) for r in requests]
         pattern = {scripted.PATTERN: [self.plan.settings.controller.max_draft_tokens, 0, 1]}
@@ -175,7 +175,7 @@ class _Turn:
 
     def roll_out(self, requests: Sequence[Request]) -> RoundResult:
         """The whole work, with nothing of an earlier turn left in the engine."""
-        from efficient_rollout.vllm_plugin import offline, scripted
+        from efficient_rollout.vllm_plugin.measuring import offline, scripted
         from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
         is_ours = self.arm.engine == "self_drafting"
@@ -188,7 +188,7 @@ class _Turn:
             [offline.Work(r.prompt_token_ids, r.max_tokens) for r in requests],
             temperature=self.plan.temperature,
             eos_token_ids=self.plan.eos_token_ids,
-            extra_args={scripted.POLICY: self.arm.policy, scripted.RUN: self.run} if is_ours else None,
+            extra_args={scripted.RULE: self.arm.rule, scripted.RUN: self.run} if is_ours else None,
         )
         if not self.plan.eos_token_ids:
             emitted, forced = [len(ids) for ids in result.token_ids], [r.max_tokens for r in requests]

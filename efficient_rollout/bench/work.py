@@ -82,7 +82,7 @@ class TaskPrompts(PromptSource):
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         from efficient_rollout.tasks.arithmetic import generate
-        from efficient_rollout.tasks.recipes import level_of
+        from efficient_rollout.tasks.training_plans import level_of
 
         level = level_of(self.size)
         if level.max_response_tokens < self.min_response_tokens:
@@ -125,7 +125,7 @@ def read_prompts(path: Path, model: str) -> FixedPrompts:
 
 
 def _encode(model: str, prompts: list[Any]) -> list[Prompt]:
-    from efficient_rollout.vllm_plugin.offline import encode
+    from efficient_rollout.vllm_plugin.measuring.offline import encode
 
     return [tuple(ids) for ids in encode(model, prompts)]
 

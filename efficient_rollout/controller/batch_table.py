@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from efficient_rollout.controller.policy import Unlearning
+from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -66,7 +66,7 @@ def compile_table(
 
 
 def table_from_lists(rows: Sequence[Sequence[int]]) -> BatchTable:
-    """A policy from JSON-like rows.
+    """A rule from JSON-like rows.
 
     Raises:
         ConfigError: a row is not three integers.

@@ -1,4 +1,4 @@
-"""What one engine tick turned out to be: the feedback a policy learns from, and how well it had predicted it."""
+"""What one engine tick turned out to be: the feedback a rule learns from, and how well it had predicted it."""
 
 from dataclasses import dataclass
 

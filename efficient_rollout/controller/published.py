@@ -22,7 +22,7 @@ _UP, _DOWN, _PATIENCE = 0.94, 0.85, 2
 
 @dataclass(slots=True)
 class Published:
-    """The published policy.
+    """The published rule.
 
     Attributes:
         table: Predicted tick seconds; may be shared.

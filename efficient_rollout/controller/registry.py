@@ -1,13 +1,13 @@
-"""Every policy by name. A name may carry an argument after a colon: `always:4`, `batch_threshold:4,8`."""
+"""Every rule by name. A name may carry an argument after a colon: `always:4`, `batch_threshold:4,8`."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from efficient_rollout.controller.batch_table import BatchTable, compile_table, table_from_lists
-from efficient_rollout.controller.cost_policy import CostModelPolicy, CostPolicySettings
-from efficient_rollout.controller.policy import Always, BatchThreshold, Never, Policy
+from efficient_rollout.controller.cost_model_rule import CostModelRule, CostModelRuleSettings
 from efficient_rollout.controller.published import LADDER, Published
+from efficient_rollout.controller.rule import Always, BatchThreshold, Never, Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import ConfigError
 
@@ -17,8 +17,8 @@ _DEFAULT_THRESHOLD_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyInputs:
-    """What policies are made from.
+class RuleInputs:
+    """What rules are made from.
 
     Attributes:
         max_draft_tokens: Largest k of any decision, at least 1.
@@ -31,37 +31,37 @@ class PolicyInputs:
     table: TickTable | None = None
     prior_acceptance: float = 0.9
 
-    def require_table(self, policy: str) -> TickTable:
+    def require_table(self, rule: str) -> TickTable:
         """The latency table.
 
         Raises:
             ConfigError: there is none, or it stops below `max_draft_tokens`.
         """
         if self.table is None:
-            raise ConfigError(f"policy {policy} needs a latency profile; make one with: efficient-rollout calibrate")
+            raise ConfigError(f"rule {rule} needs a latency profile; make one with: efficient-rollout calibrate")
         if self.table.max_draft_tokens < self.max_draft_tokens:
             raise ConfigError(
-                f"policy {policy} drafts up to {self.max_draft_tokens} tokens, the latency table has"
+                f"rule {rule} drafts up to {self.max_draft_tokens} tokens, the latency table has"
                 f" {self.table.max_draft_tokens}; build TickTable with max_draft_tokens={self.max_draft_tokens}"
             )
         return self.table
 
 
-def _never(_: PolicyInputs, argument: str) -> Policy:
+def _never(_: RuleInputs, argument: str) -> Rule:
     _no_argument("never", argument)
     return Never()
 
 
-def _always(inputs: PolicyInputs, argument: str) -> Policy:
+def _always(inputs: RuleInputs, argument: str) -> Rule:
     return Always(_integers("always", argument, [inputs.max_draft_tokens])[0])
 
 
-def _batch_threshold(inputs: PolicyInputs, argument: str) -> Policy:
+def _batch_threshold(inputs: RuleInputs, argument: str) -> Rule:
     defaults = [inputs.max_draft_tokens, _DEFAULT_THRESHOLD_REQUESTS]
     return BatchThreshold(*_integers("batch_threshold", argument, defaults))
 
 
-def _batch_table(inputs: PolicyInputs, argument: str) -> Policy:
+def _batch_table(inputs: RuleInputs, argument: str) -> Rule:
     if argument:
         try:
             rows = json.loads(argument)
@@ -80,18 +80,18 @@ def _batch_table(inputs: PolicyInputs, argument: str) -> Policy:
     return BatchTable(tuple(ranges))
 
 
-def _published(inputs: PolicyInputs, argument: str) -> Policy:
+def _published(inputs: RuleInputs, argument: str) -> Rule:
     table = inputs.require_table("published")
     return Published(table, _integers("published", argument, [LADDER[0]])[0], inputs.prior_acceptance)
 
 
-def _cost_model(inputs: PolicyInputs, argument: str) -> Policy:
+def _cost_model(inputs: RuleInputs, argument: str) -> Rule:
     _no_argument("cost_model", argument)
-    settings = CostPolicySettings(prior_acceptance=inputs.prior_acceptance)
-    return CostModelPolicy(inputs.require_table("cost_model"), inputs.max_draft_tokens, settings)
+    settings = CostModelRuleSettings(prior_acceptance=inputs.prior_acceptance)
+    return CostModelRule(inputs.require_table("cost_model"), inputs.max_draft_tokens, settings)
 
 
-POLICIES: dict[str, Callable[[PolicyInputs, str], Policy]] = {
+RULES: dict[str, Callable[[RuleInputs, str], Rule]] = {
     "never": _never,
     "always": _always,
     "batch_threshold": _batch_threshold,
@@ -101,29 +101,29 @@ POLICIES: dict[str, Callable[[PolicyInputs, str], Policy]] = {
 }
 
 
-def make_policy(name: str, inputs: PolicyInputs) -> Policy:
-    """A new policy, with a memory of its own.
+def make_rule(name: str, inputs: RuleInputs) -> Rule:
+    """A new rule, with a memory of its own.
 
     Args:
-        name: A key of `POLICIES`, optionally with `:argument`.
+        name: A key of `RULES`, optionally with `:argument`.
         inputs: What it is made from.
 
     Raises:
         ConfigError: the name is unknown, the argument malformed, or an input is missing.
     """
     bare, _, argument = name.partition(":")
-    if bare not in POLICIES:
-        raise ConfigError(f"unknown policy {bare!r}; choose one of {', '.join(POLICIES)}")
-    return POLICIES[bare](inputs, argument)
+    if bare not in RULES:
+        raise ConfigError(f"unknown rule {bare!r}; choose one of {', '.join(RULES)}")
+    return RULES[bare](inputs, argument)
 
 
-def _no_argument(policy: str, argument: str) -> None:
+def _no_argument(rule: str, argument: str) -> None:
     if argument:
-        raise ConfigError(f"policy {policy} takes no argument, got {argument!r}")
+        raise ConfigError(f"rule {rule} takes no argument, got {argument!r}")
 
 
-def _integers(policy: str, argument: str, defaults: list[int]) -> list[int]:
+def _integers(rule: str, argument: str, defaults: list[int]) -> list[int]:
     given = argument.split(",") if argument else []
     if len(given) > len(defaults) or not all(part.isdecimal() and int(part) > 0 for part in given):
-        raise ConfigError(f"policy {policy} takes up to {len(defaults)} positive integers, got {argument!r}")
+        raise ConfigError(f"rule {rule} takes up to {len(defaults)} positive integers, got {argument!r}")
     return [int(part) for part in given] + defaults[len(given) :]

@@ -1,4 +1,4 @@
-"""What a policy sees, and what it answers."""
+"""What a rule sees, and what it answers."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Decision:
 
     Attributes:
         num_draft_tokens: 0 is plain decoding.
-        reason: A member of the policy's own `REASONS`; ends up in the metrics.
+        reason: A member of the rule's own `REASONS`; ends up in the metrics.
     """
 
     num_draft_tokens: int

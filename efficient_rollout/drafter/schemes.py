@@ -88,11 +88,11 @@ def _mixed(group_size: int, int4_max_rows: int) -> Scheme:
     )
 
 
-def _bf16() -> Scheme:
-    return Scheme(name="bf16", kernel="the policy's", pack=None, supports=lambda *_: False, missing=_only_on_cpu)
+def _unquantized() -> Scheme:
+    return Scheme(name="unquantized", kernel="the policy's", pack=None, supports=lambda *_: False, missing=_only_on_cpu)
 
 
-SCHEME_NAMES = ("int8", "int4", "mixed", "bf16")
+SCHEME_NAMES = ("int8", "int4", "mixed", "unquantized")
 
 
 def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
@@ -109,7 +109,7 @@ def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
         "int8": _int8(),
         "int4": _int4(settings.group_size),
         "mixed": _mixed(settings.group_size, settings.int4_max_rows),
-        "bf16": _bf16(),
+        "unquantized": _unquantized(),
     }
     scheme = schemes[settings.scheme]
     missing = scheme.missing(device_type)

@@ -26,7 +26,7 @@ class RolloutStats:
         num_ticks: Engine steps that computed at least one token.
         num_speculative_ticks: Ticks that verified at least one draft token.
         num_generated_tokens: Tokens emitted to requests, drafts included.
-        num_drafts: Verify events: requests times ticks with at least one draft token.
+        num_verify_passes: Verify events: requests times ticks with at least one draft token.
         num_draft_tokens: Draft tokens verified.
         num_accepted_tokens: Draft tokens accepted.
         accepted_per_position: Accepted drafts at each position, first draft token first.
@@ -50,7 +50,7 @@ class RolloutStats:
     num_ticks: int = 0
     num_speculative_ticks: int = 0
     num_generated_tokens: int = 0
-    num_drafts: int = 0
+    num_verify_passes: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
@@ -74,7 +74,7 @@ class RolloutStats:
 
     def observe_verify(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
         """Count one request's verify pass."""
-        self.num_drafts += 1
+        self.num_verify_passes += 1
         self.num_draft_tokens += num_draft_tokens
         self.num_accepted_tokens += num_accepted_tokens
         missing = num_draft_tokens - len(self.drafted_per_position)
@@ -86,12 +86,19 @@ class RolloutStats:
             self.accepted_per_position[position] += position < num_accepted_tokens
 
     def add_speedup(self, speedup: Speedup | None) -> None:
-        """Add what a policy predicted and measured; None from one that predicts nothing."""
+        """Add what a rule predicted and measured; None from one that predicts nothing."""
         if speedup is not None:
             self.predicted_plain_seconds += speedup.predicted_plain_seconds
             self.predicted_tick_seconds += speedup.predicted_tick_seconds
             self.measured_plain_seconds += speedup.measured_plain_seconds
             self.measured_tick_seconds += speedup.measured_tick_seconds
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Tokens a request gains per verify pass, its own included; None without one."""
+        if not self.num_verify_passes:
+            return None
+        return 1.0 + self.num_accepted_tokens / self.num_verify_passes
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; `from_dict(to_dict())` is equal."""
@@ -133,9 +140,9 @@ class RolloutStats:
             metrics[names.SPECULATIVE_TICK_SHARE] = self.num_speculative_ticks / self.num_ticks
             for reason, ticks in sorted(self.ticks_by_reason.items()):
                 metrics[names.REASON_SHARE_PREFIX + reason] = ticks / self.num_ticks
-        if self.num_drafts:
+        if self.mean_accepted_length is not None:
             metrics[names.ACCEPTANCE_RATE] = self.num_accepted_tokens / self.num_draft_tokens
-            metrics[names.MEAN_ACCEPTED_LENGTH] = 1.0 + self.num_accepted_tokens / self.num_drafts
+            metrics[names.MEAN_ACCEPTED_LENGTH] = self.mean_accepted_length
         if self.measured_tick_seconds > 0.0:
             metrics[names.PREDICTED_SPEEDUP] = self.predicted_plain_seconds / self.predicted_tick_seconds
             metrics[names.MEASURED_SPEEDUP] = self.measured_plain_seconds / self.measured_tick_seconds

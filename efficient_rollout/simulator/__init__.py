@@ -1,1 +1,1 @@
-"""Replay a rollout under a policy, for fleets larger than this machine."""
+"""Replay a rollout under a rule, for fleets larger than this machine."""

@@ -1,4 +1,4 @@
-"""`efficient-rollout simulate`: replay a rollout trace under one or more policies."""
+"""`efficient-rollout simulate`: replay a rollout trace under one or more rules."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
@@ -22,7 +22,7 @@ _FLEET_STRIDE = 8
 
 def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `simulate`; the parsed arguments carry `run`."""
-    parser = subparsers.add_parser("simulate", help="replay a rollout trace under a policy")
+    parser = subparsers.add_parser("simulate", help="replay a rollout trace under a rule")
     parser.add_argument("--profile", type=Path, required=True, help="latency profile: the true seconds of each tick")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--trace", type=Path, help="JSON lines of prompt_tokens and response_tokens")
@@ -43,14 +43,14 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
         help=f"ticks between decisions; default 1 up to {_EXACT_ENGINES} engines, {_FLEET_STRIDE} above",
     )
     parser.add_argument(
-        "--policy", action="append", help="names separated by commas: never,always:4,cost_model; not with --against"
+        "--rule", action="append", help="names separated by commas: never,always:4,cost_model; not with --against"
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.set_defaults(run=run_simulate)
 
 
 def run_simulate(args: argparse.Namespace) -> int:
-    """Replay under each policy, print one line each, and write the JSON file."""
+    """Replay under each rule, print one line each, and write the JSON file."""
     _check(args)
     if args.against is not None:
         return _run_against(args)
@@ -58,11 +58,11 @@ def run_simulate(args: argparse.Namespace) -> int:
     trace = _trace(args)
     stride = args.decision_stride or (1 if args.engines <= _EXACT_ENGINES else _FLEET_STRIDE)
     world = World(table=table, acceptance=args.acceptance, jitter_sd=args.jitter)
-    inputs = PolicyInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
+    inputs = RuleInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
     results: dict[str, dict[str, Any]] = {}
-    for name in _names(args.policy):
+    for name in _names(args.rule):
         outcome = simulate(
-            trace, args.engines, partial(make_policy, name, inputs), world,
+            trace, args.engines, partial(make_rule, name, inputs), world,
             max_draft_tokens=args.max_draft_tokens, seed=args.seed, decision_stride=stride,
         )  # fmt: skip
         results[name] = _to_dict(outcome)
@@ -72,7 +72,7 @@ def run_simulate(args: argparse.Namespace) -> int:
         )
     if args.json:
         drawn = {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
-        _write(args, {"settings": recorded_options(args) | drawn, "policies": results})
+        _write(args, {"settings": recorded_options(args) | drawn, "rules": results})
     return 0
 
 
@@ -123,8 +123,8 @@ def _names(options: list[str]) -> list[str]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if (args.policy is None) == (args.against is None):
-        raise ConfigError("give --policy NAME[,NAME...], or --against FILE, whose arms name the policies; not both")
+    if (args.rule is None) == (args.against is None):
+        raise ConfigError("give --rule NAME[,NAME...], or --against FILE, whose arms name the rules; not both")
     if not 1 <= args.max_draft_tokens <= 64:
         raise ConfigError(f"--max-draft-tokens is {args.max_draft_tokens}; give 1 to 64")
     if not 0.0 <= args.acceptance <= 1.0 or not 0.0 <= args.jitter <= 1.0:

@@ -1,4 +1,4 @@
-"""Replay a trace tick by tick on many engines, each with a policy object of its own.
+"""Replay a trace tick by tick on many engines, each with a rule object of its own.
 
 All engines take their n-th tick together, as one array operation; their clocks differ. Seconds of a tick come from a
 latency table, accepted drafts from a seeded random number per request and tick.
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.policy import Policy
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
@@ -24,7 +24,7 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is true, whatever the policies believe.
+    """What is true, whatever the rules believe.
 
     Attributes:
         table: True seconds of a tick.
@@ -32,7 +32,7 @@ class World:
         acceptance_after: (generated tokens of the engine, acceptance from then on), or None.
         jitter_sd: Standard deviation of the log of a tick's seconds.
         stall_s: Seconds lost at a tick, by tick number; every engine stalls.
-        clock_jump_s: Seconds added to what the policy is told, by tick number; no time is lost.
+        clock_jump_s: Seconds added to what the rule is told, by tick number; no time is lost.
     """
 
     table: TickTable
@@ -81,26 +81,26 @@ class Outcome:
 def simulate(
     trace: Trace,
     num_engines: int,
-    make_policy: Callable[[], Policy],
+    make_rule: Callable[[], Rule],
     world: World,
     *,
     max_draft_tokens: int,
     seed: int = 0,
     decision_stride: int = 1,
 ) -> Outcome:
-    """Replay a trace under a policy.
+    """Replay a trace under a rule.
 
     Args:
         trace: All requests, submitted at time 0; every engine runs all of its own at once.
         num_engines: Engines.
-        make_policy: Called once per engine.
+        make_rule: Called once per engine.
         world: True seconds and acceptance.
         max_draft_tokens: Upper bound of every decision; the world's table must reach it.
         seed: Of acceptance and jitter.
         decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. Counts observed in
             between are added up.
     """
-    fleet = _Fleet(trace, num_engines, [make_policy() for _ in range(num_engines)], world, max_draft_tokens, seed)
+    fleet = _Fleet(trace, num_engines, [make_rule() for _ in range(num_engines)], world, max_draft_tokens, seed)
     fleet.prefill()
     tick = 0
     while fleet.engine.size:
@@ -115,12 +115,12 @@ class _Fleet:
     """State of all engines; request arrays hold running requests only."""
 
     def __init__(
-        self, trace: Trace, num_engines: int, policies: list[Policy], world: World, max_draft_tokens: int, seed: int
+        self, trace: Trace, num_engines: int, rules: list[Rule], world: World, max_draft_tokens: int, seed: int
     ) -> None:
         self.engine: Index = trace.assigned(num_engines)
         self.remaining: Index = trace.response_tokens.copy()
         self.context: Array = trace.prompt_tokens.astype(np.float64)
-        self.policies, self.world, self.limit = policies, world, max_draft_tokens
+        self.rules, self.world, self.limit = rules, world, max_draft_tokens
         self.rng = np.random.default_rng(seed)
         self.num_tokens = int(trace.response_tokens.sum())
         self.clock = np.zeros(num_engines)
@@ -136,20 +136,20 @@ class _Fleet:
         """One tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
         per_token_s = float(np.exp(self.world.table.model.log_parameters[PLAIN, PARAMETERS.index("row_compute_s")]))
         prompt_tokens = np.bincount(self.engine, self.context, len(self.clock))
-        for e, policy in enumerate(self.policies):
-            policy.decide(self._state(e, int(prompt_tokens[e])))
-            self._tell(policy, TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
+        for e, rule in enumerate(self.rules):
+            rule.decide(self._state(e, int(prompt_tokens[e])))
+            self._tell(rule, TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
                        mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
         self.clock += prompt_tokens * per_token_s
         self.seconds_by_length[0] += float(self.clock.sum())
 
     def decide(self, tick: int) -> None:
-        """Tell every policy what happened since its last decision, and ask it for the next."""
+        """Tell every rule what happened since its last decision, and ask it for the next."""
         for e in np.flatnonzero(self.batch).tolist():
-            policy = self.policies[e]
+            rule = self.rules[e]
             if tick:
-                self._tell(policy, self._observation(e))
-            decision = policy.decide(self._state(e, 0))
+                self._tell(rule, self._observation(e))
+            decision = rule.decide(self._state(e, 0))
             self.asked[e] = decision.num_draft_tokens
             self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
         self._reset_counts()
@@ -259,5 +259,5 @@ class _Fleet:
         )
 
     @staticmethod
-    def _tell(policy: Policy, observation: TickObservation) -> None:
-        policy.observe(observation)
+    def _tell(rule: Rule, observation: TickObservation) -> None:
+        rule.observe(observation)

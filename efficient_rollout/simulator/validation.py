@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from efficient_rollout.controller.policy import Policy
-from efficient_rollout.controller.registry import POLICIES, PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.simulator.fleet import World, simulate
@@ -19,7 +19,7 @@ from efficient_rollout.simulator.trace import Trace
 TOLERANCE = 0.10
 # Arms of the benchmark whose names are not the simulator's. `plain` and `ngram` are stock engines, whose ticks
 # no profile has.
-_POLICY_OF_ARM = {"table": "batch_table"}
+_RULE_OF_ARM = {"table": "batch_table"}
 _SCHEMA_VERSION = 1
 _METRIC = "efficient_rollout/"
 _DEFAULT_ACCEPTANCE = 0.9
@@ -123,7 +123,7 @@ def read_measured(path: Path) -> Measured:
         arms = {
             name: [_round(*pair) for pair in zip(prompts, arm["rounds"], strict=True)]
             for name, arm in data["arms"].items()
-            if _policy_name(name) is not None
+            if _rule_name(name) is not None
         }
         measured = Measured(max_draft_tokens=int(data["settings"]["max_draft_tokens"]), arms=arms)
     except (KeyError, TypeError, ValueError) as error:
@@ -137,10 +137,10 @@ def read_measured(path: Path) -> Measured:
     return measured
 
 
-def _policy_name(arm: str) -> str | None:
+def _rule_name(arm: str) -> str | None:
     bare, separator, argument = arm.partition(":")
-    policy = _POLICY_OF_ARM.get(bare, bare)
-    return f"{policy}{separator}{argument}" if policy in POLICIES else None
+    rule = _RULE_OF_ARM.get(bare, bare)
+    return f"{rule}{separator}{argument}" if rule in RULES else None
 
 
 def _round(prompt_tokens: Sequence[int], result: Mapping[str, Any]) -> MeasuredRound:
@@ -160,7 +160,7 @@ def _round(prompt_tokens: Sequence[int], result: Mapping[str, Any]) -> MeasuredR
 
 
 def compare(measured: Measured, table: TickTable, *, seed: int = 0, jitter_sd: float = 0.0) -> dict[str, Comparison]:
-    """Replay every round of every arm; a policy keeps what it learned in earlier rounds, as in the benchmark.
+    """Replay every round of every arm; a rule keeps what it learned in earlier rounds, as in the benchmark.
 
     Args:
         measured: What real engines did.
@@ -168,18 +168,18 @@ def compare(measured: Measured, table: TickTable, *, seed: int = 0, jitter_sd: f
         seed: Of acceptance and jitter.
         jitter_sd: As in `World`.
     """
-    inputs = PolicyInputs(max_draft_tokens=measured.max_draft_tokens, table=table)
+    inputs = RuleInputs(max_draft_tokens=measured.max_draft_tokens, table=table)
     compared = {}
     for arm, rounds in measured.arms.items():
-        name = _policy_name(arm)
+        name = _rule_name(arm)
         assert name is not None
-        policy = make_policy(name, inputs)
+        rule = make_rule(name, inputs)
         acceptances = [_acceptance(measured, arm, number) for number in range(len(rounds))]
         simulated = []
         for number, (played, acceptance) in enumerate(zip(rounds, acceptances, strict=True)):
             if number:
-                policy.mark_stale()
-            simulated.append(_replay(played, policy, World(table=table, acceptance=acceptance, jitter_sd=jitter_sd),
+                rule.mark_stale()
+            simulated.append(_replay(played, rule, World(table=table, acceptance=acceptance, jitter_sd=jitter_sd),
                                      measured.max_draft_tokens, seed + number))  # fmt: skip
         compared[arm] = Comparison(
             measured_s=[played.seconds for played in rounds], simulated_s=simulated, acceptance=acceptances
@@ -187,8 +187,8 @@ def compare(measured: Measured, table: TickTable, *, seed: int = 0, jitter_sd: f
     return compared
 
 
-def _replay(played: MeasuredRound, policy: Policy, world: World, max_draft_tokens: int, seed: int) -> float:
-    return simulate(played.trace, 1, lambda: policy, world, max_draft_tokens=max_draft_tokens, seed=seed).makespan_s
+def _replay(played: MeasuredRound, rule: Rule, world: World, max_draft_tokens: int, seed: int) -> float:
+    return simulate(played.trace, 1, lambda: rule, world, max_draft_tokens=max_draft_tokens, seed=seed).makespan_s
 
 
 def _acceptance(measured: Measured, arm: str, number: int) -> float:

@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Dataset
 
 from efficient_rollout.tasks.arithmetic import Level, Problem, take
-from efficient_rollout.tasks.recipes import Schedule
 from efficient_rollout.tasks.tokenizer import EOS, prompt_tokens, vocabulary
+from efficient_rollout.tasks.training_plans import Schedule
 
 IGNORED = -100
 """Label of a position that is not trained on, as transformers' losses expect."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from efficient_rollout.tasks.evaluation import Measurement
-from efficient_rollout.tasks.recipes import Schedule
+from efficient_rollout.tasks.training_plans import Schedule
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from efficient_rollout.tasks.recipes import SIZES
+from efficient_rollout.tasks.training_plans import CARD_FILE, SIZES
 
 
 def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,11 +39,11 @@ def add_data_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
 
 def run_policy(args: argparse.Namespace) -> int:
     """Make or reuse the policy and say where it is."""
-    from efficient_rollout.tasks.policy import RECIPE_FILE, ensure_policy
+    from efficient_rollout.tasks.policy import ensure_policy
 
     _show_progress()
     path = ensure_policy(args.size, out=args.out, seed=args.seed, tied=args.tied)
-    sys.stdout.write(f"{path}\n{(path / RECIPE_FILE).read_text()}")
+    sys.stdout.write(f"{path}\n{(path / CARD_FILE).read_text()}")
     return 0
 
 

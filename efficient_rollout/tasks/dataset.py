@@ -5,7 +5,7 @@ from pathlib import Path
 
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Problem, Split, take
-from efficient_rollout.tasks.recipes import level_of
+from efficient_rollout.tasks.training_plans import level_of
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from torch import Tensor, no_grad, randn_like
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.tasks.model_shape import ModelShape
+from efficient_rollout.tasks.policy_shape import PolicyShape
 
 _ZERO_IN_INSERTED_BLOCKS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
-def grow(core: Qwen3ForCausalLM, shape: ModelShape, *, spread: float = 0.0) -> Qwen3ForCausalLM:
+def grow(core: Qwen3ForCausalLM, shape: PolicyShape, *, spread: float = 0.0) -> Qwen3ForCausalLM:
     """A new model of the given shape whose logits are the core's, to rounding.
 
     Args:
@@ -45,7 +45,7 @@ def grow(core: Qwen3ForCausalLM, shape: ModelShape, *, spread: float = 0.0) -> Q
     return grown.train(core.training)
 
 
-def _copies(config: Qwen3Config, shape: ModelShape) -> int:
+def _copies(config: Qwen3Config, shape: PolicyShape) -> int:
     """How often every unit of the core appears."""
     copies = shape.hidden_size // config.hidden_size
     wanted = {
@@ -66,7 +66,7 @@ def _copies(config: Qwen3Config, shape: ModelShape) -> int:
     return copies
 
 
-def _grown_config(config: Qwen3Config, shape: ModelShape) -> Qwen3Config:
+def _grown_config(config: Qwen3Config, shape: PolicyShape) -> Qwen3Config:
     return Qwen3Config(
         **{
             **config.to_dict(),

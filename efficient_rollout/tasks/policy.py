@@ -1,4 +1,4 @@
-"""Embedded policies on disk: made once per recipe, kept in a cache, never taken for finished when they are not."""
+"""Embedded policies on disk: made once per plan, kept in a cache, never taken for finished when they are not."""
 
 import json
 import logging
@@ -11,12 +11,9 @@ from pathlib import Path
 
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError
-from efficient_rollout.tasks.recipes import Recipe, recipe_of
+from efficient_rollout.tasks.training_plans import CARD_FILE, TrainingPlan, plan_of
 
 logger = logging.getLogger(__name__)
-
-RECIPE_FILE = "recipe.json"
-"""Beside the weights: the recipe, what was measured, and the versions. It is the last file to be written."""
 
 _FILES = (
     "chat_template.jinja",
@@ -53,56 +50,56 @@ def ensure_policy(
 
     Returns:
         `out` if given, else the policy's directory in the cache: a Hugging Face checkpoint with tokenizer and chat
-        template, and `RECIPE_FILE`.
+        template, and `CARD_FILE`.
 
     Raises:
         ConfigError: The size or the seed is not a legal one.
         InputFileError: A directory cannot be written, is full, or holds something else.
         EfficientRolloutError: Training ended with a policy that is hardly ever, or nearly always, right.
     """
-    recipe = recipe_of(size, seed=seed, tied=tied)
+    plan = plan_of(size, seed=seed, tied=tied)
     cache = cache_dir or default_cache_dir()
-    needed_bytes = _needed_bytes(recipe)
+    needed_bytes = _needed_bytes(plan)
     with _disk_faults(cache):
         _require_space(cache, needed_bytes)
         target = Path(out) if out is not None else None
         if target is not None:
-            _require_empty_or_same(target, recipe)
+            _require_empty_or_same(target, plan)
             _require_space(target, needed_bytes)
-        cached = _ensure_cached(recipe, cache)
+        cached = _ensure_cached(plan, cache)
     if target is None:
         return cached
     with _disk_faults(target):
-        return _copy(cached, target, recipe)
+        return _copy(cached, target, plan)
 
 
-def is_finished(directory: Path, recipe: Recipe) -> bool:
-    """Whether `directory` holds every file of this very recipe's policy."""
+def is_finished(directory: Path, plan: TrainingPlan) -> bool:
+    """Whether `directory` holds every file of this very plan's policy."""
     try:
-        card = json.loads((directory / RECIPE_FILE).read_text())
+        card = json.loads((directory / CARD_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
-    same = isinstance(card, dict) and card.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
+    same = isinstance(card, dict) and card.get("plan") == json.loads(json.dumps(plan.as_dict()))
     return same and all((directory / name).is_file() for name in _FILES)
 
 
-def _ensure_cached(recipe: Recipe, cache: Path) -> Path:
+def _ensure_cached(plan: TrainingPlan, cache: Path) -> Path:
     """The policy's directory in the cache; trains under a lock, in a `.partial` directory renamed when finished."""
-    final = cache / recipe.key
-    if is_finished(final, recipe):
+    final = cache / plan.key
+    if is_finished(final, plan):
         return final
-    with _locked(cache / f"{recipe.key}.lock"):
-        if is_finished(final, recipe):
+    with _locked(cache / f"{plan.key}.lock"):
+        if is_finished(final, plan):
             return final
-        partial = cache / f"{recipe.key}.partial"
+        partial = cache / f"{plan.key}.partial"
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()
 
         from efficient_rollout.tasks.training import train
 
-        logger.info("training the %s policy (%.1f M parameters)", recipe.size, recipe.shape.num_parameters / 1e6)
-        train(recipe, partial)
+        logger.info("training the %s policy (%.1f M parameters)", plan.size, plan.shape.num_parameters / 1e6)
+        train(plan, partial)
         shutil.rmtree(partial / "trainer", ignore_errors=True)
         if final.exists():
             shutil.rmtree(final)
@@ -110,9 +107,9 @@ def _ensure_cached(recipe: Recipe, cache: Path) -> Path:
     return final
 
 
-def _copy(cached: Path, target: Path, recipe: Recipe) -> Path:
+def _copy(cached: Path, target: Path, plan: TrainingPlan) -> Path:
     """Copy a finished policy beside `target` and rename it there."""
-    if is_finished(target, recipe):
+    if is_finished(target, plan):
         return target
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
         staged = Path(staging) / "policy"
@@ -143,9 +140,9 @@ def _locked(lock_file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _needed_bytes(recipe: Recipe) -> int:
+def _needed_bytes(plan: TrainingPlan) -> int:
     """Disk space of the policy: its float32 weights, and a little."""
-    return 4 * recipe.shape.num_parameters + 2**20
+    return 4 * plan.shape.num_parameters + 2**20
 
 
 def _require_space(directory: Path, needed_bytes: int) -> None:
@@ -162,11 +159,11 @@ def _require_space(directory: Path, needed_bytes: int) -> None:
         )
 
 
-def _require_empty_or_same(target: Path, recipe: Recipe) -> None:
-    if target.is_dir() and (is_finished(target, recipe) or not any(target.iterdir())):
+def _require_empty_or_same(target: Path, plan: TrainingPlan) -> None:
+    if target.is_dir() and (is_finished(target, plan) or not any(target.iterdir())):
         return
     if target.exists():
-        raise InputFileError(f"{target} exists and is not the {recipe.key} policy; remove it or choose another --out")
+        raise InputFileError(f"{target} exists and is not the {plan.key} policy; remove it or choose another --out")
 
 
 @contextmanager

@@ -25,14 +25,20 @@ from efficient_rollout.tasks.batches import WorkedAnswerBatches
 from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
 from efficient_rollout.tasks.evaluation import Measurement, measure
 from efficient_rollout.tasks.growth import grow
-from efficient_rollout.tasks.model_shape import ModelShape
 from efficient_rollout.tasks.optimizer import make_optimizer
-from efficient_rollout.tasks.policy import RECIPE_FILE
-from efficient_rollout.tasks.recipes import MAX_ACCURACY, MAX_POSITIONS, MIN_ACCURACY, Recipe, Schedule
+from efficient_rollout.tasks.policy_shape import PolicyShape
 from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer
+from efficient_rollout.tasks.training_plans import (
+    CARD_FILE,
+    MAX_ACCURACY,
+    MAX_POSITIONS,
+    MIN_ACCURACY,
+    Schedule,
+    TrainingPlan,
+)
 
 
-def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def build_model(shape: PolicyShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A Qwen3 decoder of this shape with freshly drawn float32 weights."""
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
@@ -62,42 +68,42 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3F
     return model
 
 
-def train(recipe: Recipe, work_dir: Path) -> None:
-    """Train the recipe's policy; leave float32 weights, tokenizer and `RECIPE_FILE` in `work_dir`.
+def train(plan: TrainingPlan, work_dir: Path) -> None:
+    """Train the plan's policy; leave float32 weights, tokenizer and `CARD_FILE` in `work_dir`.
 
     Raises:
         EfficientRolloutError: The policy is not partly right when training ends.
     """
-    set_seed(recipe.seed)
+    set_seed(plan.seed)
     tokenizer = build_tokenizer(MAX_POSITIONS)
-    growth = recipe.growth
-    model = build_model(growth.core if growth else recipe.shape, tokenizer)
-    with Progress(f"{recipe.size} policy") as progress:
+    growth = plan.growth
+    model = build_model(growth.core if growth else plan.shape, tokenizer)
+    with Progress(f"{plan.size} policy") as progress:
 
         def train_stage(model: Qwen3ForCausalLM, level: Level, schedule: Schedule) -> dict[str, float]:
-            return _train_stage(model, tokenizer, level, schedule, recipe.seed, work_dir, progress)
+            return _train_stage(model, tokenizer, level, schedule, plan.seed, work_dir, progress)
 
-        first_level = recipe.level.capped(growth.core_response_tokens) if growth else recipe.level
-        stages = [train_stage(model, first_level, recipe.schedule)]
+        first_level = plan.level.capped(growth.core_response_tokens) if growth else plan.level
+        stages = [train_stage(model, first_level, plan.schedule)]
         if growth:
-            stages.append(train_stage(model, recipe.level, growth.core_schedule))
-            model = grow(model, recipe.shape, spread=growth.spread)
-            stages.append(train_stage(model, recipe.level, growth.schedule))
+            stages.append(train_stage(model, plan.level, growth.core_schedule))
+            model = grow(model, plan.shape, spread=growth.spread)
+            stages.append(train_stage(model, plan.level, growth.schedule))
         progress.status = "measuring the finished policy"
-        with _threads((growth.schedule if growth else recipe.schedule).num_threads):
-            result = measure(model, tokenizer, recipe.level, recipe.final_problems, seed=1)
-        _check_partly_right(recipe, result)
+        with _threads((growth.schedule if growth else plan.schedule).num_threads):
+            result = measure(model, tokenizer, plan.level, plan.final_problems, seed=1)
+        _check_partly_right(plan, result)
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(work_dir)
         tokenizer.save_pretrained(work_dir)
         card = {
-            "recipe": recipe.as_dict(),
+            "plan": plan.as_dict(),
             "num_parameters": model.num_parameters(),
             "measured": asdict(result),
             "training": {"stages": stages, "seconds": round(progress.seconds, 1)},
             "torch": version("torch"),
         }
-    (work_dir / RECIPE_FILE).write_text(json.dumps(card, indent=2) + "\n")
+    (work_dir / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
 
 
 def _train_stage(
@@ -168,10 +174,10 @@ def _trainer(
     return trainer
 
 
-def _check_partly_right(recipe: Recipe, result: Measurement) -> None:
+def _check_partly_right(plan: TrainingPlan, result: Measurement) -> None:
     if not MIN_ACCURACY <= result.accuracy <= MAX_ACCURACY:
         raise EfficientRolloutError(
-            f"the {recipe.size} policy answers {result.accuracy:.0%} of validation problems right after training, "
+            f"the {plan.size} policy answers {result.accuracy:.0%} of validation problems right after training, "
             f"outside {MIN_ACCURACY:.0%} to {MAX_ACCURACY:.0%}, where reinforcement learning has something to do; "
-            f"try another --seed than {recipe.seed}"
+            f"try another --seed than {plan.seed}"
         )

@@ -13,8 +13,8 @@ from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFi
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
-from efficient_rollout.vllm_plugin.policies import check_profile
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
+from efficient_rollout.vllm_plugin.rules import check_profile
 
 _REGISTER = "efficient_rollout.verl_plugin.register"
 

@@ -1,4 +1,4 @@
-"""The patches to veRL, each with its reason. `vllm_plugin/patching.py` applies them."""
+"""The patches to veRL, each with its reason. `patching.py` applies them."""
 
 import functools
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from typing import Any
 
 from verl.plugin.platform import get_platform
 
+from efficient_rollout.patching import Patch
 from efficient_rollout.verl_plugin.platform import PLATFORM_NAME
-from efficient_rollout.vllm_plugin.patching import Patch
 
 
 def _on_cpu() -> bool:

@@ -40,8 +40,8 @@ def _register() -> None:
     _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _SERVER_ADAPTER
     RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 
+    from efficient_rollout.patching import apply_patches
     from efficient_rollout.verl_plugin.ledger import PATCHES
-    from efficient_rollout.vllm_plugin.patching import apply_patches
 
     apply_patches(PATCHES)
 
@@ -55,8 +55,8 @@ def plugin_status() -> dict[str, Any]:
     """Versions, patches and device of the plugin in this process."""
     from verl.plugin.platform import get_platform
 
+    from efficient_rollout.patching import state
     from efficient_rollout.verl_plugin.ledger import PATCHES
-    from efficient_rollout.vllm_plugin.patching import state
 
     patches = {patch.name: state(patch) for patch in PATCHES}
     return {

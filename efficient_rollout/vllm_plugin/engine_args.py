@@ -20,7 +20,7 @@ def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_
     Args:
         model: The policy's path: the same as the engine's own `model`.
         settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did. Where its
-            policy needs a latency profile and none is named, the cached one is taken, or measured first.
+            rule needs a latency profile and none is named, the cached one is taken, or measured first.
         dtype: The engine's own option, for that profile.
         enforce_eager: The engine's own option, for that profile.
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from efficient_rollout.vllm_plugin import patching
-from efficient_rollout.vllm_plugin.patching import Patch
+from efficient_rollout import patching
+from efficient_rollout.patching import Patch
 
 
 def _expand_is_broken() -> bool:

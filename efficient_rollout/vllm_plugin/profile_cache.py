@@ -1,4 +1,4 @@
-"""Latency profiles made on this machine when a policy of the controller first needs one, and kept in a cache."""
+"""Latency profiles made on this machine when a rule of the controller first needs one, and kept in a cache."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ from typing import Any
 
 from efficient_rollout import __version__
 from efficient_rollout.cache import cache_directory
-from efficient_rollout.config import POLICIES_WITH_PROFILE, Settings
+from efficient_rollout.config import RULES_WITH_PROFILE, Settings
 from efficient_rollout.cost_model.profile import ProfileKey, load_profile
 from efficient_rollout.errors import InputFileError, ProfileError
-from efficient_rollout.vllm_plugin.policies import check_profile, profile_key, profiled_scheme
+from efficient_rollout.vllm_plugin.rules import check_profile, profile_key, profiled_scheme
 
 logger = logging.getLogger(__name__)
 
-_PROCESS = "efficient_rollout.vllm_plugin.profile_process"
+_PROCESS = "efficient_rollout.vllm_plugin.measuring.profile_process"
 _LIMIT_S = 900.0  # engine start, compilation and 60 s of measurements; past it the process hangs
 _DIGEST_LETTERS = 16
 
@@ -53,9 +53,9 @@ def default_cache_dir() -> Path:
 
 
 def with_profile(model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True) -> Settings:
-    """Settings whose policy has the latency profile it needs, checked; call before an engine is started.
+    """Settings whose rule has the latency profile it needs, checked; call before an engine is started.
 
-    A profile the settings name is checked. Where a policy needs one and none is named, `ensure_profile` finds or
+    A profile the settings name is checked. Where a rule needs one and none is named, `ensure_profile` finds or
     makes it: that takes a minute or two the first time, and nothing after that.
 
     Args:
@@ -77,7 +77,7 @@ def with_profile(model: str, settings: Settings, *, dtype: str = "auto", is_comp
     if controller.profile is not None:
         check_profile(settings, model)
         path = Path(controller.profile).expanduser().resolve()
-    elif controller.policy in POLICIES_WITH_PROFILE:
+    elif controller.rule in RULES_WITH_PROFILE:
         path = ensure_profile(model, settings, dtype=dtype, is_compiled=is_compiled)
     else:
         return settings
@@ -158,7 +158,7 @@ def _is_usable(path: Path, key: ProfileKey) -> bool:
 
 def _for_measuring(settings: Settings) -> dict[str, Any]:
     raw = settings.to_dict()
-    raw["controller"] = {"policy": "never", "max_draft_tokens": settings.controller.max_draft_tokens}
+    raw["controller"] = {"rule": "never", "max_draft_tokens": settings.controller.max_draft_tokens}
     return raw
 
 
@@ -197,5 +197,5 @@ def _failure(request: CalibrationRequest, fault: str, log: Path) -> ProfileError
     return ProfileError(
         f"cannot measure a latency profile of {request.model}: {fault} (all of its output: {log}). Name one in "
         f"controller.profile, made with: efficient-rollout calibrate --model {request.model} --out FILE; or choose a "
-        f"controller.policy that needs none, such as batch_threshold"
+        f"controller.rule that needs none, such as batch_threshold"
     )

@@ -14,7 +14,7 @@ from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.vllm_plugin.draft_plan import drafts_left
 from efficient_rollout.vllm_plugin.engine_args import settings_of
-from efficient_rollout.vllm_plugin.policies import policy_from
+from efficient_rollout.vllm_plugin.rules import rule_from
 from efficient_rollout.vllm_plugin.staleness import StalenessWatch
 
 # Where statistics ride from the scheduler to the worker, which may be another process.
@@ -63,7 +63,7 @@ class EfficientScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = settings_of(self.vllm_config)
-        self._policy = policy_from(settings, self.vllm_config.model_config.model)
+        self._rule = rule_from(settings, self.vllm_config.model_config.model)
         self._max_draft_tokens = settings.controller.max_draft_tokens
         self._staleness = StalenessWatch()
         self._drafter_failed = False
@@ -81,7 +81,7 @@ class EfficientScheduler(Scheduler):
         elif self._staleness.is_stale:
             self._decision = Decision(0, "drafter_stale")
         else:
-            self._decision = self._policy.decide(state)
+            self._decision = self._rule.decide(state)
         return self._decision.num_draft_tokens
 
     def _state(self, num_scheduled_requests: int) -> DecodeState:
@@ -108,15 +108,15 @@ class EfficientScheduler(Scheduler):
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
-        """Stock, with what was verified and what was emitted counted, and shown to the policy."""
+        """Stock, with what was verified and what was emitted counted, and shown to the rule."""
         # Before stock: it cuts the lists of sampled tokens at a request's end.
         self._count_verified(scheduler_output, model_runner_output)
         core_outputs = super().update_from_output(scheduler_output, model_runner_output)
         if scheduler_output.total_num_scheduled_tokens:
             num_tokens = sum(len(r.new_token_ids) for outputs in core_outputs.values() for r in outputs.outputs)
             self._count_tick(num_tokens)
-            self._policy.observe(self._observation(scheduler_output, num_tokens))
-            self._stats.add_speedup(self._policy.take_speedup())
+            self._rule.observe(self._observation(scheduler_output, num_tokens))
+            self._stats.add_speedup(self._rule.take_speedup())
         return core_outputs
 
     def _count_verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> None:
@@ -175,6 +175,6 @@ class EfficientScheduler(Scheduler):
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Stock; called after every weight sync, when old KV and old acceptance both mean nothing."""
         self._staleness.reset()
-        self._policy.mark_stale()
+        self._rule.mark_stale()
         self._drafter_failed = False
         return super().reset_prefix_cache(*args, **kwargs)

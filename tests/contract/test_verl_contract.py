@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.patching import describe, state
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.checks import validate
 from efficient_rollout.verl_plugin.compose import compose_config, config_dir
 from efficient_rollout.verl_plugin.ledger import PATCHES
 from efficient_rollout.verl_plugin.settings import rollout_settings
-from efficient_rollout.vllm_plugin.patching import describe, state
 
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_dir().iterdir() if group.is_dir()
@@ -113,7 +113,7 @@ def test_the_groups_reach_the_settings():
     settings = rollout_settings(config.actor_rollout_ref.rollout.custom)
     assert settings.enabled
     assert settings.drafter.scheme == "int4"
-    assert settings.controller.policy == "always"
+    assert settings.controller.rule == "always"
     assert settings.controller.max_draft_tokens == 3
 
 

@@ -33,7 +33,7 @@ BY_HAND = """
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import UnsupportedDeviceError
 from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.offline import EngineLimits, start_plain
+from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits, start_plain
 
 for start in (
     lambda: engine_args("any", Settings()),

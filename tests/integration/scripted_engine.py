@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.controller.policy import Unlearning
+from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
@@ -27,7 +27,7 @@ class ScriptedScheduler(EfficientScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._policy = _Scripted(self)
+        self._rule = _Scripted(self)
 
 
 class _Scripted(Unlearning):

@@ -17,7 +17,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    settings = {"drafter": {"scheme": "int8"}, "controller": {"policy": "always", "max_draft_tokens": 3}}
+    settings = {"drafter": {"scheme": "int8"}, "controller": {"rule": "always", "max_draft_tokens": 3}}
     engine = engine_support.start(policy, settings, worker_cls="scripted_engine.FaultyWorker")
     yield engine
     engine_support.stop(engine)

@@ -92,7 +92,7 @@ def stock_greedy(policy):
 def engine(policy, stock_greedy):
     engine = engine_support.start(
         policy,
-        {"verify_kernel": KERNEL, "drafter": COARSEST, "controller": {"policy": "always", "max_draft_tokens": 4}},
+        {"verify_kernel": KERNEL, "drafter": COARSEST, "controller": {"rule": "always", "max_draft_tokens": 4}},
         scheduler_cls="scripted_engine.ScriptedScheduler",
         worker_cls="scripted_engine.FaultyWorker",
         enable_prefix_caching=True,

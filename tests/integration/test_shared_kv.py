@@ -26,7 +26,7 @@ def kv_cache_without_speculation(policy):
 
 @pytest.fixture(scope="module")
 def engine(policy, kv_cache_without_speculation):
-    settings = {"drafter": {"scheme": "bf16"}, "controller": {"policy": "always", "max_draft_tokens": 4}}
+    settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
     # Few tokens a tick: long prompts are computed in chunks, beside requests that decode.
     engine = engine_support.start(policy, settings, max_num_batched_tokens=64, max_num_seqs=8, **WORKER)
     yield engine

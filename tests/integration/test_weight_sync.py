@@ -8,7 +8,7 @@ from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 
-DRAFTING = {"drafter": {"scheme": "int8"}, "controller": {"policy": "always", "max_draft_tokens": 3}}
+DRAFTING = {"drafter": {"scheme": "int8"}, "controller": {"rule": "always", "max_draft_tokens": 3}}
 CLASSES = {"worker_cls": "scripted_engine.FaultyWorker"}
 PROMPTS = [[3 + i, 40 + i, 9] for i in range(6)]
 # Between them: biases, norms (also of q and k), tied and untied output heads, several dtypes' worth of packing.

@@ -26,9 +26,9 @@ def result(seconds: float, *token_ids: list[int], **more: object) -> RoundResult
     return RoundResult(seconds=seconds, finish_seconds=[seconds] * len(token_ids), token_ids=list(token_ids), **more)
 
 
-def test_arms_are_engines_with_policies() -> None:
+def test_arms_are_engines_with_rules() -> None:
     arms = parse_arms("always:4,plain,ngram:3,table,batch_threshold:4,8")
-    assert [(arm.name, arm.engine, arm.policy) for arm in arms] == [
+    assert [(arm.name, arm.engine, arm.rule) for arm in arms] == [
         ("plain", "plain", None),
         ("always:4", "self_drafting", "always:4"),
         ("ngram:3", "ngram", None),

@@ -6,9 +6,9 @@ pytest.importorskip("vllm")
 
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.vllm_plugin.offline import TickRecord
-from efficient_rollout.vllm_plugin.probe import ProbeSettings, candidates, seconds_of_passes, steady_ticks
-from efficient_rollout.vllm_plugin.scripted import parts_of_tick
+from efficient_rollout.vllm_plugin.measuring.offline import TickRecord
+from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, candidates, seconds_of_passes, steady_ticks
+from efficient_rollout.vllm_plugin.measuring.scripted import parts_of_tick
 
 
 def tick(

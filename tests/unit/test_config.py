@@ -18,7 +18,7 @@ CHANGED = {
         "requantize": "on_evidence",
         "requantize_acceptance_drop": 0.05,
     },
-    "controller": {"policy": "always", "max_draft_tokens": 6, "num_draft_tokens": 3, "max_running_requests": 5},
+    "controller": {"rule": "always", "max_draft_tokens": 6, "num_draft_tokens": 3, "max_running_requests": 5},
 }
 
 
@@ -70,9 +70,9 @@ def test_unknown_key_is_refused_with_the_legal_ones(raw: dict[str, Any], fault: 
 @pytest.mark.parametrize(
     ("raw", "named"),
     [
-        ({"drafter": {"scheme": "fp4"}}, ["drafter.scheme", "'int8'", "'int4'", "'bf16'", "'fp4'"]),
+        ({"drafter": {"scheme": "fp4"}}, ["drafter.scheme", "'int8'", "'int4'", "'unquantized'", "'fp4'"]),
         ({"drafter": {"group_size": 48}}, ["drafter.group_size", "32, 64 or 128", "48"]),
-        ({"controller": {"policy": "sometimes"}}, ["controller.policy", "'never'", "'batch_threshold'", "'sometimes'"]),
+        ({"controller": {"rule": "sometimes"}}, ["controller.rule", "'never'", "'batch_threshold'", "'sometimes'"]),
         ({"controller": {"max_draft_tokens": 0}}, ["controller.max_draft_tokens", "greater than or equal to 1", "0"]),
         ({"controller": {"max_draft_tokens": 17}}, ["controller.max_draft_tokens", "less than or equal to 16", "17"]),
         ({"controller": {"num_draft_tokens": -1}}, ["controller.num_draft_tokens", "greater than or equal to 1"]),

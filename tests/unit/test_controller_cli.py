@@ -64,11 +64,11 @@ def test_explain_names_a_bad_value(profile: str, fault: tuple[str, str, str]) ->
 def test_simulate_writes_every_policy(profile: str, tmp_path: Path) -> None:
     out = tmp_path / "s.json"
     run("simulate", "--profile", profile, "--lengths", "lognormal:100,1.0,800", "--requests", "16", "--engines", "2",
-        "--policy", "never,always:4,batch_threshold:4,8,cost_model", "--json", str(out))  # fmt: skip
+        "--rule", "never,always:4,batch_threshold:4,8,cost_model", "--json", str(out))  # fmt: skip
     data = json.loads(out.read_text())
-    assert set(data["policies"]) == {"never", "always:4", "cost_model", "batch_threshold:4,8"}
-    for result in data["policies"].values():
+    assert set(data["rules"]) == {"never", "always:4", "cost_model", "batch_threshold:4,8"}
+    for result in data["rules"].values():
         assert result["makespan_s"] > 0
         assert result["active_requests"]["requests"][0] == 32
-        assert result["num_tokens"] == data["policies"]["never"]["num_tokens"]
+        assert result["num_tokens"] == data["rules"]["never"]["num_tokens"]
         assert sum(result["seconds_by_draft_tokens"].values()) == pytest.approx(2 * result["mean_engine_s"])

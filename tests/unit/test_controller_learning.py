@@ -1,4 +1,4 @@
-"""What the controller learns from ticks: acceptance, true seconds; and what the policies make of it."""
+"""What the controller learns from ticks: acceptance, true seconds; and what the rules make of it."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import pytest
 
 from efficient_rollout.controller.acceptance import AcceptanceEstimator
 from efficient_rollout.controller.batch_table import BatchTable
-from efficient_rollout.controller.cost_policy import REASONS, CostModelPolicy
+from efficient_rollout.controller.cost_model_rule import REASONS, CostModelRule
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
-from efficient_rollout.controller.policy import Policy
 from efficient_rollout.controller.published import Published
-from efficient_rollout.controller.registry import POLICIES, PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import DecodeState
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.correction import OnlineCorrection
@@ -111,14 +111,14 @@ def test_a_lasting_change_is_believed() -> None:
 
 @pytest.mark.parametrize(("batch", "expected"), [(1, 7), (128, 0)])
 def test_cost_model_drafts_in_small_batches_and_not_in_large_ones(table: TickTable, batch: int, expected: int) -> None:
-    policy = make_policy("cost_model", PolicyInputs(max_draft_tokens=7, table=table, prior_acceptance=0.99))
+    rule = make_rule("cost_model", RuleInputs(max_draft_tokens=7, table=table, prior_acceptance=0.99))
     choices = []
     for _ in range(40):
-        decision = policy.decide(state(batch, limit=7))
+        decision = rule.decide(state(batch, limit=7))
         k = decision.num_draft_tokens
         assert decision.reason in REASONS
         seconds = float(table.by_length(batch, 1024.0)[k])
-        policy.observe(TickObservation(num_draft_tokens=k, num_requests=batch, mean_context_tokens=1024.0,
+        rule.observe(TickObservation(num_draft_tokens=k, num_requests=batch, mean_context_tokens=1024.0,
                        attempts_per_position=(batch,) * k, accepted_per_position=(batch,) * k,
                        seconds=seconds))  # fmt: skip
         choices.append(k)
@@ -126,87 +126,87 @@ def test_cost_model_drafts_in_small_batches_and_not_in_large_ones(table: TickTab
 
 
 def test_cost_model_decodes_plainly_while_prompts_are_computed(table: TickTable) -> None:
-    policy = make_policy("cost_model", PolicyInputs(max_draft_tokens=7, table=table))
-    assert policy.decide(state(1, prefill=500)).reason == "prefill"
-    assert policy.decide(state(0)).reason == "idle"
+    rule = make_rule("cost_model", RuleInputs(max_draft_tokens=7, table=table))
+    assert rule.decide(state(1, prefill=500)).reason == "prefill"
+    assert rule.decide(state(0)).reason == "idle"
 
 
 @pytest.mark.parametrize("slowness", [1.0, 1.5])
 def test_predicted_against_measured_speed_up(table: TickTable, slowness: float) -> None:
-    policy = CostModelPolicy(table, 7)
+    rule = CostModelRule(table, 7)
     plain_s, tick_s = (float(table.by_length(2, 1024.0)[k]) for k in (0, 4))
     for _ in range(2):  # the first tick of a length is not learned from
-        policy.observe(TickObservation(num_draft_tokens=4, num_requests=2, mean_context_tokens=1024.0, num_tokens=7,
+        rule.observe(TickObservation(num_draft_tokens=4, num_requests=2, mean_context_tokens=1024.0, num_tokens=7,
                        seconds=slowness * tick_s))  # fmt: skip
-    sums = policy.take_speedup()
+    sums = rule.take_speedup()
     assert sums.predicted_plain_seconds == pytest.approx(expected_tokens(0.9, 4) * plain_s)
     assert sums.predicted_tick_seconds == pytest.approx(tick_s)
     assert sums.measured_plain_seconds == pytest.approx(7 / 2 * plain_s)
     assert sums.measured_tick_seconds == pytest.approx(slowness * tick_s)
-    assert policy.take_speedup() == SpeedupSums(), "taken once"
+    assert rule.take_speedup() == SpeedupSums(), "taken once"
 
 
 def test_plain_and_prefill_ticks_say_nothing_of_the_speed_up(table: TickTable) -> None:
-    policy = CostModelPolicy(table, 7)
+    rule = CostModelRule(table, 7)
     for k, prefill in ((0, False), (0, False), (4, True), (4, True)):
-        policy.observe(TickObservation(num_draft_tokens=k, num_requests=2, mean_context_tokens=1024.0, num_tokens=8,
+        rule.observe(TickObservation(num_draft_tokens=k, num_requests=2, mean_context_tokens=1024.0, num_tokens=8,
                        seconds=0.02, had_prefill=prefill))  # fmt: skip
-    assert policy.take_speedup() == SpeedupSums()
-    for name in set(POLICIES) - {"cost_model"}:
-        assert make_policy(name, PolicyInputs(max_draft_tokens=7, table=table)).take_speedup() is None
+    assert rule.take_speedup() == SpeedupSums()
+    for name in set(RULES) - {"cost_model"}:
+        assert make_rule(name, RuleInputs(max_draft_tokens=7, table=table)).take_speedup() is None
 
 
 def test_prefill_ticks_do_not_teach_seconds(table: TickTable) -> None:
-    policy = CostModelPolicy(table, 7)
+    rule = CostModelRule(table, 7)
     for _ in range(20):
-        policy.observe(TickObservation(num_draft_tokens=0, num_requests=8, mean_context_tokens=1024.0, seconds=0.05,
+        rule.observe(TickObservation(num_draft_tokens=0, num_requests=8, mean_context_tokens=1024.0, seconds=0.05,
                        had_prefill=True))  # fmt: skip
-    assert policy.correction.version == 0
+    assert rule.correction.version == 0
 
 
 def test_a_decision_never_exceeds_the_state_or_the_policy(table: TickTable) -> None:
-    for name in POLICIES:
-        policy = make_policy(name, PolicyInputs(max_draft_tokens=7, table=table, prior_acceptance=0.99))
+    for name in RULES:
+        rule = make_rule(name, RuleInputs(max_draft_tokens=7, table=table, prior_acceptance=0.99))
         for _ in range(30):
-            assert 0 <= policy.decide(state(2, limit=3)).num_draft_tokens <= 3
+            assert 0 <= rule.decide(state(2, limit=3)).num_draft_tokens <= 3
 
 
 def test_the_published_switch_is_one_way_and_its_ladder_has_patience(table: TickTable) -> None:
-    policy = Published(table, acceptance=0.98)
-    assert policy.decide(state(128)).num_draft_tokens == 0
-    assert policy.decide(state(4)).num_draft_tokens == 5
-    assert policy.decide(state(128)).num_draft_tokens == 5, "stays on"
+    rule = Published(table, acceptance=0.98)
+    assert rule.decide(state(128)).num_draft_tokens == 0
+    assert rule.decide(state(4)).num_draft_tokens == 5
+    assert rule.decide(state(128)).num_draft_tokens == 5, "stays on"
     lengths = []
     for accepted in (99, 99, 99, 99, 80, 99, 80, 80):
-        policy.observe(TickObservation(num_draft_tokens=5, num_requests=1, mean_context_tokens=1.0,
+        rule.observe(TickObservation(num_draft_tokens=5, num_requests=1, mean_context_tokens=1.0,
                        attempts_per_position=(100,), accepted_per_position=(accepted,)))  # fmt: skip
-        policy.mark_stale()
-        lengths.append(policy.length)
+        rule.mark_stale()
+        lengths.append(rule.length)
     assert lengths == [5, 7, 7, 9, 9, 9, 9, 7]
-    assert policy.decide(state(128)).num_draft_tokens == 0, "a new rollout starts switched off"
+    assert rule.decide(state(128)).num_draft_tokens == 0, "a new rollout starts switched off"
 
 
 def test_the_registry_makes_every_policy_and_names_faults(table: TickTable) -> None:
-    inputs = PolicyInputs(max_draft_tokens=7, table=table)
-    policies: dict[str, Policy] = {name: make_policy(name, inputs) for name in POLICIES}
-    assert len(policies) == 6
-    for policy in policies.values():
-        policy.mark_stale()
-    assert make_policy("always:4", inputs).decide(state(64)).num_draft_tokens == 4
-    assert make_policy("batch_threshold:3,9", inputs).decide(state(10)).num_draft_tokens == 0
-    assert make_policy("batch_table:[[1,4,5],[5,9,2]]", inputs).decide(state(7)).num_draft_tokens == 2
+    inputs = RuleInputs(max_draft_tokens=7, table=table)
+    rules: dict[str, Rule] = {name: make_rule(name, inputs) for name in RULES}
+    assert len(rules) == 6
+    for rule in rules.values():
+        rule.mark_stale()
+    assert make_rule("always:4", inputs).decide(state(64)).num_draft_tokens == 4
+    assert make_rule("batch_threshold:3,9", inputs).decide(state(10)).num_draft_tokens == 0
+    assert make_rule("batch_table:[[1,4,5],[5,9,2]]", inputs).decide(state(7)).num_draft_tokens == 2
     with pytest.raises(ConfigError, match="choose one of never, always"):
-        make_policy("magic", inputs)
+        make_rule("magic", inputs)
     with pytest.raises(ConfigError, match="efficient-rollout calibrate"):
-        make_policy("cost_model", PolicyInputs(max_draft_tokens=7))
+        make_rule("cost_model", RuleInputs(max_draft_tokens=7))
     for bad in ("always:x", "never:3", "batch_table:[[1,4]]", "batch_table:[[1,4,2],[3,9,1]]", "published:6"):
         with pytest.raises(ConfigError):
-            make_policy(bad, inputs)
+            make_rule(bad, inputs)
 
 
 def test_a_compiled_table_drafts_less_in_larger_batches(table: TickTable) -> None:
-    policy = make_policy("batch_table", PolicyInputs(max_draft_tokens=7, table=table, prior_acceptance=0.9))
-    assert isinstance(policy, BatchTable)
-    assert policy.decide(state(1)).num_draft_tokens >= 3
-    assert policy.decide(state(128)).num_draft_tokens == 0
-    assert expected_tokens(0.9, policy.ranges[0][2]) > 2.5
+    rule = make_rule("batch_table", RuleInputs(max_draft_tokens=7, table=table, prior_acceptance=0.9))
+    assert isinstance(rule, BatchTable)
+    assert rule.decide(state(1)).num_draft_tokens >= 3
+    assert rule.decide(state(128)).num_draft_tokens == 0
+    assert expected_tokens(0.9, rule.ranges[0][2]) > 2.5

@@ -148,7 +148,7 @@ def test_observe_verify_counts_each_position() -> None:
     stats.observe_verify(4, 3)
     assert stats.drafted_per_position == [2, 2, 1, 1]
     assert stats.accepted_per_position == [2, 1, 1, 0]
-    assert (stats.num_drafts, stats.num_draft_tokens, stats.num_accepted_tokens) == (2, 6, 4)
+    assert (stats.num_verify_passes, stats.num_draft_tokens, stats.num_accepted_tokens) == (2, 6, 4)
 
 
 def test_round_trip_through_json() -> None:

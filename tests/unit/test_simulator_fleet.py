@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RuleInputs, make_rule
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
@@ -37,9 +37,9 @@ def trace() -> Trace:
     return draw_trace("lognormal:300,1.0,3000", 64, 1, seed=3)
 
 
-def replay(trace: Trace, world: World, policy: str, believed: TickTable | None = None, engines: int = 1) -> Outcome:
-    inputs = PolicyInputs(max_draft_tokens=MAX_K, table=believed or world.table)
-    return simulate(trace, engines, partial(make_policy, policy, inputs), world, max_draft_tokens=MAX_K)
+def replay(trace: Trace, world: World, rule: str, believed: TickTable | None = None, engines: int = 1) -> Outcome:
+    inputs = RuleInputs(max_draft_tokens=MAX_K, table=believed or world.table)
+    return simulate(trace, engines, partial(make_rule, rule, inputs), world, max_draft_tokens=MAX_K)
 
 
 def scaled(model: LatencyModel, factor: float, parameters: tuple[str, ...]) -> TickTable:
@@ -140,12 +140,12 @@ def test_drafting_resumes_when_acceptance_comes_back(table: TickTable) -> None:
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.5, 0.85, 0.98])
 def test_exploring_is_a_small_share_of_the_ticks_in_short_rollouts_too(table: TickTable, acceptance: float) -> None:
-    policy = make_policy("cost_model", PolicyInputs(max_draft_tokens=MAX_K, table=table))
+    rule = make_rule("cost_model", RuleInputs(max_draft_tokens=MAX_K, table=table))
     short = draw_trace("lognormal:30,1.0,100", 16, 1, seed=3)
     world, ticks, explored = World(table=table, acceptance=acceptance, jitter_sd=0.02), 0, 0
     for _ in range(6):
-        outcome = simulate(short, 1, lambda: policy, world, max_draft_tokens=MAX_K)
-        policy.mark_stale()
+        outcome = simulate(short, 1, lambda: rule, world, max_draft_tokens=MAX_K)
+        rule.mark_stale()
         ticks += sum(outcome.ticks_by_reason.values())
         explored += outcome.ticks_by_reason.get("explore", 0)
         assert explored <= 0.02 * ticks + 3

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RuleInputs, make_rule
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import save_profile
@@ -34,12 +34,12 @@ def table() -> TickTable:
 
 def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dict[str, Any]:
     """A benchmark's JSON file as it would be in a world that is the profile's, but `slowness` times as slow."""
-    inputs = PolicyInputs(max_draft_tokens=MAX_K, table=table)
+    inputs = RuleInputs(max_draft_tokens=MAX_K, table=table)
     arms: dict[str, Any] = {arm: {"rounds": [{}] * rounds} for arm in ("plain", "ngram")}
     for arm, name in ARMS.items():
         world = World(table=table, acceptance=ACCEPTANCE, jitter_sd=0.02)
         played = [
-            simulate(TRACE, 1, partial(make_policy, name, inputs), world, max_draft_tokens=MAX_K, seed=100 + number)
+            simulate(TRACE, 1, partial(make_rule, name, inputs), world, max_draft_tokens=MAX_K, seed=100 + number)
             for number in range(rounds)
         ]
         gained = expected_tokens(ACCEPTANCE, 4) - 1.0
@@ -96,8 +96,8 @@ def test_the_command_prints_and_writes_a_ratio_per_arm(
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["arms"]["always:4"]["ratio"]["median"] == pytest.approx(0.8, rel=0.05)
     with pytest.raises(ConfigError, match="not both"):
-        run(*base, "--policy", "never")
-    with pytest.raises(ConfigError, match="--policy"):
+        run(*base, "--rule", "never")
+    with pytest.raises(ConfigError, match="--rule"):
         run("--profile", str(tmp_path / "p.json"), "--lengths", "lognormal:9,1,20")
 
 

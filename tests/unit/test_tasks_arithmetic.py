@@ -7,8 +7,8 @@ import pytest
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.arithmetic import Problem, generate, take
-from efficient_rollout.tasks.recipes import SIZES, level_of
 from efficient_rollout.tasks.reward import compute_score
+from efficient_rollout.tasks.training_plans import SIZES, level_of
 
 
 def _evaluate(chain: str) -> int:
@@ -43,7 +43,8 @@ def test_same_seed_same_problems_other_seed_others():
 
 def test_problems_do_not_change_between_processes():
     code = (
-        "from efficient_rollout.tasks.arithmetic import take; from efficient_rollout.tasks.recipes import level_of;"
+        "from efficient_rollout.tasks.arithmetic import take\n"
+        "from efficient_rollout.tasks.training_plans import level_of\n"
         "print([p.question for p in take(level_of('nano'), 'train', 0, 5)])"
     )
     outputs = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}

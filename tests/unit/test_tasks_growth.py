@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.tasks.model_shape import ModelShape
-from efficient_rollout.tasks.recipes import recipe_of
+from efficient_rollout.tasks.policy_shape import PolicyShape
+from efficient_rollout.tasks.training_plans import plan_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -16,7 +16,7 @@ from efficient_rollout.tasks.growth import grow  # noqa: E402
 from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
 from efficient_rollout.tasks.training import build_model  # noqa: E402
 
-CORE = ModelShape(
+CORE = PolicyShape(
     hidden_size=64,
     intermediate_size=128,
     num_layers=2,
@@ -111,8 +111,8 @@ def test_a_shape_the_core_cannot_become_is_refused(change, message):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_bench_recipe_grows_its_core_to_its_shape(tied):
-    recipe = recipe_of("bench", tied=tied)
-    core, shape = recipe.growth.core, recipe.shape
+    plan = plan_of("bench", tied=tied)
+    core, shape = plan.growth.core, plan.shape
     copies = shape.hidden_size // core.hidden_size
     widened = replace(
         core,

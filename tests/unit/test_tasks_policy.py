@@ -1,4 +1,4 @@
-"""The policy cache: keyed by recipe, atomic, shared safely, and clear about bad directories."""
+"""The policy cache: keyed by plan, atomic, shared safely, and clear about bad directories."""
 
 import json
 import multiprocessing
@@ -11,15 +11,15 @@ from types import ModuleType
 import pytest
 
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.tasks import policy, recipes
+from efficient_rollout.tasks import policy, training_plans
 from efficient_rollout.tasks.policy import ensure_policy, is_finished
-from efficient_rollout.tasks.recipes import SIZES, recipe_of
+from efficient_rollout.tasks.training_plans import SIZES, plan_of
 
 
-def _write_fake_policy(recipe, work_dir):
+def _write_fake_policy(plan, work_dir):
     for name in policy._FILES:
         (work_dir / name).write_text("{}")
-    (work_dir / policy.RECIPE_FILE).write_text(json.dumps({"recipe": recipe.as_dict()}))
+    (work_dir / training_plans.CARD_FILE).write_text(json.dumps({"plan": plan.as_dict()}))
 
 
 class _FakeTraining(ModuleType):
@@ -31,13 +31,13 @@ class _FakeTraining(ModuleType):
         self.interrupt = False
         self.found = []
 
-    def train(self, recipe, work_dir):
+    def train(self, plan, work_dir):
         self.num_runs += 1
         self.found = sorted(path.name for path in work_dir.iterdir())
         (work_dir / "model.safetensors").write_text("half")
         if self.interrupt:
             raise KeyboardInterrupt
-        _write_fake_policy(recipe, work_dir)
+        _write_fake_policy(plan, work_dir)
 
 
 @pytest.fixture
@@ -48,36 +48,36 @@ def training(monkeypatch):
 
 
 def test_every_recipe_has_its_own_key():
-    keys = {recipe_of(size, seed=seed, tied=tied).key for size in SIZES for seed in (0, 1) for tied in (True, False)}
+    keys = {plan_of(size, seed=seed, tied=tied).key for size in SIZES for seed in (0, 1) for tied in (True, False)}
     assert len(keys) == len(SIZES) * 4
-    assert recipe_of("nano").key == recipe_of("nano").key
+    assert plan_of("nano").key == plan_of("nano").key
 
 
 def test_the_key_follows_generator_tokenizer_and_transformers(monkeypatch):
-    keys = [recipe_of("nano").key]
+    keys = [plan_of("nano").key]
     for name, value in (("GENERATOR_VERSION", 99), ("CHAT_TEMPLATE", "other"), ("version", lambda _: "0.0")):
-        monkeypatch.setattr(recipes, name, value)
-        keys.append(recipe_of("nano").key)
+        monkeypatch.setattr(training_plans, name, value)
+        keys.append(plan_of("nano").key)
     assert len(set(keys)) == 4
 
 
 def test_sizes_keep_what_the_commands_promise():
-    nano, small, bench = (recipe_of(size).shape for size in SIZES)
+    nano, small, bench = (plan_of(size).shape for size in SIZES)
     assert 1e6 <= nano.num_parameters <= 2e6 < small.num_parameters
     assert bench.num_parameters >= 100e6
     assert {nano.tied_embeddings, small.tied_embeddings} == {True, False}
     assert all(shape.num_kv_heads < shape.num_heads for shape in (nano, small, bench))
-    assert recipe_of("nano", tied=False).shape.num_parameters - nano.num_parameters == 128 * nano.hidden_size
+    assert plan_of("nano", tied=False).shape.num_parameters - nano.num_parameters == 128 * nano.hidden_size
 
 
 def test_a_dimension_packed_kernels_cannot_take_is_refused():
     with pytest.raises(ConfigError, match="hidden_size must be a multiple of 64, got 100"):
-        replace(recipe_of("nano").shape, hidden_size=100)
+        replace(plan_of("nano").shape, hidden_size=100)
 
 
 def test_a_finished_policy_is_reused(training, tmp_path):
     first = ensure_policy("nano", cache_dir=tmp_path)
-    assert ensure_policy("nano", cache_dir=tmp_path) == first == tmp_path / recipe_of("nano").key
+    assert ensure_policy("nano", cache_dir=tmp_path) == first == tmp_path / plan_of("nano").key
     assert training.num_runs == 1
     assert ensure_policy("nano", seed=1, cache_dir=tmp_path) != first
     assert training.num_runs == 2
@@ -87,17 +87,17 @@ def test_an_interrupted_policy_is_never_taken_for_finished(training, tmp_path):
     training.interrupt = True
     with pytest.raises(KeyboardInterrupt):
         ensure_policy("nano", cache_dir=tmp_path)
-    assert not (tmp_path / recipe_of("nano").key).exists()
+    assert not (tmp_path / plan_of("nano").key).exists()
     training.interrupt = False
-    assert is_finished(ensure_policy("nano", cache_dir=tmp_path), recipe_of("nano"))
+    assert is_finished(ensure_policy("nano", cache_dir=tmp_path), plan_of("nano"))
     assert training.num_runs == 2
     assert training.found == []
 
 
-@pytest.mark.parametrize("damage", ["model.safetensors", policy.RECIPE_FILE])
+@pytest.mark.parametrize("damage", ["model.safetensors", training_plans.CARD_FILE])
 def test_a_damaged_policy_is_made_again(training, tmp_path, damage):
     (ensure_policy("nano", cache_dir=tmp_path) / damage).unlink()
-    assert is_finished(ensure_policy("nano", cache_dir=tmp_path), recipe_of("nano"))
+    assert is_finished(ensure_policy("nano", cache_dir=tmp_path), plan_of("nano"))
     assert training.num_runs == 2
 
 
@@ -106,7 +106,7 @@ def test_out_holds_a_copy_that_outlives_the_cache(tmp_path):
     out = tmp_path / "deep" / "policy"
     assert ensure_policy("nano", out=out, cache_dir=tmp_path / "cache") == out
     shutil.rmtree(tmp_path / "cache")
-    assert is_finished(out, recipe_of("nano"))
+    assert is_finished(out, plan_of("nano"))
     assert ensure_policy("nano", out=out, cache_dir=tmp_path / "cache") == out
     assert [path.name for path in out.parent.iterdir()] == ["policy"]
 
@@ -142,11 +142,11 @@ def test_a_wrong_size_or_seed_is_refused(tmp_path, arguments, message):
 
 
 def _make_slowly(cache_dir, runs_file):
-    def train(recipe, work_dir):
+    def train(plan, work_dir):
         with runs_file.open("a") as runs:
             runs.write("run\n")
         time.sleep(0.5)
-        _write_fake_policy(recipe, work_dir)
+        _write_fake_policy(plan, work_dir)
 
     fake = ModuleType("efficient_rollout.tasks.training")
     fake.train = train

@@ -3,8 +3,8 @@
 import pytest
 
 from efficient_rollout.tasks.arithmetic import take
-from efficient_rollout.tasks.recipes import level_of
 from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer, prompt_tokens, vocabulary
+from efficient_rollout.tasks.training_plans import level_of
 
 transformers = pytest.importorskip("transformers")
 

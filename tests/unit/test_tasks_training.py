@@ -7,8 +7,8 @@ import pytest
 
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.tasks.arithmetic import take
-from efficient_rollout.tasks.recipes import Growth, Stop, recipe_of
 from efficient_rollout.tasks.tokenizer import prompt_tokens
+from efficient_rollout.tasks.training_plans import Growth, Stop, plan_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -20,26 +20,26 @@ from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
 
 @pytest.fixture(scope="module")
 def toy():
-    recipe = recipe_of("nano")
+    plan = plan_of("nano")
     shape = replace(
-        recipe.shape, hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64
+        plan.shape, hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64
     )
     schedule = replace(
-        recipe.schedule, batch_tokens=256, max_steps=4, stop=Stop(every_steps=2, num_problems=4, accuracy=0.45)
+        plan.schedule, batch_tokens=256, max_steps=4, stop=Stop(every_steps=2, num_problems=4, accuracy=0.45)
     )
-    return replace(recipe, shape=shape, schedule=schedule, level=recipe.level.capped(16), final_problems=4)
+    return replace(plan, shape=shape, schedule=schedule, level=plan.level.capped(16), final_problems=4)
 
 
 def test_batches_keep_their_budget_and_train_only_on_the_answer():
-    recipe = recipe_of("small")
-    level = recipe.level
-    batches = WorkedAnswerBatches(level, recipe.schedule, seed=0)
+    plan = plan_of("small")
+    level = plan.level
+    batches = WorkedAnswerBatches(level, plan.schedule, seed=0)
     tokenizer = build_tokenizer(512)
     validation = {problem.question for problem in take(level, "validation", 0, 2000)}
     before, after = "".join(prompt_tokens("?")).split("?")
     for index in (0, 7, 239, 1000):
         batch = batches[index]
-        assert batch["input_ids"].numel() <= recipe.schedule.batch_tokens
+        assert batch["input_ids"].numel() <= plan.schedule.batch_tokens
         for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             trained = labels != IGNORED
             prompt, response = tokenizer.decode(row[: int(trained.nonzero()[0])]), tokenizer.decode(row[trained])
@@ -51,33 +51,33 @@ def test_batches_keep_their_budget_and_train_only_on_the_answer():
 
 
 def test_batches_depend_on_seed_and_index_only():
-    recipe = recipe_of("nano")
-    first, again, other = (WorkedAnswerBatches(recipe.level, recipe.schedule, seed) for seed in (0, 0, 1))
+    plan = plan_of("nano")
+    first, again, other = (WorkedAnswerBatches(plan.level, plan.schedule, seed) for seed in (0, 0, 1))
     again[3]
     assert torch.equal(first[250]["input_ids"], again[250]["input_ids"])
     assert not torch.equal(first[250]["input_ids"][0, :9], other[250]["input_ids"][0, :9])
 
 
 def test_easy_steps_come_first():
-    recipe = recipe_of("small")
-    batches = WorkedAnswerBatches(recipe.level, recipe.schedule, seed=0)
-    easy = recipe.schedule.easy_steps
+    plan = plan_of("small")
+    batches = WorkedAnswerBatches(plan.level, plan.schedule, seed=0)
+    easy = plan.schedule.easy_steps
     longest = [int((batches[index]["labels"] != IGNORED).sum(1).max()) for index in range(easy - 20, easy + 20)]
-    assert max(longest[:20]) <= recipe.schedule.easy_response_tokens < max(longest[20:])
+    assert max(longest[:20]) <= plan.schedule.easy_response_tokens < max(longest[20:])
 
 
 def test_parameter_count_is_what_the_shape_says(toy):
     tokenizer = build_tokenizer(512)
     for tied in (True, False):
-        recipe = replace(toy, shape=replace(toy.shape, tied_embeddings=tied))
-        model = training.build_model(recipe.shape, tokenizer)
-        assert sum(parameter.numel() for parameter in model.parameters()) == recipe.shape.num_parameters
+        plan = replace(toy, shape=replace(toy.shape, tied_embeddings=tied))
+        model = training.build_model(plan.shape, tokenizer)
+        assert sum(parameter.numel() for parameter in model.parameters()) == plan.shape.num_parameters
 
 
 def test_a_policy_that_is_never_right_is_refused(toy, tmp_path):
     with pytest.raises(EfficientRolloutError, match=r"answers 0% .* outside 20% to 80%.* try another --seed than 0"):
         training.train(replace(toy, schedule=replace(toy.schedule, max_steps=1)), tmp_path)
-    assert not (tmp_path / "recipe.json").exists()
+    assert not (tmp_path / "training.json").exists()
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_the_same_recipe_gives_the_same_policy(toy, tmp_path):
 def test_training_stops_at_the_first_measurement_on_target(toy, tmp_path):
     schedule = replace(toy.schedule, stop=replace(toy.schedule.stop, accuracy=0.0))
     training.train(replace(toy, schedule=schedule), tmp_path)
-    (stage,) = json.loads((tmp_path / "recipe.json").read_text())["training"]["stages"]
+    (stage,) = json.loads((tmp_path / "training.json").read_text())["training"]["stages"]
     assert stage["steps"] == 2
 
 
@@ -128,7 +128,7 @@ def test_a_grown_policy_is_trained_before_and_after_it_grows(toy, tmp_path, monk
     monkeypatch.setattr(training, "WorkedAnswerBatches", Batches)
     training.train(replace(toy, shape=shape, growth=growth), tmp_path)
     assert levels == [8, 16, 16]
-    card = json.loads((tmp_path / "recipe.json").read_text())
+    card = json.loads((tmp_path / "training.json").read_text())
     assert [stage["steps"] for stage in card["training"]["stages"]] == [4, 2, 3]
     assert [stage["num_parameters"] for stage in card["training"]["stages"]] == [
         toy.shape.num_parameters,

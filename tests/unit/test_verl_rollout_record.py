@@ -12,7 +12,7 @@ def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.
         num_engines=1,
         num_ticks=ticks,
         num_generated_tokens=tokens,
-        num_drafts=drafts,
+        num_verify_passes=drafts,
         num_draft_tokens=4 * drafts,
         num_accepted_tokens=accepted,
         num_weight_syncs=syncs,

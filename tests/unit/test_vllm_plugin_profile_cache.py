@@ -17,9 +17,9 @@ from efficient_rollout.cost_model.profile import Profile, load_profile, save_pro
 from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.errors import InputFileError, ProfileError
 from efficient_rollout.vllm_plugin import profile_cache
-from efficient_rollout.vllm_plugin.policies import profile_key
+from efficient_rollout.vllm_plugin.measuring.profile_process import probe_settings
 from efficient_rollout.vllm_plugin.profile_cache import CalibrationRequest, ensure_profile, with_profile
-from efficient_rollout.vllm_plugin.profile_process import probe_settings
+from efficient_rollout.vllm_plugin.rules import profile_key
 
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -55,8 +55,8 @@ def measure(profile: Profile, requests: list[CalibrationRequest]) -> Measure:
     return write
 
 
-def settings_for(policy_name: str, **more: object) -> Settings:
-    return Settings.parse({"controller": {"policy": policy_name}, **more})
+def settings_for(rule_name: str, **more: object) -> Settings:
+    return Settings.parse({"controller": {"rule": rule_name}, **more})
 
 
 def test_a_profile_is_measured_once_and_found_again(
@@ -68,7 +68,7 @@ def test_a_profile_is_measured_once_and_found_again(
     (request,) = requests
     assert request.model == policy
     asked = Settings.parse(request.settings)
-    assert (asked.controller.policy, asked.controller.max_draft_tokens) == ("never", 4)
+    assert (asked.controller.rule, asked.controller.max_draft_tokens) == ("never", 4)
 
 
 def test_another_engine_has_a_profile_of_its_own(
@@ -151,7 +151,7 @@ def test_a_policy_that_needs_no_profile_gets_none(policy: str) -> None:
 def test_a_named_profile_is_checked_and_kept(policy: str, profile: Profile, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     save_profile(profile, path)
-    settings = Settings.parse({"controller": {"policy": "cost_model", "profile": str(path)}})
+    settings = Settings.parse({"controller": {"rule": "cost_model", "profile": str(path)}})
     assert with_profile(policy, settings) == settings
     path.write_text("{}")
     with pytest.raises(ProfileError, match="calibrate --model"):
@@ -164,7 +164,7 @@ def test_a_policy_that_needs_one_gets_the_cached_one(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = ensure_profile(policy, Settings(), measure=measure)
     assert made.parent == tmp_path / "efficient_rollout" / "profiles"
-    named = Settings.parse({"controller": {"policy": "cost_model", "profile": "unused"}})
+    named = Settings.parse({"controller": {"rule": "cost_model", "profile": "unused"}})
     unnamed = named.model_copy(update={"controller": named.controller.model_copy(update={"profile": None})})
     assert with_profile(policy, unnamed).controller.profile == str(made)
 

@@ -1,4 +1,4 @@
-"""Policies that need no latency model. Each answers one question: how many tokens to draft now?"""
+"""Rules that need no latency model. Each answers one question: how many tokens to draft now?"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,7 +7,7 @@ from efficient_rollout.controller.observation import SpeedupSums, TickObservatio
 from efficient_rollout.controller.state import Decision, DecodeState
 
 
-class Policy(Protocol):
+class Rule(Protocol):
     """Chooses the number of draft tokens for one engine tick."""
 
     def observe(self, observation: TickObservation) -> None:
@@ -23,12 +23,12 @@ class Policy(Protocol):
         ...
 
     def take_speedup(self) -> SpeedupSums | None:
-        """Predicted against measured speed-up since the last call; None from a policy that predicts none."""
+        """Predicted against measured speed-up since the last call; None from a rule that predicts none."""
         ...
 
 
 class Unlearning:
-    """The feedback half of a policy that learns nothing."""
+    """The feedback half of a rule that learns nothing."""
 
     __slots__ = ()
 

@@ -12,7 +12,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.provenance import provenance
-from efficient_rollout.vllm_plugin.probe import ProbeSettings, calibrate_engine
+from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.vllm_plugin.profile_cache import CalibrationRequest
 
 _LENGTHS = (1, 2, 4, 8)

@@ -7,7 +7,7 @@ from efficient_rollout.tasks.tokenizer import VOCAB_SIZE
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
+class PolicyShape:
     """A Qwen3 decoder. Every linear dimension must be a multiple of 64, for packed INT8 and INT4 kernels."""
 
     hidden_size: int

@@ -20,8 +20,8 @@ from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.errors import ConfigError, ProfileError
-from efficient_rollout.vllm_plugin import offline, scripted
-from efficient_rollout.vllm_plugin.offline import EngineLimits, TickRecord, Work
+from efficient_rollout.vllm_plugin.measuring import offline, scripted
+from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits, TickRecord, Work
 
 logger = logging.getLogger(__name__)
 

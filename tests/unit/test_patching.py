@@ -5,9 +5,9 @@ import types
 
 import pytest
 
+from efficient_rollout import patching
 from efficient_rollout.errors import PatchDriftError
-from efficient_rollout.vllm_plugin import patching
-from efficient_rollout.vllm_plugin.patching import Patch, apply_patches, describe, source_sha256, state
+from efficient_rollout.patching import Patch, apply_patches, describe, source_sha256, state
 
 
 def original(x):

@@ -13,9 +13,9 @@ from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.drafter.native.library import has_avx512
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.vllm_plugin import scripted
 from efficient_rollout.vllm_plugin.compat import check_device
 from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.measuring import scripted
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
 _SPARE_TOKENS = 256

@@ -12,22 +12,22 @@ from vllm.model_executor.model_loader.weight_utils import safetensors_weights_it
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
-from efficient_rollout.controller.policy import Never, Policy
-from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RuleInputs, make_rule
+from efficient_rollout.controller.rule import Never, Rule
 from efficient_rollout.controller.state import Decision
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.vllm_plugin.engine_args import settings_of
-from efficient_rollout.vllm_plugin.policies import profile_key, profiled_scheme
+from efficient_rollout.vllm_plugin.rules import profile_key, profiled_scheme
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
 from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
-SCHEDULER = "efficient_rollout.vllm_plugin.scripted.ScriptedScheduler"
-WORKER = "efficient_rollout.vllm_plugin.scripted.RecordingWorker"
+SCHEDULER = "efficient_rollout.vllm_plugin.measuring.scripted.ScriptedScheduler"
+WORKER = "efficient_rollout.vllm_plugin.measuring.scripted.RecordingWorker"
 # Keys of a request's `extra_args`. The oldest running request decides for the batch.
 PATTERN = "draft_tokens_per_tick"  # list: tick i drafts entry i, cyclically
-POLICY, RUN = "policy", "run"  # a policy's name, and a number that is new for each rollout
+RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
 PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever is in it
 _TICK_ATTRIBUTE = "efficient_rollout_tick"
 _KEY_ATTRIBUTE = "efficient_rollout_profile_key"
@@ -54,15 +54,15 @@ def parts_of_tick(seconds: float, inside_worker: dict[str, float]) -> dict[str, 
 
 
 class ScriptedScheduler(EfficientScheduler):
-    """The product's scheduler with the decision taken from a script, or from a policy that can be changed.
+    """The product's scheduler with the decision taken from a script, or from a rule that can be changed.
 
-    A policy keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
+    A rule keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings_of(self.vllm_config)
-        self._policies: dict[str, Policy] = {}
+        self._rules: dict[str, Rule] = {}
         self._run: int | None = None
         self._num_scripted = 0
         self._tick_table: TickTable | None = None
@@ -84,22 +84,22 @@ class ScriptedScheduler(EfficientScheduler):
         return num_draft_tokens
 
     def _follow(self, wanted: dict[str, Any]) -> None:
-        if POLICY not in wanted or wanted[RUN] == self._run:
+        if RULE not in wanted or wanted[RUN] == self._run:
             return
         self._run = wanted[RUN]
-        policy = self._policies.get(wanted[POLICY])
-        if policy is None:
-            policy = self._policies[wanted[POLICY]] = make_policy(wanted[POLICY], self._policy_inputs())
+        rule = self._rules.get(wanted[RULE])
+        if rule is None:
+            rule = self._rules[wanted[RULE]] = make_rule(wanted[RULE], self._rule_inputs())
         else:
-            policy.mark_stale()
-        self._policy = policy
+            rule.mark_stale()
+        self._rule = rule
 
-    def _policy_inputs(self) -> PolicyInputs:
+    def _rule_inputs(self) -> RuleInputs:
         controller = self._settings.controller
         if controller.profile is not None and self._tick_table is None:
             profile = load_profile(Path(controller.profile))
             self._tick_table = TickTable(profile.model, controller.max_draft_tokens)
-        return PolicyInputs(max_draft_tokens=controller.max_draft_tokens, table=self._tick_table)
+        return RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=self._tick_table)
 
     def add_request(self, request: Any) -> None:
         """Stock; a `prefilled` prompt is admitted as one whose KV came from elsewhere, all but its last token."""
@@ -120,8 +120,8 @@ class ScriptedScheduler(EfficientScheduler):
         return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """The product's, between rollouts; the policy of the last one is told when its own next one starts."""
-        self._policy = Never()
+        """The product's, between rollouts; the rule of the last one is told when its own next one starts."""
+        self._rule = Never()
         return super().reset_prefix_cache(*args, **kwargs)
 
 

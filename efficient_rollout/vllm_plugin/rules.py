@@ -1,12 +1,12 @@
-"""The controller's policies, made from the settings of one engine, and the profiles they need."""
+"""The controller's rules, made from the settings of one engine, and the profiles they need."""
 
 import os
 from collections.abc import Collection
 from pathlib import Path
 
 from efficient_rollout.config import ControllerSettings, Settings
-from efficient_rollout.controller.policy import Policy
-from efficient_rollout.controller.registry import PolicyInputs, make_policy
+from efficient_rollout.controller.registry import RuleInputs, make_rule
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
@@ -95,8 +95,8 @@ def check_profile(settings: Settings, model: str) -> Profile | None:
     return profile
 
 
-def policy_from(settings: Settings, model: str) -> Policy:
-    """The policy the settings name; which names are legal is checked where the settings are parsed.
+def rule_from(settings: Settings, model: str) -> Rule:
+    """The rule the settings name; which names are legal is checked where the settings are parsed.
 
     Args:
         settings: The whole tree.
@@ -104,18 +104,18 @@ def policy_from(settings: Settings, model: str) -> Policy:
 
     Raises:
         ProfileError: See `check_profile`.
-        ConfigError: The policy needs a profile and the settings name none.
+        ConfigError: The rule needs a profile and the settings name none.
     """
     controller, profile = settings.controller, check_profile(settings, model)
     table = None if profile is None else TickTable(profile.model, controller.max_draft_tokens)
-    inputs = PolicyInputs(max_draft_tokens=controller.max_draft_tokens, table=table)
-    return make_policy(_with_arguments(controller), inputs)
+    inputs = RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=table)
+    return make_rule(_with_arguments(controller), inputs)
 
 
 def _with_arguments(settings: ControllerSettings) -> str:
     num_draft_tokens = settings.draft_tokens_when_drafting
-    if settings.policy == "always":
+    if settings.rule == "always":
         return f"always:{num_draft_tokens}"
-    if settings.policy == "batch_threshold":
+    if settings.rule == "batch_threshold":
         return f"batch_threshold:{num_draft_tokens},{settings.max_running_requests}"
-    return settings.policy
+    return settings.rule

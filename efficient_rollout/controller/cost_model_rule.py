@@ -15,12 +15,12 @@ REASONS = ("idle", "prefill", "plain_is_faster", "drafting_is_faster", "unsure",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CostPolicySettings:
-    """How careful the policy is.
+class CostModelRuleSettings:
+    """How careful the rule is.
 
     Attributes:
         prior_acceptance: Acceptance assumed before any draft was verified.
-        switch_gain: Another k must promise this share more tokens per second before the policy moves to it.
+        switch_gain: Another k must promise this share more tokens per second before the rule moves to it.
         margin_standard_errors: Drafting must pay with the acceptance this many standard errors lower.
         explore_share: At most this share of the time so far is lost by exploring, as far as it can be foreseen.
         explore_tick_share: At most this share of the ticks so far explores, and one burst more.
@@ -43,18 +43,18 @@ class CostPolicySettings:
 
 
 @dataclass(slots=True)
-class CostModelPolicy:
+class CostModelRule:
     """k that maximizes tokens per second, from a calibrated table, corrected by what ticks really took.
 
     Attributes:
-        table: Predicted seconds of a tick; may be shared by many policies.
+        table: Predicted seconds of a tick; may be shared by many rules.
         max_draft_tokens: Largest k ever chosen.
         settings: How careful it is.
     """
 
     table: TickTable
     max_draft_tokens: int
-    settings: CostPolicySettings = field(default_factory=CostPolicySettings)
+    settings: CostModelRuleSettings = field(default_factory=CostModelRuleSettings)
     acceptance: AcceptanceEstimator = field(init=False)
     correction: OnlineCorrection = field(default_factory=OnlineCorrection)
     _current: int = 0

@@ -8,20 +8,20 @@ from typing import Literal, get_args
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.arithmetic import GENERATOR_VERSION, Level
-from efficient_rollout.tasks.model_shape import ModelShape
+from efficient_rollout.tasks.policy_shape import PolicyShape
 from efficient_rollout.tasks.tokenizer import CHAT_TEMPLATE, vocabulary
 
 Size = Literal["nano", "small", "bench"]
 SIZES: tuple[str, ...] = get_args(Size)
 
+CARD_FILE = "training.json"  # beside the weights, written last: the plan, what was measured, and the versions
 MIN_ACCURACY, MAX_ACCURACY = 0.2, 0.8
-"""Validation accuracy at temperature 1 a finished policy must have: right often enough to be rewarded, and wrong
-often enough to learn."""
+"""Validation accuracy at temperature 1 of a finished policy: rewarded often enough, and with something to learn."""
 
 MAX_POSITIONS = 4096
 """Longest sequence the checkpoints declare, in tokens: more than any level needs, so that users may sample longer."""
 
-RECIPE_VERSION = 4
+PLAN_VERSION = 4
 """Raised when training code changes in a way the fields below do not show."""
 
 
@@ -74,7 +74,7 @@ class Growth:
     """What becomes of a trained core (see `efficient_rollout.tasks.growth`).
 
     Attributes:
-        core: Shape of the model that is trained first, by the recipe's schedule.
+        core: Shape of the model that is trained first, by the plan's schedule.
         core_response_tokens: Longest worked answer of that training; the rest sees the whole level. A small model that
             cannot add yet learns little from answers that are nearly all copying.
         core_schedule: By which the core is then trained on the whole level.
@@ -82,7 +82,7 @@ class Growth:
         schedule: By which the grown model is trained on.
     """
 
-    core: ModelShape
+    core: PolicyShape
     core_response_tokens: int
     core_schedule: Schedule
     spread: float
@@ -90,20 +90,20 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingPlan:
     """One reproducible policy.
 
     Attributes:
         shape: Of the finished policy.
         schedule: Of the training from scratch.
         growth: How that training's result becomes the policy; None where it is the policy.
-        final_problems: Problems of the measurement written to the recipe file.
+        final_problems: Problems of the measurement written to the plan file.
     """
 
     size: Size
     seed: int
     level: Level
-    shape: ModelShape
+    shape: PolicyShape
     schedule: Schedule
     growth: Growth | None
     final_problems: int
@@ -112,7 +112,7 @@ class Recipe:
         """Plain data that determines the checkpoint, library versions included."""
         return {
             **asdict(self),
-            "recipe_version": RECIPE_VERSION,
+            "plan_version": PLAN_VERSION,
             "generator_version": GENERATOR_VERSION,
             "tokenizer": _short_hash([*vocabulary(), CHAT_TEMPLATE]),
             "transformers": version("transformers"),
@@ -120,7 +120,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """`<size>-<hash>`: equal for equal recipes, and a name for a cache directory."""
+        """`<size>-<hash>`: equal for equal plans, and a name for a cache directory."""
         return f"{self.size}-{_short_hash(self.as_dict())}"
 
 
@@ -152,7 +152,7 @@ _LEVELS = {
 }
 
 _SHAPES = {
-    "nano": ModelShape(
+    "nano": PolicyShape(
         hidden_size=256,
         intermediate_size=512,
         num_layers=2,
@@ -161,7 +161,7 @@ _SHAPES = {
         head_dim=32,
         tied_embeddings=True,
     ),
-    "small": ModelShape(
+    "small": PolicyShape(
         hidden_size=256,
         intermediate_size=768,
         num_layers=3,
@@ -170,7 +170,7 @@ _SHAPES = {
         head_dim=64,
         tied_embeddings=False,
     ),
-    "bench": ModelShape(
+    "bench": PolicyShape(
         hidden_size=1024,
         intermediate_size=3072,
         num_layers=9,
@@ -219,7 +219,7 @@ _SCHEDULES = {
 
 _GROWTHS = {
     "bench": Growth(
-        core=ModelShape(
+        core=PolicyShape(
             hidden_size=256,
             intermediate_size=768,
             num_layers=3,
@@ -267,8 +267,8 @@ def level_of(size: str) -> Level:
     return _LEVELS[_checked(size)]
 
 
-def recipe_of(size: str, *, seed: int = 0, tied: bool | None = None) -> Recipe:
-    """The recipe of a size.
+def plan_of(size: str, *, seed: int = 0, tied: bool | None = None) -> TrainingPlan:
+    """The plan of a size.
 
     Args:
         size: "nano", "small" or "bench".
@@ -285,7 +285,7 @@ def recipe_of(size: str, *, seed: int = 0, tied: bool | None = None) -> Recipe:
     if tied is not None:
         shape = replace(shape, tied_embeddings=tied)
         growth = growth and replace(growth, core=replace(growth.core, tied_embeddings=tied))
-    return Recipe(checked, seed, _LEVELS[checked], shape, _SCHEDULES[checked], growth, _FINAL_PROBLEMS[checked])
+    return TrainingPlan(checked, seed, _LEVELS[checked], shape, _SCHEDULES[checked], growth, _FINAL_PROBLEMS[checked])
 
 
 def _checked(size: str) -> Size:

@@ -14,12 +14,12 @@ pytest.importorskip("vllm")
 import torch
 
 from efficient_rollout.config import Settings
-from efficient_rollout.controller.policy import Always
+from efficient_rollout.controller.rule import Always
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.errors import ConfigError, ProfileError
-from efficient_rollout.vllm_plugin.policies import check_profile, num_physical_cores, policy_from, profile_key
+from efficient_rollout.vllm_plugin.rules import check_profile, num_physical_cores, profile_key, rule_from
 
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -40,14 +40,14 @@ def profile(policy: str) -> Profile:
 
 
 def settings_with(path: Path, **controller: object) -> Settings:
-    return Settings.parse({"controller": {"policy": "cost_model", "profile": str(path), **controller}})
+    return Settings.parse({"controller": {"rule": "cost_model", "profile": str(path), **controller}})
 
 
 def test_a_fitting_profile_gives_the_policy(policy: str, profile: Profile, tmp_path: Path) -> None:
     save_profile(profile, tmp_path / "p.json")
     settings = settings_with(tmp_path / "p.json", max_draft_tokens=7)
     assert check_profile(settings, policy) is not None
-    assert type(policy_from(settings, policy)).__name__ == "CostModelPolicy"
+    assert type(rule_from(settings, policy)).__name__ == "CostModelRule"
 
 
 @pytest.mark.parametrize("field", ["hardware", "model_shape", "scheme", "versions", "parallel_layout"])
@@ -84,12 +84,12 @@ def test_a_disabled_drafter_reads_no_profile(policy: str, tmp_path: Path) -> Non
 
 
 def test_policies_without_a_profile_need_none(policy: str) -> None:
-    made = policy_from(Settings.parse({"controller": {"policy": "always", "num_draft_tokens": 2}}), policy)
+    made = rule_from(Settings.parse({"controller": {"rule": "always", "num_draft_tokens": 2}}), policy)
     assert made == Always(2)
     settings = settings_with(Path("p.json"))
     without = settings.model_copy(update={"controller": settings.controller.model_copy(update={"profile": None})})
     with pytest.raises(ConfigError, match="needs a latency profile"):
-        policy_from(without, policy)
+        rule_from(without, policy)
 
 
 def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
@@ -102,7 +102,7 @@ def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
         torch.set_num_threads(threads)
     script = (
         "import dataclasses, json, sys\n"
-        "from efficient_rollout.vllm_plugin.policies import profile_key\n"
+        "from efficient_rollout.vllm_plugin.rules import profile_key\n"
         "sys.stdout.write(json.dumps(dataclasses.asdict(profile_key(sys.argv[1], 'int8'))))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "5"}
