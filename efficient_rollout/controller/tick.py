@@ -1,0 +1,142 @@
+"""The bookkeeping of one engine's ticks: what was decided, what was verified, what is learned from it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from efficient_rollout.controller.drafter_health import DrafterHealth, DrafterReport
+from efficient_rollout.controller.observation import SpeedupSums, TickObservation
+from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.state import Decision, DecodeState
+
+
+@dataclass(slots=True)
+class VerifiedDrafts:
+    """What one tick verified, by draft position, first draft token first.
+
+    Attributes:
+        num_passes: Requests that had at least one draft token verified.
+        drafted: Draft tokens at each position.
+        judged: Those reached: all drafts before them were accepted.
+        accepted: Those accepted.
+    """
+
+    num_passes: int = 0
+    drafted: list[int] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def add(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
+        """Count one request's verify pass; drafts up to the first rejected one were judged."""
+        self.num_passes += 1
+        missing = max(0, num_draft_tokens - len(self.drafted))
+        for counts in (self.drafted, self.judged, self.accepted):
+            counts += [0] * missing
+        for position in range(num_draft_tokens):
+            self.drafted[position] += 1
+            self.judged[position] += position <= num_accepted_tokens
+            self.accepted[position] += position < num_accepted_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickResult:
+    """What a tick did, as the engine tells it.
+
+    Attributes:
+        num_requests: Requests that had tokens computed.
+        num_computed_tokens: Those tokens: of prompts, the newest of each decoding request, and drafts.
+        num_emitted_tokens: Tokens that requests got.
+        verified: The drafts that were verified.
+        chain_length: Draft tokens per request that the worker drafted at its end, for the tick after it.
+        goes_on: Whether the engine has requests left.
+    """
+
+    num_requests: int
+    num_computed_tokens: int
+    num_emitted_tokens: int
+    verified: VerifiedDrafts
+    chain_length: int
+    goes_on: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedTick:
+    """What a tick adds to the statistics.
+
+    Attributes:
+        reason: Of the decision that was made in it.
+        num_emitted_tokens: Tokens that requests got.
+        verified: The drafts that were verified.
+        speedup: What the rule predicted and measured since the last tick; None from one that predicts nothing.
+        is_drafter_stale: Acceptance shows that the drafter does not follow the policy.
+    """
+
+    reason: str
+    num_emitted_tokens: int
+    verified: VerifiedDrafts
+    speedup: SpeedupSums | None
+    is_drafter_stale: bool
+
+
+class TickBook:
+    """One engine's rule, the health of its drafter, and the clock between ticks.
+
+    Args:
+        rule: Decides where the drafter may draft, and learns from every tick.
+        health: Of the drafter.
+        clock: Seconds that never run backwards.
+
+    Attributes:
+        decision: Of the running tick, or of the last one.
+    """
+
+    def __init__(self, rule: Rule, health: DrafterHealth, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.rule, self.health, self._clock = rule, health, clock
+        self.decision = Decision(0, "idle")
+        self._mean_context_tokens = 0.0
+        self._last_finish: float | None = None
+
+    def begin(self) -> None:
+        """A tick begins; unless something decides in it, it is idle."""
+        self.decision = Decision(0, "idle")
+
+    def decide(self, state: DecodeState) -> Decision:
+        """Draft tokens per request to ask the worker for at the end of this tick."""
+        why_not = self.health.why_not()
+        self._mean_context_tokens = state.mean_context_tokens
+        self.decision = self.rule.decide(state) if why_not is None else Decision(0, why_not)
+        return self.decision
+
+    def hear(self, report: DrafterReport) -> None:
+        """Take the worker's word, before the tick it came with is finished."""
+        if self.health.take_report(report):
+            self.rule.mark_stale()
+
+    def finish(self, result: TickResult) -> FinishedTick:
+        """Show the tick to the rule, and sum it up."""
+        self.rule.observe(self._observation(result))
+        return FinishedTick(
+            reason=self.decision.reason,
+            num_emitted_tokens=result.num_emitted_tokens,
+            verified=result.verified,
+            speedup=self.rule.take_speedup(),
+            is_drafter_stale=self.health.is_stale,
+        )
+
+    def _observation(self, result: TickResult) -> TickObservation:
+        now, verified = self._clock(), result.verified
+        # A chain that requests near their end cut short says nothing about the length that was asked for.
+        is_cut = result.chain_length < self.decision.num_draft_tokens
+        # From finish to finish, so that nothing between two ticks is free; not across an idle engine.
+        seconds = None if self._last_finish is None or is_cut else now - self._last_finish
+        self._last_finish = now if result.goes_on else None
+        return TickObservation(
+            num_draft_tokens=self.decision.num_draft_tokens,
+            num_requests=result.num_requests,
+            mean_context_tokens=self._mean_context_tokens,
+            attempts_per_position=tuple(verified.judged),
+            accepted_per_position=tuple(verified.accepted),
+            num_tokens=result.num_emitted_tokens,
+            seconds=seconds,
+            had_prefill=result.num_computed_tokens != result.num_requests + sum(verified.drafted),
+        )

@@ -1,0 +1,47 @@
+"""No token from weights that are no policy's: what a worker answers, and how requests end, until a full weight sync."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+def without_tokens(scheduled: SchedulerOutput) -> ModelRunnerOutput:
+    """The worker's answer to a tick that it does not compute: nothing was sampled."""
+    request_ids = list(scheduled.num_scheduled_tokens)
+    return ModelRunnerOutput(
+        req_ids=request_ids,
+        req_id_to_index={request_id: row for row, request_id in enumerate(request_ids)},
+        sampled_token_ids=[[] for _ in request_ids],
+        logprobs=None,
+        prompt_logprobs_dict={},
+        pooler_output=[],
+    )
+
+
+def end_all_requests(scheduler: "Scheduler", outputs: dict[int, EngineCoreOutputs], fault: str) -> None:
+    """End every request with vLLM's finish reason "error".
+
+    Args:
+        scheduler: The engine's.
+        outputs: Of the tick, by client; the requests' last outputs are added.
+        fault: Why the weights are no policy's.
+    """
+    ended = scheduler.finish_requests(list(scheduler.requests), RequestStatus.FINISHED_ERROR)
+    logger.error("the engine refuses to generate, and ended %d requests with an error: %s", len(ended), fault)
+    for request in ended:
+        outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+            EngineCoreOutput(
+                request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
+            )
+        )
+    # Blocks are entered as soon as they are scheduled, and these were never computed.
+    scheduler.reset_prefix_cache()
