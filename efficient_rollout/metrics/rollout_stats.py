@@ -29,15 +29,24 @@ class Tick(Protocol):
     """One finished tick (`controller/tick.py`)."""
 
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """Of its decision."""
+
     @property
-    def num_emitted_tokens(self) -> int: ...
+    def num_emitted_tokens(self) -> int:
+        """Tokens that requests got."""
+
     @property
-    def verified(self) -> Verified: ...
+    def verified(self) -> Verified:
+        """Drafts that were verified."""
+
     @property
-    def speedup(self) -> Speedup | None: ...
+    def speedup(self) -> Speedup | None:
+        """What the rule predicted and measured since the tick before."""
+
     @property
-    def is_drafter_stale(self) -> bool: ...
+    def is_drafter_stale(self) -> bool:
+        """Whether acceptance shows that the drafter does not follow the policy."""
 
 
 @dataclass(slots=True, kw_only=True)

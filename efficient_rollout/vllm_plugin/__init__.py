@@ -11,7 +11,7 @@
 5. `scheduler.py` lets stock emit the tokens, one by one where a stop string may end a response (`stop_strings.py`),
    and shows `controller/tick.py` what came of it. Statistics ride to the worker with a later tick.
 
-Between ticks new weights arrive through `weight_sync.py`, and the taps (`tapped_target.py`) let the drafter follow; while
-they are incomplete, no token is sampled (`refusal.py`). An engine is made by `engine_args.py`, checked by `compat.py`,
-and patched by `ledger.py` alone.
+Between ticks new weights arrive through `weight_sync.py`, and the taps (`tapped_target.py`) let the drafter follow;
+while they are incomplete, no token is sampled (`refusal.py`). An engine is made by `engine_args.py`, checked by
+`compat.py`, and patched by `ledger.py` alone.
 """

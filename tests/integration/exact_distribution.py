@@ -19,6 +19,8 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
 
 
 def joint_of_second_and_third(model: Path, prompt: list[int], sampling: Sampling) -> np.ndarray:
@@ -48,8 +50,13 @@ def _extend(prompt: list[int], continuations: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def next_token_probabilities(policy: Any, token_ids: torch.Tensor, sampling: Sampling) -> np.ndarray:
-    """Float64 [batch, vocab] after temperature, then top-k, then top-p, the order of vLLM."""
-    probabilities = (policy(token_ids).logits[:, -1].double() / sampling.temperature).softmax(-1).numpy()
+    """Float64 [batch, vocab] after bias, temperature, min-p, then top-k, then top-p, the order of vLLM."""
+    logits = policy(token_ids).logits[:, -1].double()
+    for token, bias in sampling.bias:
+        logits[:, token] += bias
+    probabilities = (logits / sampling.temperature).softmax(-1).numpy()
+    probabilities[probabilities < sampling.min_p * probabilities.max(axis=1, keepdims=True)] = 0
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
     order = np.argsort(-probabilities, axis=1)
     ranked = np.take_along_axis(probabilities, order, axis=1)
     if sampling.top_k:

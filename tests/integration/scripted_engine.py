@@ -61,11 +61,22 @@ class FaultyProposer(SelfDraftProposer):
 class FaultyWorker(CpuWorker):
     """The product's worker with a `FaultyProposer`."""
 
+    num_resumed = 0
+
     def init_device(self) -> None:
         """Stock, then the class of the drafter is changed in place."""
         super().init_device()
         if self.self_drafter is not None:
             self.self_drafter.__class__ = FaultyProposer
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """The product's, counting requests that were preempted and came back."""
+        self.num_resumed += len(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
+        return super().execute_model(scheduler_output)
+
+    def num_resumed_requests(self) -> int:
+        """Since the engine's start."""
+        return self.num_resumed
 
     def set_fault(self, mode: str | None) -> None:
         """Switch a fault on, or off and the drafter on again."""

@@ -205,9 +205,13 @@ def test_a_plain_engines_ticks_are_the_pauses_between_its_answers() -> None:
 
 
 def test_acceptance_tells_reached_positions_from_all() -> None:
-    stats = RolloutStats()
-    for num_accepted in (0, 1, 1, 3):
-        stats.observe_verify(3, num_accepted)
+    stats = RolloutStats(
+        num_verify_passes=4,
+        num_draft_tokens=12,
+        num_accepted_tokens=5,
+        drafted_per_position=[4, 4, 4],
+        accepted_per_position=[3, 1, 1],
+    )
     rates = acceptance(stats)
     assert rates["accepted_share"] == [0.75, 0.25, 0.25]
     assert rates["acceptance_rate"] == [pytest.approx(3 / 4), pytest.approx(1 / 3), 1.0]

@@ -3,14 +3,25 @@
 import json
 import random
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 from efficient_rollout.controller.observation import SpeedupSums
+from efficient_rollout.controller.tick import FinishedTick, VerifiedDrafts
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"}
+
+
+def tick(*passes: tuple[int, int], num_emitted_tokens: int = 1, **more: Any) -> FinishedTick:
+    """A tick in which requests had (drafted, accepted) draft tokens verified."""
+    verified = VerifiedDrafts()
+    for drafted, accepted in passes:
+        verified.add(drafted, accepted)
+    told = {"reason": "below", "speedup": None, "is_drafter_stale": False, **more}
+    return FinishedTick(num_emitted_tokens=num_emitted_tokens, verified=verified, **told)
 
 
 def random_stats(seed: int) -> RolloutStats:
@@ -19,16 +30,11 @@ def random_stats(seed: int) -> RolloutStats:
     stats = RolloutStats(num_engines=1)
     for _ in range(draw.randint(1, 50)):
         num_drafts = draw.randint(0, 6)
-        stats.num_ticks += 1
-        stats.num_speculative_ticks += num_drafts > 0
-        reason = draw.choice(["below", "above"])
-        stats.ticks_by_reason[reason] = stats.ticks_by_reason.get(reason, 0) + 1
-        if num_drafts:
-            stats.observe_verify(num_drafts, draw.randint(0, num_drafts))
-        stats.num_generated_tokens += draw.randint(1, 9)
+        passes = [(num_drafts, draw.randint(0, num_drafts))] if num_drafts else []
+        speedup = random_speedup(draw) if num_drafts else None
+        reason, num_tokens = draw.choice(["below", "above"]), draw.randint(1, 9)
+        stats.add_tick(tick(*passes, num_emitted_tokens=num_tokens, reason=reason, speedup=speedup))
         stats.draft_seconds += draw.randint(0, 64) / 64
-        stats.busy_seconds += draw.randint(0, 64) / 64
-        stats.add_speedup(random_speedup(draw) if num_drafts else None)
     return stats
 
 
@@ -70,7 +76,7 @@ def test_merge_does_not_change_or_share_its_parts() -> None:
     parts = [random_stats(1), random_stats(2)]
     before = [part.to_dict() for part in parts]
     merged = RolloutStats.merge(parts)
-    merged.observe_verify(9, 9)
+    merged.add_tick(tick((9, 9)))
     merged.ticks_by_reason["below"] += 5
     assert [part.to_dict() for part in parts] == before
 
@@ -85,8 +91,8 @@ def test_merge_order_and_grouping_do_not_matter() -> None:
 def test_ratios_are_weighted_by_tokens_not_by_engines() -> None:
     busy, idle = RolloutStats(num_engines=1), RolloutStats(num_engines=1)
     for _ in range(99):
-        busy.observe_verify(4, 4)
-    idle.observe_verify(4, 0)
+        busy.add_tick(tick((4, 4)))
+    idle.add_tick(tick((4, 0)))
     metrics = RolloutStats.merge([busy, idle]).to_metrics()
     assert metrics[names.ACCEPTANCE_RATE] == pytest.approx(396 / 400)
     assert metrics[names.MEAN_ACCEPTED_LENGTH] == pytest.approx(1 + 396 / 100)
@@ -95,7 +101,7 @@ def test_ratios_are_weighted_by_tokens_not_by_engines() -> None:
 
 def test_an_engine_that_never_drafted_dilutes_no_ratio_of_drafts() -> None:
     drafting, plain = RolloutStats(), RolloutStats(num_ticks=1000, num_generated_tokens=5000)
-    drafting.observe_verify(4, 2)
+    drafting.add_tick(tick((4, 2)))
     alone = drafting.to_metrics()
     merged = RolloutStats.merge([drafting, plain]).to_metrics()
     for name in (names.ACCEPTANCE_RATE, names.MEAN_ACCEPTED_LENGTH):
@@ -142,13 +148,19 @@ def test_every_reported_name_is_declared() -> None:
     assert sum(shares) == pytest.approx(1.0)
 
 
-def test_observe_verify_counts_each_position() -> None:
+def test_a_tick_adds_what_it_verified_and_emitted() -> None:
     stats = RolloutStats()
-    stats.observe_verify(2, 1)
-    stats.observe_verify(4, 3)
-    assert stats.drafted_per_position == [2, 2, 1, 1]
+    stats.add_tick(tick((2, 1), num_emitted_tokens=2))
+    stats.add_tick(tick((4, 3), (4, 0), num_emitted_tokens=5))
+    stats.add_tick(tick(num_emitted_tokens=3, reason="above", is_drafter_stale=True))
+    assert stats.drafted_per_position == [3, 3, 2, 2]
     assert stats.accepted_per_position == [2, 1, 1, 0]
-    assert (stats.num_verify_passes, stats.num_draft_tokens, stats.num_accepted_tokens) == (2, 6, 4)
+    assert (stats.num_verify_passes, stats.num_draft_tokens, stats.num_accepted_tokens) == (3, 10, 4)
+    assert (stats.num_ticks, stats.num_speculative_ticks, stats.num_generated_tokens) == (3, 2, 10)
+    assert stats.ticks_by_reason == {"below": 2, "above": 1}
+    assert stats.num_stale_drafters == 1
+    stats.add_tick(tick())
+    assert stats.num_stale_drafters == 0, "as of the last tick"
 
 
 def test_round_trip_through_json() -> None:

@@ -1,0 +1,215 @@
+"""What a request asks of stock vLLM, a drafting engine gives it: the same tokens, text and reasons, or distribution."""
+
+from collections import Counter
+
+import engine_support
+import pytest
+from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
+
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+pytestmark = pytest.mark.engine
+
+VOCABULARY = 128
+PROMPTS = [[8 + (5 * i) % 90, 9 + (11 * i) % 80, 40 + i, 17] for i in range(12)]
+# Longer than the drafting engines' ticks.
+LONG_PROMPT = [7 + (13 * i) % 110 for i in range(200)]
+SMALL_TICKS = {"max_num_batched_tokens": 64, "max_num_seqs": 64}
+GREEDY = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, "logprobs": 0}
+ROUNDING = 2e-4
+FALSE_ALARM_RATE = 1e-3
+
+REQUESTS = {
+    "plain": {},
+    "stop-ids": {"stop_token_ids": list(range(20, 32))},
+    "stop-ids-after-min-tokens": {"stop_token_ids": list(range(20, 32)), "min_tokens": 9},
+    "end-of-text": {"ignore_eos": False, "logit_bias": {2: 4.0}},
+    "presence": {"presence_penalty": 1.5},
+    "frequency": {"frequency_penalty": 1.2},
+    "repetition": {"repetition_penalty": 1.6},
+    "bad-words": {"bad_words": ["a", "bc", "="]},
+    "allowed": {"allowed_token_ids": list(range(40, 60))},
+    "all-penalties": {"presence_penalty": 0.7, "repetition_penalty": 1.2, "allowed_token_ids": list(range(8, 90))},
+    "bias": {"logit_bias": {50: 3.0, 51: -5.0}},
+    "min-p": {"min_p": 0.2},
+}
+# Of these every draft of an unquantized drafter must be accepted: it draws from what the policy draws from.
+DRAFTED = ("plain", "presence", "frequency", "repetition", "bad-words", "allowed", "all-penalties")
+UNDRAFTED = ("bias", "min-p")
+STOPS = ("one", "two", "kept-in-text", "after-min-tokens", "pairs", "pairs-after-min-tokens")
+
+
+def stops(texts):
+    """Stop strings that occur: the commonest characters, and of two characters each, at least one in every response."""
+    first, second, third = (character for character, _ in Counter("".join(texts)).most_common(3))
+    pairs = [text[10:12] for text in texts]
+    params = [
+        {"stop": [first]},
+        {"stop": [second, third]},
+        {"stop": [first, second], "include_stop_str_in_output": True},
+        {"stop": [first, second], "min_tokens": 7},
+        {"stop": pairs},
+        {"stop": pairs, "min_tokens": 12},
+    ]
+    return dict(zip(STOPS, params, strict=True))
+
+
+def completions(engine, prompts=PROMPTS, **params):
+    from vllm import SamplingParams
+
+    return [
+        (
+            list(output.token_ids),
+            [position[token].logprob for token, position in zip(output.token_ids, output.logprobs, strict=True)],
+            output.text,
+            output.finish_reason,
+            output.stop_reason,
+        )
+        for (output,) in engine_support.generate(engine, prompts, SamplingParams(**{**GREEDY, **params}))
+    ]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer
+
+    assert VOCAB_SIZE == VOCABULARY
+    path = engine_support.random_policy(tmp_path_factory.mktemp("policy"), spread=0.14)
+    build_tokenizer(512).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stock(policy):
+    """Completions by request, of stock vLLM without a trace of this package in its arguments; prompts in one tick."""
+    engine = engine_support.start(policy, None, skip_tokenizer_init=False)
+    facts = {name: completions(engine, **params) for name, params in REQUESTS.items()}
+    facts["texts"] = [text for _, _, text, _, _ in facts["plain"]]
+    for name, params in stops(facts["texts"]).items():
+        facts[f"stop-{name}"] = completions(engine, **params)
+    facts["long-prompt"] = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
+    engine_support.stop(engine)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def plain_engine_seeded(policy, stock):
+    """Of an engine of this package that drafts nothing, whose ticks are smaller than the prompt."""
+    engine = engine_support.start(policy, {"enabled": False}, skip_tokenizer_init=False, **SMALL_TICKS)
+    facts = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
+    engine_support.stop(engine)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def engine(policy, plain_engine_seeded):
+    settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
+    engine = engine_support.start(policy, settings, skip_tokenizer_init=False, **SMALL_TICKS)
+    yield engine
+    engine_support.stop(engine)
+
+
+def assert_equal(ours, theirs):
+    for (tokens, logprobs, *rest), (expected, expected_logprobs, *expected_rest) in zip(ours, theirs, strict=True):
+        assert tokens == expected
+        assert logprobs == pytest.approx(expected_logprobs, abs=ROUNDING)
+        assert rest == expected_rest
+
+
+@pytest.mark.parametrize("request_name", REQUESTS)
+def test_greedy_completions_equal_stock(engine, stock, request_name):
+    assert_equal(completions(engine, **REQUESTS[request_name]), stock[request_name])
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_stop_strings_end_responses_where_stock_ends_them(engine, stock, stop):
+    expected = stock[f"stop-{stop}"]
+    assert sum(reason == "stop" for *_, reason, _ in expected) >= 3, "the stop strings must occur"
+    take_rollout_stats(engine.collective_rpc)
+    assert_equal(completions(engine, **stops(stock["texts"])[stop]), expected)
+    assert take_rollout_stats(engine.collective_rpc).num_accepted_tokens > 0
+
+
+def test_several_sampled_responses_each_end_behind_their_stop_string(engine, stock):
+    from vllm import SamplingParams
+
+    params = SamplingParams(n=24, temperature=1.0, max_tokens=60, stop=["=", "a", "b"], logprobs=0, ignore_eos=True)
+    take_rollout_stats(engine.collective_rpc)
+    (outputs,) = engine_support.generate(engine, PROMPTS[:1], params)
+    assert take_rollout_stats(engine.collective_rpc).num_accepted_tokens > 0
+    tokenizer = engine.get_tokenizer()
+    stopped = [output for output in outputs if output.finish_reason == "stop"]
+    assert len(stopped) > 12
+    for output in stopped:
+        decoded = tokenizer.decode(output.token_ids, skip_special_tokens=True)
+        assert decoded == output.text + output.stop_reason
+        assert len(output.logprobs) == len(output.token_ids)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("request_name", DRAFTED)
+def test_drafts_go_through_the_requests_own_processing(engine, request_name, temperature):
+    take_rollout_stats(engine.collective_rpc)
+    completions(engine, **{**REQUESTS[request_name], "temperature": temperature})
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_draft_tokens > 200
+    assert stats.num_accepted_tokens == stats.num_draft_tokens
+
+
+def test_one_kind_of_request_does_not_turn_drafting_off_for_the_others(engine, stock):
+    from vllm import SamplingParams
+
+    take_rollout_stats(engine.collective_rpc)
+    kinds = ["plain", "allowed", "bias", "repetition", "min-p", "bad-words"]
+    params = [SamplingParams(**{**GREEDY, **REQUESTS[kinds[i % 6]]}) for i in range(12)]
+    outputs = engine_support.generate(engine, PROMPTS, params)
+    for i, (output,) in enumerate(outputs):
+        assert list(output.token_ids) == stock[kinds[i % 6]][i][0]
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 200
+    assert stats.num_stale_drafters == 0
+    assert set(stats.ticks_by_reason) <= {"always", "idle"}
+
+
+@pytest.mark.parametrize("request_name", UNDRAFTED)
+def test_what_the_rejection_sampler_does_not_know_is_not_drafted_for(engine, request_name):
+    take_rollout_stats(engine.collective_rpc)
+    # At temperature 0 vLLM forgets min_p, and rightly so.
+    completions(engine, **{**REQUESTS[request_name], "temperature": 1.0})
+    assert take_rollout_stats(engine.collective_rpc).num_draft_tokens == 0
+
+
+BIASED = Sampling(bias=((50, 2.0), (51, -3.0)))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(min_p=0.15), BIASED], ids=["min-p", "bias"])
+def test_its_distribution_is_exact_beside_requests_that_are_drafted_for(engine, policy, sampling):
+    from vllm import SamplingParams
+
+    num_samples = 4096
+    joint = joint_of_second_and_third(policy, PROMPTS[0], sampling)
+    assert smallest_power(joint, num_samples, 0.03, FALSE_ALARM_RATE) > 0.95
+    common = {"temperature": 1.0, "max_tokens": 3, "ignore_eos": True, "detokenize": False}
+    params = SamplingParams(n=num_samples, min_p=sampling.min_p, logit_bias=dict(sampling.bias) or None, **common)
+    beside = SamplingParams(n=num_samples // 4, **common)
+    take_rollout_stats(engine.collective_rpc)
+    outputs, _ = engine_support.generate(engine, [PROMPTS[0], PROMPTS[1]], [params, beside])
+    assert take_rollout_stats(engine.collective_rpc).num_draft_tokens > 0
+    assert p_value([tuple(output.token_ids[1:3]) for output in outputs], joint) > FALSE_ALARM_RATE
+
+
+def test_a_seeded_request_survives_a_prompt_of_several_ticks_and_its_noise_stands_still_meanwhile(
+    engine, plain_engine_seeded, stock
+):
+    assert plain_engine_seeded[0][0] == stock["long-prompt"][0][0]
+    twice = [completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)[0][0] for _ in range(2)]
+    assert len(twice[0]) == 40
+    assert twice[0] == twice[1]
+
+
+def test_no_drafter_work_while_only_prompts_are_computed(engine):
+    take_rollout_stats(engine.collective_rpc)
+    completions(engine, [LONG_PROMPT[1:], LONG_PROMPT[2:]], max_tokens=1)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.ticks_by_reason["always"] >= 6, "the rule must have asked for drafts"
+    assert (stats.draft_seconds, stats.num_draft_tokens) == (0.0, 0)

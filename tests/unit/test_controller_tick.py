@@ -1,0 +1,113 @@
+"""What a tick is decided on, what is counted of it, and what the rule is shown."""
+
+from typing import Any
+
+import pytest
+
+from efficient_rollout.controller.drafter_health import DrafterHealth, DrafterReport
+from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDrafts
+
+STATE = DecodeState(
+    num_running_requests=2, num_waiting_requests=0, num_prefill_tokens=0, mean_context_tokens=70.0, max_draft_tokens=4
+)
+
+
+class Remembering(Unlearning):
+    """Drafts 3 tokens, and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[TickObservation] = []
+        self.num_stale = self.num_asked = 0
+
+    def decide(self, state: DecodeState) -> Decision:
+        self.num_asked += 1
+        return Decision(min(3, state.max_draft_tokens), "three")
+
+    def observe(self, observation: TickObservation) -> None:
+        self.shown.append(observation)
+
+    def mark_stale(self) -> None:
+        self.num_stale += 1
+
+
+@pytest.fixture
+def book() -> TickBook:
+    times = iter([10.0, 10.5, 11.5, 13.5, 17.5])
+    return TickBook(Remembering(), DrafterHealth(), clock=lambda: next(times))
+
+
+def result(*passes: tuple[int, int], **changes: Any) -> TickResult:
+    verified = VerifiedDrafts()
+    for drafted, accepted in passes:
+        verified.add(drafted, accepted)
+    computed = 2 + sum(drafted for drafted, _ in passes)
+    told = {
+        "num_requests": 2,
+        "num_computed_tokens": computed,
+        "num_emitted_tokens": 2,
+        "chain_length": 3,
+        "goes_on": True,
+    }
+    return TickResult(verified=verified, **{**told, **changes})
+
+
+def run(book: TickBook, *passes: tuple[int, int], **changes: Any) -> Any:
+    book.begin()
+    book.decide(STATE)
+    return book.finish(result(*passes, **changes))
+
+
+def test_drafts_behind_a_rejected_one_were_not_judged() -> None:
+    verified = VerifiedDrafts()
+    verified.add(4, 1)
+    verified.add(2, 2)
+    assert (verified.num_passes, verified.drafted) == (2, [2, 2, 1, 1])
+    assert verified.judged == [2, 2, 0, 0], "the third and fourth draft of the first request were never reached"
+    assert verified.accepted == [2, 1, 0, 0]
+
+
+def test_seconds_run_from_finish_to_finish_and_not_across_an_idle_engine(book: TickBook) -> None:
+    run(book)
+    run(book, (3, 2), (3, 0))
+    run(book, goes_on=False)
+    run(book)
+    assert [tick.seconds for tick in book.rule.shown] == [None, 0.5, 1.0, None]
+    assert book.rule.shown[1].attempts_per_position == (2, 1, 1)
+    assert book.rule.shown[1].accepted_per_position == (1, 1, 0)
+    assert book.rule.shown[1].mean_context_tokens == 70.0
+
+
+def test_a_chain_that_was_cut_teaches_no_seconds(book: TickBook) -> None:
+    run(book)
+    run(book, chain_length=2)
+    run(book)
+    assert [tick.seconds for tick in book.rule.shown] == [None, None, 1.0]
+
+
+def test_more_tokens_than_requests_and_drafts_are_those_of_prompts(book: TickBook) -> None:
+    run(book, (3, 3))
+    run(book, (3, 3), num_computed_tokens=6)
+    assert [tick.had_prefill for tick in book.rule.shown] == [False, True]
+
+
+def test_the_rule_is_not_asked_while_the_drafter_may_not_draft(book: TickBook) -> None:
+    book.hear(DrafterReport(drafter_fault="broken"))
+    finished = run(book)
+    assert (finished.reason, book.rule.num_asked) == ("drafter_fault", 0)
+    book.hear(DrafterReport())
+    assert run(book).reason == "three"
+
+
+def test_new_weights_reach_the_rule_once_whoever_brought_them(book: TickBook) -> None:
+    for version in (0, 1, 1, 2):
+        book.hear(DrafterReport(weights_version=version))
+    assert book.rule.num_stale == 2
+
+
+def test_a_tick_in_which_nothing_decides_is_idle(book: TickBook) -> None:
+    run(book)
+    book.begin()
+    assert book.finish(result()).reason == "idle"
