@@ -123,7 +123,6 @@ class SelfDraftProposer(DraftModelProposer):
         Returns:
             int64 [num_requests, chain_length], which is 0 where no request can use a draft, or after a fault.
         """
-        self.chain_length = 0
         self._last_draft_probs = None
         num_requests = common_attn_metadata.batch_size()
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)

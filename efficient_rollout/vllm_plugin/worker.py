@@ -107,9 +107,11 @@ class CpuWorker(CPUWorker):
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
         """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
+        drafter = self.self_drafter
+        if drafter is not None:
+            drafter.chain_length = 0  # stock may not ask it
         with self._no_noise_for_unfinished_prompts():
             output = super().sample_tokens(grammar_output)
-        drafter = self.self_drafter
         if drafter is not None and isinstance(output, ModelRunnerOutput):
             drafts = self.model_runner.take_draft_token_ids() if drafter.chain_length else None
             usable = None if drafts is None else drafter.usable(drafts)
