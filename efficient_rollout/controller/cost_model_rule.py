@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass, field
 
 from efficient_rollout.controller.acceptance import AcceptanceEstimator
+from efficient_rollout.controller.exploration import Exploration, ExplorationSettings, Outlook
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.correction import OnlineCorrection
 from efficient_rollout.cost_model.latency import TickTable
 
-_PROMISING_RISE = 0.1  # acceptance above the last try's by this much: try again soon
-_CREDIT_TICKS = 100.0  # what may be lost before anything was decoded, as a share of so many ticks
 REASONS = ("idle", "prefill", "plain_is_faster", "drafting_is_faster", "unsure", "hold", "explore")
 
 
@@ -22,24 +21,13 @@ class CostModelRuleSettings:
         prior_acceptance: Acceptance assumed before any draft was verified.
         switch_gain: Another k must promise this share more tokens per second before the rule moves to it.
         margin_standard_errors: Drafting must pay with the acceptance this many standard errors lower.
-        explore_share: At most this share of the time so far is lost by exploring, as far as it can be foreseen.
-        explore_tick_share: At most this share of the ticks so far explores, and one burst more.
-        min_ticks: Ticks of plain decoding, and of drafting, wanted in each octave of batch before either is trusted.
-        refresh_ticks: An alternative is timed again after this many ticks, up to 4 times as many while
-            nothing changes.
-        untried_share: A length that was never timed is tried if it promises this share of the best length's rate.
-        burst_ticks: Exploring lasts this many ticks; the first one is not timed, for it still pays for the switch.
+        exploration: How curious it is.
     """
 
     prior_acceptance: float = 0.9
     switch_gain: float = 0.01
     margin_standard_errors: float = 1.0
-    explore_share: float = 0.01
-    explore_tick_share: float = 0.02
-    min_ticks: int = 3
-    refresh_ticks: int = 64
-    burst_ticks: int = 3
-    untried_share: float = 0.8
+    exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
 
 
 @dataclass(slots=True)
@@ -50,6 +38,9 @@ class CostModelRule:
         table: Predicted seconds of a tick; may be shared by many rules.
         max_draft_tokens: Largest k ever chosen.
         settings: How careful it is.
+        acceptance: What drafts taught.
+        correction: What ticks taught.
+        exploration: When another k is tried.
     """
 
     table: TickTable
@@ -57,28 +48,19 @@ class CostModelRule:
     settings: CostModelRuleSettings = field(default_factory=CostModelRuleSettings)
     acceptance: AcceptanceEstimator = field(init=False)
     correction: OnlineCorrection = field(default_factory=OnlineCorrection)
+    exploration: Exploration = field(init=False)
     _current: int = 0
     _previous: int = 0
-    _burst_left: int = 0
-    _burst_length: int = 0
-    _ticks: int = 0
-    _explored_ticks: int = 0
-    _spent_s: float = 0.0
-    _elapsed_s: float = 0.0
-    _last_timed: dict[tuple[bool, int], int] = field(default_factory=dict)
-    _patience: int = 0
-    _last_length_probe: int = 0
-    _acceptance_when_tried: float = 1.0
     _speedup: SpeedupSums = field(default_factory=SpeedupSums)
 
     def __post_init__(self) -> None:
         self.acceptance = AcceptanceEstimator(self.max_draft_tokens, self.settings.prior_acceptance)
-        self._patience = self.settings.refresh_ticks
+        self.exploration = Exploration(self.correction, self.max_draft_tokens, self.settings.exploration)
 
     def mark_stale(self) -> None:
         """The weights changed: acceptance must be learned again, and alternatives timed again soon."""
         self.acceptance.mark_stale()
-        self._patience = self.settings.refresh_ticks
+        self.exploration.mark_stale()
 
     def decide(self, state: DecodeState) -> Decision:
         """Tokens to draft at this tick."""
@@ -87,25 +69,23 @@ class CostModelRule:
             return Decision(0, "idle")
         if state.num_prefill_tokens > 0:
             return Decision(0, "prefill")
-        self._ticks += 1
         limit = min(self.max_draft_tokens, state.max_draft_tokens)
-        if self._burst_left > 0 and self._burst_length <= limit:
-            self._burst_left -= 1
-            return Decision(self._burst_length, "explore")
+        tried = self.exploration.next_tick(limit)
+        if tried is not None:
+            return Decision(tried, "explore")
         seconds = self.tick_seconds(batch, state.mean_context_tokens)[: limit + 1]
         tokens = self.acceptance.expected_tokens()
         rates = [tokens[k] / seconds[k] for k in range(limit + 1)]
         best, reason = self._choose(rates, seconds)
-        explored = self._alternative(best, rates, seconds, batch)
-        if explored is None and best > 0:
-            explored = self._untried_length(best, rates, seconds, batch)
-        if explored is not None:
-            self._burst_length, self._burst_left = explored, self.settings.burst_ticks - 1
-            self._explored_ticks += self.settings.burst_ticks
-            self._spent_s += self._loss_s(explored, best, rates, seconds)
-            return Decision(explored, "explore")
-        self._current = best
-        return Decision(best, reason)
+        tried = self.exploration.start_burst(
+            Outlook(batch=batch, best=best, rates=rates, seconds=seconds, acceptance=self.acceptance.pooled())
+        )
+        if tried is None:
+            self._current = best
+            return Decision(best, reason)
+        if best == 0:
+            self.acceptance.mark_old()
+        return Decision(tried, "explore")
 
     def observe(self, observation: TickObservation) -> None:
         """Learn from a finished tick."""
@@ -117,7 +97,7 @@ class CostModelRule:
             return
         by_length = self.table.by_length(batch, observation.mean_context_tokens)
         predicted = float(by_length[k])
-        self._elapsed_s += predicted * observation.num_ticks
+        self.exploration.elapse(predicted * observation.num_ticks)
         if observation.had_prefill or not settled:
             return
         before = self.correction.log_factor(k, batch)
@@ -125,9 +105,7 @@ class CostModelRule:
         if self.correction.observe(k, batch, predicted, observation.seconds):
             if k > 0:
                 self._compare(observation, expected_tokens[k], plain_s, predicted * math.exp(before))
-            self._last_timed[k > 0, batch.bit_length()] = self._ticks
-            if abs(self.correction.log_factor(k, batch) - before) > 0.1:
-                self._patience = self.settings.refresh_ticks
+            self.exploration.note_timed(k, batch, self.correction.log_factor(k, batch) - before)
 
     def take_speedup(self) -> SpeedupSums:
         """Predicted against measured speed-up of the drafting ticks that were learned from since the last call."""
@@ -172,60 +150,3 @@ class CostModelRule:
             reach *= max(0.0, probability - lower)
             tokens += reach
         return tokens / seconds[k] > rates[0]
-
-    def _alternative(self, best: int, rates: list[float], seconds: list[float], batch: int) -> int | None:
-        """The other kind of tick (plain or drafting), when it was not timed for long and we can afford it."""
-        other = 0 if best > 0 else max(range(1, len(rates)), key=rates.__getitem__, default=0)
-        if other == best:
-            return None
-        octave = batch.bit_length()
-        known = self.correction.num_ticks(other, batch) if other == 0 else self._drafting_ticks(octave)
-        age = self._ticks - self._last_timed.get((other > 0, octave), -self._patience)
-        if known >= self.settings.min_ticks and age < self._patience:
-            return None
-        if known < self.settings.min_ticks and age < self.settings.burst_ticks * 4:
-            return None
-        if other > 0 and self.acceptance.pooled() > self._acceptance_when_tried + _PROMISING_RISE:
-            self._patience = self.settings.refresh_ticks // 4
-        if not self._affordable(other, best, rates, seconds):
-            return None
-        self._last_timed[other > 0, octave] = self._ticks
-        if other > 0:
-            self._acceptance_when_tried = self.acceptance.pooled()
-            self.acceptance.mark_old()
-        self._patience = min(2 * self._patience, 4 * self.settings.refresh_ticks)
-        return other
-
-    def _untried_length(self, best: int, rates: list[float], seconds: list[float], batch: int) -> int | None:
-        """The most promising k > 0 that was never timed near this batch, once in `refresh_ticks`, if affordable."""
-        if self._ticks - self._last_length_probe < self.settings.refresh_ticks:
-            return None
-        worthwhile = self.settings.untried_share * rates[best]
-        untried = [
-            k
-            for k in range(1, len(rates))
-            if k != best and rates[k] > worthwhile and self.correction.num_ticks(k, batch) < 1
-        ]
-        if not untried:
-            return None
-        k = max(untried, key=rates.__getitem__)
-        if not self._affordable(k, best, rates, seconds):
-            return None
-        self._last_length_probe = self._ticks
-        return k
-
-    def _loss_s(self, k: int, best: int, rates: list[float], seconds: list[float]) -> float:
-        """Seconds that a burst of k is expected to lose."""
-        return self.settings.burst_ticks * seconds[k] * max(0.0, 1.0 - rates[k] / rates[best])
-
-    def _affordable(self, k: int, best: int, rates: list[float], seconds: list[float]) -> bool:
-        """Whether a burst of k keeps within both shares. What is lost may be foreseen wrongly; ticks are counted."""
-        settings = self.settings
-        lost_s = self._spent_s + self._loss_s(k, best, rates, seconds)
-        allowed_s = settings.explore_share * (self._elapsed_s + _CREDIT_TICKS * seconds[best])
-        # The first burst is on credit: with less, a short rollout would learn nothing for the next one.
-        return lost_s <= allowed_s and self._explored_ticks <= settings.explore_tick_share * self._ticks
-
-    def _drafting_ticks(self, octave: int) -> float:
-        batch = 1 << (octave - 1)
-        return sum(self.correction.num_ticks(k, batch) for k in range(1, self.max_draft_tokens + 1))
