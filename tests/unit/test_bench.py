@@ -51,7 +51,7 @@ def test_arms_that_need_a_profile_say_how_to_make_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["always:5", "batch_threshold:5,8", "always:x", "never:1", "table:[[1"])
-def test_a_policy_that_cannot_be_what_it_says_is_refused_before_an_engine_starts(text: str) -> None:
+def test_a_rule_that_cannot_be_what_it_says_is_refused_before_an_engine_starts(text: str) -> None:
     with pytest.raises(ConfigError):
         check_arms(parse_arms(text), max_draft_tokens=4, profile=None)
 

@@ -61,7 +61,7 @@ def test_explain_names_a_bad_value(profile: str, fault: tuple[str, str, str]) ->
         run("explain", "--profile", profile, "--batch", fault[0], "--context", fault[1], "--acceptance", fault[2])
 
 
-def test_simulate_writes_every_policy(profile: str, tmp_path: Path) -> None:
+def test_simulate_writes_every_rule(profile: str, tmp_path: Path) -> None:
     out = tmp_path / "s.json"
     run("simulate", "--profile", profile, "--lengths", "lognormal:100,1.0,800", "--requests", "16", "--engines", "2",
         "--rule", "never,always:4,batch_threshold:4,8,cost_model", "--json", str(out))  # fmt: skip

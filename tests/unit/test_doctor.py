@@ -104,3 +104,17 @@ def test_small_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = next(finding for finding in doctor._machine() if finding.name == "/dev/shm")
     assert finding.state == "note"
     assert "--shm-size" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "state"), [({"avx2"}, [], "note"), ({"avx2", "avx512f"}, [], "ok"), ({"avx2"}, ["H100"], "ok")]
+)
+def test_a_machine_without_avx512_is_told_to_use_float32(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], gpus: list[str], state: doctor.State
+) -> None:
+    real = doctor.provenance.hardware()
+    monkeypatch.setattr(doctor.provenance, "hardware", lambda: real | {"gpus": gpus})
+    monkeypatch.setattr(doctor.provenance, "cpu_flags", lambda: frozenset(flags))
+    finding = next(finding for finding in doctor._machine() if finding.name == "cpu features")
+    assert finding.state == state
+    assert ("float32" in finding.advice) == (state == "note")

@@ -19,7 +19,7 @@ from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.simulator.cli import add_simulate_command
 from efficient_rollout.simulator.fleet import World, simulate
 from efficient_rollout.simulator.trace import Trace
-from efficient_rollout.simulator.validation import acceptance_from, compare, read_measured
+from efficient_rollout.simulator.validation import Measured, MeasuredRound, acceptance_from, compare, read_measured
 
 PROFILE = calibrate_from_table(read_table(Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"))
 MAX_K, ACCEPTANCE = 7, 0.85
@@ -99,6 +99,18 @@ def test_the_command_prints_and_writes_a_ratio_per_arm(
         run(*base, "--rule", "never")
     with pytest.raises(ConfigError, match="--rule"):
         run("--profile", str(tmp_path / "p.json"), "--lengths", "lognormal:9,1,20")
+
+
+@pytest.mark.parametrize("name", ["published", "cost_model"])
+def test_a_rule_keeps_what_it_learned_and_is_told_of_the_sync_between_rounds(table: TickTable, name: str) -> None:
+    played = MeasuredRound(trace=TRACE, seconds=1.0, acceptance=ACCEPTANCE)
+    compared = compare(Measured(max_draft_tokens=MAX_K, arms={name: [played] * 3}), table)[name]
+    rule, world = make_rule(name, RuleInputs(max_draft_tokens=MAX_K, table=table)), World(table=table, acceptance=0.85)
+    expected = []
+    for number in range(3):
+        expected.append(simulate(TRACE, 1, lambda: rule, world, max_draft_tokens=MAX_K, seed=number).makespan_s)
+        rule.mark_stale()
+    assert compared.simulated_s == expected
 
 
 def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: TickTable, tmp_path: Path) -> None:
