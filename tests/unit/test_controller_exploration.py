@@ -1,27 +1,30 @@
 """Alternatives are tried when they may have become better, and within what trying may cost."""
 
+from dataclasses import replace
+
 import pytest
 
 from efficient_rollout.controller.exploration import Exploration, ExplorationSettings, Outlook
 from efficient_rollout.cost_model.correction import OnlineCorrection
 
 UNBOUNDED = {"time_share": 1e9, "tick_share": 1.0}
-LEARNED_TICKS = 10
+TICK_S, BEST_RATE = 0.25, 40.0
 
 
-def outlook(*rates: float, seconds: float = 1.0, batch: int = 1, acceptance: float = 0.5) -> Outlook:
-    """Of a tick whose best k has the highest rate."""
-    best = max(range(len(rates)), key=rates.__getitem__)
-    return Outlook(batch=batch, best=best, rates=rates, seconds=[seconds] * len(rates), acceptance=acceptance)
+def outlook(*shares: float, batch: int = 1, acceptance: float = 0.5) -> Outlook:
+    """Of a tick whose lengths promise these shares of a rate; the best one is chosen."""
+    best = max(range(len(shares)), key=shares.__getitem__)
+    rates, seconds = [BEST_RATE * share for share in shares], [TICK_S] * len(shares)
+    return Outlook(batch=batch, best=best, rates=rates, seconds=seconds, acceptance=acceptance)
 
 
-def explorer(timed: tuple[int, ...] = (), *, batch: int = 1, **settings: float) -> Exploration:
-    """One that knows the seconds of the lengths in `timed`, just measured."""
+def explorer(timed: tuple[int, ...] = (), *, num_ticks: int = 10, **settings: float) -> Exploration:
+    """One that knows the seconds of the lengths in `timed`, just measured at batch 1."""
     made = Exploration(OnlineCorrection(), 4, ExplorationSettings(**settings))
     for k in timed:
-        for _ in range(LEARNED_TICKS):
-            made.correction.observe(k, batch, 1.0, 1.0)
-        made.note_timed(k, batch, 0.0)
+        for _ in range(num_ticks):
+            made.correction.observe(k, 1, TICK_S, TICK_S)
+        made.note_timed(k, 1, 0.0)
     return made
 
 
@@ -64,13 +67,25 @@ def test_new_weights_make_it_curious_again() -> None:
     assert tried(exploration, view, 300)[0] == (64, 0)
 
 
-def test_an_octave_with_few_ticks_of_a_kind_gets_more_soon() -> None:
-    exploration = explorer((1,), **UNBOUNDED)
-    assert tried(exploration, outlook(1.0, 1.01), 30) == [(1, 0), (13, 0), (25, 0)]
-    assert tried(exploration, outlook(1.0, 1.01, batch=2), 5) == [(1, 0)], "another octave has its own"
+@pytest.mark.parametrize("view", [outlook(1.0, 1.01, 0.9), outlook(1.0, 0.9, 0.99)], ids=["of plain", "of drafting"])
+def test_an_octave_without_ticks_of_a_kind_gets_some_at_once_and_more_soon(view: Outlook) -> None:
+    k = 0 if view.best else 2
+    exploration = explorer((view.best,), **UNBOUNDED)
+    assert tried(exploration, view, 30) == [(1, k), (13, k), (25, k)]
+    assert tried(exploration, replace(view, batch=2), 5) == [(1, k)], "another octave has its own"
 
 
-@pytest.mark.parametrize(("risen", "num_ticks"), [(0.55, 256), (0.65, 32)])
+@pytest.mark.parametrize(("timed", "first"), [((0, 1, 2), 12), ((0, 1, 2, 4), 64)])
+def test_three_drafting_ticks_of_any_length_are_enough_to_be_patient(timed: tuple[int, ...], first: int) -> None:
+    exploration = explorer(timed, num_ticks=1, **UNBOUNDED)
+    assert tried(exploration, outlook(1.0, 0.9, 0.99), 64)[0] == (first, 2)
+
+
+def test_where_nothing_may_be_drafted_nothing_is_tried() -> None:
+    assert tried(explorer(**UNBOUNDED), outlook(1.0), 200) == []
+
+
+@pytest.mark.parametrize(("risen", "num_ticks"), [(0.58, 256), (0.62, 32)])
 def test_drafting_is_tried_again_soon_where_acceptance_rose_since_the_last_try(risen: float, num_ticks: int) -> None:
     exploration = explorer((0, 1), **UNBOUNDED)
     tried(exploration, outlook(1.0, 0.99, acceptance=0.5), 448)
@@ -89,7 +104,7 @@ def test_a_promising_length_that_was_never_timed_is_tried_once_in_64_ticks() -> 
 
 
 def test_at_most_one_per_cent_of_the_time_is_lost_and_a_little_on_credit() -> None:
-    # A burst of plain ticks loses 3 s; of the credit there is 1 s.
+    # A burst of plain ticks loses three ticks' time; the credit is one tick's.
     assert tried(explorer((1,), tick_share=1.0), outlook(0.0, 1.0), 900) == [(201, 0), (501, 0), (801, 0)]
     assert tried(explorer((1,), tick_share=1.0), outlook(0.75, 1.0), 2) == [(1, 0)]
 

@@ -1,9 +1,53 @@
 """What ticks teach about their seconds, and what they cannot."""
 
+import math
+
 import numpy as np
 import pytest
 
 from efficient_rollout.cost_model.correction import OnlineCorrection
+
+LOG_2 = math.log(2.0)
+
+
+def taught(num_ticks: int, *, k: int = 4, batch: int = 8, ratio: float = 2.0) -> OnlineCorrection:
+    """One that saw so many ticks take `ratio` times their predicted seconds."""
+    correction = OnlineCorrection()
+    for _ in range(num_ticks):
+        assert correction.observe(k, batch, 0.010, 0.010 * ratio)
+    return correction
+
+
+@pytest.mark.parametrize("num_ticks", [1, 9])
+def test_the_profile_weighs_as_much_as_one_tick(num_ticks: int) -> None:
+    assert taught(num_ticks).log_factor(4, 8) == pytest.approx(LOG_2 * num_ticks / (num_ticks + 1))
+
+
+def test_no_more_than_200_ticks_are_remembered() -> None:
+    correction = taught(1000)
+    assert correction.num_ticks(4, 8) == 200
+    for _ in range(200):
+        correction.observe(4, 8, 0.010, 0.0205)
+    assert correction.log_factor(4, 8) == pytest.approx(LOG_2 + math.log(1.025) * (1 - math.exp(-1)), abs=0.005)
+
+
+def test_a_blip_moves_what_calm_ticks_taught_by_a_bounded_amount() -> None:
+    correction = taught(1000)
+    before = correction.log_factor(4, 8)
+    assert correction.observe(4, 8, 0.010, 0.100)
+    assert correction.log_factor(4, 8) - before == pytest.approx(0.08 / 201)
+
+
+def test_a_length_that_was_never_timed_borrows_from_its_neighbours_the_nearest_most() -> None:
+    correction = taught(9)
+    for _ in range(9):
+        correction.observe(8, 8, 0.010, 0.005)
+    # Neighbours at distances 1 and 3, of opposite signs.
+    near, far = 9 / (1 + 1) ** 2, 9 / (1 + 3) ** 2
+    assert correction.log_factor(5, 8) == pytest.approx(LOG_2 * (near - far) / (near + far + 1))
+    assert correction.log_factor(0, 8) > 0.0, "plain decoding was not timed: the machine may be slower altogether"
+    correction.observe(0, 8, 0.010, 0.010)
+    assert correction.log_factor(0, 8) == pytest.approx(0.0)
 
 
 def test_correction_finds_the_true_seconds_and_shrugs_off_stalls() -> None:
@@ -19,19 +63,15 @@ def test_correction_finds_the_true_seconds_and_shrugs_off_stalls() -> None:
 
 
 def test_what_one_batch_taught_fades_with_the_distance_of_another() -> None:
-    correction = OnlineCorrection()
-    for _ in range(200):
-        assert correction.observe(7, 1, 1.0, 0.5)
-    learned = [correction.log_factor(7, batch) / np.log(0.5) for batch in (1, 2, 4, 8, 16, 32)]
-    assert learned[0] > 0.95
-    assert learned[1] > 0.7, "the next octave is much alike"
-    assert learned[5] < 0.4, "thirty sequences are not one"
-    assert learned == sorted(learned, reverse=True)
+    correction = taught(200, k=7, batch=1, ratio=0.5)
+    learned = [correction.log_factor(7, batch) / -LOG_2 for batch in (1, 2, 4, 8, 16, 32)]
+    # Weights 200, 4, 4, 2, 1 and 0.5 against the profile's 1.
+    assert learned == pytest.approx([200 / 201, 4 / 5, 4 / 5, 2 / 3, 1 / 2, 1 / 3])
     # Ticks of its own soon outweigh what neighbours say.
     for _ in range(20):
         correction.observe(7, 2, 1.0, 2.0)
-    assert correction.log_factor(7, 2) > 0.6 * np.log(2.0)
-    assert correction.log_factor(7, 1) == pytest.approx(np.log(0.5), abs=0.1)
+    assert correction.log_factor(7, 2) > 0.6 * LOG_2
+    assert correction.log_factor(7, 1) == pytest.approx(-LOG_2, abs=0.1)
 
 
 def test_a_lasting_change_is_believed() -> None:

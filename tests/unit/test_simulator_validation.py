@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from efficient_rollout.bench.report import SCHEMA_VERSION
 from efficient_rollout.controller.registry import RuleInputs, make_rule
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.latency import TickTable
@@ -56,7 +57,7 @@ def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dic
             ]
         }
     work = [[[64, n] for n in TRACE.response_tokens.tolist()]] * rounds
-    return {"schema_version": 1, "settings": {"max_draft_tokens": MAX_K}, "work": work, "arms": arms}
+    return {"schema_version": SCHEMA_VERSION, "settings": {"max_draft_tokens": MAX_K}, "work": work, "arms": arms}
 
 
 def run(*argv: str) -> int:
