@@ -5,13 +5,15 @@ In veRL it stands under `actor_rollout_ref.rollout.custom.efficient_rollout`; in
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficient_rollout.errors import ConfigError
 
 CONFIG_KEY = "efficient_rollout"
+SchemeName = Literal["int8", "int4", "mixed", "unquantized"]
+SCHEME_NAMES: tuple[str, ...] = get_args(SchemeName)
 RULES_WITH_PROFILE = ("batch_table", "published", "cost_model")
 
 
@@ -22,7 +24,7 @@ class _Group(BaseModel):
 class DrafterSettings(_Group):
     """How the policy is quantized to draft for itself."""
 
-    scheme: Literal["int8", "int4", "mixed", "unquantized"] = Field(
+    scheme: SchemeName = Field(
         default="int8",
         description="int8: W8A8, per output channel. int4: weight only, group-wise, asymmetric. "
         "mixed: both in memory, int4 for few rows. unquantized: the policy itself, for tests; every draft is accepted.",

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from efficient_rollout import provenance
-from efficient_rollout.config import DrafterSettings, Settings
+from efficient_rollout.config import SCHEME_NAMES, DrafterSettings, Settings
 from efficient_rollout.errors import SchemeUnavailableError, UnsupportedDeviceError
 
 DISTRIBUTION = "efficient-rollout"
@@ -191,7 +191,7 @@ def _schemes() -> Iterator[Finding]:
         yield Finding("schemes", "vLLM's device", "unsupported", "bad", str(error))
         return
     yield Finding("schemes", "vLLM's device", "cpu")
-    for name in get_args(DrafterSettings.model_fields["scheme"].annotation):
+    for name in SCHEME_NAMES:
         settings = Settings(drafter=DrafterSettings(scheme=name))
         try:
             check_scheme(settings)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from efficient_rollout.config import DrafterSettings, Settings
+from efficient_rollout.config import SCHEME_NAMES, Settings
 from efficient_rollout.cost_model.cli import add_calibrate_arguments, report, run_calibrate
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import ConfigError
@@ -35,8 +35,7 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
 
 def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """The drafter's scheme and the policy's kernel, for the commands with one self-drafting engine."""
-    schemes = ", ".join(get_args(DrafterSettings.model_fields["scheme"].annotation))
-    parser.add_argument("--scheme", default="int8", help=f"of the drafter: {schemes}")
+    parser.add_argument("--scheme", default="int8", help=f"of the drafter: {', '.join(SCHEME_NAMES)}")
     kernels = get_args(Settings.model_fields["verify_kernel"].annotation)
     parser.add_argument(
         "--verify-kernel",

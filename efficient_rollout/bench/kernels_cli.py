@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from efficient_rollout.bench.calibrate import add_dtype_argument, positive_integers, resolve_dtype
-from efficient_rollout.config import DrafterSettings
+from efficient_rollout.config import SCHEME_NAMES
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.provenance import provenance, recorded_options, write_json
 
@@ -41,11 +41,10 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
     from efficient_rollout.vllm_plugin.measuring.kernel_timing import time_kernels
 
     torch.set_num_threads(args.threads)
-    schemes = get_args(DrafterSettings.model_fields["scheme"].annotation)
     timed = [
         asdict(row)
         for row in time_kernels(
-            schemes, outputs=args.outputs, inputs=args.inputs, rows=rows, rounds=args.rounds,
+            SCHEME_NAMES, outputs=args.outputs, inputs=args.inputs, rows=rows, rounds=args.rounds,
             dtype=getattr(torch, args.dtype),
         )
     ]  # fmt: skip

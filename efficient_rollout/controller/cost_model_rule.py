@@ -10,8 +10,6 @@ from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.correction import OnlineCorrection
 from efficient_rollout.cost_model.latency import TickTable
 
-REASONS = ("idle", "prefill", "plain_is_faster", "drafting_is_faster", "unsure", "hold", "explore")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModelRuleSettings:

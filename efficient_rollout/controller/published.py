@@ -14,7 +14,6 @@ from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError
 
 LADDER = (5, 7, 9, 11)
-REASONS = ("idle", "ramp_up", "below_threshold", "switched_on")
 _MIN_SPEEDUP = 1.05
 _RAMP_UP_REQUESTS = 32  # the batch counts as ramped up once it has held this many, or nothing waits
 _UP, _DOWN, _PATIENCE = 0.94, 0.85, 2

@@ -28,7 +28,7 @@ class Decision:
 
     Attributes:
         num_draft_tokens: 0 is plain decoding.
-        reason: A member of the rule's own `REASONS`; ends up in the metrics.
+        reason: Ends up in the metrics, as `decision_share/<reason>`.
     """
 
     num_draft_tokens: int

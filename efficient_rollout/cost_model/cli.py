@@ -12,13 +12,6 @@ from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.cost_model.table import read_table
 
 
-def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `calibrate`; the parsed arguments carry `run`."""
-    parser = subparsers.add_parser("calibrate", help="fit a latency profile")
-    add_calibrate_arguments(parser)
-    parser.set_defaults(run=run_calibrate)
-
-
 def add_calibrate_arguments(parser: argparse.ArgumentParser) -> "argparse._MutuallyExclusiveGroup":
     """The arguments of calibrating from a table; another source may be added to the group that is returned."""
     source = parser.add_mutually_exclusive_group(required=True)

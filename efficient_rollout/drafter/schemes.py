@@ -92,9 +92,6 @@ def _unquantized() -> Scheme:
     return Scheme(name="unquantized", kernel="the policy's", pack=None, supports=lambda *_: False, missing=_only_on_cpu)
 
 
-SCHEME_NAMES = ("int8", "int4", "mixed", "unquantized")
-
-
 def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
     """The scheme the settings ask for.
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from efficient_rollout.bench.calibrate import add_calibrate_command
 from efficient_rollout.controller.cli import add_explain_command
-from efficient_rollout.cost_model.cli import add_calibrate_command
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.simulator.cli import add_simulate_command
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from controller_support import KnownTicks, a100_ticks, state
 
-from efficient_rollout.controller.cost_model_rule import REASONS, CostModelRule, CostModelRuleSettings
+from efficient_rollout.controller.cost_model_rule import CostModelRule, CostModelRuleSettings
 from efficient_rollout.controller.exploration import ExplorationSettings
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
@@ -50,7 +50,6 @@ def test_cost_model_drafts_in_small_batches_and_not_in_large_ones(batch: int, ex
     for _ in range(40):
         decision = rule.decide(state(batch, limit=7))
         k = decision.num_draft_tokens
-        assert decision.reason in REASONS
         seconds = float(table.by_length(batch, 1024.0)[k])
         rule.observe(TickObservation(num_draft_tokens=k, num_requests=batch, mean_context_tokens=1024.0,
                        attempts_per_position=(batch,) * k, accepted_per_position=(batch,) * k,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from efficient_rollout.config import DrafterSettings
+from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear, quantize_int4
 from efficient_rollout.drafter.int8 import quantize_int8
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.drafter.schemes import SCHEME_NAMES, make_scheme
+from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import SchemeUnavailableError
 
 SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]
