@@ -77,11 +77,6 @@ class ControllerSettings(_Group):
             )
         return self
 
-    @property
-    def draft_tokens_when_drafting(self) -> int:
-        """`num_draft_tokens`, or `max_draft_tokens` where that is unset."""
-        return self.num_draft_tokens or self.max_draft_tokens
-
 
 class Settings(_Group):
     """The whole tree.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
+from efficient_rollout.config import RULES_WITH_PROFILE
+from efficient_rollout.controller.registry import ALIASES, RULES, RuleInputs, make_rule, split_names
 from efficient_rollout.controller.rule import Always, BatchThreshold
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
@@ -13,8 +14,6 @@ from efficient_rollout.errors import ConfigError
 
 PLAIN = "plain"
 _NGRAM_DRAFT_TOKENS = 4
-_ALIASES = {"table": "batch_table"}
-_WITH_PROFILE = {"batch_table", "published", "cost_model"}
 EngineKind = Literal["plain", "ngram", "self_drafting"]
 
 
@@ -38,23 +37,16 @@ class Arm:
     def needs_profile(self) -> bool:
         """Whether its rule reads a latency profile."""
         bare, _, argument = (self.rule or "").partition(":")
-        return bare in _WITH_PROFILE and not (bare == "batch_table" and argument)
+        return bare in RULES_WITH_PROFILE and not (bare == "batch_table" and argument)
 
 
 def parse_arms(text: str) -> list[Arm]:
-    """Arms of a comma-separated list; `plain` is always among them, and first.
-
-    A piece that starts with no letter belongs to the argument before it (`batch_threshold:4,8`).
+    """Arms of a list of names (`split_names`); `plain` is always among them, and first.
 
     Raises:
         ConfigError: An arm is unknown, malformed or repeated.
     """
-    names: list[str] = []
-    for piece in filter(None, (piece.strip() for piece in text.split(","))):
-        if names and not piece[0].isalpha():
-            names[-1] += f",{piece}"
-        else:
-            names.append(piece)
+    names = split_names(text)
     if len(set(names)) != len(names):
         raise ConfigError(f"--arms repeats a name: {', '.join(names)}")
     others = [_arm(name) for name in names if name != PLAIN]
@@ -67,9 +59,9 @@ def _arm(name: str) -> Arm:
         if argument and not (argument.isdecimal() and int(argument) > 0):
             raise ConfigError(f"ngram takes one number of draft tokens, as in ngram:4; got {argument!r}")
         return Arm(name, "ngram", num_draft_tokens=int(argument or _NGRAM_DRAFT_TOKENS))
-    rule = _ALIASES.get(bare, bare)
+    rule = ALIASES.get(bare, bare)
     if rule not in RULES:
-        known = ", ".join((PLAIN, "ngram", *_ALIASES, *RULES))
+        known = ", ".join((PLAIN, "ngram", *ALIASES, *RULES))
         raise ConfigError(f"unknown arm {bare!r}; choose among {known}")
     return Arm(name, "self_drafting", rule=f"{rule}:{argument}" if argument else rule)
 

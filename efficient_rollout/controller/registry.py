@@ -1,4 +1,4 @@
-"""Every rule by name. A name may carry an argument after a colon: `always:4`, `batch_threshold:4,8`."""
+"""Every rule by name. On a command line a name may carry an argument: `always:4`, `batch_threshold:4,8`."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from efficient_rollout.errors import ConfigError
 
 _REFERENCE_CONTEXT_TOKENS = 1024.0  # of a compiled batch table, which knows no context
 _TABLE_MAX_BATCH = 256
-_DEFAULT_THRESHOLD_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +21,23 @@ class RuleInputs:
 
     Attributes:
         max_draft_tokens: Largest k of any decision, at least 1.
+        num_draft_tokens: k of `always` and `batch_threshold` when they draft; None is `max_draft_tokens`.
+        max_running_requests: `batch_threshold` drafts at or below this many requests.
         table: Predicted tick seconds, up to at least `max_draft_tokens`; `cost_model`, `published` and a
             `batch_table` without an argument need it.
         prior_acceptance: Acceptance assumed before any draft was verified.
     """
 
     max_draft_tokens: int
+    num_draft_tokens: int | None = None
+    max_running_requests: int = 8
     table: TickTable | None = None
     prior_acceptance: float = 0.9
+
+    @property
+    def draft_tokens_when_drafting(self) -> int:
+        """`num_draft_tokens`, or `max_draft_tokens` where that is unset."""
+        return self.num_draft_tokens or self.max_draft_tokens
 
     def require_table(self, rule: str) -> TickTable:
         """The latency table.
@@ -53,11 +61,11 @@ def _never(_: RuleInputs, argument: str) -> Rule:
 
 
 def _always(inputs: RuleInputs, argument: str) -> Rule:
-    return Always(_integers("always", argument, [inputs.max_draft_tokens])[0])
+    return Always(_integers("always", argument, [inputs.draft_tokens_when_drafting])[0])
 
 
 def _batch_threshold(inputs: RuleInputs, argument: str) -> Rule:
-    defaults = [inputs.max_draft_tokens, _DEFAULT_THRESHOLD_REQUESTS]
+    defaults = [inputs.draft_tokens_when_drafting, inputs.max_running_requests]
     return BatchThreshold(*_integers("batch_threshold", argument, defaults))
 
 
@@ -91,6 +99,9 @@ def _cost_model(inputs: RuleInputs, argument: str) -> Rule:
     return CostModelRule(inputs.require_table("cost_model"), inputs.max_draft_tokens, settings)
 
 
+# How a benchmark calls a rule on its command line, and in its results.
+ALIASES = {"table": "batch_table"}
+
 RULES: dict[str, Callable[[RuleInputs, str], Rule]] = {
     "never": _never,
     "always": _always,
@@ -101,11 +112,25 @@ RULES: dict[str, Callable[[RuleInputs, str], Rule]] = {
 }
 
 
+def split_names(text: str) -> list[str]:
+    """Names of a comma-separated list; a piece that starts with no letter goes on with the argument before it.
+
+    `never,batch_threshold:4,8` is two names.
+    """
+    names: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if names and not piece[0].isalpha():
+            names[-1] += f",{piece}"
+        else:
+            names.append(piece)
+    return names
+
+
 def make_rule(name: str, inputs: RuleInputs) -> Rule:
     """A new rule, with a memory of its own.
 
     Args:
-        name: A key of `RULES`, optionally with `:argument`.
+        name: A key of `RULES`; from a command line perhaps with `:argument`, which comes before `inputs`.
         inputs: What it is made from.
 
     Raises:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.controller.registry import RuleInputs, make_rule
+from efficient_rollout.controller.registry import RuleInputs, make_rule, split_names
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
@@ -60,7 +60,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     world = World(table=table, acceptance=args.acceptance, jitter_sd=args.jitter)
     inputs = RuleInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
     results: dict[str, dict[str, Any]] = {}
-    for name in _names(args.rule):
+    for name in split_names(",".join(args.rule)):
         outcome = simulate(
             trace, args.engines, partial(make_rule, name, inputs), world,
             max_draft_tokens=args.max_draft_tokens, seed=args.seed, decision_stride=stride,
@@ -109,17 +109,6 @@ def _trace(args: argparse.Namespace) -> Trace:
     if args.trace is not None:
         return read_trace(args.trace)
     return draw_trace(args.lengths, args.requests, args.engines, args.seed, args.prompt_tokens)
-
-
-def _names(options: list[str]) -> list[str]:
-    """Split at commas; a piece that starts with no letter belongs to the argument before it (`batch_threshold:4,8`)."""
-    names: list[str] = []
-    for piece in ",".join(options).split(","):
-        if names and not piece[:1].isalpha():
-            names[-1] += f",{piece}"
-        else:
-            names.append(piece)
-    return names
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
+from efficient_rollout.controller.registry import ALIASES, RULES, RuleInputs, make_rule
 from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import InputFileError
@@ -17,9 +17,6 @@ from efficient_rollout.simulator.fleet import World, simulate
 from efficient_rollout.simulator.trace import Trace
 
 TOLERANCE = 0.10
-# Arms of the benchmark whose names are not the simulator's. `plain` and `ngram` are stock engines, whose ticks
-# no profile has.
-_RULE_OF_ARM = {"table": "batch_table"}
 _SCHEMA_VERSION = 1
 _METRIC = "efficient_rollout/"
 _DEFAULT_ACCEPTANCE = 0.9
@@ -138,8 +135,9 @@ def read_measured(path: Path) -> Measured:
 
 
 def _rule_name(arm: str) -> str | None:
+    # None for `plain` and `ngram`: stock engines, whose ticks no profile has.
     bare, separator, argument = arm.partition(":")
-    rule = _RULE_OF_ARM.get(bare, bare)
+    rule = ALIASES.get(bare, bare)
     return f"{rule}{separator}{argument}" if rule in RULES else None
 
 

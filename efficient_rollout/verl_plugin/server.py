@@ -14,7 +14,6 @@ from efficient_rollout.verl_plugin.rollout_record import Segment
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.vllm_plugin import stats
 from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 _WEIGHT_SYNC = "update_weights_from_ipc"
 _MERGED = "additional_config"
@@ -37,9 +36,9 @@ class EfficientServer(vLLMHttpServer):
         """Add our engine arguments; what the user set by the same name is an error, not overwritten."""
         super()._preprocess_engine_kwargs(engine_kwargs)
         model, settings = self.model_config.local_path, rollout_settings(self.config.custom)
-        # `efficient-rollout train` has measured already; veRL's own entry point, or another node, has not.
-        settings = with_profile(model, settings, dtype=self.config.dtype, is_compiled=not self.config.enforce_eager)
-        ours = engine_args(model, settings)
+        # `efficient-rollout train` has measured a latency profile already; veRL's own entry point, or another node,
+        # has not: then it is measured here.
+        ours = engine_args(model, settings, dtype=self.config.dtype, enforce_eager=self.config.enforce_eager)
         both = sorted((ours.keys() & engine_kwargs.keys()) - {_MERGED})
         if both:
             raise ConfigError(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from efficient_rollout.config import ControllerSettings, Settings
+from efficient_rollout.config import Settings
 from efficient_rollout.controller.registry import RuleInputs, make_rule
 from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
@@ -108,14 +108,10 @@ def rule_from(settings: Settings, model: str) -> Rule:
     """
     controller, profile = settings.controller, check_profile(settings, model)
     table = None if profile is None else TickTable(profile.model, controller.max_draft_tokens)
-    inputs = RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=table)
-    return make_rule(_with_arguments(controller), inputs)
-
-
-def _with_arguments(settings: ControllerSettings) -> str:
-    num_draft_tokens = settings.draft_tokens_when_drafting
-    if settings.rule == "always":
-        return f"always:{num_draft_tokens}"
-    if settings.rule == "batch_threshold":
-        return f"batch_threshold:{num_draft_tokens},{settings.max_running_requests}"
-    return settings.rule
+    inputs = RuleInputs(
+        max_draft_tokens=controller.max_draft_tokens,
+        num_draft_tokens=controller.num_draft_tokens,
+        max_running_requests=controller.max_running_requests,
+        table=table,
+    )
+    return make_rule(controller.rule, inputs)

@@ -96,8 +96,3 @@ def test_bad_value_is_refused_with_the_legal_ones(raw: dict[str, Any], named: li
 def test_one_message_lists_every_fault() -> None:
     message = message_of({"unknown": 1, "drafter": {"scheme": "fp4"}, "controller": {"max_draft_tokens": 99}})
     assert len(message.splitlines()) == 4
-
-
-@pytest.mark.parametrize(("given", "expected"), [({}, 4), ({"max_draft_tokens": 7}, 7), ({"num_draft_tokens": 2}, 2)])
-def test_draft_tokens_when_drafting(given: dict[str, int], expected: int) -> None:
-    assert ControllerSettings(**given).draft_tokens_when_drafting == expected

@@ -4,7 +4,7 @@ import pytest
 from controller_support import a100_ticks, state
 
 from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
-from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.rule import Always, BatchThreshold, Rule
 from efficient_rollout.errors import ConfigError
 
 
@@ -21,6 +21,11 @@ def test_the_registry_makes_every_rule_and_names_faults() -> None:
     assert len(rules) == 6
     for rule in rules.values():
         rule.mark_stale()
+    for given, used in ((None, 7), (2, 2)):
+        typed = RuleInputs(max_draft_tokens=7, num_draft_tokens=given, max_running_requests=9)
+        assert make_rule("always", typed) == Always(used)
+        assert make_rule("batch_threshold", typed) == BatchThreshold(used, 9)
+        assert make_rule("batch_threshold:3", typed) == BatchThreshold(3, 9), "an argument comes first"
     assert make_rule("always:4", inputs).decide(state(64)).num_draft_tokens == 4
     assert make_rule("batch_threshold:3,9", inputs).decide(state(10)).num_draft_tokens == 0
     assert make_rule("batch_table:[[1,4,5],[5,9,2]]", inputs).decide(state(7)).num_draft_tokens == 2

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 import torch
 
 from efficient_rollout.config import Settings
-from efficient_rollout.controller.rule import Always
+from efficient_rollout.controller.rule import Always, BatchThreshold
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.cost_model.table import read_table
@@ -86,6 +86,8 @@ def test_a_disabled_drafter_reads_no_profile(policy: str, tmp_path: Path) -> Non
 def test_policies_without_a_profile_need_none(policy: str) -> None:
     made = rule_from(Settings.parse({"controller": {"rule": "always", "num_draft_tokens": 2}}), policy)
     assert made == Always(2)
+    threshold = {"rule": "batch_threshold", "max_running_requests": 3}
+    assert rule_from(Settings.parse({"controller": threshold}), policy) == BatchThreshold(4, 3)
     settings = settings_with(Path("p.json"))
     without = settings.model_copy(update={"controller": settings.controller.model_copy(update={"profile": None})})
     with pytest.raises(ConfigError, match="needs a latency profile"):
