@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from efficient_rollout import provenance
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings, Settings
 from efficient_rollout.errors import SchemeUnavailableError, UnsupportedDeviceError
+from efficient_rollout.tables import aligned
 
 DISTRIBUTION = "efficient-rollout"
 State = Literal["ok", "note", "bad"]
@@ -88,18 +89,22 @@ def examine() -> list[Finding]:
 
 def render(findings: list[Finding]) -> str:
     """The findings as aligned text, a block per section; advice under its row."""
-    width = max(len(finding.name) for finding in findings)
-    lines: list[str] = []
-    section = ""
+    rows: list[list[str]] = []
+    headings: dict[int, str] = {}
     for finding in findings:
-        if finding.section != section:
-            section = finding.section
-            lines += ["", section] if lines else [section]
-        lines.append(f"  {finding.state:<4}  {finding.name:<{width}}  {finding.value}".rstrip())
+        if finding.section not in headings.values():
+            headings[len(rows)] = finding.section
+        rows.append(["", finding.state, finding.name, finding.value])
         if finding.advice:
-            lines.append(f"  {'':<4}  {'':<{width}}  -> {finding.advice}")
+            rows.append(["", "", "", f"-> {finding.advice}"])
+    lines: list[str] = []
+    for number, line in enumerate(aligned(rows, left=range(4)).splitlines()):
+        if number in headings:
+            lines += ["", headings[number]] if lines else [headings[number]]
+        lines.append(line)
     num_bad = sum(finding.state == "bad" for finding in findings)
-    return "\n".join([*lines, "", "everything is usable" if num_bad == 0 else f"{num_bad} unusable, marked bad"])
+    verdict = "everything is usable" if num_bad == 0 else f"{num_bad} unusable, marked bad"
+    return "\n".join([*lines, "", verdict])
 
 
 def _versions() -> Iterator[Finding]:

@@ -1,15 +1,13 @@
-"""The birth certificate of a number: command, commit, package versions and hardware; and files written whole."""
+"""The birth certificate of a number: command, commit, package versions and hardware."""
 
 import argparse
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,23 +67,6 @@ def hardware() -> dict[str, Any]:
 def cpu_flags() -> frozenset[str]:
     """Instruction sets the processor reports, empty where the kernel does not list them."""
     return frozenset((_cpu_field("flags") or "").split())
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content`, whole or not at all: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            json.dump(content, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
 
 
 def _cpu_field(name: str) -> str | None:

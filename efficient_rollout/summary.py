@@ -10,6 +10,7 @@ from typing import Any
 
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.metrics import names
+from efficient_rollout.tables import aligned
 
 METRICS_FILE, CONFIG_FILE, LOG_FILE = "metrics.jsonl", "config.yaml", "train.log"
 
@@ -58,8 +59,8 @@ def run_summary(args: argparse.Namespace) -> int:
     steps = read_steps(directory / METRICS_FILE)
     comparison = ""
     if args.against is not None:
-        comparison = f"against {args.against}, {compare(steps, read_steps(args.against / METRICS_FILE))}\n"
-    sys.stdout.write(f"{render_table(steps)}\n{comparison}{_where(directory)}")
+        comparison = f"against {args.against}, {compare(steps, read_steps(args.against / METRICS_FILE))}"
+    sys.stdout.write(f"{render_table(steps)}{comparison}{_where(directory)}")
     return 0
 
 
@@ -87,13 +88,10 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def render_table(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Right-aligned columns under two lines of title; a dash where a step did not report a number."""
+    """Columns under two lines of title; a dash where a step did not report a number."""
     rows = [[_cell(step.get(column.metric), column.format_spec) for column in COLUMNS] for step in steps]
-    lines = [[column.title[0] for column in COLUMNS], [column.title[1] for column in COLUMNS], *rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    titles = [[column.title[line] for column in COLUMNS] for line in (0, 1)]
+    return aligned([*titles, *rows], left=())
 
 
 def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> str:
@@ -112,8 +110,9 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
     )
     rates = [count / seconds for count, seconds in zip(tokens, rollout_s, strict=True)]
     rows = {"generated tok/s": rates, "rollout s": rollout_s, "step s": step_s, "generated tokens": tokens}
-    lines = [f"  {name:<16} {a:>10.1f} against {b:>10.1f}: {a / b:.2f} times" for name, (a, b) in rows.items()]
-    return "\n".join([f"steps {shared[0]} to {shared[-1]} of both:", *lines])
+    lines = [["", "this run", "the other", "times as much"]]
+    lines += [[name, f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}"] for name, (ours, theirs) in rows.items()]
+    return f"steps {shared[0]} to {shared[-1]} of both:\n{aligned(lines)}"
 
 
 def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], key: str) -> float:

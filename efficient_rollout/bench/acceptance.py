@@ -44,7 +44,7 @@ def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
         ConfigError: Two differ in shape: no engine can serve both.
         InputFileError: One has no readable `config.json`.
     """
-    shapes = {label: read_model_shape(path / "config.json").description for label, path in checkpoints.items()}
+    shapes = {label: read_model_shape(path).description for label, path in checkpoints.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{label} is {shape}" for label, shape in shapes.items())
         raise ConfigError(f"--also-model must have the shape of --model: {listed}")

@@ -25,14 +25,15 @@ from efficient_rollout.bench.work import (
     Request,
     TaskPrompts,
     eos_token_ids,
-    model_config,
     read_prompts,
     requests_of,
     shortened,
 )
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, recorded_options, write_json
+from efficient_rollout.files import write_json
+from efficient_rollout.policy_config import read_policy_config
+from efficient_rollout.provenance import provenance, recorded_options
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 
 _DEFAULT_ARMS = "plain,always:4"
@@ -111,8 +112,8 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         raise ConfigError("--rounds and --draws must be at least 1, --temperature 0, --max-draft-tokens 1 to 16")
     arms = parse_arms(args.arms)
     check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
-    trace, config = _trace(args), model_config(args.model)
-    source = _source(args, int(config["vocab_size"]))
+    trace, config = _trace(args), read_policy_config(args.model)
+    source = _source(args, config.size("vocab_size"))
     if args.natural_eos:
         longest = int(trace.response_tokens.max())
         rounds = [requests_of(trace, source, args.seed + draw, max_tokens=longest) for draw in range(args.draws)]

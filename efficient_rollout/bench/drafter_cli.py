@@ -20,12 +20,13 @@ from efficient_rollout.bench.work import (
     RandomPrompts,
     TaskPrompts,
     eos_token_ids,
-    model_config,
     read_prompts,
 )
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, recorded_options, write_json
+from efficient_rollout.files import write_json
+from efficient_rollout.policy_config import PolicyConfig, read_policy_config
+from efficient_rollout.provenance import provenance, recorded_options
 
 _MAX_DRAFT_TOKENS = 16
 _TICKS_PER_RUN = 7  # at least, were every draft accepted; the last one drafts less
@@ -122,7 +123,7 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
     lengths = positive_integers("--lengths", args.lengths)
     _check_numbers(args, lengths)
     drafters = drafters_of(args.schemes, max(lengths))
-    config = model_config(args.model)
+    config = read_policy_config(args.model)
     acceptance = _acceptance(args, config, max(lengths)) if args.acceptance else None
     if args.also_model and acceptance is None:
         raise ConfigError("--also-model is for --acceptance; add it")
@@ -199,13 +200,13 @@ def _value(text: str) -> Any:
 
 
 def _timed_prompts(
-    args: argparse.Namespace, config: dict[str, Any], max_batch: int
+    args: argparse.Namespace, config: PolicyConfig, max_batch: int
 ) -> tuple[list[Prompt], tuple[int, ...]]:
     """Prompts of the timed runs, and what ends a response while the policy makes them longer."""
     count = _PROMPTS_PER_SEQUENCE * max_batch
     if args.task is None and args.prompts is None:
         lengths = [args.context - args.response_tokens // 2] * count
-        return RandomPrompts(int(config["vocab_size"])).draw(lengths, args.seed), ()
+        return RandomPrompts(config.size("vocab_size")).draw(lengths, args.seed), ()
     source = _natural_prompts(args, min_response_tokens=args.context + args.response_tokens // 2)
     return source.draw([0] * count, args.seed), eos_token_ids(config)
 
@@ -216,7 +217,7 @@ def _natural_prompts(args: argparse.Namespace, *, min_response_tokens: int) -> T
     return TaskPrompts(args.task, str(args.model), min_response_tokens)
 
 
-def _acceptance(args: argparse.Namespace, config: dict[str, Any], num_draft_tokens: int) -> AcceptancePlan:
+def _acceptance(args: argparse.Namespace, config: PolicyConfig, num_draft_tokens: int) -> AcceptancePlan:
     if args.task is None and args.prompts is None:
         raise ConfigError("--acceptance needs --task or --prompts: on random tokens it would mean nothing")
     checkpoints = {_POLICY_LABEL: args.model}

@@ -1,14 +1,14 @@
-"""From runs to numbers: ratios within each round against the faster plain engine, then medians and quartiles."""
+"""From runs to numbers: ratios within each round against the faster plain engine, then medians and range."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from efficient_rollout.bench.drafter_plan import DrafterPlan, Measured, Run
 from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.tables import spread
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SHAPE_BYTES = 2  # of a weight in `ModelShape`
 
@@ -31,12 +31,6 @@ def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
         "weight_sync": {name: _sync(measured, name) for name in plan.drafters},
         "memory": {name: _memory(plan, measured, name) for name in plan.drafters},
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles over the rounds."""
-    lower, middle, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {"median": middle, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def baseline_of(runs: Iterable[Run], plain_arms: Sequence[str], batch: int) -> str:
@@ -158,7 +152,7 @@ def _sync(measured: Measured, drafter: str) -> dict[str, Any]:
 def _memory(plan: DrafterPlan, measured: Measured, drafter: str) -> dict[str, Any]:
     memory, width = measured.memory[drafter], _BYTES[plan.dtype]
     # What a decode step reads: every matrix, the output head among them; of the embedding only single rows.
-    num_weights = round(read_model_shape(Path(plan.model) / "config.json").target_weight_bytes / _SHAPE_BYTES)
+    num_weights = round(read_model_shape(plan.model).target_weight_bytes / _SHAPE_BYTES)
     read_bytes = num_weights * width
     unpacked_bytes = (num_weights - memory.num_packed_weights) * width
     # A mixed drafter holds two packs of each matrix and reads one of them.

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from efficient_rollout.tables import aligned, bracketed
+
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Lines for a terminal; medians, with quartiles in brackets.
+    """Lines for a terminal.
 
     Args:
         summary: From `drafter_report.summarize`.
@@ -25,7 +27,7 @@ def _plain(summary: Mapping[str, Any]) -> str:
         ]
         for row in summary["plain"]
     ]
-    return _aligned(["plain (* baseline)", "batch", "step ms", "tokens/s"], rows)
+    return aligned([["plain (* baseline)", "batch", "step ms", "tokens/s"], *rows])
 
 
 def _drafting(drafting: Sequence[Mapping[str, Any]]) -> str:
@@ -34,7 +36,7 @@ def _drafting(drafting: Sequence[Mapping[str, Any]]) -> str:
     for row in drafting:
         name = [row["drafter"], str(row["batch"]), str(row["draft_tokens"])]
         rows.append([*name, *_passes(row), _ratio(row["speedup"]), "slower" if row["speedup"]["median"] < 1.0 else ""])
-    return _aligned(header, rows)
+    return aligned([header, *rows], left=(0, len(header) - 1))
 
 
 def _passes(row: Mapping[str, Any]) -> list[str]:
@@ -77,7 +79,7 @@ def _headline(headline: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]) 
                 f"{held['memory_ratio']:.3f}",
             ]
         )
-    return _aligned(header, rows)
+    return aligned([header, *rows])
 
 
 def _switching(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -86,7 +88,7 @@ def _switching(rows: Sequence[Mapping[str, Any]]) -> str:
         [f"{row['drafter']}: {row['draft_tokens']}, 0", str(row["batch"]), _ratio(row["pair_over_steady_pair"])]
         for row in rows
     ]
-    return _aligned(header, lines)
+    return aligned([header, *lines], left=(0, 1, len(header) - 1))
 
 
 def _weight_sync(syncs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -101,7 +103,8 @@ def _weight_sync(syncs: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, sync in syncs.items()
     ]
-    return _aligned(["drafter", "requantize ms", "load ms", "plain reload ms", "of load", "of plain reload"], rows)
+    header = ["drafter", "requantize ms", "load ms", "plain reload ms", "of load", "of plain reload"]
+    return aligned([header, *rows])
 
 
 def acceptance_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -133,25 +136,12 @@ def acceptance_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _aligned(header, lines)
+    return aligned([header, *lines], left=(0, 1, len(header) - 1))
 
 
 def _milliseconds(values: Mapping[str, float]) -> str:
-    return _bracketed(values, 1e3, 2)
+    return bracketed(values, digits=2, factor=1e3)
 
 
 def _ratio(values: Mapping[str, float]) -> str:
-    return _bracketed(values, 1.0, 3)
-
-
-def _bracketed(values: Mapping[str, float], factor: float, digits: int) -> str:
-    middle, lower, upper = (
-        f"{values[name] * factor:.{digits}f}" for name in ("median", "lower_quartile", "upper_quartile")
-    )
-    return f"{middle} [{lower}, {upper}]"
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
+    return bracketed(values, digits=3)

@@ -10,9 +10,11 @@ from typing import Any
 from efficient_rollout.bench.calibrate import add_dtype_argument, positive_integers, resolve_dtype
 from efficient_rollout.config import SCHEME_NAMES
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, recorded_options, write_json
+from efficient_rollout.files import write_json
+from efficient_rollout.provenance import provenance, recorded_options
+from efficient_rollout.tables import aligned, bracketed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def add_kernels_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -63,13 +65,9 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
 
 
 def table(timed: Sequence[dict[str, Any]], rows: Sequence[int]) -> str:
-    """Lines of milliseconds per product: median, and the best round in brackets."""
+    """Lines of milliseconds per product."""
     names = list(dict.fromkeys(row["kernel"] for row in timed))
-    cells = {
-        (row["kernel"], row["rows"]): f"{1e3 * row['median_seconds']:.3f} [{1e3 * row['least_seconds']:.3f}]"
-        for row in timed
-    }
-    width = max(map(len, ("ms by rows", *names)))
-    lines = [f"{'ms by rows':<{width}}" + "".join(f"{count:>16}" for count in rows)]
-    lines += [f"{name:<{width}}" + "".join(f"{cells[name, count]:>16}" for count in rows) for name in names]
-    return "\n".join(lines) + "\n"
+    cells = {(row["kernel"], row["rows"]): bracketed(row["seconds"], digits=3, factor=1e3) for row in timed}
+    return aligned(
+        [["ms by rows", *map(str, rows)], *([name, *(cells[name, count] for count in rows)] for name in names)]
+    )

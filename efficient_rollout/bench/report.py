@@ -1,11 +1,11 @@
 """From rounds to numbers: medians, spread, ratios against plain decoding; as JSON and as a table."""
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 from efficient_rollout.bench.arms import PLAIN
 from efficient_rollout.bench.rollout import RoundResult
+from efficient_rollout.tables import aligned, bracketed, spread
 
 SCHEMA_VERSION = 1
 
@@ -25,9 +25,9 @@ def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], is_greedy:
     # The same round of every arm, for rounds may differ in their work.
     shown = rounds[sorted(range(len(plain)), key=lambda i: plain[i].seconds)[(len(plain) - 1) // 2]]
     summary: dict[str, Any] = {
-        "seconds": _spread([result.seconds for result in rounds]),
-        "tokens_per_second": _spread([result.tokens_per_second for result in rounds]),
-        "speedup": _spread(ratios),
+        "seconds": spread([result.seconds for result in rounds]),
+        "tokens_per_second": spread([result.tokens_per_second for result in rounds]),
+        "speedup": spread(ratios),
         "rounds": [_round(result) for result in rounds],
         "active_requests": active_curve(shown.finish_seconds),
         "draft_tokens_over_time": draft_token_steps(shown),
@@ -39,10 +39,6 @@ def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], is_greedy:
         ]  # fmt: skip
         summary["identical_to_plain"] = sum(mine == theirs for mine, theirs in pairs) / len(pairs)
     return summary
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def _round(result: RoundResult) -> dict[str, Any]:
@@ -77,20 +73,22 @@ def draft_token_steps(result: RoundResult) -> dict[str, list[float]]:
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per arm: medians, with the spread over rounds in brackets, and who loses."""
-    width = max(len("arm"), *(len(name) for name in arms))
-    lines = [f"{'arm':<{width}}   seconds            tokens/s   over plain"]
-    for name, arm in arms.items():
-        seconds, ratio = arm["seconds"], arm["speedup"]
-        lines.append(
-            f"{name:<{width}}   {seconds['median']:7.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]"
-            f"   {arm['tokens_per_second']['median']:8.1f}"
-            f"   {ratio['median']:.3f} [{ratio['min']:.3f}, {ratio['max']:.3f}]{_verdict(name, ratio)}"
-        )
-    return "\n".join(lines) + "\n"
+    """One line per arm, and who loses."""
+    lines = [["arm", "seconds", "tokens/s", "over plain", ""]]
+    lines += [
+        [
+            name,
+            bracketed(arm["seconds"], digits=2),
+            f"{arm['tokens_per_second']['median']:.1f}",
+            bracketed(arm["speedup"], digits=3),
+            _verdict(name, arm["speedup"]),
+        ]
+        for name, arm in arms.items()
+    ]
+    return aligned(lines, left=(0, 4))
 
 
 def _verdict(name: str, ratio: Mapping[str, float]) -> str:
     if name == PLAIN or ratio["median"] >= 1.0:
         return ""
-    return "  slower" if ratio["max"] < 1.0 else "  slower in the median, not in every round"
+    return "slower" if ratio["max"] < 1.0 else "slower in the median, not in every round"

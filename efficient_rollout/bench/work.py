@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.files import read_text
+from efficient_rollout.policy_config import PolicyConfig
 from efficient_rollout.simulator.trace import Trace
 
 _FIRST_ORDINARY_TOKEN = 3  # below it are the usual special tokens
@@ -103,10 +105,7 @@ def read_prompts(path: Path, model: str) -> FixedPrompts:
     Raises:
         InputFileError: The file is missing, empty, or a line is malformed.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputFileError(f"cannot read the prompts {path}: {error.strerror}; check the path") from error
+    lines = [line for line in read_text(path, what="the prompts").splitlines() if line.strip()]
     prompts: list[Prompt] = []
     texts: list[Any] = []
     for number, line in enumerate(lines, start=1):
@@ -155,27 +154,12 @@ def shortened(trace: Trace, num_requests: int) -> Trace:
     return Trace(trace.prompt_tokens[:num_requests], trace.response_tokens[:num_requests])
 
 
-def model_config(model: Path) -> dict[str, Any]:
-    """What a benchmark needs of a policy's `config.json`: `vocab_size`, and `eos_token_id` or None.
-
-    Raises:
-        InputFileError: The file is missing or malformed.
-    """
-    path = model / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {"vocab_size": config["vocab_size"], "eos_token_id": config.get("eos_token_id")}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputFileError(f"no policy at {model}: cannot read vocab_size in {path}: {error}") from error
-
-
-def eos_token_ids(config: dict[str, Any]) -> tuple[int, ...]:
+def eos_token_ids(config: PolicyConfig) -> tuple[int, ...]:
     """The tokens that end a response.
 
     Raises:
         ConfigError: The policy has none.
     """
-    eos = config["eos_token_id"]
-    if eos is None:
+    if not config.eos_token_ids:
         raise ConfigError("natural ends of responses need a policy whose config.json has an eos_token_id")
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return config.eos_token_ids

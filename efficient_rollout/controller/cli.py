@@ -15,6 +15,7 @@ from efficient_rollout.cost_model.latency import LatencyModel
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.cost_model.speedup import expected_tokens, speedup
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.tables import aligned
 
 _DEFAULT_CHOICES = "0,1,2,3,4,5,6,7,8"
 Number = TypeVar("Number", int, float)
@@ -119,9 +120,9 @@ def _numbers(option: str, text: str, parse: Callable[[str], Number]) -> list[Num
 
 def _text(case: tuple[int, int, float], explanation: Explanation) -> str:
     batch, context, acceptance = case
-    lines = [f"batch {batch}, context {context} tokens, acceptance {acceptance}", "   k  tick ms  tokens  speed-up"]
+    lines = [["k", "tick ms", "tokens", "speed-up", ""]]
     for k, gain in explanation.speedup.items():
-        mark = "  <- choice" if k == explanation.choice else ""
+        mark = "<- choice" if k == explanation.choice else ""
         seconds, tokens = explanation.tick_seconds[k], explanation.tokens[k]
-        lines.append(f"{k:4d}  {seconds * 1e3:7.2f}  {tokens:6.2f}  {gain:8.3f}{mark}")
-    return "\n".join(lines) + "\n"
+        lines.append([str(k), f"{seconds * 1e3:.2f}", f"{tokens:.2f}", f"{gain:.3f}", mark])
+    return f"batch {batch}, context {context} tokens, acceptance {acceptance}\n{aligned(lines, left=(4,))}"

@@ -1,10 +1,9 @@
 """Bytes and operations of one pass, computed from a Hugging Face `config.json` of a dense decoder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficient_rollout.errors import InputFileError
+from efficient_rollout.policy_config import read_policy_config
 
 _WEIGHT_BYTES = 2  # bfloat16
 _DRAFT_BYTES_PER_WEIGHT = 0.5 + 4 / 128  # 4 bits, and a 16-bit scale and zero point per group of 128
@@ -30,24 +29,17 @@ class ModelShape:
     description: str
 
 
-def read_model_shape(path: Path) -> ModelShape:
-    """Shape of the model a `config.json` describes.
+def read_model_shape(policy: Path | str) -> ModelShape:
+    """Shape of a policy, from its directory or its `config.json`.
 
     Raises:
         InputFileError: the file is missing, is no JSON object, or lacks a size.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputFileError(f"cannot read the model config {path}: {error.strerror}; check the path") from error
-    except json.JSONDecodeError as error:
-        raise InputFileError(f"{path} is not JSON: {error}; give the model's config.json") from error
-    if not isinstance(config, dict):
-        raise InputFileError(f"{path} must hold a JSON object; give the model's config.json")
-    sizes = {name: _size(path, config, name) for name in _REQUIRED}
+    config = read_policy_config(policy)
+    sizes = {name: config.size(name) for name in _REQUIRED}
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    kv_heads = _size(path, config, "num_key_value_heads", heads)
-    head_dim = _size(path, config, "head_dim", hidden // heads)
+    kv_heads = config.size("num_key_value_heads", heads)
+    head_dim = config.size("head_dim", hidden // heads)
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
     body = sizes["num_hidden_layers"] * (attention + 3 * hidden * sizes["intermediate_size"])
     head = hidden * sizes["vocab_size"]
@@ -59,12 +51,3 @@ def read_model_shape(path: Path) -> ModelShape:
         description=f"l{sizes['num_hidden_layers']}-h{hidden}-i{sizes['intermediate_size']}"
         f"-q{heads}-kv{kv_heads}-d{head_dim}-v{sizes['vocab_size']}",
     )
-
-
-def _size(path: Path, config: dict[str, object], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    if value is None and default is not None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputFileError(f"{path}: {name} must be a positive integer, got {value!r}; only dense decoders are known")
-    return value

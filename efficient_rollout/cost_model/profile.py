@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +14,7 @@ from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import RowPadding, parameters_from_dict, parameters_to_dict
 from efficient_rollout.cost_model.table import PASS_NAMES, Point, PointArray
 from efficient_rollout.errors import ProfileError
+from efficient_rollout.files import read_json, written_whole
 
 SCHEMA_VERSION = 1
 _TOP_LEVEL = ("schema_version", "key", "model", "held_out_error", "provenance")
@@ -81,17 +80,10 @@ class Profile:
 
 
 def save_profile(profile: Profile, path: Path) -> None:
-    """Write the file atomically: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the file, whole or not at all."""
     text = json.dumps(profile_to_dict(profile), indent=1, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as staged:
+        staged.write_text(text, encoding="utf-8")
 
 
 def load_profile(path: Path, *, remedy: str | None = None) -> Profile:
@@ -105,12 +97,7 @@ def load_profile(path: Path, *, remedy: str | None = None) -> Profile:
         ProfileError: the file is missing, is not a profile, or is of another schema version.
     """
     again = f"make one with: {remedy or f'efficient-rollout calibrate --from-csv FILE --out {path}'}"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"cannot read the latency profile {path}: {error.strerror}; {again}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path} is not JSON ({error}); {again}") from error
+    data = read_json(path, what="the latency profile", remedy=again, error=ProfileError)
     try:
         return profile_from_dict(data)
     except ProfileError as error:

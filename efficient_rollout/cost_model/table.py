@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.files import read_text
 
 PLAIN, DRAFT, VERIFY = 0, 1, 2
 PASS_NAMES = ("plain", "draft", "verify")
@@ -76,11 +77,7 @@ def read_table(path: Path) -> LatencyTable:
     Raises:
         InputFileError: the file is missing, a column is missing, or a value is malformed or repeated.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputFileError(f"cannot read the latency table {path}: {error.strerror}; check the path") from error
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(read_text(path, what="the latency table").splitlines())
     missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise InputFileError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(_COLUMNS)}")

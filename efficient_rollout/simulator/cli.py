@@ -1,7 +1,6 @@
 """`efficient-rollout simulate`: replay a rollout trace under one or more rules."""
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from efficient_rollout.controller.registry import RuleInputs, make_rule, split_n
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.files import write_json
 from efficient_rollout.provenance import recorded_options
 from efficient_rollout.simulator.fleet import Outcome, World, simulate
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
@@ -72,7 +72,7 @@ def run_simulate(args: argparse.Namespace) -> int:
         )
     if args.json:
         drawn = {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
-        _write(args, {"settings": recorded_options(args) | drawn, "rules": results})
+        write_json(args.json, {"settings": recorded_options(args) | drawn, "rules": results})
     return 0
 
 
@@ -82,14 +82,9 @@ def _run_against(args: argparse.Namespace) -> int:
     compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
     sys.stdout.write(report(compared))
     if args.json:
-        _write(
-            args, {"settings": recorded_options(args), "arms": {name: arm.to_dict() for name, arm in compared.items()}}
-        )
+        arms = {name: arm.to_dict() for name, arm in compared.items()}
+        write_json(args.json, {"settings": recorded_options(args), "arms": arms})
     return 0
-
-
-def _write(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _to_dict(outcome: Outcome) -> dict[str, Any]:

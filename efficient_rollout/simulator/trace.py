@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.files import read_text
 
 Lengths = NDArray[np.int64]
 DEFAULT_PROMPT_TOKENS = 128
@@ -48,10 +49,7 @@ def read_trace(path: Path) -> Trace:
     Raises:
         InputFileError: the file is missing or an entry is malformed.
     """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputFileError(f"cannot read the trace {path}: {error.strerror}; check the path") from error
+    text = read_text(path, what="the trace").strip()
     try:
         entries = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
     except json.JSONDecodeError as error:

@@ -1,6 +1,5 @@
 """Simulated against measured makespans: what `bench rollout --json` measured, replayed under the same work."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from efficient_rollout.controller.registry import ALIASES, RULES, RuleInputs, ma
 from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.files import read_json
 from efficient_rollout.simulator.fleet import World, simulate
 from efficient_rollout.simulator.trace import Trace
+from efficient_rollout.tables import aligned, bracketed, spread
 
 TOLERANCE = 0.10
 _SCHEMA_VERSION = 1
@@ -80,7 +81,7 @@ class Comparison:
             "measured_s": self.measured_s,
             "simulated_s": self.simulated_s,
             "acceptance": self.acceptance,
-            "ratio": {"median": median(self.ratios), "min": min(self.ratios), "max": max(self.ratios)},
+            "ratio": spread(self.ratios),
             "is_within_tolerance": self.is_within_tolerance,
         }
 
@@ -107,12 +108,7 @@ def read_measured(path: Path) -> Measured:
         InputFileError: It is missing, malformed, of another schema version, or has no arm that can be simulated.
     """
     again = "give a file of: efficient-rollout bench rollout --json FILE"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputFileError(f"cannot read the benchmark {path}: {error.strerror}; {again}") from error
-    except json.JSONDecodeError as error:
-        raise InputFileError(f"{path} is not JSON ({error}); {again}") from error
+    data = read_json(path, what="the benchmark", remedy=again)
     try:
         if data["schema_version"] != _SCHEMA_VERSION:
             raise InputFileError(f"{path} has schema version {data['schema_version']!r}; this program reads 1")
@@ -200,14 +196,16 @@ def _acceptance(measured: Measured, arm: str, number: int) -> float:
 
 
 def report(compared: Mapping[str, Comparison]) -> str:
-    """One line per arm: medians, their ratio with its spread over the rounds, and whether it is within tolerance."""
-    width = max(len("arm"), *(len(name) for name in compared))
-    lines = [f"{'arm':<{width}}  measured s  simulated s  simulated over measured"]
-    for name, arm in compared.items():
-        ratios = arm.ratios
-        verdict = "" if arm.is_within_tolerance else f"  off by more than {TOLERANCE:.0%}"
-        lines.append(
-            f"{name:<{width}}  {median(arm.measured_s):10.2f}  {median(arm.simulated_s):11.2f}"
-            f"  {median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]{verdict}"
-        )
-    return "\n".join(lines) + "\n"
+    """One line per arm: medians, their ratio, and whether it is within tolerance."""
+    lines = [["arm", "measured s", "simulated s", "simulated over measured", ""]]
+    lines += [
+        [
+            name,
+            f"{median(arm.measured_s):.2f}",
+            f"{median(arm.simulated_s):.2f}",
+            bracketed(spread(arm.ratios), digits=3),
+            "" if arm.is_within_tolerance else f"off by more than {TOLERANCE:.0%}",
+        ]
+        for name, arm in compared.items()
+    ]
+    return aligned(lines, left=(0, 4))

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.files import written_whole
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Problem, Split, take
 from efficient_rollout.tasks.training_plans import level_of
 
@@ -74,11 +75,9 @@ def _write(path: Path, rows: list[dict]) -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    staged = path.with_suffix(".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
-        staged.replace(path)
+        with written_whole(path) as staged:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
     except OSError as error:
         raise InputFileError(
             f"cannot write {path}: {error.strerror or error}; choose a writable directory with free space"

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import efficient_rollout
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.provenance import provenance, write_json
+from efficient_rollout.files import write_json
+from efficient_rollout.provenance import provenance
 from efficient_rollout.verl_plugin.metrics import FILE_NAME
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 

@@ -30,7 +30,7 @@ def profile_key(model: str, scheme: str) -> ProfileKey:
     """
     return ProfileKey(
         hardware=_hardware(),
-        model_shape=read_model_shape(Path(model).expanduser() / "config.json").description,
+        model_shape=read_model_shape(model).description,
         scheme=scheme,
         versions=" ".join(installed_vllm()),
         parallel_layout="tp1 pp1",

@@ -7,22 +7,27 @@ import pytest
 from source_tree import Source, imports, package_sources, parse
 
 # Room -> rooms of this package it may import. A room may always import itself and the package's version.
-PURE = {"errors", "config", "cost_model", "controller", "simulator", "metrics", "provenance"}
+# Files, tables and versions, for every room.
+TOOLS = {"errors", "files", "policy_config", "provenance", "tables"}
+PURE = TOOLS | {"config", "cost_model", "controller", "simulator", "metrics"}
 ROOMS = {
     "__init__": set(),
     "errors": set(),
+    "files": {"errors"},
+    "policy_config": {"errors", "files"},
+    "tables": set(),
     "provenance": {"errors"},
     "cache": set(),
     "patching": {"errors"},
     "config": {"errors"},
-    "cost_model": {"errors", "config", "provenance"},
-    "controller": {"errors", "config", "cost_model", "provenance"},
-    "simulator": {"errors", "config", "cost_model", "controller", "provenance"},
+    "cost_model": TOOLS | {"config"},
+    "controller": TOOLS | {"config", "cost_model"},
+    "simulator": TOOLS | {"config", "cost_model", "controller"},
     "metrics": {"errors", "config"},
-    "drafter": {"errors", "config", "cache"},
+    "drafter": {"errors", "config", "cache", "files"},
     "dashboards": {"errors", "config", "metrics", "provenance"},
-    "summary": {"errors", "metrics"},
-    "tasks": {"errors", "config", "provenance", "cache"},
+    "summary": {"errors", "metrics", "tables"},
+    "tasks": TOOLS | {"config", "cache"},
     "vllm_plugin": PURE | {"drafter", "cache", "patching"},
     "verl_plugin": PURE | {"drafter", "vllm_plugin", "tasks", "patching"},
     "openrlhf_plugin": PURE | {"drafter", "vllm_plugin", "tasks", "patching"},

@@ -7,6 +7,7 @@ import pytest
 
 from efficient_rollout.__main__ import main
 from efficient_rollout.bench.kernels_cli import table
+from efficient_rollout.tables import spread
 
 pytest.importorskip("vllm", reason="the stock kernel is vLLM's")
 
@@ -21,7 +22,9 @@ def test_every_kernel_is_timed_at_every_number_of_rows(tmp_path: Path, capsys: p
     assert len(cells) == 2 * len(names)
     assert "policy, stock" in names
     assert {name.split(",")[0] for name in names} == {"policy", "int8", "int4", "mixed"}
-    assert all(0.0 < row["least_seconds"] <= row["median_seconds"] for row in cells.values())
+    assert all(
+        0.0 < row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"] for row in cells.values()
+    )
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
     assert document["provenance"]["packages"]
@@ -29,13 +32,13 @@ def test_every_kernel_is_timed_at_every_number_of_rows(tmp_path: Path, capsys: p
 
 def test_the_table_keeps_kernels_and_rows_apart() -> None:
     timed = [
-        {"kernel": name, "rows": rows, "median_seconds": rows * scale, "least_seconds": rows * scale / 2}
+        {"kernel": name, "rows": rows, "seconds": spread([rows * scale / 2, rows * scale, rows * scale * 3])}
         for name, scale in (("a", 1e-3), ("b", 2e-3))
         for rows in (1, 4)
     ]
     lines = table(timed, (1, 4)).splitlines()
-    assert lines[1].split() == ["a", "1.000", "[0.500]", "4.000", "[2.000]"]
-    assert lines[2].split() == ["b", "2.000", "[1.000]", "8.000", "[4.000]"]
+    assert lines[1].split() == ["a", "1.000", "[0.500,", "3.000]", "4.000", "[2.000,", "12.000]"]
+    assert lines[2].split() == ["b", "2.000", "[1.000,", "6.000]", "8.000", "[4.000,", "24.000]"]
 
 
 @pytest.mark.parametrize(

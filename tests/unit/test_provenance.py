@@ -37,12 +37,3 @@ def test_commit_of_a_checkout(tmp_path: Path) -> None:
     assert provenance.git_commit(package) == commit
     (package / "module.py").write_text("x = 2\n")
     assert provenance.git_commit(package) == f"{commit}-dirty"
-
-
-def test_written_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "result.json"
-    provenance.write_json(path, {"value": 1})
-    with pytest.raises(TypeError):
-        provenance.write_json(path, {"value": object()})
-    assert json.loads(path.read_text()) == {"value": 1}
-    assert [file.name for file in path.parent.iterdir()] == ["result.json"]

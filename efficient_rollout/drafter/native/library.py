@@ -3,16 +3,15 @@
 import ctypes
 import functools
 import hashlib
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import SchemeUnavailableError
+from efficient_rollout.files import written_whole
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "quantized.c"))
 _HEADER = Path(__file__).with_name("common.h")
@@ -66,20 +65,14 @@ def load_library() -> ctypes.CDLL:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may do this at once: each renames a whole file of the same content.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(descriptor)
-    try:
-        command = [compiler, *_FLAGS, "-o", temporary, *map(str, _SOURCES)]
+    # Two processes may do this at once: each puts a whole file of the same content there.
+    with written_whole(path) as staged:
+        command = [compiler, *_FLAGS, "-o", str(staged), *map(str, _SOURCES)]
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS)
         if result.returncode != 0:
             raise SchemeUnavailableError(
                 f"its kernel could not be compiled by {compiler}: {' '.join(result.stderr.split()[-40:])}"
             )
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -14,6 +13,7 @@ from efficient_rollout.drafter.float32_native import Float32NativeLinear
 from efficient_rollout.drafter.native.library import native_missing
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import SchemeUnavailableError
+from efficient_rollout.tables import spread
 
 # As many weights in rotation as no cache of today's processors holds.
 _ROTATION_BYTES = 256 << 20
@@ -28,14 +28,12 @@ class KernelSeconds:
     Attributes:
         kernel: A scheme's name and whose kernel it is, or `policy, stock` and `policy, native`.
         rows: Of the activations.
-        median_seconds: Of one product, over the rounds.
-        least_seconds: Of one product, in the best round.
+        seconds: Of one product, as `tables.spread` over the rounds.
     """
 
     kernel: str
     rows: int
-    median_seconds: float
-    least_seconds: float
+    seconds: dict[str, float]
 
 
 def time_kernels(
@@ -66,10 +64,7 @@ def time_kernels(
                     product(x)
                 if number:
                     seconds[name].append((time.perf_counter() - started) / len(products))
-        found += [
-            KernelSeconds(kernel=name, rows=num_rows, median_seconds=median(values), least_seconds=min(values))
-            for name, values in seconds.items()
-        ]
+        found += [KernelSeconds(kernel=name, rows=num_rows, seconds=spread(values)) for name, values in seconds.items()]
     return found
 
 

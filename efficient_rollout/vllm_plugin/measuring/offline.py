@@ -44,7 +44,7 @@ class EngineLimits:
 
     def to_args(self, model: str) -> dict[str, Any]:
         """Keyword arguments of `vllm.LLM`."""
-        shape = read_model_shape(Path(model) / "config.json")
+        shape = read_model_shape(model)
         bytes_per_token = shape.kv_bytes_per_token * (2 if self.dtype == "float32" else 1)
         return {
             "model": model,

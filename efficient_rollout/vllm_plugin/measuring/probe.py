@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -20,6 +19,7 @@ from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.errors import ConfigError, ProfileError
+from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.vllm_plugin.measuring import offline, scripted
 from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits, TickRecord, Work
 
@@ -205,8 +205,7 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
     Raises:
         EfficientRolloutError: The policy, the scheme or the probe's settings are out of reach.
     """
-    path = Path(model) / "config.json"
-    shape = read_model_shape(path)
+    shape = read_model_shape(model)
     most = max(probe.lengths)
     if most > settings.controller.max_draft_tokens:
         raise ConfigError(
@@ -215,7 +214,7 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
     spare = _tokens_of(_TICKS_PER_POINT, most)
     kv_bytes_per_token = shape.kv_bytes_per_token * (2 if probe.dtype == "float32" else 1)
     kv_cache_tokens = min(int(_MAX_KV_BYTES / kv_bytes_per_token), max(probe.batches) * (max(probe.contexts) + spare))
-    max_context_tokens = min(_max_positions(path), max(probe.contexts) + spare)
+    max_context_tokens = min(read_policy_config(model).max_positions, max(probe.contexts) + spare)
     points = candidates(probe, max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens)
     limits = EngineLimits(
         max_requests=max(probe.batches), max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens,
@@ -246,10 +245,3 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
 def _tokens_of(num_ticks: int, num_draft_tokens: int) -> int:
     """Tokens of a request for so many ticks alike: one tick more, because the last one drafts less."""
     return (num_ticks + 1) * (num_draft_tokens + 1)
-
-
-def _max_positions(path: Path) -> int:
-    import json
-
-    positions = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    return int(positions) if positions else 1 << 30

@@ -11,6 +11,7 @@ from pathlib import Path
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.provenance import provenance
 from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.vllm_plugin.profile_cache import CalibrationRequest
@@ -42,10 +43,9 @@ def run(request: CalibrationRequest) -> None:
     Raises:
         EfficientRolloutError: See `probe.calibrate_engine`.
     """
-    config = json.loads((Path(request.model) / "config.json").read_text(encoding="utf-8"))
     settings = Settings.parse(request.settings, where="the calibration request")
     probe = probe_settings(
-        int(config.get("max_position_embeddings") or 1 << 30),
+        read_policy_config(request.model).max_positions,
         settings.controller.max_draft_tokens,
         dtype=request.dtype,
         is_compiled=request.is_compiled,

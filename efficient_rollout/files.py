@@ -1,0 +1,68 @@
+"""Files read with an error that says what to do, and written whole."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.errors import EfficientRolloutError, InputFileError
+
+
+def read_text(
+    path: Path, *, what: str, remedy: str = "check the path", error: type[EfficientRolloutError] = InputFileError
+) -> str:
+    """A file's text.
+
+    Args:
+        path: The file.
+        what: It is, for the message: "the trace".
+        remedy: What to do where it cannot be read.
+        error: Raised then.
+
+    Raises:
+        InputFileError: It is missing or unreadable, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise error(f"cannot read {what} {path}: {fault.strerror}; {remedy}") from fault
+    except UnicodeDecodeError as fault:
+        raise error(f"cannot read {what} {path}: it is not text ({fault}); {remedy}") from fault
+
+
+def read_json(
+    path: Path, *, what: str, remedy: str = "check the path", error: type[EfficientRolloutError] = InputFileError
+) -> Any:
+    """A JSON file's content; the arguments and errors of `read_text`, one of the latter where it is not JSON."""
+    try:
+        return json.loads(read_text(path, what=what, remedy=remedy, error=error))
+    except json.JSONDecodeError as fault:
+        raise error(f"{path} is not JSON ({fault}); {remedy}") from fault
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes the place of `path` when the block ends, and is dropped where the block raises.
+
+    A reader, and another process that writes the same file, sees the old one or the whole new one.
+
+    Yields:
+        A path of the same name in a folder beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        staged = Path(folder) / path.name
+        yield staged
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    with written_whole(path) as staged:
+        staged.write_text(text, encoding="utf-8")

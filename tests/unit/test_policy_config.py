@@ -1,0 +1,43 @@
+"""What is read from a policy's `config.json`, and what is said of one that lacks it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efficient_rollout.errors import InputFileError
+from efficient_rollout.policy_config import read_policy_config
+
+
+def write(directory: Path, content: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps(content))
+    return directory
+
+
+def test_a_directory_and_its_file_are_the_same_policy(tmp_path: Path) -> None:
+    policy = write(tmp_path, {"vocab_size": 7, "eos_token_id": [2, 3], "max_position_embeddings": 64})
+    config = read_policy_config(policy)
+    assert config == read_policy_config(policy / "config.json") == read_policy_config(str(policy))
+    assert (config.size("vocab_size"), config.eos_token_ids, config.max_positions) == (7, (2, 3), 64)
+
+
+def test_what_it_does_not_say(tmp_path: Path) -> None:
+    config = read_policy_config(write(tmp_path, {"head_dim": None}))
+    assert config.eos_token_ids == ()
+    assert config.max_positions > 10**8
+    assert config.size("head_dim", default=5) == 5
+    assert read_policy_config(write(tmp_path, {"eos_token_id": 2})).eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, True, "8"])
+def test_a_size_that_is_none_is_named(tmp_path: Path, value: object) -> None:
+    with pytest.raises(InputFileError, match=r"config\.json: vocab_size must be a positive integer"):
+        read_policy_config(write(tmp_path, {"vocab_size": value})).size("vocab_size")
+
+
+def test_no_policy_and_no_object_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"nowhere/config\.json"):
+        read_policy_config(tmp_path / "nowhere")
+    with pytest.raises(InputFileError, match="JSON object"):
+        read_policy_config(write(tmp_path, [1]))
