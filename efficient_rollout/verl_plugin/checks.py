@@ -55,7 +55,7 @@ def check_environment() -> None:
             f"VLLM_PLUGINS is set to {','.join(allowed)!r}, so vLLM will not load the plugin of efficient_rollout in "
             "its processes: unset it, or add 'efficient_rollout' to it"
         )
-    compat.check_symbols()
+    compat.check_verl_symbols()
 
 
 def check_job(config: DictConfig) -> Settings:

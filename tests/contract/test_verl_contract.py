@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.patching import describe, state
-from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.checks import validate
 from efficient_rollout.verl_plugin.compose import compose_config, config_dir
 from efficient_rollout.verl_plugin.ledger import PATCHES
@@ -24,10 +24,6 @@ from efficient_rollout.verl_plugin.settings import rollout_settings
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_dir().iterdir() if group.is_dir()
 }
-
-
-def test_every_required_symbol_exists():
-    compat.check_symbols()
 
 
 def test_the_entry_point_names_the_plugin():

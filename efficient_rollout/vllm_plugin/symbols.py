@@ -1,0 +1,138 @@
+"""Every name of vLLM's that this package imports, calls, overrides or reads, checked before an engine starts.
+
+A contract test finds the imports; attributes are added here by hand, beside the class they belong to.
+"""
+
+from collections.abc import Iterator
+
+
+def _of(owner: str, *attributes: str) -> Iterator[str]:
+    yield owner
+    yield from (f"{owner}.{attribute}" for attribute in attributes)
+
+
+_OPTIONS = (
+    "additional_config", "async_scheduling", "distributed_executor_backend", "scheduler_cls", "speculative_config",
+    "worker_cls",
+)  # fmt: skip
+
+# What an engine's own processes import in any case.
+ENGINE_SYMBOLS = (
+    # Configuration.
+    *_of("vllm.engine.arg_utils:EngineArgs", *_OPTIONS),
+    *_of(
+        "vllm.config:VllmConfig", "additional_config", "compilation_config", "device_config", "lora_config",
+        "model_config", "parallel_config", "quant_config", "speculative_config", "use_v2_model_runner",
+    ),
+    *_of("vllm.config:CompilationConfig", "static_forward_context"),
+    *_of("vllm.config:DeviceConfig", "device"),
+    *_of("vllm.config:ModelConfig", "dtype", "hf_config", "max_model_len", "model"),
+    *_of("vllm.config:ParallelConfig", "pipeline_parallel_size", "tensor_parallel_size", "world_size"),
+    *_of("vllm.config:SpeculativeConfig", "uses_draft_model"),
+    "vllm.config:set_current_vllm_config",
+    "vllm.config.utils:replace",
+    "vllm:envs.VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "vllm:envs.VLLM_CPU_OMP_THREADS_BIND",
+    *_of("vllm.platforms:current_platform", "device_type", "get_device_name", "import_kernels", "is_cpu"),
+    # Scheduling.
+    *_of(
+        "vllm.v1.core.sched.scheduler:Scheduler", "dynamic_sd_lookup", "has_unfinished_requests", "requests",
+        "reset_prefix_cache", "running", "schedule", "update_draft_token_ids", "update_from_output", "vllm_config",
+        "waiting",
+    ),
+    *_of(
+        "vllm.v1.core.sched.output:SchedulerOutput", "num_scheduled_tokens", "scheduled_spec_decode_tokens",
+        "total_num_scheduled_tokens",
+    ),
+    *_of("vllm.v1.outputs:DraftTokenIds", "draft_token_ids", "req_ids"),
+    *_of("vllm.v1.outputs:ModelRunnerOutput", "req_id_to_index", "sampled_token_ids"),
+    *_of(
+        "vllm.v1.request:Request", "max_tokens", "num_computed_tokens", "num_output_tokens", "num_prompt_tokens",
+        "num_tokens",
+    ),
+    # Executor, worker and runner.
+    *_of(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor", "execute_model", "sample_tokens",
+        "take_draft_token_ids",
+    ),
+    *_of(
+        "vllm.v1.worker.cpu_worker:CPUWorker", "device", "execute_model", "init_device", "model_config",
+        "model_runner", "sample_tokens", "vllm_config",
+    ),
+    *_of(
+        "vllm.v1.worker.cpu_model_runner:CPUModelRunner", "drafter", "effective_drafter_max_model_len", "get_model",
+        "input_batch", "requests", "take_draft_token_ids", "vllm_config",
+    ),
+    *_of("vllm.v1.worker.gpu_input_batch:InputBatch", "block_table", "num_prompt_tokens", "req_ids"),
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState.sampling_params",
+    "vllm.v1.worker.block_table:BlockTable.num_blocks_per_row",
+    "vllm.v1.worker.block_table:MultiGroupBlockTable.__getitem__",
+    # Drafting and sampling.
+    *_of(
+        "vllm.v1.spec_decode.draft_model:DraftModelProposer", "_create_draft_vllm_config", "_draft_attn_layer_names",
+        "_get_model", "_get_slot_mapping", "_last_draft_probs", "_slot_mapping_buffer", "arange", "block_size",
+        "build_per_group_and_layer_attn_metadata", "device", "dtype", "initialize_attn_backend", "input_ids",
+        "kv_cache_gid", "load_model", "max_model_len", "model", "num_speculative_tokens", "positions", "propose",
+        "take_last_draft_probs", "token_arange_np", "vllm_config",
+    ),
+    "vllm.v1.spec_decode.utils:PADDING_SLOT_ID",
+    "vllm.forward_context:set_forward_context",
+    *_of("vllm.v1.sample.metadata:SamplingMetadata", "all_greedy", "generators", "temperature", "top_k", "top_p"),
+    "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
+    "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+    "vllm.utils.cpu_triton_utils:_expand_kernel_impl",
+    # Attention.
+    *_of("vllm.model_executor.layers.attention.attention:Attention", "impl", "kv_sharing_target_layer_name"),
+    *_of("vllm.v1.attention.backend:AttentionType", "DECODER"),
+    *_of(
+        "vllm.v1.attention.backend:CommonAttentionMetadata", "batch_size", "block_table_tensor", "max_query_len",
+        "max_seq_len", "num_actual_tokens", "query_start_loc", "query_start_loc_cpu", "seq_lens", "slot_mapping",
+    ),
+    *_of("vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend", "get_impl_cls"),
+    *_of(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl", "alibi_slopes", "attn_type", "forward",
+        "head_size", "is_fp8_kv_cache", "logits_soft_cap", "scale", "sinks", "sliding_window",
+    ),
+    *_of(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadata", "block_table", "causal", "max_seq_len",
+        "query_start_loc", "seq_lens",
+    ),
+    *_of("vllm.v1.attention.backends.registry:AttentionBackendEnum", "CPU_ATTN"),
+    "vllm.v1.attention.backends.registry:register_backend",
+    # Layers, and loading weights into them.
+    *_of("vllm.model_executor.layers.linear:LinearBase", "output_size", "quant_method"),
+    *_of("vllm.model_executor.layers.linear:LinearMethodBase", "apply", "create_weights"),
+    *_of("vllm.model_executor.layers.linear:UnquantizedLinearMethod", "process_weights_after_loading"),
+    *_of("vllm.model_executor.layers.quantization.base_config:QuantizationConfig", "get_quant_method"),
+    *_of("vllm.model_executor.layers.quantization.base_config:QuantizeMethodBase", "embedding", "tie_weights"),
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm.cpu_linear",
+    *_of("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", "bias", "quant_method"),
+    *_of(
+        "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod",
+        "process_weights_after_loading",
+    ),
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
+    "vllm.model_executor.model_loader.reload:finalize_layerwise_reload",
+    "vllm.model_executor.model_loader.reload:initialize_layerwise_reload",
+    "vllm.model_executor.model_loader.utils:initialize_model",
+    "vllm.utils.torch_utils:set_default_torch_dtype",
+)  # fmt: skip
+
+# What only the measuring gear needs: no engine of a user's is refused for it.
+MEASURING_SYMBOLS = (
+    *_of("vllm:LLM", "collective_rpc", "llm_engine", "reset_prefix_cache"),
+    *_of(
+        "vllm.v1.engine.llm_engine:LLMEngine", "abort_request", "add_request", "engine_core",
+        "has_unfinished_requests", "step", "vllm_config",
+    ),
+    "vllm:SamplingParams",
+    *_of("vllm.sampling_params:RequestOutputKind", "FINAL_ONLY"),
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+    "vllm.model_executor.model_loader.weight_utils:safetensors_weights_iterator",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
+    *_of("vllm.v1.core.sched.scheduler:Scheduler", "add_request", "kv_cache_manager"),
+    "vllm.v1.core.sched.output:SchedulerOutput.num_spec_tokens_to_schedule",
+    "vllm.v1.request:Request.sampling_params",
+    *_of("vllm.v1.worker.cpu_model_runner:CPUModelRunner", "_model_forward", "_sample"),
+    "vllm.v1.worker.cpu_worker:CPUWorker.reload_weights",
+)  # fmt: skip
