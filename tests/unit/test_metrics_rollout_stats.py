@@ -136,6 +136,39 @@ def test_ratio_without_a_denominator_is_absent() -> None:
     assert not ratios & set(metrics)
 
 
+def test_every_metric_is_what_its_name_says() -> None:
+    stats = RolloutStats(num_engines=2, num_ticks=10, num_speculative_ticks=4, num_generated_tokens=90,
+                         ticks_by_reason={"below": 4, "above": 6}, draft_seconds=0.5, weight_sync_seconds=3.0,
+                         requantize_seconds=0.75, num_weight_syncs=1, drafter_bytes=1000, num_drafter_faults=1,
+                         num_stale_drafters=2)  # fmt: skip
+    for num_accepted in (1, 3):
+        stats.observe_verify(4, num_accepted)
+    stats.add_speedup(SpeedupSums(predicted_plain_seconds=3.0, predicted_tick_seconds=2.0,
+                                  measured_plain_seconds=1.0, measured_tick_seconds=0.5))  # fmt: skip
+    assert stats.to_metrics(rollout_seconds=5.0) == {
+        names.NUM_ENGINES: 2,
+        names.ENGINE_TICKS: 10,
+        names.SPECULATIVE_TICK_SHARE: 0.4,
+        names.GENERATED_TOKENS: 90,
+        names.DRAFT_TOKENS: 8,
+        names.ACCEPTED_TOKENS: 4,
+        names.ACCEPTANCE_RATE: 0.5,
+        names.MEAN_ACCEPTED_LENGTH: 3.0,
+        names.DRAFT_SECONDS: 0.5,
+        names.DRAFTER_BYTES: 1000,
+        names.DRAFTER_FAULTS: 1,
+        names.STALE_DRAFTER: 2,
+        names.REASON_SHARE_PREFIX + "below": 0.4,
+        names.REASON_SHARE_PREFIX + "above": 0.6,
+        names.PREDICTED_SPEEDUP: 1.5,
+        names.MEASURED_SPEEDUP: 2.0,
+        names.WEIGHT_SYNC_SECONDS: 3.0,
+        names.REQUANTIZE_SECONDS: 0.75,
+        names.ROLLOUT_SECONDS: 5.0,
+        names.TOKENS_PER_SECOND: 18.0,
+    }
+
+
 def test_every_reported_name_is_declared() -> None:
     stats = random_stats(7)
     stats.num_weight_syncs = 1
