@@ -56,7 +56,7 @@ def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParse
     parser.add_argument(
         "--dtype",
         default=_AUTO,
-        choices=(_AUTO, "bfloat16", "float32"),
+        choices=(_AUTO, "bfloat16", "float16", "float32"),
         help="of the policy; auto: float32 on a CPU without AVX512, whose bfloat16 products are slow, else bfloat16",
     )
 

@@ -9,7 +9,7 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.tables import spread
 
 SCHEMA_VERSION = 2
-_BYTES = {"float32": 4, "bfloat16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SHAPE_BYTES = 2  # of a weight in `ModelShape`
 
 

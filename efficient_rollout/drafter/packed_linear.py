@@ -40,7 +40,7 @@ class PackedLinear(ABC):
         """Take new values.
 
         Args:
-            weight: [out_features, in_features], bfloat16 or float32, on this layer's device. Not kept.
+            weight: [out_features, in_features], bfloat16, float16 or float32, on this layer's device. Not kept.
             bias: [out_features], or None. Copied.
 
         Raises:

@@ -67,7 +67,7 @@ class PackedWeights:
         """
         if self.is_held and name in self._layers:
             return
-        if self.scheme.pack is None or not self.scheme.supports(*weight.shape, weight.dtype):
+        if not self.scheme.takes(*weight.shape, weight.dtype):
             return
         started = time.perf_counter()
         try:

@@ -20,6 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from efficient_rollout.drafter.float32_native import Float32NativeLinear, takes
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.schemes import FLOAT_DTYPES
 
 
 class _InternalConfig(QuantizationConfig):
@@ -29,7 +30,7 @@ class _InternalConfig(QuantizationConfig):
         return "efficient_rollout"
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float32]
+        return list(FLOAT_DTYPES)
 
     @classmethod
     def get_min_capability(cls) -> int:

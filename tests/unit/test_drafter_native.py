@@ -26,7 +26,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtype):
     weight = (draw(0, 48, 384) * torch.logspace(-9, 3, 48).unsqueeze(1)).to(dtype)
     weight[5] = 0.25
@@ -37,7 +37,7 @@ def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtyp
     assert torch.equal(Int4NativeLinear(weight, group_size=group_size).dequantize(), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_int8_packs_the_reference_quantizers_choice_bit_for_bit(dtype):
     weight = (draw(0, 48, 384) * torch.logspace(-9, 3, 48).unsqueeze(1)).to(dtype)
     weight[5] = 0.25
@@ -57,6 +57,13 @@ def test_int8_is_the_product_of_integers(num_rows, with_bias):
     bias = draw(2, 208) if with_bias else None
     exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert (Int8NativeLinear(weight, bias)(x).double() - exact).abs().max() <= 2e-7 * exact.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", LAYERS[1:])
+def test_products_of_sixteen_bits_are_those_of_float32_rounded_once(make, dtype):
+    weight, x = draw(0, 48, 192).to(dtype), draw(1, 5, 192).to(dtype)
+    assert torch.equal(make(weight)(x), make(weight.float())(x.float()).to(dtype))
 
 
 @pytest.mark.parametrize("make", [lambda weight: Int4NativeLinear(weight, group_size=32), Int8NativeLinear])

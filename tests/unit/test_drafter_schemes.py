@@ -7,7 +7,7 @@ from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear, quantize_int4
 from efficient_rollout.drafter.int8 import quantize_int8
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme, require_taken
 from efficient_rollout.errors import SchemeUnavailableError
 
 SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]
@@ -34,7 +34,7 @@ def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_pack_holds_the_reference_weights_bit_for_bit_after_requantizing(settings, dtype):
     scheme = make_scheme(settings, "cpu")
     packed = scheme.pack(random_weight(0, dtype), None)
@@ -56,6 +56,27 @@ def test_product_is_close_to_the_dequantized_product(settings, num_rows, with_bi
     # int8 quantizes activations too, to 1/127 of a row's largest value; int4 to 1/127 of a group's, or to bfloat16.
     relative_error = (packed(x) - expected).norm() / expected.norm()
     assert relative_error < (0.025 if settings.scheme == "int8" else 0.008)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_a_product_with_exact_activations_is_right_to_the_policy_s_own_rounding(settings, dtype, num_rows):
+    generator = torch.Generator().manual_seed(2)
+    # Integers, the largest in every group: whatever a kernel quantizes activations to, it holds them exactly.
+    x = torch.randint(-127, 128, (num_rows, 256), generator=generator).to(dtype)
+    x[:, ::32] = 127
+    bias = random_weight(3, dtype, (1, 192))[0]
+    packed = make_scheme(settings, "cpu").pack(random_weight(0, dtype) / 16, bias)
+    exact = torch.nn.functional.linear(x.double(), packed.dequantize().double())
+    # torch's int4 kernel gives its sums in bfloat16, whatever the policy's dtype; and the bias is added behind it.
+    sums_in = torch.bfloat16 if settings.scheme == "int4" else dtype
+    bound = torch.finfo(sums_in).eps * exact.abs() + torch.finfo(dtype).eps * (exact + bias).abs()
+    # And what 256 float32 additions round.
+    bound += 1e-6 * torch.nn.functional.linear(x.double().abs(), packed.dequantize().double().abs())
+    product = packed(x)
+    assert product.dtype == dtype
+    assert ((product.double() - exact - bias).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
@@ -121,13 +142,32 @@ def test_constant_and_zero_rows_survive():
         torch.testing.assert_close(restored, weight, rtol=1e-6, atol=1e-6)
 
 
-def test_layers_the_kernel_cannot_take_are_left_out():
+def test_layers_that_padding_would_more_than_double_are_left_out():
     weights = PackedWeights(make_scheme(SETTINGS[2], "cpu"), quantize_output_head=True)
-    weights.refresh("odd", torch.randn(64, 96), None)
-    weights.refresh("even", torch.randn(64, 128), None)
-    assert set(weights.layers) == {"even"}
-    assert weights.take_report().num_layers == 1
+    weights.refresh("narrow", torch.randn(64, 31), None)
+    weights.refresh("low", torch.randn(7, 64), None)
+    weights.refresh("no-float", torch.ones(64, 64, dtype=torch.float64), None)
+    weights.refresh("half", torch.randn(64, 32), None)
+    weights.refresh("odd", torch.randn(61, 96), None)
+    assert set(weights.layers) == {"half", "odd"}
+    assert weights.take_report().num_layers == 2
     assert weights.take_report().num_layers == 0
+
+
+def test_a_policy_of_which_nothing_is_taken_is_refused_with_the_settings_that_take_it():
+    narrow = [(32, 40), (40, 32)]
+    with pytest.raises(SchemeUnavailableError) as raised:
+        require_taken(DrafterSettings(scheme="int4", group_size=128), narrow, torch.float16)
+    message = str(raised.value)
+    assert "drafter.scheme=int4 takes no layer" in message
+    assert "32 x 40, 40 x 32, in float16" in message
+    assert "multiples of 16 x 128" in message
+    assert "int8, int4 with drafter.group_size=64, mixed with drafter.group_size=64; or" in message
+    for scheme in ("int8", "unquantized"):
+        require_taken(DrafterSettings(scheme=scheme, group_size=128), narrow, torch.float16)
+    require_taken(DrafterSettings(scheme="int4", group_size=128), [*narrow, (32, 64)], torch.float16)
+    with pytest.raises(SchemeUnavailableError, match=r"in float64.*Available: none; or set .*enabled=false"):
+        require_taken(DrafterSettings(scheme="int8"), [(64, 64)], torch.float64)
 
 
 def test_another_shape_is_refused():

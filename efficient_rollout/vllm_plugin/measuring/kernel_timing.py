@@ -77,7 +77,7 @@ def _kernels(schemes: Sequence[str], dtype: torch.dtype) -> Iterator[tuple[str, 
             scheme = make_scheme(DrafterSettings.model_validate({"scheme": name}), "cpu")
         except SchemeUnavailableError:
             continue
-        if scheme.pack is None:
+        if scheme.layer is None:
             continue
         yield f"{name}, {scheme.kernel}", lambda weight, pack=scheme.pack: pack(weight, None)  # type: ignore[misc]
 
