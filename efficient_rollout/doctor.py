@@ -196,7 +196,8 @@ def _schemes() -> Iterator[Finding]:
         except SchemeUnavailableError as error:
             yield Finding("schemes", name, "not available", "note", str(error))
         else:
-            yield Finding("schemes", name, f"available, kernel: {make_scheme(settings.drafter, 'cpu').kernel}")
+            scheme = make_scheme(settings.drafter, "cpu")
+            yield Finding("schemes", name, f"available, kernel: {scheme.kernel}; takes {scheme.what_it_takes}")
     if not has_avx512():
         problem = native_missing()
         value = "native for float32 policies" if problem is None else "vLLM's, which verify slowly here"

@@ -25,7 +25,7 @@ class UnsupportedModelError(EfficientRolloutError):
 
 
 class SchemeUnavailableError(EfficientRolloutError):
-    """A quantization scheme has no kernel on this device."""
+    """A quantization scheme has no kernel on this device, or takes no layer of the policy."""
 
 
 class ProfileError(EfficientRolloutError):

@@ -7,7 +7,7 @@ from typing import get_args
 
 import torch
 
-from efficient_rollout.config import DrafterSettings
+from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
 from efficient_rollout.drafter.int4 import Int4Linear
 from efficient_rollout.drafter.int4_native import Int4NativeLinear
 from efficient_rollout.drafter.int8 import Int8Linear, onednn_missing

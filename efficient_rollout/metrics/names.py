@@ -55,6 +55,9 @@ WEIGHT_SYNC_SECONDS = _declare(
 DRAFTER_BYTES = _declare(
     "drafter_bytes", "bytes", "Largest memory the drafter's own weights take in an engine.", "down"
 )
+PACKED_WEIGHT_SHARE = _declare(
+    "packed_weight_share", "ratio", "Smallest share of an engine's weights that its drafter reads quantized.", "up"
+)
 DRAFTER_FAULTS = _declare("drafter_faults", "count", "Faults that turned an engine's drafter off.", "down")
 STALE_DRAFTER = _declare("stale_drafter", "count", "Engines whose drafter does not follow the target.", "down")
 NUM_ENGINES = _declare("engines", "count", "Engines that reported.")

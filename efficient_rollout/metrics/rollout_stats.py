@@ -1,8 +1,9 @@
 """Counts of one rollout: additive, so that engines merge exactly and ratios stay token-weighted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from operator import add
 from typing import Any, Protocol
 
 from efficient_rollout.metrics import names
@@ -69,6 +70,7 @@ class RolloutStats:
         requantize_seconds: Time of the requantizations in them.
         num_weight_syncs: Weight syncs since the last report.
         drafter_bytes: Memory of the drafter's own weights.
+        packed_weight_share: Of the weights a draft step reads, those it reads quantized; None without a drafter.
         num_drafter_faults: Faults that turned the drafter off.
         num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the target.
         predicted_plain_seconds: Of timed ticks that drafted: plain decoding, for the tokens that were expected.
@@ -92,6 +94,7 @@ class RolloutStats:
     requantize_seconds: float = 0.0
     num_weight_syncs: int = 0
     drafter_bytes: int = 0
+    packed_weight_share: float | None = None
     num_drafter_faults: int = 0
     num_stale_drafters: int = 0
     predicted_plain_seconds: float = 0.0
@@ -101,6 +104,8 @@ class RolloutStats:
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
     _LARGEST = frozenset({"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"})
+    # The same policy everywhere: an engine with less of it quantized than others is the one to know of.
+    _SMALLEST = frozenset({"packed_weight_share"})
 
     def add_tick(self, tick: Tick) -> None:
         """Add one tick of this engine."""
@@ -143,12 +148,13 @@ class RolloutStats:
 
     @classmethod
     def merge(cls, parts: Iterable["RolloutStats"]) -> "RolloutStats":
-        """One record for several engines: counts add, per-engine durations and sizes keep the largest."""
+        """One record for several engines: counts add, durations and sizes keep the largest, a share the smallest."""
         total = cls()
         for part in parts:
             for item in fields(cls):
                 ours, theirs = getattr(total, item.name), getattr(part, item.name)
-                setattr(total, item.name, _combine(item.name in cls._LARGEST, ours, theirs))
+                choose = max if item.name in cls._LARGEST else min if item.name in cls._SMALLEST else add
+                setattr(total, item.name, _combine(choose, ours, theirs))
         return total
 
     def to_metrics(self, *, rollout_seconds: float | None = None) -> dict[str, float]:
@@ -168,6 +174,8 @@ class RolloutStats:
             names.DRAFTER_FAULTS: self.num_drafter_faults,
             names.STALE_DRAFTER: self.num_stale_drafters,
         }
+        if self.packed_weight_share is not None:
+            metrics[names.PACKED_WEIGHT_SHARE] = self.packed_weight_share
         if self.num_ticks:
             metrics[names.SPECULATIVE_TICK_SHARE] = self.num_speculative_ticks / self.num_ticks
             for reason, ticks in sorted(self.ticks_by_reason.items()):
@@ -187,11 +195,13 @@ class RolloutStats:
         return metrics
 
 
-def _combine(keep_largest: bool, ours: Any, theirs: Any) -> Any:
+def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
     if isinstance(ours, list):
         length = max(len(ours), len(theirs))
         padded = [values + [0] * (length - len(values)) for values in (ours, theirs)]
         return [a + b for a, b in zip(*padded, strict=True)]
     if isinstance(ours, dict):
         return dict(Counter(ours) + Counter(theirs))
-    return max(ours, theirs) if keep_largest else ours + theirs
+    if ours is None or theirs is None:
+        return theirs if ours is None else ours
+    return choose(ours, theirs)

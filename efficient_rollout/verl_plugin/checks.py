@@ -68,7 +68,7 @@ def check_job(config: DictConfig) -> Settings:
         ConfigError: A setting is unknown, out of range, or two of them do not fit together.
         InputFileError: A model, data or reward file is missing or unreadable.
         UnsupportedModelError: The drafter cannot handle the policy.
-        SchemeUnavailableError: The drafter's scheme has no kernel on this device.
+        SchemeUnavailableError: The drafter's scheme has no kernel on this device, or takes no layer of the policy.
         ProfileError: The latency profile is missing, malformed, or belongs to another machine, policy or version.
     """
     rollout = config.actor_rollout_ref.rollout
@@ -78,7 +78,7 @@ def check_job(config: DictConfig) -> Settings:
             f"actor_rollout_ref.rollout.name is {rollout.name!r}: `efficient-rollout train` runs {ROLLOUT_NAME!r}; "
             "set actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false for plain vLLM"
         )
-    check_model(config.actor_rollout_ref.model.path, settings)
+    check_model(config.actor_rollout_ref.model.path, settings, dtype=rollout.dtype)
     check_scheme(settings, config.trainer.device)
     check_profile(settings, config.actor_rollout_ref.model.path)
     if settings.enabled:

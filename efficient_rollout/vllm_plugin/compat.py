@@ -8,7 +8,7 @@ import torch
 
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.native.library import has_avx512, native_missing
-from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.drafter.schemes import make_scheme, require_taken
 from efficient_rollout.errors import (
     InputFileError,
     SchemeUnavailableError,
@@ -96,16 +96,18 @@ def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
     return settings.verify_kernel == "native"
 
 
-def check_model(model: str, settings: Settings) -> None:
+def check_model(model: str, settings: Settings, *, dtype: str = "auto") -> None:
     """Check a policy on disk.
 
     Args:
         model: Directory of a checkpoint, or a name in the local cache.
         settings: With `enabled=False` nothing but readability is asked of the policy.
+        dtype: Of the engine, as vLLM's option.
 
     Raises:
         InputFileError: It is missing or unreadable.
         UnsupportedModelError: The self-drafter cannot handle it; the message says why.
+        SchemeUnavailableError: The drafter's scheme takes none of its layers.
     """
     from transformers import AutoConfig
 
@@ -121,6 +123,26 @@ def check_model(model: str, settings: Settings) -> None:
         raise InputFileError(f"no weights at {model}: neither *.safetensors nor *.bin files are there")
     if settings.enabled:
         check_hf_config(config, model)
+        check_widths(config, settings, getattr(torch, dtype, None))
+
+
+def check_widths(config: Any, settings: Settings, dtype: torch.dtype | None) -> None:
+    """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
+
+    A look ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
+    said. Once the drafter is built, `link_report.py` says it for certain.
+
+    Args:
+        config: From transformers.
+        settings: With drafting enabled.
+        dtype: Of the engine; None where vLLM is to choose it.
+    """
+    names = ("hidden_size", "intermediate_size", "num_attention_heads")
+    hidden, inner, heads = sizes = [getattr(config, name, None) for name in names]
+    if all(isinstance(size, int) for size in sizes):
+        attention = heads * (getattr(config, "head_dim", None) or hidden // heads)
+        shapes = [(inner, hidden), (hidden, inner), (attention, hidden), (hidden, attention)]
+        require_taken(settings.drafter, shapes, dtype)
 
 
 def check_hf_config(config: Any, model: str) -> None:
@@ -161,6 +183,7 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
             a name.
         UnsupportedDeviceError: It does not run on a CPU.
         UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
+        SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
     """
     check_vllm_version()
     check_device()
@@ -173,6 +196,7 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
             "start it with VLLM_USE_V2_MODEL_RUNNER=0"
         )
     check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
+    check_widths(vllm_config.model_config.hf_config, settings, vllm_config.model_config.dtype)
     parallel = vllm_config.parallel_config
     if parallel.world_size > 1:
         raise UnsupportedModelError(

@@ -1,7 +1,5 @@
 """Build the drafter: the policy's own architecture, sharing every module that is not quantized."""
 
-from dataclasses import dataclass
-
 import torch
 from vllm.config import VllmConfig
 from vllm.config.utils import replace
@@ -13,19 +11,6 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.vllm_plugin.tapped_target import HollowDrafterConfig, PackedMethod
 
 DRAFTER_PREFIX = "draft_model"
-
-
-@dataclass(frozen=True, slots=True)
-class LinkReport:
-    """What the drafter's modules are.
-
-    Attributes:
-        num_packed: Layers computed with quantized weights.
-        num_unquantized: Linear layers the scheme does not take: the policy's own.
-    """
-
-    num_packed: int
-    num_unquantized: int
 
 
 def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: PackedWeights) -> torch.nn.Module:
@@ -42,18 +27,6 @@ def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: Pac
         drafter = initialize_model(config, prefix=DRAFTER_PREFIX)
     _link(drafter, target, packed, path="")
     return drafter.eval()
-
-
-def link_report(drafter: torch.nn.Module, target: torch.nn.Module) -> LinkReport:
-    """Count packed layers, and linear layers that stayed the policy's own."""
-    methods = [getattr(module, "quant_method", None) for module in drafter.modules()]
-    num_packed = sum(isinstance(method, PackedMethod) for method in methods)
-    num_linear = sum(hasattr(module, "quant_method") and hasattr(module, "output_size") for module in target.modules())
-    num_linear_packed = sum(
-        isinstance(getattr(module, "quant_method", None), PackedMethod) and hasattr(module, "output_size")
-        for module in drafter.modules()
-    )
-    return LinkReport(num_packed=num_packed, num_unquantized=num_linear - num_linear_packed)
 
 
 def _link(drafter: torch.nn.Module, target: torch.nn.Module, packed: PackedWeights, path: str) -> None:

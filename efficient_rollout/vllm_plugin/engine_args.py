@@ -27,7 +27,7 @@ def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_
         model: The policy's path: the same as the engine's own `model`.
         settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did. Where its
             rule needs a latency profile and none is named, the cached one is taken, or measured first.
-        dtype: The engine's own option, for that profile.
+        dtype: The engine's own option: for that profile, and whether the scheme takes it.
         enforce_eager: The engine's own option, for that profile.
 
     Raises:
@@ -37,7 +37,7 @@ def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_
     check_vllm_version()
     check_device()
     check_vllm_symbols()
-    check_model(model, settings)
+    check_model(model, settings, dtype=dtype)
     check_scheme(settings)
     settings = with_profile(model, settings, dtype=dtype, is_compiled=not enforce_eager)
     args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}

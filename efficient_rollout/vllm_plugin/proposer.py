@@ -16,7 +16,8 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, drafts_left, plan_chain
 from efficient_rollout.vllm_plugin.draft_sampling import DraftSampler
-from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter, link_report
+from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter
+from efficient_rollout.vllm_plugin.link_report import LinkReport, link_report
 from efficient_rollout.vllm_plugin.logits_processors import rows_without_drafts
 from efficient_rollout.vllm_plugin.native_attention import is_native
 
@@ -59,6 +60,7 @@ class SelfDraftProposer(DraftModelProposer):
         self.draft_seconds = 0.0
         self.num_faults = 0
         self.fault: str | None = None
+        self.links: LinkReport | None = None
         # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
         # the model's maximum length. Capacity is checked per request here.
         runner.effective_drafter_max_model_len = self.max_model_len + self.num_speculative_tokens + 1
@@ -68,14 +70,7 @@ class SelfDraftProposer(DraftModelProposer):
         if self.packed.fault is not None:
             raise SchemeUnavailableError(f"the drafter cannot be built: {self.packed.fault}")
         drafter = build_drafter(self._create_draft_vllm_config(), target, self.packed)
-        report = link_report(drafter, target)
-        logger.info(
-            "self-drafter ready: scheme %s, %d packed layers, %d linear layers unquantized, %.1f MB",
-            self.packed.scheme.name,
-            report.num_packed,
-            report.num_unquantized,
-            self.packed.num_bytes / 1e6,
-        )
+        self.links = link_report(drafter)
         return drafter
 
     def load_model(self, target_model: torch.nn.Module) -> None:

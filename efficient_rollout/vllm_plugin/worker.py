@@ -20,6 +20,7 @@ from efficient_rollout.vllm_plugin import ledger
 from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm, uses_native_products
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.engine_args import settings_of
+from efficient_rollout.vllm_plugin.link_report import require_quantized
 from efficient_rollout.vllm_plugin.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.vllm_plugin.native_attention import use_native_attention
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
@@ -75,6 +76,17 @@ class CpuWorker(CPUWorker):
                 runner=self.model_runner,
             )
             self.model_runner.drafter = self.self_drafter
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Stock, and the drafter with it.
+
+        Raises:
+            SchemeUnavailableError: The scheme quantized nothing.
+        """
+        super().load_model(**kwargs)
+        if self.self_drafter is not None:
+            assert self.self_drafter.links is not None
+            require_quantized(self.self_drafter.links, self.settings.drafter, self.model_config.dtype)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Stock, with the scheduler's statistics taken in.
@@ -154,17 +166,22 @@ class CpuWorker(CPUWorker):
             stats.draft_seconds, drafter.draft_seconds = drafter.draft_seconds, 0.0
             stats.num_drafter_faults, drafter.num_faults = drafter.num_faults, 0
             stats.drafter_bytes = drafter.packed.num_bytes
+            stats.packed_weight_share = drafter.links.packed_weight_share if drafter.links else None
         return stats.to_dict()
 
     def plugin_status(self) -> dict[str, Any]:
         """What is active in this worker, for a check before the first rollout."""
         name, version = installed_vllm()
+        links = self.self_drafter.links if self.self_drafter else None
         return {
             "process_id": os.getpid(),
             "efficient_rollout": __version__,
             name: version,
             "enabled": self.settings.enabled,
             "scheme": self.settings.drafter.scheme if self.settings.enabled else None,
+            "packed_layers": links.num_packed if links else 0,
+            "unquantized_layers": links.num_unquantized if links else 0,
+            "packed_weight_share": links.packed_weight_share if links else None,
             "drafter_fault": self.self_drafter.fault if self.self_drafter else None,
             "patches": {row["name"]: row["state"] for row in ledger.status()},
         }

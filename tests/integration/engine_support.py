@@ -21,7 +21,9 @@ ENGINE_LIMITS: dict[str, Any] = {
 }
 
 
-def random_policy(path: Path, *, seed: int = 0, biases: bool = False, tied: bool = False, spread: float = 0.12) -> Path:
+def random_policy(
+    path: Path, *, seed: int = 0, biases: bool = False, tied: bool = False, spread: float = 0.12, **other_sizes: int
+) -> Path:
     """Save a small checkpoint with random weights and visibly different tokens.
 
     Args:
@@ -30,6 +32,7 @@ def random_policy(path: Path, *, seed: int = 0, biases: bool = False, tied: bool
         biases: A Qwen2 model, whose q, k and v have biases; else Qwen3.
         tied: Whether the output head is the embedding.
         spread: Standard deviation of the weights; larger is more certain about the next token.
+        other_sizes: Entries of the configuration that differ from the usual ones.
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -45,6 +48,7 @@ def random_policy(path: Path, *, seed: int = 0, biases: bool = False, tied: bool
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
+        **other_sizes,
     }
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(Qwen2Config(**sizes)) if biases else Qwen3ForCausalLM(Qwen3Config(head_dim=32, **sizes))

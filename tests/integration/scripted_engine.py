@@ -14,6 +14,7 @@ from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
+from efficient_rollout.vllm_plugin.link_report import link_report
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
 from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
@@ -86,16 +87,19 @@ class FaultyWorker(CpuWorker):
     def use_drafter(self, settings: dict[str, Any], policy: str) -> None:
         """Draft another way from now on: new packed layers, filled by a weight sync from the policy on disk."""
         drafter, target = self.self_drafter, self.model_runner.get_model()
-        wanted = DrafterSettings(**settings)
-        drafter.packed.scheme = make_scheme(wanted, "cpu")
-        drafter.packed._layers.clear()
+        packed, wanted = drafter.packed, DrafterSettings(**settings)
+        if not hasattr(self, "own_modules"):
+            self.own_modules = {path: drafter.model.get_submodule(path) for path in packed.layers}
+        packed.scheme, packed.quantize_output_head = make_scheme(wanted, "cpu"), wanted.quantize_output_head
+        packed._layers.clear()
         self.sync_from(policy)
-        self.packed_head = getattr(self, "packed_head", drafter.model.lm_head)
-        drafter.model.lm_head = self.packed_head
-        for path, layer in drafter.packed.layers.items():
-            drafter.model.get_submodule(path).quant_method = PackedMethod(layer)
-        if not wanted.quantize_output_head:
-            drafter.model.lm_head = target.lm_head
+        for path, module in self.own_modules.items():
+            if path in packed.layers:
+                module.quant_method = PackedMethod(packed.layers[path])
+            parent, _, name = path.rpartition(".")
+            used = module if path in packed.layers else target.get_submodule(path)
+            setattr(drafter.model.get_submodule(parent), name, used)
+        drafter.links = link_report(drafter.model)
         window = wanted.attention_window_tokens
         drafter.window = AttentionWindow(window, num_sink_tokens=4) if window else None
 

@@ -149,6 +149,7 @@ def test_a_ppo_step_with_a_critic(ppo_run):
     for metrics in ppo_run.steps.values():
         assert "critic/vf_loss" in metrics
         assert metrics[names.DRAFTER_BYTES] > 0
+        assert metrics[names.PACKED_WEIGHT_SHARE] == 1.0
     assert any(metrics.get(names.SPECULATIVE_TICK_SHARE, 0) > 0 for metrics in ppo_run.steps.values())
 
 
@@ -159,6 +160,7 @@ def test_the_baseline_arm_is_plain_vllm(learning_runs):
     for metrics in run.steps.values():
         assert metrics[names.DRAFT_TOKENS] == 0
         assert metrics[names.DRAFTER_BYTES] == 0
+        assert names.PACKED_WEIGHT_SHARE not in metrics
         assert metrics[names.WEIGHT_SYNC_SECONDS] > 0
 
 

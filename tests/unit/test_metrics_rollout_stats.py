@@ -13,6 +13,7 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"}
+KEEPS_SMALLEST = {"packed_weight_share"}
 
 
 def tick(*passes: tuple[int, int], num_emitted_tokens: int = 1, **more: Any) -> FinishedTick:
@@ -48,7 +49,7 @@ def test_merge_adds_every_count_exactly(seed: int) -> None:
     merged = RolloutStats.merge(parts)
     for item in fields(RolloutStats):
         values = [getattr(part, item.name) for part in parts]
-        if item.name in KEEPS_LARGEST:
+        if item.name in KEEPS_LARGEST | KEEPS_SMALLEST:
             continue
         if isinstance(values[0], list):
             length = max(map(len, values))
@@ -70,6 +71,14 @@ def test_merge_keeps_the_slowest_engine_of_what_runs_side_by_side() -> None:
         "num_weight_syncs": 1,
         "drafter_bytes": 20,
     }
+
+
+def test_merge_keeps_the_smallest_share_of_the_engines_that_have_one() -> None:
+    shares = [None, 0.75, 0.0, None, 1.0]
+    parts = [RolloutStats(num_engines=1, packed_weight_share=share) for share in shares]
+    assert RolloutStats.merge(parts).to_metrics()[names.PACKED_WEIGHT_SHARE] == 0.0
+    assert RolloutStats.merge(parts[:2]).to_metrics()[names.PACKED_WEIGHT_SHARE] == 0.75
+    assert names.PACKED_WEIGHT_SHARE not in RolloutStats.merge([parts[0], parts[3]]).to_metrics()
 
 
 def test_merge_does_not_change_or_share_its_parts() -> None:

@@ -1,6 +1,7 @@
 """What cannot be drafted for is refused before anything starts, by name, with the way out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,20 @@ def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkp
     with pytest.raises(UnsupportedModelError, match=rf"(?s){fault}.*enabled=false"):
         compat.check_model(path, ON)
     compat.check_model(path, OFF)
+
+
+def test_a_policy_too_narrow_for_the_scheme_is_refused_before_anything_starts(checkpoint):
+    int4 = {"scheme": "int4", "group_size": 128}
+    narrow = {"hidden_size": 40, "intermediate_size": 48, "num_attention_heads": 1}
+    with pytest.raises(SchemeUnavailableError, match=r"(?s)int4 takes no layer.*48 x 40, in float16.*group_size=64"):
+        compat.check_model(checkpoint(**narrow), Settings(drafter=int4), dtype="half")
+    with pytest.raises(SchemeUnavailableError, match=r"are 32 x 40, 40 x 32, 40 x 48, 48 x 40\. It takes"):
+        compat.check_model(checkpoint(**narrow), Settings(drafter=int4))
+    compat.check_model(checkpoint(**narrow), Settings(drafter=int4 | {"group_size": 64}))
+    compat.check_model(checkpoint(**narrow), Settings(drafter=int4, enabled=False))
+    # One of its layers is enough, and of a configuration without widths nothing is said.
+    compat.check_model(checkpoint(**narrow | {"intermediate_size": 96}), Settings(drafter=int4))
+    compat.check_widths(SimpleNamespace(n_embd=40), Settings(drafter=int4), torch.float32)
 
 
 def test_a_missing_model_is_named(tmp_path):
