@@ -173,3 +173,12 @@ def test_a_machine_without_avx512_is_told_to_use_float32(
     finding = next(finding for finding in doctor._machine() if finding.name == "cpu features")
     assert finding.state == state
     assert ("float32" in finding.advice) == (state == "note")
+
+
+def test_each_scheme_says_which_dtypes_and_shapes_it_takes() -> None:
+    pytest.importorskip("vllm")
+    found = {finding.name: finding.value for finding in doctor._schemes() if finding.state == "ok"}
+    assert found["unquantized"].endswith("takes no layer of the policy")
+    for name, tile in (("int8", "16 x 16"), ("int4", "16 x 64"), ("mixed", "16 x 64")):
+        if name in found:
+            assert f"takes bfloat16, float16, float32; weights that padding to multiples of {tile} " in found[name]
