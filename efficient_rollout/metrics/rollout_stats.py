@@ -117,8 +117,8 @@ class RolloutStats:
         self.num_verify_passes += verified.num_passes
         self.num_draft_tokens += sum(verified.drafted)
         self.num_accepted_tokens += sum(verified.accepted)
-        self.drafted_per_position = _combine(False, self.drafted_per_position, verified.drafted)
-        self.accepted_per_position = _combine(False, self.accepted_per_position, verified.accepted)
+        self.drafted_per_position = _combine(add, self.drafted_per_position, verified.drafted)
+        self.accepted_per_position = _combine(add, self.accepted_per_position, verified.accepted)
         self.num_stale_drafters = int(tick.is_drafter_stale)
         self.add_speedup(tick.speedup)
 
