@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from efficient_rollout.controller.state import DecodeState
 from efficient_rollout.cost_model.calibration import calibrate_from_table
-from efficient_rollout.cost_model.latency import TickTable
-from efficient_rollout.cost_model.table import read_table
+from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.residual import ResidualScales
+from efficient_rollout.cost_model.roofline import NO_PADDING, prior
+from efficient_rollout.cost_model.table import PointArray, read_table
 
 
 @cache
@@ -23,7 +25,8 @@ class KnownTicks(TickTable):
     """A tick of k drafts takes `seconds[k]`, whatever the batch and the context."""
 
     def __init__(self, *seconds: float) -> None:
-        super().__init__(a100_ticks().model, len(seconds) - 1)
+        shape = LatencyModel(prior(0.010)[0], NO_PADDING, ResidualScales(), PointArray.of([]), np.zeros(0))
+        super().__init__(shape, len(seconds) - 1)
         self.seconds = list(seconds)
 
     def by_length(self, batch: int, context_tokens: float) -> NDArray[np.float64]:  # noqa: ARG002 - the table's own

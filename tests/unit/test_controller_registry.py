@@ -28,11 +28,14 @@ def test_the_registry_makes_every_rule_and_names_faults() -> None:
         assert make_rule("batch_threshold:3", typed) == BatchThreshold(3, 9), "an argument comes first"
     assert make_rule("always:4", inputs).decide(state(64)).num_draft_tokens == 4
     assert make_rule("batch_threshold:3,9", inputs).decide(state(10)).num_draft_tokens == 0
+    assert [make_rule("batch_threshold", inputs).decide(state(n)).num_draft_tokens for n in (8, 9)] == [7, 0]
     assert make_rule("batch_table:[[1,4,5],[5,9,2]]", inputs).decide(state(7)).num_draft_tokens == 2
     with pytest.raises(ConfigError, match="choose one of never, always"):
         make_rule("magic", inputs)
     with pytest.raises(ConfigError, match="efficient-rollout calibrate"):
         make_rule("cost_model", RuleInputs(max_draft_tokens=7))
+    with pytest.raises(ConfigError, match="drafts up to 12 tokens, the latency table has 11"):
+        make_rule("cost_model", RuleInputs(max_draft_tokens=12, table=a100_ticks()))
     for bad in ("always:x", "never:3", "batch_table:[[1,4]]", "batch_table:[[1,4,2],[3,9,1]]", "published:6"):
         with pytest.raises(ConfigError):
             make_rule(bad, inputs)
