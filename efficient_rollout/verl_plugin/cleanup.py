@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -67,20 +69,12 @@ def nothing_left_behind() -> Iterator[Callable[[], None]]:
 
 def descendants(root: int | None = None) -> list[int]:
     """Ids of all living processes below `root`, this process by default."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # After the name, which may hold spaces and brackets: state, parent.
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    children.setdefault(int(parent), []).append(int(entry.name))
-    found: list[int] = []
-    pending = [os.getpid() if root is None else root]
-    while pending:
-        below = children.get(pending.pop(), [])
-        found += below
-        pending += below
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(root).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
     return found
 
 
@@ -127,11 +121,10 @@ def remove_segments(candidates: set[Path]) -> None:
 
 
 def _used_inodes() -> set[int]:
-    # By inode, not by name: a POSIX semaphore is mapped under the temporary name it was made with.
+    # By inode, which psutil does not tell, not by name: a POSIX semaphore is mapped under the temporary name it was
+    # made with.
     used: set[int] = set()
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
+    for process in (Path("/proc") / str(pid) for pid in psutil.pids()):
         with contextlib.suppress(OSError):
             for line in (process / "maps").read_text().splitlines():
                 if str(SHARED_MEMORY) in line:
