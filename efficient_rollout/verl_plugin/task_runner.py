@@ -1,6 +1,5 @@
 """veRL's task runners, which first make sure that the plugin is in their process too."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +8,11 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.main_ppo_v0 import TaskRunner
 
 from efficient_rollout.errors import PluginInactiveError
-
-_REGISTER = "efficient_rollout.verl_plugin.register"
+from efficient_rollout.verl_plugin.status import plugin_status
 
 
 def _require_plugin() -> None:
-    # Looked up, not imported: an import would load what is to be found out.
-    register = sys.modules.get(_REGISTER)
-    if register is None or not register.plugin_status()["active"]:
+    if not plugin_status()["active"]:
         raise PluginInactiveError(
             "the plugin of efficient_rollout did not load in the processes of the job, although it did in this one. "
             "Install efficient-rollout on every node, and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or "

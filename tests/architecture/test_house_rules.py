@@ -16,7 +16,17 @@ LONG_FILES: dict[str, str] = {}
 ENVIRONMENT_USERS = {
     "efficient_rollout/cache.py": "the cache directory follows the XDG convention",
     "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",
+    "efficient_rollout/verl_plugin/platform.py": "asks veRL's own switch which platform was chosen",
     "efficient_rollout/verl_plugin/adapter.py": "hands veRL the name it looks a job's servers up by",
+}
+# Tests in `tests/unit` of what no module does alone, each with what that is. Every other one is named after its module.
+ACROSS_MODULES = {
+    "adding_a_scheme": "the page on adding a scheme, carried out",
+    "bench": "what the benchmark's commands are asked, and what they make of rounds",
+    "controller_learning": "what rules learn from ticks",
+    "cost_model_per_request": "a claim about the cost model, on measured latencies",
+    "cost_model_regret": "a claim about the cost model, on measured latencies",
+    "drafter_native": "the C kernels behind their layers",
 }
 FORBIDDEN_IN_FILES = {
     "a path of one machine": re.compile(r"(?<![\w.}])/(work|opt|root|home/\w+)/\w"),
@@ -87,6 +97,14 @@ def test_nothing_prints(source: Source) -> None:
 @SOURCES
 def test_text_is_ascii(source: Source) -> None:
     assert source.text.isascii()
+
+
+def test_unit_tests_are_named_after_what_they_test(repository: Path) -> None:
+    modules = {"_".join(source.path.with_suffix("").parts[1:]).strip("_") for source in package_sources()}
+    names = {path.stem.removeprefix("test_") for path in (repository / "tests" / "unit").glob("test_*.py")}
+    assert sorted(names - modules - ACROSS_MODULES.keys()) == [], "name it after its module, or list it"
+    assert sorted(ACROSS_MODULES.keys() - names) == [], "gone: take it off the list"
+    assert sorted(ACROSS_MODULES.keys() & modules) == [], "is a module: take it off the list"
 
 
 def test_tracked_files_name_no_machine_and_no_index(repository: Path) -> None:

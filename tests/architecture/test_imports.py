@@ -1,6 +1,7 @@
 """Who may import whom: design.md's picture, as a walk over the syntax trees."""
 
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ MEASURING, MEASURERS = "efficient_rollout.vllm_plugin.measuring", {"bench"}
 # Rooms that may import anything of the package inside a function.
 LAZY_ROOMS = {"__main__", "doctor", "bench", "tasks"}
 # Room -> packages of others that it may import. Some come with the upstream itself: filelock with torch, pyarrow and
-# omegaconf with veRL, psutil with Ray.
+# omegaconf with veRL, psutil with TransferQueue.
 UPSTREAM = {
     "config": {"pydantic"},
     "cost_model": {"numpy", "scipy"},
@@ -87,6 +88,32 @@ def faults(source: Source) -> list[str]:
     return found
 
 
+def circles(sources: Iterable[Source]) -> list[list[str]]:
+    """Groups of modules that import one another, in functions too: none can be understood, or loaded, alone."""
+    modules = {_module(source): source for source in sources}
+    reached = {name: _reached(name, modules) for name in modules}
+    found = {frozenset(other for other in reached[name] if name in reached[other]) for name in modules}
+    return sorted(sorted(group) for group in found if group)
+
+
+def _module(source: Source) -> str:
+    return ".".join(source.path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _reached(start: str, modules: Mapping[str, Source]) -> set[str]:
+    found: set[str] = set()
+    pending = [start]
+    while pending:
+        name = pending.pop()
+        for item in imports(modules[name]):
+            # `from module import name` may import a module or something in one.
+            target = item.module if item.module in modules else item.module.rpartition(".")[0]
+            if target in modules and target != name and target not in found:
+                found.add(target)
+                pending.append(target)
+    return found
+
+
 def _may_measure(source: Source) -> bool:
     return source.room in MEASURERS or "measuring" in source.path.parts
 
@@ -125,3 +152,20 @@ def test_the_check_allows_lazy_and_type_only_imports() -> None:
     assert faults(parse(Path("efficient_rollout/__main__.py"), lazy)) == []
     typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vllm\n"
     assert faults(parse(Path("efficient_rollout/drafter/x.py"), typed)) == []
+
+
+def test_no_modules_import_one_another() -> None:
+    assert circles(package_sources()) == []
+
+
+def test_the_check_sees_a_circle_through_a_function() -> None:
+    texts = {
+        "a/x.py": "from efficient_rollout.a.y import f",
+        "a/y.py": "def f():\n    from efficient_rollout.a import z",
+        "a/z.py": "import efficient_rollout.a.x",
+        "a/w.py": "from efficient_rollout.a.x import g\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from efficient_rollout.a.v import h",
+        "a/v.py": "from efficient_rollout.a.w import g",
+    }
+    sources = [parse(Path("efficient_rollout") / path, text) for path, text in texts.items()]
+    assert circles(sources) == [[f"efficient_rollout.a.{name}" for name in "xyz"]]
