@@ -98,11 +98,6 @@ def apply_patches(patches: Sequence[Patch], *, leave_drifted: bool = False) -> N
         logger.info("applied patch '%s' to %s", patch.name, patch.target)
 
 
-def apply_known(patches: Iterable[Patch]) -> None:
-    """Apply those patches whose target is the code they were written for, and leave the others for later to report."""
-    apply_patches([patch for patch in patches if state(patch) != "drifted"])
-
-
 def describe(patches: Iterable[Patch]) -> list[dict[str, str]]:
     """One row per patch for `doctor` and the docs."""
     return [

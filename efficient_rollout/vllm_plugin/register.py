@@ -1,6 +1,6 @@
 """Entry point `vllm.general_plugins`: vLLM calls it in every process it starts."""
 
-from efficient_rollout import patching
+from efficient_rollout.patching import apply_patches
 from efficient_rollout.vllm_plugin import ledger
 
 _registered = False
@@ -14,7 +14,7 @@ def register() -> None:
     """
     global _registered
     _registered = True
-    patching.apply_known(ledger.REQUEST_PATCHES)
+    apply_patches(ledger.REQUEST_PATCHES, leave_drifted=True)
 
 
 def is_registered() -> bool:
