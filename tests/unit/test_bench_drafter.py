@@ -60,6 +60,7 @@ def drafting(k: int, draft: float, verify: float, accepted: float, number: int, 
         arm="int8", batch=batch, num_draft_tokens=k, round=number, tick_seconds=tick, draft_step_seconds=draft,
         verify_seconds=verify, decode_seconds=100 / accepted * tick, decoded_tokens=100 * batch,
         mean_accepted_length=accepted, mean_context_tokens=64.0, num_ticks=round(100 / accepted),
+        part_seconds={"target_forward": 1.0 + number},
     )  # fmt: skip
 
 
@@ -122,6 +123,20 @@ def test_ratios_are_taken_within_a_round_against_the_faster_plain_engine(policy:
     json.dumps(summary)
 
 
+def test_every_number_of_a_row_is_the_median_of_its_rounds(policy: Path) -> None:
+    summary = summarize(plan(policy), measured())
+    eager, compiled = summary["plain"]
+    assert (eager["step_seconds"]["median"], eager["tokens_per_second"]["median"]) == (2.0, 0.5)
+    assert (compiled["step_seconds"]["median"], compiled["tokens_per_second"]["median"]) == (1.0, 1.0)
+    row = next(row for row in summary["drafting"] if row["draft_tokens"] == 4)
+    seconds = {"tick_seconds": 2.5, "draft_step_seconds": 0.3, "verify_seconds": 1.3}
+    assert {name: row[name]["median"] for name in seconds} == pytest.approx(seconds)
+    assert row["tokens_per_second"]["median"] == pytest.approx(5.0 / 2.5)
+    assert row["mean_accepted_length"]["median"] == 5.0
+    assert (row["mean_context_tokens"], row["num_ticks"]) == (64.0, 3 * 20)
+    assert row["part_seconds"] == {"target_forward": 2.0}
+
+
 def test_the_eager_plain_engine_is_the_baseline_where_it_is_faster() -> None:
     runs = [plain(PLAIN_EAGER, 1.0, 0), plain(PLAIN_COMPILED, 1.5, 0)]
     runs += [plain(PLAIN_EAGER, 4.0, 0, batch=8), plain(PLAIN_COMPILED, 3.0, 0, batch=8)]
@@ -179,6 +194,8 @@ def test_the_byte_ratio_counts_what_a_draft_step_reads(policy: Path) -> None:
     memory = summarize(plan(policy), head_left_out)["memory"]["int8"]
     assert memory["byte_ratio"] == pytest.approx((num_packed + 4 * 80) / (4 * NUM_WEIGHTS))
     assert memory["memory_ratio"] < 0.25
+    halves = summarize(plan(policy, dtype="bfloat16"), measured())["memory"]["int8"]
+    assert halves["policy_read_bytes"] == 2 * NUM_WEIGHTS
 
 
 def test_the_table_shows_every_row_and_marks_those_that_lose(policy: Path) -> None:

@@ -4,12 +4,13 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from efficient_rollout import doctor
+from efficient_rollout import doctor, patching
 from efficient_rollout.doctor import Finding
 
 GIB = 2**30
@@ -82,6 +83,34 @@ def test_missing_entry_point_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = list(doctor._plugins())
     assert [finding.state for finding in findings] == ["bad", "bad"]
     assert "pip install -e ." in findings[0].advice
+
+
+def test_a_plugin_that_cannot_load_is_bad_and_others_entry_points_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("libtorch is missing")
+
+    def entries(*, group: str) -> list[SimpleNamespace]:
+        load = broken if group == "verl.plugins" else list
+        ours = SimpleNamespace(value=f"{doctor.ENTRY_POINTS[group]}:register", load=load)
+        return [SimpleNamespace(value="another.package:register", load=broken), ours]
+
+    monkeypatch.setattr(metadata, "entry_points", entries)
+    vllm, verl = doctor._plugins()
+    assert (vllm.state, vllm.value) == ("ok", "registered, loads")
+    assert (verl.state, verl.value) == ("bad", "ImportError: libtorch is missing")
+
+
+def test_a_drifted_patch_is_bad_and_an_applied_one_tells_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"name": name, "target": "a:b", "state": name, "reason": "a fault", "tested_versions": "1.0"}
+        for name in ("applied", "drifted")
+    ]
+    monkeypatch.setattr(doctor, "LEDGERS", ("efficient_rollout.patching",))
+    monkeypatch.setattr(patching, "PATCHES", [], raising=False)
+    monkeypatch.setattr(patching, "describe", lambda _: rows)
+    applied, drifted = doctor._patches()
+    assert (applied.state, applied.value, applied.advice) == ("ok", "applied: a:b", "a fault")
+    assert (drifted.state, drifted.advice) == ("bad", "install a tested version: 1.0")
 
 
 def bad_versions(monkeypatch: pytest.MonkeyPatch, **present: str) -> dict[str, str]:
