@@ -36,6 +36,8 @@ def test_arms_are_engines_with_rules() -> None:
         ("batch_threshold:4,8", "self_drafting", "batch_threshold:4,8"),
     ]
     assert [arm.name for arm in arms if arm.needs_profile] == ["table"]
+    assert [arm.num_draft_tokens for arm in parse_arms("ngram,ngram:3")] == [0, 4, 3]
+    assert not any(arm.needs_profile for arm in parse_arms("batch_table:[[1,4,2]]")), "it brings its own table"
 
 
 @pytest.mark.parametrize("text", ["warp", "ngram:0", "ngram:x", "always:4,always:4"])

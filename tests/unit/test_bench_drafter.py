@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,14 +199,46 @@ def test_the_byte_ratio_counts_what_a_draft_step_reads(policy: Path) -> None:
     assert halves["policy_read_bytes"] == 2 * NUM_WEIGHTS
 
 
+def blocks(text: str) -> list[list[list[str]]]:
+    """The tables of a text, their lines, and the cells of those."""
+    return [[re.split(r"\s{2,}", line) for line in block.splitlines()] for block in text.split("\n\n")]
+
+
 def test_the_table_shows_every_row_and_marks_those_that_lose(policy: Path) -> None:
-    lines = table(summarize(plan(policy), measured())).splitlines()
-    rows = {tuple(line.split()[:3]): line for line in lines}
-    assert rows["int8", "1", "0"].endswith("slower")
-    assert rows["int8", "1", "1"].endswith("slower")
-    assert not rows["int8", "1", "4"].endswith("slower")
-    assert any(line.startswith("plain compiled *") for line in lines)
-    assert "0.300 [0.300, 0.300]" in rows["int8", "1", "4"]
+    plain_rows, drafting_rows, headline, _, _ = blocks(table(summarize(plan(policy), measured())))
+    assert [row[0] for row in plain_rows[1:]] == ["plain eager", "plain compiled *"]
+    assert plain_rows[1][2:] == ["2000.00 [2000.00, 20000.00]", "0.5"]
+    nothing_drafted, one, four = drafting_rows[1:]
+    assert nothing_drafted[2:] == ["0", "-", "1100.00 [1100.00, 11000.00]", "-", "1.100 [1.100, 1.100]", "-",
+                                   "0.909 [0.909, 0.909]", "slower"]  # fmt: skip
+    assert one[2:] == ["1", "400.00 [400.00, 4000.00]", "1200.00 [1200.00, 12000.00]", "0.400 [0.400, 0.400]",
+                       "1.200 [1.200, 1.200]", "1.25", "0.781 [0.781, 0.781]", "slower"]  # fmt: skip
+    assert four[7:] == ["5.00", "2.000 [2.000, 2.000]"], "the only one that wins"
+    assert headline[1] == ["int8", "1", "4", "0.300 [0.300, 0.300]", "0.250", "1.300 [1.300, 1.300]", "4",
+                           "2.000 [2.000, 2.000]", "0.250"]  # fmt: skip
+
+
+def test_a_drafter_with_two_packs_has_no_byte_ratio(policy: Path) -> None:
+    mixed = Settings.parse({"drafter": {"scheme": "mixed"}})
+    summary = summarize(plan(policy, drafters={"int8": mixed}), measured())
+    assert summary["memory"]["int8"]["byte_ratio"] is None
+    assert blocks(table(summary))[2][1][4] == "-"
+
+
+def test_drafters_are_told_apart(policy: Path) -> None:
+    found, other = measured(), measured()
+    found.runs += [
+        replace(run, arm="other", tick_seconds=9 * run.tick_seconds, decode_seconds=9 * run.decode_seconds)
+        for run in other.runs
+        if run.arm == "int8"
+    ]
+    found.syncs += [replace(run, arm="other", requantize_seconds=0.5 * run.requantize_seconds) for run in other.syncs]
+    found.memory["other"] = found.memory["int8"]
+    summary = summarize(plan(policy, drafters={"int8": Settings(), "other": Settings()}), found)
+    assert [(row["drafter"], row["best_draft_tokens"]) for row in summary["headline"]] == [("int8", 4), ("other", 4)]
+    assert summary["headline"][1]["best_speedup"]["median"] == pytest.approx(2.0 / 9)
+    assert summary["weight_sync"]["int8"]["requantize_seconds"]["median"] == 1.0
+    assert summary["weight_sync"]["other"]["requantize_seconds"]["median"] == 0.5
 
 
 def test_a_plain_engines_ticks_are_the_pauses_between_its_answers() -> None:
@@ -235,10 +268,19 @@ def test_only_responses_that_go_on_reach_the_next_segment() -> None:
     assert continued == [(5, 8, 8, 8)]
 
 
-def test_the_acceptance_table_shows_segments_without_drafts() -> None:
+def test_the_acceptance_table_shows_segments_without_drafts_too() -> None:
     row = {"checkpoint": "policy", "drafter": "int8", "temperature": 0.0, "from_token": 256, "to_token": 384}
-    text = acceptance_table([{**row, "num_responses": 0, **acceptance(RolloutStats())}])
-    assert text.splitlines()[1].split() == ["policy", "int8", "0", "256-384", "0", "0", "-", "-"]
+    stats = RolloutStats(
+        num_verify_passes=1,
+        num_draft_tokens=3,
+        num_accepted_tokens=1,
+        drafted_per_position=[1, 1, 1],
+        accepted_per_position=[1, 0, 0],
+    )
+    rows = [{**row, "num_responses": 0, **acceptance(RolloutStats())}, {**row, "num_responses": 7, **acceptance(stats)}]
+    ((_, empty, drafted),) = blocks(acceptance_table(rows))
+    assert empty == ["policy", "int8", "0", "256-384", "0", "0", "-", "-"]
+    assert drafted[4:] == ["7", "1", "2.00", "1.000 0.000 -"]
 
 
 def test_an_arm_can_carry_settings_of_the_drafter() -> None:
