@@ -9,16 +9,23 @@ from numpy.typing import NDArray
 from efficient_rollout.controller.state import DecodeState
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.profile import Profile
 from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import NO_PADDING, prior
 from efficient_rollout.cost_model.table import PointArray, read_table
 
 
 @cache
-def a100_ticks() -> TickTable:
-    """Tick seconds up to k = 11, fitted on the Qwen table once per process."""
+def a100_profile() -> Profile:
+    """Fitted on the Qwen table, once per process."""
     data = Path(__file__).parent.parent / "data"
-    return TickTable(calibrate_from_table(read_table(data / "sweep_a100_tp1_qwen257b.csv")).model, 11)
+    return calibrate_from_table(read_table(data / "sweep_a100_tp1_qwen257b.csv"))
+
+
+@cache
+def a100_ticks() -> TickTable:
+    """Tick seconds of `a100_profile` up to k = 11."""
+    return TickTable(a100_profile().model, 11)
 
 
 class KnownTicks(TickTable):

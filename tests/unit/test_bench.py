@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from controller_support import a100_profile
 
 from efficient_rollout.bench.arms import check_arms, parse_arms
 from efficient_rollout.bench.calibrate import add_calibrate_command, positive_integers
@@ -13,7 +14,15 @@ from efficient_rollout.bench.cli import add_bench_command
 from efficient_rollout.bench.plot import require_matplotlib
 from efficient_rollout.bench.report import active_curve, draft_token_steps, summarize, table
 from efficient_rollout.bench.rollout import RoundResult
-from efficient_rollout.bench.work import FixedPrompts, RandomPrompts, read_prompts, requests_of, shortened
+from efficient_rollout.bench.work import (
+    FixedPrompts,
+    RandomPrompts,
+    eos_token_ids,
+    read_prompts,
+    requests_of,
+    shortened,
+)
+from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.simulator.trace import Trace
 
@@ -49,7 +58,12 @@ def test_a_wrong_arm_is_refused(text: str) -> None:
 def test_arms_that_need_a_profile_say_how_to_make_one() -> None:
     with pytest.raises(ConfigError, match=r"published, cost_model need --profile.*calibrate --model"):
         check_arms(parse_arms("published,always:2,cost_model"), max_draft_tokens=4, profile=None)
-    check_arms(parse_arms("ngram,always:2"), max_draft_tokens=4, profile=None)
+    check_arms(parse_arms("ngram,always:4"), max_draft_tokens=4, profile=None)
+
+
+def test_arms_read_the_profile_they_are_given(tmp_path: Path) -> None:
+    save_profile(a100_profile(), tmp_path / "p.json")
+    check_arms(parse_arms("table,published,cost_model"), max_draft_tokens=4, profile=tmp_path / "p.json")
 
 
 @pytest.mark.parametrize("text", ["always:5", "batch_threshold:5,8", "always:x", "never:1", "table:[[1"])
@@ -133,6 +147,12 @@ def test_curves_over_time() -> None:
     ticks = [(0.0, 0.1, 0, 8), (0.1, 0.1, 0, 8), (0.2, 0.1, 4, 3), (0.3, 0.1, 4, 2), (0.4, 0.1, 0, 2)]
     steps = draft_token_steps(result(1.0, [1], ticks=ticks))
     assert steps == {"seconds": [0.0, 0.2, 0.4], "draft_tokens": [0.0, 4.0, 0.0]}
+
+
+def test_one_or_several_tokens_end_a_response_and_natural_ends_need_one() -> None:
+    assert [eos_token_ids({"eos_token_id": eos}) for eos in (2, [2, 5])] == [(2,), (2, 5)]
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        eos_token_ids({"eos_token_id": None})
 
 
 def test_numbers_are_sorted_and_checked() -> None:

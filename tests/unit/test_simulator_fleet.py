@@ -1,35 +1,33 @@
 """Replays: exact arithmetic where it is known, and the controller under poisoned inputs."""
 
 import dataclasses
-import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+from controller_support import a100_profile, a100_ticks
 
+from efficient_rollout.controller.observation import TickObservation
 from efficient_rollout.controller.registry import RuleInputs, make_rule
-from efficient_rollout.cost_model.calibration import calibrate_from_table
+from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
 from efficient_rollout.cost_model.speedup import expected_tokens
-from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.simulator.fleet import Outcome, World, simulate
-from efficient_rollout.simulator.trace import Trace, draw_trace, read_trace
+from efficient_rollout.simulator.trace import Trace, draw_trace
 
-DATA = Path(__file__).parent.parent / "data"
 MAX_K = 11
 
 
 @pytest.fixture(scope="module")
 def model() -> LatencyModel:
-    return calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv")).model
+    return a100_profile().model
 
 
 @pytest.fixture(scope="module")
-def table(model: LatencyModel) -> TickTable:
-    return TickTable(model, MAX_K)
+def table() -> TickTable:
+    return a100_ticks()
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +74,68 @@ def test_engines_share_requests_in_turn_and_do_not_disturb_each_other(table: Tic
     assert (active[0], active[-1]) == (4, 0)
     assert times[-1] == outcome.makespan_s
     assert sum(outcome.seconds_by_length.values()) == pytest.approx(float(outcome.engine_seconds.sum()))
+
+
+class Diary(Unlearning):
+    """Asks for four drafts at every tick, and writes down what it sees and is told."""
+
+    def __init__(self) -> None:
+        self.states: list[DecodeState] = []
+        self.told: list[TickObservation] = []
+
+    def decide(self, state: DecodeState) -> Decision:
+        self.states.append(state)
+        return Decision(4, "four")
+
+    def observe(self, observation: TickObservation) -> None:
+        self.told.append(observation)
+
+
+def told(trace: Trace, world: World, **options: int) -> tuple[Diary, Outcome]:
+    diary = Diary()
+    return diary, simulate(trace, 1, lambda: diary, world, max_draft_tokens=MAX_K, **options)
+
+
+def test_the_first_tick_computes_every_prompt_and_says_so(table: TickTable) -> None:
+    diary, _ = told(Trace(np.array([100, 60]), np.array([9, 9])), World(table=table, acceptance=0.9))
+    assert [state.num_prefill_tokens for state in diary.states[:2]] == [160, 0]
+    assert [observation.had_prefill for observation in diary.told[:2]] == [True, False]
+
+
+def test_between_two_decisions_counts_add_up_and_seconds_stay_those_of_a_tick(table: TickTable) -> None:
+    trace, world = Trace(np.full(8, 64), np.full(8, 200)), World(table=table, acceptance=0.8, jitter_sd=0.02)
+    (every, _), (eighth, _) = told(trace, world), told(trace, world, decision_stride=8)
+    first, together = every.told[1:9], eighth.told[1]
+    assert together.num_ticks == 8
+    assert together.num_tokens == sum(tick.num_tokens for tick in first)
+    for name in ("attempts_per_position", "accepted_per_position"):
+        assert getattr(together, name) == tuple(map(sum, zip(*(getattr(tick, name) for tick in first), strict=True)))
+    assert together.seconds == pytest.approx(np.mean([tick.seconds for tick in first]))
+
+
+def test_no_request_drafts_more_than_it_may_emit(table: TickTable) -> None:
+    diary, _ = told(Trace(np.full(3, 64), np.array([2, 6, 12])), World(table=table, acceptance=1.0))
+    first, second = diary.told[1:3]
+    assert first.attempts_per_position == first.accepted_per_position == (3, 2, 2, 2)
+    assert second.attempts_per_position == (1, 1, 1, 1), "the second has one token left, and drafts none"
+
+
+def test_a_chain_that_no_request_could_use_whole_teaches_no_seconds(table: TickTable) -> None:
+    diary, _ = told(Trace(np.array([64]), np.array([6])), World(table=table, acceptance=0.0))
+    # Of 6, 5, ... 2 tokens left.
+    assert [tick.seconds is None for tick in diary.told[1:]] == [False, False, True, True, True]
+
+
+def test_a_stall_costs_time_and_a_clock_that_jumps_only_says_so(table: TickTable) -> None:
+    trace = Trace(np.full(2, 64), np.full(2, 50))
+    (calm, base), (stalled, late), (jumped, same) = (
+        told(trace, World(table=table, acceptance=0.5, **disturbance))
+        for disturbance in ({}, {"stall_s": {3: 2.0}}, {"clock_jump_s": {3: 2.0}})
+    )
+    assert late.makespan_s == pytest.approx(base.makespan_s + 2.0)
+    assert same.makespan_s == base.makespan_s
+    for diary in (stalled, jumped):
+        assert diary.told[4].seconds == pytest.approx(calm.told[4].seconds + 2.0)
 
 
 def test_the_same_seed_gives_the_same_rollout(table: TickTable, trace: Trace) -> None:
@@ -150,23 +210,3 @@ def test_exploring_is_a_small_share_of_the_ticks_in_short_rollouts_too(table: Ti
         explored += outcome.ticks_by_reason.get("explore", 0)
         assert explored <= 0.02 * ticks + 3
     assert explored > 0, "it does look"
-
-
-def test_traces_are_drawn_and_read(tmp_path: Path) -> None:
-    drawn = draw_trace("lognormal:640,1.0,8192", 128, 64, seed=0)
-    assert drawn.response_tokens.max() == 8192
-    assert drawn.response_tokens.mean() == pytest.approx(640, rel=0.04)
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"prompt_tokens": 9, "response_tokens": 5}\n{"response_tokens": 7}\n')
-    assert read_trace(path).response_tokens.tolist() == [5, 7]
-    path.write_text(json.dumps([{"prompt_tokens": 9, "response_tokens": 5}]))
-    assert read_trace(path).prompt_tokens.tolist() == [9]
-    for text in ('{"tokens": 5}', '[{"response_tokens": 0}]', "nonsense", "[]"):
-        path.write_text(text)
-        with pytest.raises(InputFileError):
-            read_trace(path)
-    for lengths in ("normal:1,1,1", "lognormal:640", "lognormal:-1,1,10"):
-        with pytest.raises(ConfigError, match="lognormal:MEAN,SIGMA,MAX"):
-            draw_trace(lengths, 1, 1, 0)
-    with pytest.raises(ConfigError, match="engines"):
-        drawn.assigned(128 * 64 + 1)

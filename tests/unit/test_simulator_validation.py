@@ -8,21 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from controller_support import a100_profile
 
 from efficient_rollout.bench.report import SCHEMA_VERSION
 from efficient_rollout.controller.registry import RuleInputs, make_rule
-from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.cost_model.speedup import expected_tokens
-from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.simulator.cli import add_simulate_command
 from efficient_rollout.simulator.fleet import World, simulate
 from efficient_rollout.simulator.trace import Trace
-from efficient_rollout.simulator.validation import Measured, MeasuredRound, acceptance_from, compare, read_measured
+from efficient_rollout.simulator.validation import (
+    Comparison,
+    Measured,
+    MeasuredRound,
+    acceptance_from,
+    compare,
+    read_measured,
+)
 
-PROFILE = calibrate_from_table(read_table(Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"))
 MAX_K, ACCEPTANCE = 7, 0.85
 TRACE = Trace(np.full(24, 64), np.random.default_rng(5).integers(20, 700, 24))
 ARMS = {"never": "never", "always:4": "always:4", "table": "batch_table", "cost_model": "cost_model"}
@@ -30,7 +35,7 @@ ARMS = {"never": "never", "always:4": "always:4", "table": "batch_table", "cost_
 
 @pytest.fixture(scope="module")
 def table() -> TickTable:
-    return TickTable(PROFILE.model, MAX_K)
+    return TickTable(a100_profile().model, MAX_K)
 
 
 def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table: T
 def test_the_command_prints_and_writes_a_ratio_per_arm(
     table: TickTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_profile(PROFILE, tmp_path / "p.json")
+    save_profile(a100_profile(), tmp_path / "p.json")
     (tmp_path / "bench.json").write_text(json.dumps(document(table, slowness=1.25)))
     base = ("--profile", str(tmp_path / "p.json"), "--against", str(tmp_path / "bench.json"))
     assert run(*base, "--json", str(tmp_path / "out.json")) == 0
@@ -100,6 +105,29 @@ def test_the_command_prints_and_writes_a_ratio_per_arm(
         run(*base, "--rule", "never")
     with pytest.raises(ConfigError, match="--rule"):
         run("--profile", str(tmp_path / "p.json"), "--lengths", "lognormal:9,1,20")
+
+
+@pytest.mark.parametrize(
+    ("simulated_s", "within"), [([1.09, 5.0, 1.0], True), ([1.11, 5.0, 1.0], False), ([0.89], False)]
+)
+def test_the_median_round_must_be_predicted_within_ten_per_cent(simulated_s: list[float], within: bool) -> None:
+    compared = Comparison(measured_s=[1.0] * len(simulated_s), simulated_s=simulated_s, acceptance=[])
+    assert compared.is_within_tolerance == within
+
+
+def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_round(table: TickTable) -> None:
+    def rounds(*acceptances: float | None) -> list[MeasuredRound]:
+        return [
+            MeasuredRound(trace=Trace(np.array([8]), np.array([8])), seconds=1.0, acceptance=a) for a in acceptances
+        ]
+
+    arms = {"never": rounds(None, None), "always:1": rounds(0.5, None), "always:2": rounds(0.75, 0.25)}
+    compared = compare(Measured(max_draft_tokens=MAX_K, arms=arms), table)
+    assert {name: arm.acceptance for name, arm in compared.items()} == {
+        "never": [0.625, 0.25],
+        "always:1": [0.5, 0.25],
+        "always:2": [0.75, 0.25],
+    }
 
 
 @pytest.mark.parametrize("name", ["published", "cost_model"])
