@@ -7,7 +7,7 @@ import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
 from efficient_rollout.errors import PluginInactiveError
-from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.server import EfficientServer
 from efficient_rollout.verl_plugin.status import plugin_status
 from efficient_rollout.vllm_plugin.compat import check_device
@@ -22,7 +22,6 @@ class EfficientReplica(vLLMReplica):
     """One engine, on one or several nodes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        compat.check_versions()
         check_device()
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(EfficientServer)
