@@ -90,6 +90,22 @@ def _gpu_names() -> list[str]:
     return [line.strip() for line in result.stdout.splitlines() if line.strip()] if result.returncode == 0 else []
 
 
+def result_document(args: argparse.Namespace, schema_version: int, **content: Any) -> dict[str, Any]:
+    """What a measuring command writes: its numbers with their birth certificate, as JSON types.
+
+    Args:
+        args: The command's, for the record.
+        schema_version: Of `content`.
+        content: The numbers.
+    """
+    return {
+        "schema_version": schema_version,
+        "provenance": provenance(),
+        "settings": recorded_options(args),
+        **content,
+    }
+
+
 def recorded_options(args: argparse.Namespace) -> dict[str, object]:
     """What a command was asked, for the file it writes; JSON types."""
     given = {name: value for name, value in vars(args).items() if name != "run"}

@@ -51,6 +51,13 @@ def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentPar
     parser.add_argument("--compile", action="store_true", help="engines in compiled mode instead of eager")
 
 
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where prompts come from."""
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
+    prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
+
+
 def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """The policy's dtype, or `auto`."""
     parser.add_argument(

@@ -10,6 +10,7 @@ import numpy as np
 from efficient_rollout.bench.arms import Arm, check_arms, parse_arms
 from efficient_rollout.bench.calibrate import (
     add_engine_arguments,
+    add_prompt_arguments,
     add_scheme_argument,
     positive_integers,
     resolve_dtype,
@@ -33,7 +34,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.policy_config import read_policy_config
-from efficient_rollout.provenance import provenance, recorded_options
+from efficient_rollout.provenance import result_document
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 
 _DEFAULT_ARMS = "plain,always:4"
@@ -54,9 +55,7 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     lengths.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
     rollout.add_argument("--requests", type=int, help=f"of a rollout; default {_DEFAULT_REQUESTS}, or the whole trace")
     rollout.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
-    prompts = rollout.add_mutually_exclusive_group()
-    prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
-    prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
+    add_prompt_arguments(rollout)
     rollout.add_argument("--rounds", type=int, default=3, help="rollouts of each arm, all of the same work")
     rollout.add_argument("--fixed-batches", help="then also rounds of so many requests of one length each: 1,2,4,8")
     rollout.add_argument("--fixed-tokens", type=int, default=64, help="with --fixed-batches: per request")
@@ -86,7 +85,8 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
     for batch, rows in fixed.items():
         sys.stdout.write(f"\n{batch} running requests throughout\n{table(rows)}")
     if args.json:
-        write_json(args.json, _document(args, plan, arms) | {"fixed_batches": fixed})
+        work = [[[len(r.prompt_token_ids), r.max_tokens] for r in requests] for requests in plan.rounds]
+        write_json(args.json, result_document(args, SCHEMA_VERSION, work=work, arms=arms, fixed_batches=fixed))
     if args.png:
         draw(arms, args.png)
     return 0
@@ -95,16 +95,6 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
 def _print_progress(name: str, arm: Arm, result: RoundResult) -> None:
     sys.stdout.write(f"{name}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s\n")
     sys.stdout.flush()
-
-
-def _document(args: argparse.Namespace, plan: BenchPlan, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "provenance": provenance(),
-        "settings": recorded_options(args),
-        "work": [[[len(r.prompt_token_ids), r.max_tokens] for r in requests] for requests in plan.rounds],
-        "arms": arms,
-    }
 
 
 def _plan(args: argparse.Namespace) -> BenchPlan:

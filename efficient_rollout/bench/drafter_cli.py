@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from efficient_rollout.bench.acceptance import SEGMENTS, AcceptancePlan, check_checkpoints, measure_acceptance
-from efficient_rollout.bench.calibrate import add_engine_arguments, positive_integers, resolve_dtype
+from efficient_rollout.bench.calibrate import (
+    add_engine_arguments,
+    add_prompt_arguments,
+    positive_integers,
+    resolve_dtype,
+)
 from efficient_rollout.bench.drafter import measure, running_engines
-from efficient_rollout.bench.drafter_plan import DrafterPlan, Measured
+from efficient_rollout.bench.drafter_plan import DrafterPlan
 from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize
 from efficient_rollout.bench.drafter_table import acceptance_table, table
 from efficient_rollout.bench.plot import draw_parts, require_matplotlib
@@ -26,7 +31,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.policy_config import PolicyConfig, read_policy_config
-from efficient_rollout.provenance import provenance, recorded_options
+from efficient_rollout.provenance import result_document
 
 _MAX_DRAFT_TOKENS = 16
 _TICKS_PER_RUN = 7  # at least, were every draft accepted; the last one drafts less
@@ -52,9 +57,7 @@ def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--rounds", type=int, default=5, help="runs of every arm, in turns")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the timed runs; 0 is greedy")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
-    prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
+    add_prompt_arguments(parser)
     add_engine_arguments(parser)
     parser.add_argument(
         "--compiled-baseline",
@@ -90,7 +93,11 @@ def run_bench_drafter(args: argparse.Namespace) -> int:
     if rows:
         sys.stdout.write("\n" + acceptance_table(rows))
     if args.json:
-        write_json(args.json, _document(args, measured, {**summary, "acceptance": rows}))
+        runs = {
+            "runs": [asdict(run) for run in measured.runs],
+            "weight_sync_runs": [asdict(run) for run in measured.syncs],
+        }
+        write_json(args.json, result_document(args, SCHEMA_VERSION, **summary, acceptance=rows, **runs))
     if args.png:
         draw_parts(summary["drafting"], args.png)
     return 0
@@ -99,17 +106,6 @@ def run_bench_drafter(args: argparse.Namespace) -> int:
 def _print_progress(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _document(args: argparse.Namespace, measured: Measured, summary: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "provenance": provenance(),
-        "settings": recorded_options(args),
-        **summary,
-        "runs": [asdict(run) for run in measured.runs],
-        "weight_sync_runs": [asdict(run) for run in measured.syncs],
-    }
 
 
 def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | None]:

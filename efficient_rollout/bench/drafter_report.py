@@ -9,8 +9,6 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.tables import spread
 
 SCHEMA_VERSION = 2
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHAPE_BYTES = 2  # of a weight in `ModelShape`
 
 
 def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
@@ -150,11 +148,10 @@ def _sync(measured: Measured, drafter: str) -> dict[str, Any]:
 
 
 def _memory(plan: DrafterPlan, measured: Measured, drafter: str) -> dict[str, Any]:
-    memory, width = measured.memory[drafter], _BYTES[plan.dtype]
+    memory, shape = measured.memory[drafter], read_model_shape(plan.model)
     # What a decode step reads: every matrix, the output head among them; of the embedding only single rows.
-    num_weights = round(read_model_shape(plan.model).target_weight_bytes / _SHAPE_BYTES)
-    read_bytes = num_weights * width
-    unpacked_bytes = (num_weights - memory.num_packed_weights) * width
+    read_bytes = shape.weight_bytes(plan.dtype)
+    unpacked_bytes = read_bytes * (1 - memory.num_packed_weights / shape.num_weights)
     # A mixed drafter holds two packs of each matrix and reads one of them.
     holds_two = plan.drafters[drafter].drafter.scheme == "mixed"
     return {

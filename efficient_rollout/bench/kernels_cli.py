@@ -11,7 +11,7 @@ from efficient_rollout.bench.calibrate import add_dtype_argument, positive_integ
 from efficient_rollout.config import SCHEME_NAMES
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
-from efficient_rollout.provenance import provenance, recorded_options
+from efficient_rollout.provenance import result_document
 from efficient_rollout.tables import aligned, bracketed
 
 SCHEMA_VERSION = 2
@@ -52,15 +52,7 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     sys.stdout.write(table(timed, rows))
     if args.json:
-        write_json(
-            args.json,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "provenance": provenance(),
-                "settings": recorded_options(args),
-                "kernels": timed,
-            },
-        )
+        write_json(args.json, result_document(args, SCHEMA_VERSION, kernels=timed))
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from efficient_rollout.policy_config import read_policy_config
 
 _WEIGHT_BYTES = 2  # bfloat16
+_BYTES = {"float32": 4}  # of a number, where it is not two
 _DRAFT_BYTES_PER_WEIGHT = 0.5 + 4 / 128  # 4 bits, and a 16-bit scale and zero point per group of 128
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -15,18 +16,28 @@ class ModelShape:
     """What a decode pass reads and computes.
 
     Attributes:
-        target_weight_bytes: Weights read by one pass of the policy, output head included.
+        num_weights: Of the matrices that one pass of the policy reads, output head included.
+        target_weight_bytes: Theirs in bfloat16.
         draft_weight_bytes: The same for a 4-bit drafter with a 16-bit output head.
         operations_per_row: Multiply and add operations of the matrix products for one row.
-        kv_bytes_per_token: Key and value bytes of one context token, all layers.
+        kv_bytes_per_token: Key and value bytes of one context token in bfloat16, all layers.
         description: Layer count and widths, part of the profile's key.
     """
 
+    num_weights: int
     target_weight_bytes: float
     draft_weight_bytes: float
     operations_per_row: float
     kv_bytes_per_token: float
     description: str
+
+    def weight_bytes(self, dtype: str) -> int:
+        """`target_weight_bytes` of an engine of this dtype, as vLLM's option."""
+        return self.num_weights * _BYTES.get(dtype, _WEIGHT_BYTES)
+
+    def kv_bytes(self, dtype: str) -> float:
+        """`kv_bytes_per_token` of an engine of this dtype."""
+        return self.kv_bytes_per_token * _BYTES.get(dtype, _WEIGHT_BYTES) / _WEIGHT_BYTES
 
 
 def read_model_shape(policy: Path | str) -> ModelShape:
@@ -44,6 +55,7 @@ def read_model_shape(policy: Path | str) -> ModelShape:
     body = sizes["num_hidden_layers"] * (attention + 3 * hidden * sizes["intermediate_size"])
     head = hidden * sizes["vocab_size"]
     return ModelShape(
+        num_weights=body + head,
         target_weight_bytes=_WEIGHT_BYTES * (body + head),
         draft_weight_bytes=_DRAFT_BYTES_PER_WEIGHT * body + _WEIGHT_BYTES * head,
         operations_per_row=2.0 * (body + head),

@@ -44,8 +44,7 @@ class EngineLimits:
 
     def to_args(self, model: str) -> dict[str, Any]:
         """Keyword arguments of `vllm.LLM`."""
-        shape = read_model_shape(model)
-        bytes_per_token = shape.kv_bytes_per_token * (2 if self.dtype == "float32" else 1)
+        bytes_per_token = read_model_shape(model).kv_bytes(self.dtype)
         return {
             "model": model,
             "dtype": self.dtype,

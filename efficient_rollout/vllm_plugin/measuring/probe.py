@@ -212,8 +212,8 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
             f"--lengths asks for {most} draft tokens, the engine drafts at most {settings.controller.max_draft_tokens}"
         )
     spare = _tokens_of(_TICKS_PER_POINT, most)
-    kv_bytes_per_token = shape.kv_bytes_per_token * (2 if probe.dtype == "float32" else 1)
-    kv_cache_tokens = min(int(_MAX_KV_BYTES / kv_bytes_per_token), max(probe.batches) * (max(probe.contexts) + spare))
+    most_kv_tokens = int(_MAX_KV_BYTES / shape.kv_bytes(probe.dtype))
+    kv_cache_tokens = min(most_kv_tokens, max(probe.batches) * (max(probe.contexts) + spare))
     max_context_tokens = min(read_policy_config(model).max_positions, max(probe.contexts) + spare)
     points = candidates(probe, max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens)
     limits = EngineLimits(
