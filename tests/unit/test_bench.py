@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from efficient_rollout.bench.work import (
 )
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.policy_config import PolicyConfig
 from efficient_rollout.simulator.trace import Trace
 
 
@@ -150,9 +152,12 @@ def test_curves_over_time() -> None:
 
 
 def test_one_or_several_tokens_end_a_response_and_natural_ends_need_one() -> None:
-    assert [eos_token_ids({"eos_token_id": eos}) for eos in (2, [2, 5])] == [(2,), (2, 5)]
+    def of(eos: Any) -> PolicyConfig:
+        return PolicyConfig(Path("config.json"), {"eos_token_id": eos})
+
+    assert [eos_token_ids(of(eos)) for eos in (2, [2, 5])] == [(2,), (2, 5)]
     with pytest.raises(ConfigError, match="eos_token_id"):
-        eos_token_ids({"eos_token_id": None})
+        eos_token_ids(of(None))
 
 
 def test_numbers_are_sorted_and_checked() -> None:
