@@ -40,8 +40,8 @@ class PluginInactiveError(EfficientRolloutError):
     """The plugin did not load in a process that needs it."""
 
 
-class StaleDrafterError(EfficientRolloutError):
-    """The drafter does not carry the target's current weights."""
+class WeightSyncError(EfficientRolloutError):
+    """New weights for an engine are not a whole policy's, or came through a door that cannot take them."""
 
 
 class InputFileError(EfficientRolloutError):

@@ -4,7 +4,7 @@ import torch
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from efficient_rollout.errors import UnsupportedModelError
+from efficient_rollout.errors import EfficientRolloutError, UnsupportedModelError, WeightSyncError
 from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 
 
@@ -18,19 +18,40 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
 
         Raises:
             UnsupportedModelError: The bucket stream is that of a LoRA adapter.
+            WeightSyncError: The stream is not the policy's, or another sync is open.
         """
-        if peft_config and base_sync_done:
-            raise UnsupportedModelError(
-                "self-drafting rollouts do not support LoRA adapters in the engine: merge them "
-                "(actor_rollout_ref.model.lora.merge=true) or use rollout.name=vllm"
-            )
         sync = WeightSync(self)
-        sync.begin()
+        fault: EfficientRolloutError | None = None
+        try:
+            _refuse_adapter(peft_config, base_sync_done)
+            sync.begin()
+        except EfficientRolloutError as error:
+            fault = error
 
         def load_bucket(weights: list[tuple[str, torch.Tensor]], is_last: bool) -> None:  # noqa: ARG001
-            sync.load(weights)
+            nonlocal fault
+            # veRL's sender waits for ever for the answer to each bucket: after a fault the rest is taken and dropped.
+            if fault is None:
+                try:
+                    sync.load(weights)
+                except WeightSyncError as error:
+                    # Without its traceback, which holds the bucket's memory: veRL releases that before it answers.
+                    fault = WeightSyncError(str(error))
 
-        BucketedWeightReceiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm).receive_weights(
-            load_bucket
-        )
+        receiver = BucketedWeightReceiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm)
+        try:
+            receiver.receive_weights(load_bucket)
+        except Exception as error:
+            if fault is None:
+                raise sync.fail(error) from error
+        if fault is not None:
+            raise fault
         sync.finish()
+
+
+def _refuse_adapter(peft_config: dict | None, base_sync_done: bool) -> None:
+    if peft_config and base_sync_done:
+        raise UnsupportedModelError(
+            "self-drafting rollouts do not support LoRA adapters in the engine: merge them "
+            "(actor_rollout_ref.model.lora.merge=true) or use rollout.name=vllm"
+        )

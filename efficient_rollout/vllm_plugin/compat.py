@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Backends of `weight_transfer_config`: vLLM's own, and veRL's.
+_GPU_TRANSFERS = {"nccl", "ipc", "sparse_nccl", "sharded_rdt", "nccl_m2n", "verl_delta_ipc"}
+
 
 def installed_vllm() -> tuple[str, str]:
     """Name and version of the installed vLLM distribution.
@@ -175,19 +178,29 @@ def _model_fault(config: Any) -> str | None:
     return None
 
 
+def _check_weight_transfer(config: Any) -> None:
+    if config is not None and config.backend in _GPU_TRANSFERS:
+        raise UnsupportedDeviceError(
+            f"weight_transfer_config.backend={config.backend} moves weights between GPUs; this engine runs on a CPU. "
+            "Leave weight_transfer_config out and call collective_rpc('reload_weights'), or load through "
+            "efficient_rollout.vllm_plugin.weight_sync.WeightSync in a worker extension."
+        )
+
+
 def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
     """Check an engine's options once vLLM has resolved them.
 
     Raises:
         UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with, or lacks
             a name.
-        UnsupportedDeviceError: It does not run on a CPU.
+        UnsupportedDeviceError: It does not run on a CPU, or is to get new weights in a way that only GPUs have.
         UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
         SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
     """
     check_vllm_version()
     check_device()
     check_vllm_symbols()
+    _check_weight_transfer(vllm_config.weight_transfer_config)
     if not settings.enabled:
         return
     if vllm_config.use_v2_model_runner:

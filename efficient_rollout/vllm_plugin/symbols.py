@@ -66,7 +66,9 @@ ENGINE_SYMBOLS = (
     ),
     *_of(
         "vllm.v1.worker.cpu_worker:CPUWorker", "device", "execute_model", "init_device", "model_config",
-        "model_runner", "sample_tokens", "vllm_config",
+        "finish_weight_update", "load_model", "model_runner", "reload_weights", "sample_tokens",
+        "start_draft_weight_update", "start_weight_update", "supports_draft_weight_updates", "update_weights",
+        "vllm_config", "weight_transfer_engine",
     ),
     *_of(
         "vllm.v1.worker.cpu_model_runner:CPUModelRunner", "discard_request_mask", "drafter",
@@ -139,8 +141,13 @@ ENGINE_SYMBOLS = (
         "process_weights_after_loading",
     ),
     "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
+    "vllm.model_executor.model_loader:get_model_loader",
     "vllm.model_executor.model_loader.reload:finalize_layerwise_reload",
     "vllm.model_executor.model_loader.reload:initialize_layerwise_reload",
+    "vllm.model_executor.model_loader.reload.layerwise:LOADING_LAYERS",
+    "vllm.model_executor.model_loader.reload.layerwise:_place_kernel_tensors",
+    "vllm.model_executor.model_loader.reload.layerwise:get_layerwise_info",
+    "vllm.model_executor.model_loader.weight_utils:default_weight_loader",
     "vllm.model_executor.model_loader.utils:initialize_model",
     "vllm.utils.torch_utils:set_default_torch_dtype",
 )  # fmt: skip

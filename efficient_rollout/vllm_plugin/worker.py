@@ -14,7 +14,7 @@ from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.errors import PluginInactiveError, StaleDrafterError
+from efficient_rollout.errors import PluginInactiveError, WeightSyncError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.vllm_plugin import ledger
 from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm, uses_native_products
@@ -28,13 +28,14 @@ from efficient_rollout.vllm_plugin.refusal import without_tokens
 from efficient_rollout.vllm_plugin.register import is_registered
 from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
 from efficient_rollout.vllm_plugin.tapped_target import TappedTargetConfig
+from efficient_rollout.vllm_plugin.weight_doors import WeightDoors
 from efficient_rollout.vllm_plugin.worker_report import WorkerReport, attach
 
 # As many first tokens as StreamingLLM keeps (arXiv 2309.17453); the engine rounds up to a block of its KV cache.
 _SINK_TOKENS = 4
 
 
-class CpuWorker(CPUWorker):
+class CpuWorker(WeightDoors, CPUWorker):
     """`worker_cls` of an engine on a CPU, with or without drafting."""
 
     def init_device(self) -> None:
@@ -53,8 +54,6 @@ class CpuWorker(CPUWorker):
         ledger.apply()
         self.stats = RolloutStats(num_engines=1)
         self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
-        self.weights_version = 0
-        self.weights_fault: str | None = None
         self._unseen_finished_ids: set[str] = set()
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
@@ -92,7 +91,7 @@ class CpuWorker(CPUWorker):
         """Stock, with the scheduler's statistics taken in.
 
         Raises:
-            StaleDrafterError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
+            WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
         """
         tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
         if tick_stats is not None:
@@ -110,7 +109,7 @@ class CpuWorker(CPUWorker):
 
     def _refuse(self, scheduler_output: SchedulerOutput, fault: str) -> ModelRunnerOutput:
         if not self.settings.enabled:
-            raise StaleDrafterError(f"the engine refuses to generate: {fault}")
+            raise WeightSyncError(f"the engine refuses to generate: {fault}")
         # The runner hears later of requests that ended before this tick, which it does not see.
         self._unseen_finished_ids |= scheduler_output.finished_req_ids
         output = without_tokens(scheduler_output)
@@ -183,5 +182,7 @@ class CpuWorker(CPUWorker):
             "unquantized_layers": links.num_unquantized if links else 0,
             "packed_weight_share": links.packed_weight_share if links else None,
             "drafter_fault": self.self_drafter.fault if self.self_drafter else None,
+            "weights_version": self.weights_version,
+            "weights_fault": self.weights_fault,
             "patches": {row["name"]: row["state"] for row in ledger.status()},
         }

@@ -37,6 +37,31 @@ def test_quantization_hooks_have_the_signature_the_taps_override():
         assert parameters(method.process_weights_after_loading) == ["self", "layer"]
 
 
+def test_every_door_for_new_weights_is_known():
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from efficient_rollout.vllm_plugin import compat
+    from efficient_rollout.vllm_plugin.weight_doors import WeightDoors
+
+    doors = {name for name, _ in inspect.getmembers(Worker, callable) if "weight" in name and not name.startswith("_")}
+    assert doors - vars(WeightDoors).keys() == {"init_weight_transfer_engine"}, "loads nothing"
+    of_these_tests = {"files"}
+    assert WeightTransferEngineFactory._registry.keys() - of_these_tests <= compat._GPU_TRANSFERS, "may run on a CPU"
+
+
+def test_a_reload_wraps_loaders_so_that_they_can_be_watched_and_undone():
+    from vllm.model_executor.model_loader.reload import layerwise
+    from vllm.v1.worker.gpu_worker import Worker
+
+    source = inspect.getsource(layerwise)
+    assert 'loader.__name__ == "online_process_loader"' in source
+    assert "loader.__wrapped__" in source
+    assert parameters(layerwise._place_kernel_tensors) == ["layer", "info"]
+    assert {"load_model", "reload_weights", "_check_weight_transfer_engine"} <= vars(Worker).keys()
+    assert "self._weight_update_active" in inspect.getsource(Worker)
+
+
 def test_ledger_applies_twice_without_harm_and_cures_the_fault_it_names():
     import torch
     import vllm.v1.sample.rejection_sampler as rejection_sampler

@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 import torch
+from file_transfer import tensors
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.controller.rule import Unlearning
@@ -18,6 +19,7 @@ from efficient_rollout.vllm_plugin.link_report import link_report
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
 from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
+from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 PATTERN = "draft_tokens_per_tick"
@@ -117,16 +119,18 @@ class FaultyWorker(CpuWorker):
 
     def sync_from(self, path: str, bucket_size: int = 5) -> None:
         """A weight sync from a checkpoint on disk, in buckets, as a trainer would send it."""
-        from pathlib import Path
-
-        from safetensors.torch import load_file
-
-        from efficient_rollout.vllm_plugin.weight_sync import WeightSync
-
-        weights = [item for file in sorted(Path(path).glob("*.safetensors")) for item in load_file(file).items()]
+        weights = tensors(path)
         with WeightSync(self) as sync:
             for start in range(0, len(weights), bucket_size):
                 sync.load(weights[start : start + bucket_size])
+
+    def load_past_every_door(self, path: str) -> None:
+        """What worker extensions that were written for a GPU do."""
+        self.model_runner.get_model().load_weights(tensors(path))
+
+    def reload_past_every_door(self, path: str) -> None:
+        """The runner's reload, not the worker's."""
+        self.model_runner.reload_weights(weights_path=path)
 
     def drafter_fingerprints(self) -> dict[str, str]:
         """SHA-256 of the weight and the bias each drafter layer really computes with."""

@@ -1,7 +1,9 @@
 """After a weight sync the policy and the drafter carry the new weights, every one of them."""
 
 import engine_support
+import file_transfer
 import pytest
+from weight_support import DOORS, fingerprints, logprobs, status, sync, through_buckets
 
 from efficient_rollout.drafter.native.library import native_missing
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
@@ -10,26 +12,18 @@ pytestmark = pytest.mark.engine
 
 DRAFTING = {"drafter": {"scheme": "int8"}, "controller": {"rule": "always", "max_draft_tokens": 3}}
 CLASSES = {"worker_cls": "scripted_engine.FaultyWorker"}
-PROMPTS = [[3 + i, 40 + i, 9] for i in range(6)]
 # Between them: biases, norms (also of q and k), tied and untied output heads, several dtypes' worth of packing.
-POLICIES = {"qwen3-untied": {"tied": False}, "qwen2-tied-with-biases": {"tied": True, "biases": True}}
-# Both ways a policy's own layers are packed, each with one of the policies.
-KERNELS = {"qwen3-untied": "stock", "qwen2-tied-with-biases": "auto" if native_missing() else "native"}
-
-
-def logprobs(engine):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=4)
-    outputs = engine_support.generate(engine, PROMPTS, params)
-    return [
-        [sorted((token, entry.logprob) for token, entry in position.items()) for position in output.logprobs]
-        for (output,) in outputs
-    ]
-
-
-def fingerprints(engine):
-    return engine.collective_rpc("drafter_fingerprints")[0]
+POLICIES = {
+    "qwen3-untied": {"tied": False},
+    "qwen3-tied": {"tied": True},
+    "qwen2-tied-with-biases": {"tied": True, "biases": True},
+}
+# Both ways a policy's own layers are packed, and with each a tied head.
+KERNELS = {
+    "qwen3-untied": "stock",
+    "qwen3-tied": "stock",
+    "qwen2-tied-with-biases": "auto" if native_missing() else "native",
+}
 
 
 @pytest.fixture(scope="module", params=POLICIES)
@@ -59,25 +53,26 @@ def of_a_fresh_engine(policies, settings):
 
 @pytest.fixture(scope="module")
 def engine(policies, settings, of_a_fresh_engine):
-    engine = engine_support.start(policies[0], settings, **CLASSES)
+    engine = engine_support.start(
+        policies[0], settings, **CLASSES, weight_transfer_config={"backend": file_transfer.BACKEND}
+    )
     yield engine
     engine_support.stop(engine)
 
 
-def sync(engine, path):
-    engine.collective_rpc("sync_from", args=(str(path),))
-    engine.reset_prefix_cache()
-
-
-def test_engine_equals_a_fresh_one_after_a_sync(engine, policies, of_a_fresh_engine):
+@pytest.mark.parametrize("door", DOORS)
+def test_engine_equals_a_fresh_one_after_a_sync(engine, policies, of_a_fresh_engine, door):
     fresh_logprobs, fresh_fingerprints = of_a_fresh_engine
+    sync(engine, policies[0])
     assert logprobs(engine) != fresh_logprobs
     before = fingerprints(engine)
     assert not set(before.items()) & set(fresh_fingerprints.items()), "every layer's weights must differ before"
     take_rollout_stats(engine.collective_rpc)
-    sync(engine, policies[1])
+    version = status(engine)["weights_version"]
+    sync(engine, policies[1], DOORS[door])
     assert logprobs(engine) == fresh_logprobs
     assert fingerprints(engine) == fresh_fingerprints
+    assert (status(engine)["weights_version"], status(engine)["weights_fault"]) == (version + 1, None)
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_weight_syncs == 1
     assert 0 < stats.requantize_seconds < stats.weight_sync_seconds
@@ -101,7 +96,8 @@ def test_a_stale_drafter_is_noticed_and_costs_no_token(engine, policies, of_a_fr
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_stale_drafters == 1
     assert stats.ticks_by_reason["drafter_stale"] > 0
-    sync(engine, policies[1])
+    # Nobody but the worker tells the scheduler.
+    through_buckets(engine, policies[1])
     assert logprobs(engine) == of_a_fresh_engine[0]
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_stale_drafters == 0

@@ -11,6 +11,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.errors import (
     InputFileError,
     SchemeUnavailableError,
+    UnsupportedDeviceError,
     UnsupportedModelError,
     UnsupportedVersionError,
 )
@@ -139,3 +140,12 @@ def test_native_products_that_cannot_be_had_are_said_and_never_replaced_in_silen
     monkeypatch.setattr(compat, "native_missing", lambda: None)
     with pytest.raises(SchemeUnavailableError, match="bfloat16"):
         compat.uses_native_products(Settings(verify_kernel="native"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend", ["nccl", "sparse_nccl", "verl_delta_ipc"])
+def test_a_weight_transfer_between_gpus_is_refused_with_what_to_use(backend):
+    from vllm.config import VllmConfig, WeightTransferConfig
+
+    config = VllmConfig(weight_transfer_config=WeightTransferConfig(backend=backend))
+    with pytest.raises(UnsupportedDeviceError, match=rf"backend={backend} .*collective_rpc\('reload_weights'\)"):
+        compat.check_engine(config, Settings(enabled=False))

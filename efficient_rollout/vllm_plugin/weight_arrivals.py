@@ -1,0 +1,177 @@
+"""What a weight sync brings for each parameter of a policy, checked as it comes.
+
+vLLM's loaders know which parameter a checkpoint's tensor belongs to. But they cut some tensors that are too large,
+leave a fused parameter half filled without a word, count a tensor that comes twice for the one that did not, and take
+anything for a number. So every loader call of a sync is watched.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+from efficient_rollout.errors import WeightSyncError
+
+_QKV = {"q": 0, "k": 1, "v": 2}  # vLLM's names for the parts of a fused query, key and value projection
+_MAX_LISTED = 5
+
+
+@dataclass(slots=True)
+class _Parameter:
+    """A parameter of the model, what a checkpoint holds for it, and what has come.
+
+    Attributes:
+        name: The model's own name. A fused parameter takes several tensors of a checkpoint, its parts.
+        shape: Of all that a checkpoint holds for it.
+        part_rows: Rows of each part, in vLLM's order; empty where it is not fused.
+        arrived: Names of the tensors that came, each with its part (None: unnamed) and its number of values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    part_rows: tuple[int, ...]
+    arrived: list[tuple[str, Any, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, name: str, layer: torch.nn.Module, tensor: torch.Tensor) -> "_Parameter":
+        """Of a layer that has not been packed."""
+        shape = tuple(tensor.shape)
+        if isinstance(layer, VocabParallelEmbedding):
+            # vLLM pads the vocabulary; no checkpoint has the padding.
+            shape = (layer.org_vocab_size, *shape[1:])
+        return cls(name, shape, tuple(getattr(layer, "output_sizes", ())))
+
+    @property
+    def num_missing(self) -> int:
+        """Values that have not come."""
+        return math.prod(self.shape) - sum(num_values for _, _, num_values in self.arrived)
+
+    def shape_of(self, part: Any) -> tuple[int, ...]:
+        """What a checkpoint holds for one part."""
+        parts = part if isinstance(part, tuple) else (_QKV.get(part, part),)
+        if not all(isinstance(index, int) and index < len(self.part_rows) for index in parts):
+            return self.shape
+        return (sum(self.part_rows[index] for index in parts), *self.shape[1:])
+
+    def earlier(self, part: Any, num_values: int) -> str:
+        """Names of the tensors that came before for what `num_values` more for `part` would fill."""
+        of_part = [name for name, other, _ in self.arrived if part is not None and other == part]
+        return ", ".join(of_part or [name for name, _, _ in self.arrived if num_values > self.num_missing])
+
+    def __str__(self) -> str:
+        if not self.arrived:
+            return self.name
+        names = ", ".join(name for name, _, _ in self.arrived)
+        total = math.prod(self.shape)
+        return f"{self.name} (only {total - self.num_missing} of its {total} values came, with {names})"
+
+
+class Arrivals:
+    """The tensors of one weight sync.
+
+    Args:
+        model: The policy, ready to be loaded again layer by layer.
+        expected: Names of the parameters that must get new values.
+        is_exact: Whether values can be counted: every parameter is whole, dense and unquantized, as all are that can be
+            drafted for. Otherwise a parameter counts as loaded once anything came for it.
+
+    Attributes:
+        num_tensors: Tensors given to the model so far.
+    """
+
+    def __init__(self, model: torch.nn.Module, expected: set[str], *, is_exact: bool) -> None:
+        self.num_tensors = 0
+        self._is_exact = is_exact
+        self._name, self._shape = "", torch.Size()
+        self._expected: list[_Parameter] = []
+        self._watched: list[tuple[torch.Tensor, Callable[..., Any], Callable[..., Any]]] = []
+        for path, layer in model.named_modules():
+            for name, tensor in layer.named_parameters(recurse=False):
+                parameter = _Parameter.of(f"{path}.{name}" if path else name, layer, tensor)
+                if parameter.name in expected:
+                    self._expected.append(parameter)
+                self._watch(tensor, parameter)
+
+    def _watch(self, tensor: torch.Tensor, parameter: _Parameter) -> None:
+        load = getattr(tensor, "weight_loader", default_weight_loader)
+        signature = inspect.signature(load)
+
+        # vLLM's reload looks for the loader below its own wrapper by the wrapper's name and `__wrapped__`.
+        @functools.wraps(load)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            _, loaded, *part = signature.bind(*args, **kwargs).arguments.values()
+            self._admit(parameter, loaded, part[0] if part else None)
+            try:
+                return load(*args, **kwargs)
+            except Exception as error:
+                raise self._misfit(parameter, part[0] if part else None, error) from error
+
+        tensor.weight_loader = watched
+        self._watched.append((tensor, watched, load))
+
+    def close(self) -> None:
+        """Stop watching."""
+        for tensor, watched, load in self._watched:
+            if tensor.weight_loader is watched:
+                tensor.weight_loader = load
+
+    @property
+    def current(self) -> str:
+        """Name and shape of the tensor that is being loaded, or was last."""
+        return f"{self._name} {list(self._shape)}"
+
+    def named(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same tensors, each known by its name while the model takes it."""
+        for name, tensor in weights:
+            self._name, self._shape = name, tensor.shape
+            self.num_tensors += 1
+            yield name, tensor
+
+    def _admit(self, parameter: _Parameter, loaded: torch.Tensor, part: Any) -> None:
+        if not _is_finite(loaded):
+            raise WeightSyncError(f"{self.current} holds values that are not finite numbers")
+        if self._is_exact:
+            if loaded.numel() > math.prod(parameter.shape_of(part)):
+                raise self._misfit(parameter, part)
+            earlier = parameter.earlier(part, loaded.numel())
+            if earlier:
+                raise WeightSyncError(f"{self.current} is for values of {parameter.name} that {earlier} brought before")
+        parameter.arrived.append((self._name, part, loaded.numel()))
+
+    def _misfit(self, parameter: _Parameter, part: Any, error: Exception | None = None) -> WeightSyncError:
+        of_part = "" if part is None else f"part {part!r} of "
+        why = "" if error is None else f" ({type(error).__name__}: {error})"
+        return WeightSyncError(
+            f"{self.current} was not taken for {of_part}{parameter.name}, "
+            f"where {list(parameter.shape_of(part))} is expected{why}"
+        )
+
+    def require_complete(self) -> None:
+        """Raise unless every expected parameter got all its values.
+
+        Raises:
+            WeightSyncError: Names those that did not.
+        """
+        missing = [p for p in self._expected if (p.num_missing if self._is_exact else not p.arrived)]
+        if missing:
+            listed = [str(parameter) for parameter in missing[:_MAX_LISTED]]
+            if len(missing) > _MAX_LISTED:
+                listed.append(f"and {len(missing) - _MAX_LISTED} more")
+            raise WeightSyncError(
+                f"{self.num_tensors} tensors came, and {len(missing)} of the policy's {len(self._expected)} parameters "
+                f"did not get all their values: {'; '.join(listed)}"
+            )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is a finite number; one read of the memory where they all are."""
+    if not tensor.is_floating_point():
+        return True
+    # A sum shows every NaN and infinity, but may itself overflow.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
