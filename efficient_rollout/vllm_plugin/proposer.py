@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,18 +75,23 @@ class SelfDraftProposer(DraftModelProposer):
         self.links = link_report(drafter)
         return drafter
 
-    def load_model(self, target_model: torch.nn.Module) -> None:
-        """Build the drafter and alias its attention layers to the policy's."""
-        super().load_model(target_model)
-        # vLLM allocates nothing for a layer that names another's KV cache, and binds that one's tensor to it.
+    @contextmanager
+    def sharing_kv_cache(self) -> Iterator[None]:
+        """While vLLM collects what to allocate: nothing for a layer that names another's cache, whose tensor it gets.
+
+        No longer than that. Such a layer writes no KV, and code compiled from it never would.
+        """
         for name in self._draft_attn_layer_names:
             self._attention(name).kv_sharing_target_layer_name = name.removeprefix(f"{DRAFTER_PREFIX}.")
+        try:
+            yield
+        finally:
+            for name in self._draft_attn_layer_names:
+                self._attention(name).kv_sharing_target_layer_name = None
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
-        """Find the KV cache group; from here on the aliases write KV, which a sharing layer would not."""
+        """Find the KV cache group."""
         super().initialize_attn_backend(kv_cache_config, kernel_block_sizes)
-        for name in self._draft_attn_layer_names:
-            self._attention(name).kv_sharing_target_layer_name = None
         layers = [self._attention(name) for name in self._draft_attn_layer_names]
         self._has_native_attention = all(is_native(layer, self.dtype) for layer in layers)
 

@@ -59,6 +59,7 @@ ENGINE_SYMBOLS = (
         "num_tokens", "request_id", "sampling_params", "spec_token_ids", "use_structured_output",
     ),
     *_of("vllm.v1.request:RequestStatus", "FINISHED_ERROR"),
+    "vllm.v1.kv_cache_interface:KVCacheSpec",
     # Executor, worker and runner.
     *_of(
         "vllm.v1.executor.multiproc_executor:MultiprocExecutor", "execute_model", "sample_tokens",
@@ -66,7 +67,7 @@ ENGINE_SYMBOLS = (
     ),
     *_of(
         "vllm.v1.worker.cpu_worker:CPUWorker", "device", "execute_model", "init_device", "model_config",
-        "finish_weight_update", "load_model", "model_runner", "reload_weights", "sample_tokens",
+        "finish_weight_update", "get_kv_cache_spec", "load_model", "model_runner", "reload_weights", "sample_tokens",
         "start_draft_weight_update", "start_weight_update", "supports_draft_weight_updates", "update_weights",
         "vllm_config", "weight_transfer_engine",
     ),

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -86,6 +87,13 @@ class CpuWorker(WeightDoors, CPUWorker):
         if self.self_drafter is not None:
             assert self.self_drafter.links is not None
             require_quantized(self.self_drafter.links, self.settings.drafter, self.model_config.dtype)
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        """Stock, which is told that the drafter's layers have none of their own."""
+        if self.self_drafter is None:
+            return super().get_kv_cache_spec()
+        with self.self_drafter.sharing_kv_cache():
+            return super().get_kv_cache_spec()
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Stock, with the scheduler's statistics taken in.

@@ -94,3 +94,17 @@ def test_chunked_prompts_beside_decoding_requests_still_accept_everything(engine
     engine_support.generate(engine, prompts, params)
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_accepted_tokens == stats.num_draft_tokens > 300
+
+
+def test_compiled_code_writes_the_drafts_kv_too(policy):
+    from vllm import SamplingParams
+
+    settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
+    # Traced as vLLM always does, before there is a KV cache; then run as traced, which saves the compiler's minute.
+    traced = {"enforce_eager": False, "compilation_config": {"backend": "eager"}}
+    engine = engine_support.start(policy, settings, max_num_seqs=8, **traced)
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokenize=False)
+    engine_support.generate(engine, PROMPTS, params)
+    stats = take_rollout_stats(engine.collective_rpc)
+    engine_support.stop(engine)
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 500
