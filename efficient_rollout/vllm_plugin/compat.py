@@ -172,9 +172,9 @@ def _model_fault(config: Any) -> str | None:
         return f"it uses latent attention (kv_lora_rank={values['kv_lora_rank']})"
     if values.get("is_encoder_decoder"):
         return "it is an encoder-decoder model"
-    odd_layers = set(values.get("layer_types") or []) - {"full_attention"}
+    odd_layers = set(values.get("layer_types") or []) - {"full_attention", "sliding_attention"}
     if odd_layers:
-        return f"it has layers other than full attention ({', '.join(sorted(odd_layers))})"
+        return f"it has layers other than attention, full or in a sliding window ({', '.join(sorted(odd_layers))})"
     return None
 
 

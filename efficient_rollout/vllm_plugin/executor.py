@@ -8,8 +8,8 @@ from vllm.v1.outputs import DraftTokenIds
 from efficient_rollout.vllm_plugin.worker_report import WorkerReport, report_on
 
 
-class EfficientExecutor(MultiprocExecutor):
-    """Drafts come back with the sampled tokens.
+class DraftsRideAlong:
+    """Before a stock executor among a class's bases: drafts come back with the sampled tokens.
 
     Stock asks the worker for them in a second call after every tick, drafts or none, which on a small policy costs
     as much as the tick.
@@ -31,3 +31,7 @@ class EfficientExecutor(MultiprocExecutor):
     def take_draft_token_ids(self) -> DraftTokenIds | None:
         """The drafts of the last tick; None where none were asked for."""
         return None if self._report is None else self._report.drafts
+
+
+class EfficientExecutor(DraftsRideAlong, MultiprocExecutor):
+    """With the worker in a process of its own."""

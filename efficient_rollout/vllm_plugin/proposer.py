@@ -16,12 +16,12 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import SchemeUnavailableError
-from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, drafts_left, plan_chain
+from efficient_rollout.vllm_plugin.draft_attention import DraftAttention
+from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, drafts_left
 from efficient_rollout.vllm_plugin.draft_sampling import DraftSampler
-from efficient_rollout.vllm_plugin.drafter_model import DRAFTER_PREFIX, build_drafter
+from efficient_rollout.vllm_plugin.drafter_model import build_drafter
 from efficient_rollout.vllm_plugin.link_report import LinkReport, link_report
 from efficient_rollout.vllm_plugin.logits_processors import rows_without_drafts
-from efficient_rollout.vllm_plugin.native_attention import is_native
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,9 @@ class SelfDraftProposer(DraftModelProposer):
         if self.packed.fault is not None:
             raise SchemeUnavailableError(f"the drafter cannot be built: {self.packed.fault}")
         drafter = build_drafter(self._create_draft_vllm_config(), target, self.packed)
-        self.links = link_report(drafter)
-        return drafter
+        self._twins = drafter.twins
+        self.links = link_report(drafter.model)
+        return drafter.model
 
     @contextmanager
     def sharing_kv_cache(self) -> Iterator[None]:
@@ -81,22 +82,23 @@ class SelfDraftProposer(DraftModelProposer):
 
         No longer than that. Such a layer writes no KV, and code compiled from it never would.
         """
-        for name in self._draft_attn_layer_names:
-            self._attention(name).kv_sharing_target_layer_name = name.removeprefix(f"{DRAFTER_PREFIX}.")
+        layers = self.vllm_config.compilation_config.static_forward_context
+        for name, twin in self._twins.items():
+            layers[name].kv_sharing_target_layer_name = twin.kv_sharing_target_layer_name or twin.layer_name
         try:
             yield
         finally:
-            for name in self._draft_attn_layer_names:
-                self._attention(name).kv_sharing_target_layer_name = None
+            for name, twin in self._twins.items():
+                layers[name].kv_sharing_target_layer_name = twin.kv_sharing_target_layer_name
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
-        """Find the KV cache group."""
-        super().initialize_attn_backend(kv_cache_config, kernel_block_sizes)
-        layers = [self._attention(name) for name in self._draft_attn_layer_names]
-        self._has_native_attention = all(is_native(layer, self.dtype) for layer in layers)
-
-    def _attention(self, name: str) -> Any:
-        return self.vllm_config.compilation_config.static_forward_context[name]
+        """Find the drafter's layers in the policy's KV cache."""
+        layers = {name: self.vllm_config.compilation_config.static_forward_context[name] for name in self._twins}
+        sizes = kernel_block_sizes or [group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups]
+        self.attention = DraftAttention(self.runner, layers, kv_cache_config, sizes, self.window)
+        # What stock code reads.
+        self.draft_attn_groups = [group.stock for group in self.attention.groups]
+        self.kv_cache_gid, self.block_size = self.attention.groups[0].cache_group, self.attention.groups[0].block_size
 
     def propose(  # the stock signature
         self,
@@ -195,26 +197,16 @@ class SelfDraftProposer(DraftModelProposer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns drafts [num_requests, num_drafts] and their distributions [num_requests, num_drafts, vocab]."""
         num_requests = num_computed.shape[0]
-        plan = plan_chain(
-            num_drafts,
-            num_computed,
-            self._slot_capacity(num_requests),
-            metadata.block_table_tensor,
-            self.block_size,
-            self.window,
-        )
+        plans = self.attention.plan(num_drafts, num_computed)
         metadata.num_actual_tokens = num_requests
         metadata.max_query_len = 1
         metadata.query_start_loc = self.arange[: num_requests + 1]
         metadata.query_start_loc_cpu = torch.from_numpy(self.token_arange_np[: num_requests + 1])
-        metadata.block_table_tensor = plan.block_table
-        metadata.slot_mapping = self._slot_mapping_buffer[:num_requests]
-        slot_mapping = self._get_slot_mapping(num_requests)
         known = torch.from_numpy(self.runner.input_batch.num_tokens_no_spec[:num_requests]).long()
         sampler = DraftSampler(self.runner.sampler, sampling, next_token_ids, num_computed + 1 - known)
         tokens, drafts, probabilities = next_token_ids, [], []
         for step in range(num_drafts):
-            hidden_states = self._forward(tokens, plan, step, metadata, slot_mapping)
+            hidden_states = self._forward(tokens, plans, step, metadata)
             tokens, token_probabilities = self._sample(sampler, self.model.compute_logits(hidden_states))
             drafts.append(tokens)
             probabilities.append(token_probabilities)
@@ -222,45 +214,18 @@ class SelfDraftProposer(DraftModelProposer):
             return torch.stack(drafts, dim=1), None
         return torch.stack(drafts, dim=1), torch.stack(probabilities, dim=1)
 
-    def _slot_capacity(self, num_requests: int) -> torch.Tensor:
-        """Positions each request's own blocks can hold, int64 [num_requests].
-
-        The block table's row of a request is not cleared beyond its blocks: a slot looked up there may belong to
-        another request.
-        """
-        table = self.runner.input_batch.block_table[self.kv_cache_gid]
-        num_blocks = torch.from_numpy(table.num_blocks_per_row[:num_requests]).long()
-        return (num_blocks * self.block_size).clamp_max_(self.max_model_len).to(self.device)
-
     def _forward(
-        self,
-        tokens: torch.Tensor,
-        plan: DraftPlan,
-        step: int,
-        metadata: CommonAttentionMetadata,
-        slot_mapping: dict[str, torch.Tensor],
+        self, tokens: torch.Tensor, plans: list[DraftPlan], step: int, metadata: CommonAttentionMetadata
     ) -> torch.Tensor:
         """One token per request through the drafter; returns hidden states [num_requests, hidden_size]."""
         num_requests = tokens.shape[0]
-        metadata.seq_lens = plan.seq_lens[step]
-        metadata.max_seq_len = plan.max_seq_lens[step]
-        self._slot_mapping_buffer[:num_requests] = plan.slots[step]
         self.input_ids[:num_requests] = tokens
-        self.positions[:num_requests] = plan.positions[step]
-        per_layer = self._attention_metadata(metadata, step)
-        with set_forward_context(per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=slot_mapping):
+        self.positions[:num_requests] = plans[0].positions[step]
+        per_layer, slots = self.attention.metadata(metadata, plans, step)
+        with set_forward_context(per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=slots):
             return self.model(
                 input_ids=self.input_ids[:num_requests], positions=self.positions[:num_requests], inputs_embeds=None
             )
-
-    def _attention_metadata(self, metadata: CommonAttentionMetadata, step: int) -> dict[str, Any]:
-        if step == 0 or not self._has_native_attention:
-            _, self._per_layer_metadata = self.build_per_group_and_layer_attn_metadata(metadata, draft_index=step)
-        else:
-            # Stock kernels want their work divided anew for every length; the native one does not.
-            for of_layer in self._per_layer_metadata.values():
-                of_layer.seq_lens, of_layer.max_seq_len = metadata.seq_lens, metadata.max_seq_len
-        return self._per_layer_metadata
 
     def _sample(self, sampler: DraftSampler, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return sampler.draw(logits)

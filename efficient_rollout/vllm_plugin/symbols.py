@@ -92,6 +92,7 @@ ENGINE_SYMBOLS = (
         "kv_cache_gid", "load_model", "max_model_len", "model", "num_speculative_tokens", "positions", "propose",
         "take_last_draft_probs", "token_arange_np", "vllm_config",
     ),
+    *_of("vllm.v1.worker.utils:AttentionGroup", "create_metadata_builders", "get_metadata_builder", "layer_names"),
     "vllm.v1.spec_decode.utils:PADDING_SLOT_ID",
     "vllm.forward_context:set_forward_context",
     *_of(

@@ -6,6 +6,7 @@ quantization config whose methods quantize for the drafter first, then do what s
 second read of the checkpoint nor a second copy of the weights. The policy itself stays unquantized.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -57,26 +58,39 @@ class TappedTargetConfig(_InternalConfig):
     def __init__(self, packed: PackedWeights, *, native_products: bool) -> None:
         super().__init__()
         self._packed, self._native_products = packed, native_products
+        self._num_named: Counter[str] = Counter()
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        tap = _Tap(self._packed, prefix, native_products=self._native_products)
         if isinstance(layer, LinearBase):
-            return _TappedLinearMethod(tap)
+            return _TappedLinearMethod(self._tap(prefix))
         if isinstance(layer, ParallelLMHead):
-            return _TappedHeadMethod(tap)
+            return _TappedHeadMethod(self._tap(prefix))
         return None
+
+    def _tap(self, prefix: str) -> "_Tap":
+        """Under a name of its own: architectures are free to give two layers one prefix, or none."""
+        self._num_named[prefix] += 1
+        number = self._num_named[prefix]
+        name = prefix if number == 1 else f"{prefix}#{number}"
+        return _Tap(self._packed, name, native_products=self._native_products)
+
+
+def packed_twin(layer: torch.nn.Module, packed: PackedWeights) -> PackedLinear | None:
+    """The packed layer that one of the policy's layers was quantized into; None where there is none."""
+    tap = getattr(getattr(layer, "quant_method", None), "tap", None)
+    return packed.layers.get(tap.name) if isinstance(tap, _Tap) else None
 
 
 class _Tap:
     """What happens to one layer's weight beside what stock vLLM does."""
 
-    def __init__(self, packed: PackedWeights, prefix: str, *, native_products: bool) -> None:
-        self.packed, self._prefix, self._native_products = packed, prefix, native_products
+    def __init__(self, packed: PackedWeights, name: str, *, native_products: bool) -> None:
+        self.packed, self.name, self._native_products = packed, name, native_products
         self._product: Float32NativeLinear | None = None
 
     def show(self, layer: torch.nn.Module) -> None:
         """To the drafter."""
-        self.packed.refresh(self._prefix, layer.weight.data, layer.bias)
+        self.packed.refresh(self.name, layer.weight.data, layer.bias)
 
     def take_over(self, layer: torch.nn.Module) -> bool:
         """Compute the layer's products natively from now on, through vLLM's own hook; False where stock must."""
@@ -85,7 +99,7 @@ class _Tap:
             return False
         if self._product is None:
             self._product = Float32NativeLinear(weight)
-            self._product.name(f"policy.{self._prefix}")
+            self._product.name(f"policy.{self.name}")
         else:
             self._product.requantize(weight)
         product = self._product
@@ -96,11 +110,11 @@ class _Tap:
 class _TappedLinearMethod(UnquantizedLinearMethod):
     def __init__(self, tap: _Tap) -> None:
         super().__init__()
-        self._tap = tap
+        self.tap = tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        self._tap.show(layer)
-        if self._tap.take_over(layer):
+        self.tap.show(layer)
+        if self.tap.take_over(layer):
             # As stock does, which packs the weight too and keeps the pack alone.
             empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
             layer.weight = torch.nn.Parameter(empty, requires_grad=False)
@@ -111,13 +125,13 @@ class _TappedLinearMethod(UnquantizedLinearMethod):
 class _TappedHeadMethod(UnquantizedEmbeddingMethod):
     def __init__(self, tap: _Tap) -> None:
         super().__init__()
-        self._tap = tap
+        self.tap = tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        if self._tap.packed.quantize_output_head:
-            self._tap.show(layer)
+        if self.tap.packed.quantize_output_head:
+            self.tap.show(layer)
         # A head keeps its weight, which may be the embedding's.
-        if not self._tap.take_over(layer):
+        if not self.tap.take_over(layer):
             super().process_weights_after_loading(layer)
 
 

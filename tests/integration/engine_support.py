@@ -22,19 +22,30 @@ ENGINE_LIMITS: dict[str, Any] = {
 
 
 def random_policy(
-    path: Path, *, seed: int = 0, biases: bool = False, tied: bool = False, spread: float = 0.12, **other_sizes: int
+    path: Path,
+    *,
+    seed: int = 0,
+    architecture: str = "Qwen3",
+    biases: bool = False,
+    tied: bool = False,
+    spread: float = 0.12,
+    embedding_spread: float | None = None,
+    **config: Any,
 ) -> Path:
     """Save a small checkpoint with random weights and visibly different tokens.
 
     Args:
         path: Directory to write.
         seed: Of the weights.
-        biases: A Qwen2 model, whose q, k and v have biases; else Qwen3.
+        architecture: As transformers calls it: a class `...Config` of transformers, without that ending.
+        biases: A Qwen2 model, whose q, k and v have biases.
         tied: Whether the output head is the embedding.
         spread: Standard deviation of the weights; larger is more certain about the next token.
-        other_sizes: Entries of the configuration that differ from the usual ones.
+        embedding_spread: Of embeddings; None for the same. Where the head is the embedding, scaled up, less of it is
+            needed for a model that does more than repeat its last token.
+        config: Other values of the configuration.
     """
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    import transformers
 
     sizes: dict[str, Any] = {
         "vocab_size": 128,
@@ -43,18 +54,22 @@ def random_policy(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 32,
         "max_position_embeddings": 512,
         "tie_word_embeddings": tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
-        **other_sizes,
     }
+    config_class = getattr(transformers, f"{'Qwen2' if biases else architecture}Config")
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes)) if biases else Qwen3ForCausalLM(Qwen3Config(head_dim=32, **sizes))
+    model = transformers.AutoModelForCausalLM.from_config(config_class(**{**sizes, **config}))
+    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, spread)
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.ndim == 1 and not name.endswith("bias")
+            is_embedding = id(parameter) in embeddings and embedding_spread is not None
+            parameter.normal_(float(is_norm), embedding_spread if is_embedding else spread)
     model.save_pretrained(path)
     return path
 
