@@ -219,7 +219,7 @@ class _Fleet:
         self._count()
 
     def _count(self) -> None:
-        num = len(self.clock) if hasattr(self, "clock") else 0
+        num = len(self.clock)
         self.batch: Index = np.bincount(self.engine, minlength=num)
         self.mean_context: Array = np.bincount(self.engine, self.context, num) / np.maximum(self.batch, 1)
 

@@ -53,7 +53,9 @@ def test_plain_decoding_takes_one_tick_a_token(table: TickTable) -> None:
     ticks = sum(float(table.by_length(1, 100.0 + i)[0]) for i in range(50))
     prefill = 100 * float(np.exp(table.model.log_parameters[0, PARAMETERS.index("row_compute_s")]))
     assert outcome.makespan_s == pytest.approx(ticks + prefill, rel=1e-6)
+    assert outcome.seconds_by_length == {0: pytest.approx(outcome.makespan_s)}
     assert outcome.num_tokens == 50
+    assert outcome.tokens_per_s == pytest.approx(50 / outcome.makespan_s)
     assert outcome.ticks_by_reason == {"never": 50}
 
 
@@ -107,7 +109,7 @@ def test_between_two_decisions_counts_add_up_and_seconds_stay_those_of_a_tick(ta
     (every, _), (eighth, _) = told(trace, world), told(trace, world, decision_stride=8)
     first, together = every.told[1:9], eighth.told[1]
     assert together.num_ticks == 8
-    assert together.num_tokens == sum(tick.num_tokens for tick in first)
+    assert together.num_tokens == 8 * 8 + sum(together.accepted_per_position)
     for name in ("attempts_per_position", "accepted_per_position"):
         assert getattr(together, name) == tuple(map(sum, zip(*(getattr(tick, name) for tick in first), strict=True)))
     assert together.seconds == pytest.approx(np.mean([tick.seconds for tick in first]))
@@ -122,8 +124,17 @@ def test_no_request_drafts_more_than_it_may_emit(table: TickTable) -> None:
 
 def test_a_chain_that_no_request_could_use_whole_teaches_no_seconds(table: TickTable) -> None:
     diary, _ = told(Trace(np.array([64]), np.array([6])), World(table=table, acceptance=0.0))
+    assert diary.told[1].attempts_per_position == (1, 0, 0, 0), "what follows a rejected draft was not judged"
     # Of 6, 5, ... 2 tokens left.
     assert [tick.seconds is None for tick in diary.told[1:]] == [False, False, True, True, True]
+
+
+def test_jitter_is_log_normal_and_new_at_every_tick(table: TickTable) -> None:
+    trace = Trace(np.array([64]), np.array([1000]))
+    calm, jittered = (told(trace, World(table=table, acceptance=0.0, jitter_sd=sd))[0].told[1:990] for sd in (0.0, 0.1))
+    log_ratios = np.log([late.seconds / early.seconds for late, early in zip(jittered, calm, strict=True)])
+    assert log_ratios.std() == pytest.approx(0.1, rel=0.1)
+    assert log_ratios.mean() == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_stall_costs_time_and_a_clock_that_jumps_only_says_so(table: TickTable) -> None:
