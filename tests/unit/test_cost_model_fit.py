@@ -26,7 +26,7 @@ from efficient_rollout.cost_model.roofline import (
     prior,
     roofline_seconds,
 )
-from efficient_rollout.cost_model.speedup import expected_tokens, expected_tokens_by_position
+from efficient_rollout.cost_model.speedup import expected_tokens, expected_tokens_by_position, speedup
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, LatencyTable, Point, PointArray, read_table
 from efficient_rollout.errors import ConfigError, InputFileError, ProfileError
 
@@ -241,6 +241,7 @@ def test_expected_tokens_formulas_agree() -> None:
     assert expected_tokens(1.0, 7) == 8.0
     assert expected_tokens(0.0, 7) == 1.0
     np.testing.assert_allclose(expected_tokens_by_position([0.9] * 5), [expected_tokens(0.9, k) for k in range(6)])
+    assert speedup(3.0, plain_s=0.01, speculative_s=0.02) == 1.5
     with pytest.raises(ConfigError, match="between 0 and 1"):
         expected_tokens(1.2, 3)
 

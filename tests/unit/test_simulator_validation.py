@@ -26,6 +26,7 @@ from efficient_rollout.simulator.validation import (
     acceptance_from,
     compare,
     read_measured,
+    report,
 )
 
 MAX_K, ACCEPTANCE = 7, 0.85
@@ -113,6 +114,17 @@ def test_the_command_prints_and_writes_a_ratio_per_arm(
 def test_the_median_round_must_be_predicted_within_ten_per_cent(simulated_s: list[float], within: bool) -> None:
     compared = Comparison(measured_s=[1.0] * len(simulated_s), simulated_s=simulated_s, acceptance=[])
     assert compared.is_within_tolerance == within
+    ordered = sorted(simulated_s)
+    assert compared.to_dict()["ratio"] == {
+        "median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]
+    }  # fmt: skip
+
+
+def test_the_report_marks_the_arms_that_are_off() -> None:
+    arms = {name: Comparison(measured_s=[2.0], simulated_s=[s], acceptance=[]) for name, s in (("a", 2.1), ("b", 3.0))}
+    _, near, far = report(arms).splitlines()
+    assert near.split() == ["a", "2.00", "2.10", "1.050", "[1.050,", "1.050]"]
+    assert far.endswith("1.500 [1.500, 1.500]  off by more than 10%")
 
 
 def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_round(table: TickTable) -> None:
@@ -151,10 +163,34 @@ def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: Ti
     assert compare(read_measured(path), table)["never"].ratios == pytest.approx([1.0], rel=0.05)
 
 
-@pytest.mark.parametrize("text", [None, "no json", "{}", '{"schema_version": 9}', '{"schema_version": 1, "work": []}'])
-def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str | None) -> None:
+def test_drafts_of_which_none_was_accepted_are_an_acceptance_of_zero(table: TickTable, tmp_path: Path) -> None:
+    raw = document(table, rounds=1)
+    for result in raw["arms"]["always:4"]["rounds"]:
+        result["metrics"] |= {"efficient_rollout/acceptance_rate": 0.0, "efficient_rollout/mean_accepted_length": 1.0}
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(raw))
+    assert read_measured(path).arms["always:4"][0].acceptance == 0.0
+
+
+NO_ARM = '{"schema_version": 1, "work": [], "settings": {"max_draft_tokens": 4}, "arms": {"plain": {"rounds": []}}}'
+NO_ROUND = NO_ARM.replace("plain", "never")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, "No such file"),
+        ("no json", "is not JSON"),
+        ("{}", "no result of a benchmark"),
+        ('{"schema_version": 9}', "schema version 9; this program reads 1"),
+        ('{"schema_version": 1, "work": []}', "KeyError: 'arms'"),
+        (NO_ARM, "no round of an arm that can be simulated"),
+        (NO_ROUND, "no round of an arm that can be simulated"),
+    ],
+)
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str | None, fault: str) -> None:
     path = tmp_path / "bench.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(InputFileError, match=r"bench\.json"):
+    with pytest.raises(InputFileError, match=rf"bench\.json.*{fault}"):
         read_measured(path)
