@@ -17,7 +17,12 @@ from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point, Poin
 from efficient_rollout.errors import ProfileError
 
 SHAPE = ModelShape(
-    target_weight_bytes=8e9, draft_weight_bytes=2e9, operations_per_row=1e10, kv_bytes_per_token=4e5, description="s"
+    num_weights=4_000_000_000,
+    target_weight_bytes=8e9,
+    draft_weight_bytes=2e9,
+    operations_per_row=1e10,
+    kv_bytes_per_token=4e5,
+    description="s",
 )
 WEIGHTS, COMPUTE, KV = (PARAMETERS.index(p) for p in ("weight_read_s", "row_compute_s", "kv_read_s_per_token"))
 
