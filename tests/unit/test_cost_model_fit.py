@@ -15,7 +15,7 @@ from efficient_rollout.cost_model.calibration import calibrate, calibrate_from_t
 from efficient_rollout.cost_model.design import start_points
 from efficient_rollout.cost_model.fit import fit_parameters
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable
-from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.cost_model.model_shape import ModelShape, read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile, profile_to_dict, save_profile
 from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import (
@@ -96,6 +96,16 @@ def test_held_out_error_is_stated_per_pass(profile: Profile) -> None:
     assert profile.held_out_error["plain"]["median"] < 0.03
 
 
+def test_a_tick_is_k_draft_steps_and_a_verify_pass(profile: Profile) -> None:
+    context = np.array([256.0, 1000.0])
+    seconds = profile.model.tick_seconds(7, 8, context)
+    for column, tokens in enumerate((256, 1000)):
+        plain, draft, verify = profile.model.seconds(
+            PointArray.of([Point(PLAIN, 0, 8, tokens), Point(DRAFT, 5, 8, tokens), Point(VERIFY, 5, 8, tokens)])
+        )
+        np.testing.assert_allclose(seconds[[0, 5], column], [plain, 5 * draft + verify])
+
+
 def test_tick_table_agrees_with_the_model(profile: Profile) -> None:
     table = TickTable(profile.model, 7)
     direct = profile.model.tick_seconds(7, 8, np.array([700.0]))[:, 0]
@@ -152,6 +162,8 @@ def test_a_malformed_profile_is_refused(
         ("model,batch,seq,gamma,mode,median_ms\nm,1,256,0,dance,1\n", "unknown mode"),
         ("model,batch,seq,gamma,mode,median_ms\nm,1,x,0,target_decode,1\n", "integers"),
         ("model,batch,seq,gamma,mode,median_ms\nm,0,256,0,target_decode,1\n", "no usable row"),
+        ("model,batch,seq,gamma,mode,median_ms\n" + 2 * "m,1,256,0,target_decode,1\n", r":3 repeats"),
+        ("model,batch,seq,gamma,mode,median_ms\nm,1,256,0,target_decode,1\nn,1,9,0,target_decode,1\n", "mixes models"),
     ],
 )
 def test_a_malformed_table_is_refused(tmp_path: Path, text: str, fault: str) -> None:
@@ -235,6 +247,26 @@ def test_a_model_config_gives_bytes_and_operations(tmp_path: Path) -> None:
     assert shape.draft_weight_bytes / shape.target_weight_bytes == pytest.approx(0.33, abs=0.02)
     fitted = calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"), shape=shape, max_points=20)
     assert 1.0e12 < fitted.provenance["effective_rates"]["bandwidth_bytes_per_s"] < 2.1e12
+
+
+def test_a_shape_counts_every_matrix_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    sizes = {"hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 5, "vocab_size": 100}  # fmt: skip
+    path.write_text(json.dumps(sizes))
+    # Queries and outputs of 4 heads, keys and values of 2; gate, up and down.
+    body, head = 3 * (8 * 5 * (2 * 4 + 2 * 2) + 3 * 8 * 24), 8 * 100
+    assert read_model_shape(path) == ModelShape(
+        target_weight_bytes=2 * (body + head),
+        draft_weight_bytes=(0.5 + 4 / 128) * body + 2 * head,
+        operations_per_row=2 * (body + head),
+        kv_bytes_per_token=2 * 2 * 3 * 2 * 5,
+        description="l3-h8-i24-q4-kv2-d5-v100",
+    )
+    for text in ("[]", json.dumps(sizes | {"vocab_size": 0}), json.dumps(sizes | {"head_dim": 2.5})):
+        path.write_text(text)
+        with pytest.raises(InputFileError, match=r"config\.json"):
+            read_model_shape(path)
 
 
 def test_expected_tokens_formulas_agree() -> None:
