@@ -48,15 +48,19 @@ def test_a_dense_policy_is_accepted(checkpoint):
         ({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}, "multimodal"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"already quantized \(fp8\)"),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 64, "n_routed_experts": 1}, "latent attention"),
-        ({"layer_types": ["sliding_attention"], "use_sliding_window": True}, "sliding_attention"),
+        ({"layer_types": ["linear_attention"]}, "linear_attention"),
     ],
-    ids=["qwen3-moe", "mixtral", "multimodal", "quantized", "latent-attention", "sliding-window"],
+    ids=["qwen3-moe", "mixtral", "multimodal", "quantized", "latent-attention", "linear-attention"],
 )
 def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkpoint, changes, fault):
     path = checkpoint(**changes)
     with pytest.raises(UnsupportedModelError, match=rf"(?s){fault}.*enabled=false"):
         compat.check_model(path, ON)
     compat.check_model(path, OFF)
+
+
+def test_sliding_windows_are_no_fault(checkpoint):
+    compat.check_model(checkpoint(layer_types=["sliding_attention"], use_sliding_window=True), ON)
 
 
 def test_a_policy_too_narrow_for_the_scheme_is_refused_before_anything_starts(checkpoint):
