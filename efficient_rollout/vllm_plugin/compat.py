@@ -170,6 +170,8 @@ def _model_fault(config: Any) -> str | None:
         return f"its weights are already quantized ({method}); the drafter needs the policy in 16 or 32 bits"
     if values.get("kv_lora_rank"):
         return f"it uses latent attention (kv_lora_rank={values['kv_lora_rank']})"
+    if values.get("num_kv_shared_layers"):
+        return f"layers of it share others' KV cache (num_kv_shared_layers={values['num_kv_shared_layers']})"
     if values.get("is_encoder_decoder"):
         return "it is an encoder-decoder model"
     odd_layers = set(values.get("layer_types") or []) - {"full_attention", "sliding_attention"}

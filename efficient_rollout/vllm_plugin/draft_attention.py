@@ -63,7 +63,7 @@ class DraftAttention:
         kernel_block_sizes: list[int],
         window: AttentionWindow | None,
     ) -> None:
-        self._runner, self._window = runner, window
+        self._runner, self.window = runner, window
         alike: dict[tuple[int, str, int | None], list[str]] = defaultdict(list)
         for index, cache_group in enumerate(kv_cache_config.kv_cache_groups):
             for name in sorted(layers.keys() & set(cache_group.layer_names)):
@@ -109,7 +109,7 @@ class DraftAttention:
                 capacity,
                 tables[group.cache_group].get_device_tensor(num_requests),
                 group.block_size,
-                None if group.has_own_window else self._window,
+                None if group.has_own_window else self.window,
             )
             for group in self.groups
         ]

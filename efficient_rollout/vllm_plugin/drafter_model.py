@@ -79,9 +79,7 @@ def _register(built: dict[str, Any], engines_layers: dict[str, Any]) -> dict[str
         engines_layers: The policy's, by theirs; the drafter's are added.
     """
     odd = sorted(built.keys() ^ engines_layers.keys()) or [
-        name
-        for name, layer in engines_layers.items()
-        if not isinstance(layer, Attention) or getattr(layer, "has_sink", False)
+        name for name, layer in engines_layers.items() if not _is_plain(layer)
     ]
     sizes = {(layer.num_kv_heads, layer.head_size) for layer in engines_layers.values() if isinstance(layer, Attention)}
     if odd or len(sizes) > 1:
@@ -95,6 +93,13 @@ def _register(built: dict[str, Any], engines_layers: dict[str, Any]) -> dict[str
         layer.layer_name = f"{DRAFTER_PREFIX}.{name}"
         engines_layers[layer.layer_name] = layer
     return twins
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer attends with nothing but its own queries, keys and values."""
+    if not isinstance(layer, Attention) or layer.kv_sharing_target_layer_name is not None:
+        return False
+    return not getattr(layer, "has_sink", False)
 
 
 def _link(drafter: torch.nn.Module, target: torch.nn.Module, packed: PackedWeights) -> None:

@@ -84,12 +84,12 @@ class SelfDraftProposer(DraftModelProposer):
         """
         layers = self.vllm_config.compilation_config.static_forward_context
         for name, twin in self._twins.items():
-            layers[name].kv_sharing_target_layer_name = twin.kv_sharing_target_layer_name or twin.layer_name
+            layers[name].kv_sharing_target_layer_name = twin.layer_name
         try:
             yield
         finally:
-            for name, twin in self._twins.items():
-                layers[name].kv_sharing_target_layer_name = twin.kv_sharing_target_layer_name
+            for name in self._twins:
+                layers[name].kv_sharing_target_layer_name = None
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
         """Find the drafter's layers in the policy's KV cache."""

@@ -103,7 +103,7 @@ class FaultyWorker(CpuWorker):
             setattr(drafter.model.get_submodule(parent), name, used)
         drafter.links = link_report(drafter.model)
         window = wanted.attention_window_tokens
-        drafter.window = AttentionWindow(window, num_sink_tokens=4) if window else None
+        drafter.attention.window = AttentionWindow(window, num_sink_tokens=4) if window else None
 
     def set_requantize(self, when: str) -> None:
         """Change the setting in the running worker."""

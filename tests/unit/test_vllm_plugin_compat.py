@@ -49,8 +49,9 @@ def test_a_dense_policy_is_accepted(checkpoint):
         ({"quantization_config": {"quant_method": "fp8"}}, r"already quantized \(fp8\)"),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 64, "n_routed_experts": 1}, "latent attention"),
         ({"layer_types": ["linear_attention"]}, "linear_attention"),
+        ({"num_kv_shared_layers": 1}, "share others' KV cache"),
     ],
-    ids=["qwen3-moe", "mixtral", "multimodal", "quantized", "latent-attention", "linear-attention"],
+    ids=["qwen3-moe", "mixtral", "multimodal", "quantized", "latent-attention", "linear-attention", "shared-kv"],
 )
 def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkpoint, changes, fault):
     path = checkpoint(**changes)
