@@ -1,5 +1,6 @@
 """The one reader of a policy's `config.json`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_json
 
 _FILE_NAME = "config.json"
-_REMEDY = "give a policy's directory"
+_REMEDY = "give a policy's directory, or its name on the Hugging Face Hub"
+# Of the Hub: an owner and a name.
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +60,44 @@ class PolicyConfig:
         return tuple(eos) if isinstance(eos, list) else (int(eos),)
 
 
+def find_policy_config(policy: Path | str) -> Path:
+    """Where a policy's `config.json` is; of one on the Hugging Face Hub, in the Hub's cache, fetched if need be.
+
+    Args:
+        policy: Its directory, its `config.json`, or its name on the Hub.
+
+    Raises:
+        InputFileError: It looks like a name on the Hub, and nothing can be had under it.
+    """
+    path = Path(policy).expanduser()
+    if not path.exists() and _HUB_NAME.fullmatch(str(policy)) and path.suffix != ".json":
+        return _from_hub(str(policy))
+    return path / _FILE_NAME if path.is_dir() or path.suffix != ".json" else path
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, _FILE_NAME))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputFileError(
+            f"no policy at {name}: there is no such directory here, and as a name on the Hugging Face Hub it cannot be "
+            f"read ({' '.join(str(error).split())})"
+        ) from error
+
+
 def read_policy_config(policy: Path | str) -> PolicyConfig:
     """Read a policy's configuration.
 
     Args:
-        policy: Its directory, or its `config.json`.
+        policy: Its directory, its `config.json`, or its name on the Hugging Face Hub.
 
     Raises:
         InputFileError: The file is missing, or is no JSON object.
     """
-    path = Path(policy).expanduser()
-    if path.is_dir() or path.suffix != ".json":
-        path /= _FILE_NAME
+    path = find_policy_config(policy)
     values = read_json(path, what="the policy's configuration", remedy=_REMEDY)
     if not isinstance(values, dict):
         raise InputFileError(f"{path} must hold a JSON object; {_REMEDY}")

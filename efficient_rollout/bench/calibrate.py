@@ -30,6 +30,7 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     engine.add_argument("--batches", default=_DEFAULT_BATCHES, help="running requests")
     engine.add_argument("--contexts", default=_DEFAULT_CONTEXTS, help="tokens per request; those that fit are used")
     engine.add_argument("--lengths", default=_DEFAULT_LENGTHS, help="draft tokens")
+    engine.add_argument("--tensor-parallel-size", type=int, default=1, help="workers of the engine")
     parser.set_defaults(run=run)
 
 
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.seconds,
         dtype=args.dtype,
         is_compiled=args.compile,
+        tensor_parallel_size=args.tensor_parallel_size,
     )
     settings = Settings.parse(
         {

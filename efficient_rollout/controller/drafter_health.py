@@ -1,6 +1,7 @@
 """May this engine draft, and if not, why not: one answer, from what its worker says and from what is accepted."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,25 @@ class DrafterReport:
     weights_version: int = 0
     weights_fault: str | None = None
     drafter_fault: str | None = None
+
+    @classmethod
+    def of_all(cls, reports: Sequence["DrafterReport"]) -> "DrafterReport":
+        """One report of an engine whose ranks hold a part of the policy each, in order of their ranks.
+
+        It has a fault that one of them has, and new weights once all of them have.
+        """
+        return cls(
+            min(report.weights_version for report in reports),
+            _of_first([report.weights_fault for report in reports]),
+            _of_first([report.drafter_fault for report in reports]),
+        )
+
+
+def _of_first(faults: Sequence[str | None]) -> str | None:
+    for rank, fault in enumerate(faults):
+        if fault is not None:
+            return f"on rank {rank}: {fault}" if rank else fault
+    return None
 
 
 class DrafterHealth:

@@ -26,9 +26,14 @@ class PackedLinear(ABC):
     """`y = x W^T + b` with W quantized. Owns its packed weight, and a copy of the bias.
 
     `requantize` replaces the weight; the object stays, so that a layer bound to it never has to be rebound.
+
+    Attributes:
+        faults: Where this is a list, a product that cannot be computed is noted in it, and is zero. For ranks that
+            compute one model together: one that raised would leave the others waiting for its part of the product.
     """
 
     _name: str | None = None
+    faults: list[str] | None = None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
@@ -76,7 +81,14 @@ class PackedLinear(ABC):
             [..., out_features], of the same dtype.
         """
         rows = x.reshape(-1, self.in_features)
-        return self._multiply(rows).view(*x.shape[:-1], self.out_features)
+        try:
+            product = self._multiply(rows)
+        except Exception as error:
+            if self.faults is None:
+                raise
+            self.faults.append(f"{type(error).__name__}: {error}")
+            product = rows.new_zeros(rows.shape[0], self.out_features)
+        return product.view(*x.shape[:-1], self.out_features)
 
     @property
     @abstractmethod

@@ -36,6 +36,8 @@ class PackedWeights:
         is_held: While true, `refresh` leaves packed layers as they are: the drafter stays that of an older policy.
         fault: Why the last refresh failed; None while the packed weights are those of the policy. A failed refresh
             never raises: it happens inside the load of the policy's own weights, which must go on.
+        product_faults: Products that could not be computed, where ranks compute them together (`PackedLinear.faults`);
+            None where the first fault raises.
     """
 
     def __init__(self, scheme: Scheme, *, quantize_output_head: bool) -> None:
@@ -43,6 +45,7 @@ class PackedWeights:
         self.quantize_output_head = quantize_output_head
         self.is_held = False
         self.fault: str | None = None
+        self.product_faults: list[str] | None = None
         self._layers: dict[str, PackedLinear] = {}
         self._num_layers = 0
         self._seconds = 0.0
@@ -76,6 +79,7 @@ class PackedWeights:
             else:
                 layer = self.scheme.pack(weight, bias)
                 layer.name(name)
+                layer.faults = self.product_faults
                 self._layers[name] = layer
         except (RuntimeError, MemoryError, ValueError) as error:
             self.fault = f"quantizing {name} failed: {type(error).__name__}: {error}"

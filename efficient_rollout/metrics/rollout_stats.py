@@ -1,8 +1,8 @@
 """Counts of one rollout: additive, so that engines merge exactly and ratios stay token-weighted."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import add
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class RolloutStats:
     """What happened in the engines since the last report.
 
     Attributes:
-        num_engines: Engines merged into this record.
+        num_engines: Engines merged into this record; the workers of one engine are its ranks.
         num_ticks: Engine steps that computed at least one token.
         num_speculative_ticks: Ticks that verified at least one draft token.
         num_generated_tokens: Tokens emitted to requests, drafts included.
@@ -155,6 +155,18 @@ class RolloutStats:
                 ours, theirs = getattr(total, item.name), getattr(part, item.name)
                 choose = max if item.name in cls._LARGEST else min if item.name in cls._SMALLEST else add
                 setattr(total, item.name, _combine(choose, ours, theirs))
+        return total
+
+    @classmethod
+    def of_ranks(cls, ranks: Sequence["RolloutStats"]) -> "RolloutStats":
+        """One engine's record from those of its ranks, which all count every tick: the first's counts.
+
+        Each holds a part of the drafter, and what takes seconds takes the slowest rank's.
+        """
+        total = replace(ranks[0])
+        total.drafter_bytes = sum(rank.drafter_bytes for rank in ranks)
+        for name in ("draft_seconds", "weight_sync_seconds", "requantize_seconds"):
+            setattr(total, name, max(getattr(rank, name) for rank in ranks))
         return total
 
     def to_metrics(self, *, rollout_seconds: float | None = None) -> dict[str, float]:

@@ -14,6 +14,7 @@ from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.environment import bind_workers
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 from efficient_rollout.vllm_plugin.rules import check_profile
 
@@ -81,9 +82,11 @@ def check_job(config: DictConfig) -> Settings:
             f"actor_rollout_ref.rollout.name is {rollout.name!r}: `efficient-rollout train` runs {ROLLOUT_NAME!r}; "
             "set actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false for plain vLLM"
         )
-    check_model(config.actor_rollout_ref.model.path, settings, dtype=rollout.dtype)
+    num_workers = rollout.tensor_model_parallel_size
+    check_model(config.actor_rollout_ref.model.path, settings, dtype=rollout.dtype, tensor_parallel_size=num_workers)
     check_scheme(settings, config.trainer.device)
-    check_profile(settings, config.actor_rollout_ref.model.path)
+    bind_workers(num_workers * rollout.data_parallel_size)
+    check_profile(settings, config.actor_rollout_ref.model.path, tensor_parallel_size=num_workers)
     if settings.enabled:
         _check_fits_drafting(config)
     _check_replay_buffer(config)
@@ -108,6 +111,7 @@ def prepare_profile(config: DictConfig) -> None:
         rollout_settings(rollout.get("custom")),
         dtype=rollout.dtype,
         is_compiled=not rollout.enforce_eager,
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
     )
 
 
@@ -117,7 +121,7 @@ def _check_fits_drafting(config: DictConfig) -> None:
         "actor_rollout_ref.model.lora_rank": model.lora_rank > 0,
         "actor_rollout_ref.model.mtp.enable_rollout": model.mtp.enable and model.mtp.enable_rollout,
         "actor_rollout_ref.rollout.quantization": rollout.quantization is not None,
-        "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size > 1,
+        "actor_rollout_ref.rollout.pipeline_model_parallel_size": rollout.pipeline_model_parallel_size > 1,
     }
     found = [name for name, at_fault in faults.items() if at_fault]
     if found:

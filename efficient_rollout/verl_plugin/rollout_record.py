@@ -59,12 +59,14 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
     segment after its last weight sync is the validation's, reported apart; all other segments are training.
 
     Args:
-        engines: For each engine, its segments, oldest first; each ends with a weight sync, the last one is open.
+        engines: For each server, of one or more engines, its segments, oldest first; each ends with a weight sync,
+            the last one is open.
         validated: The step's own metrics contain validation results.
     """
     engines = [list(segments) for segments in engines if segments]
     if not engines:
         return {}
+    num_engines = sum(segments[0].stats.num_engines for segments in engines)
     # A sync is counted by the segment that follows it.
     synced = Segment.merge([Segment.merge(segments) for segments in engines]).stats
     has_validation = validated and any(len(segments) > 1 for segments in engines)
@@ -76,12 +78,12 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
             num_weight_syncs=synced.num_weight_syncs,
             weight_sync_seconds=synced.weight_sync_seconds,
             requantize_seconds=synced.requantize_seconds,
-            num_engines=len(engines),
+            num_engines=num_engines,
         )
         metrics |= stats.to_metrics(rollout_seconds=training.rollout_seconds)
     if has_validation:
         validation = _merge_engines([segments[-1:] for segments in engines])
-        stats = replace(validation.stats, num_weight_syncs=0, num_engines=len(engines))
+        stats = replace(validation.stats, num_weight_syncs=0, num_engines=num_engines)
         reported = stats.to_metrics(rollout_seconds=validation.rollout_seconds)
         metrics |= {VALIDATION_PREFIX + name.removeprefix(names.PREFIX): value for name, value in reported.items()}
     return metrics

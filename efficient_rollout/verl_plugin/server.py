@@ -12,8 +12,8 @@ from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.rollout_record import Segment
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
-from efficient_rollout.vllm_plugin import stats
 from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.stats import call_every_engine, take_rollout_stats_behind
 
 _WEIGHT_SYNC = "update_weights_from_ipc"
 _MERGED = "additional_config"
@@ -38,7 +38,14 @@ class EfficientServer(vLLMHttpServer):
         model, settings = self.model_config.local_path, rollout_settings(self.config.custom)
         # `efficient-rollout train` has measured a latency profile already; veRL's own entry point, or another node,
         # has not: then it is measured here.
-        ours = engine_args(model, settings, dtype=self.config.dtype, enforce_eager=self.config.enforce_eager)
+        ours = engine_args(
+            model,
+            settings,
+            dtype=self.config.dtype,
+            enforce_eager=self.config.enforce_eager,
+            tensor_parallel_size=self.config.tensor_model_parallel_size,
+            data_parallel_size=self.config.data_parallel_size,
+        )
         both = sorted((ours.keys() & engine_kwargs.keys()) - {_MERGED})
         if both:
             raise ConfigError(
@@ -72,17 +79,18 @@ class EfficientServer(vLLMHttpServer):
         return [segment.to_dict() for segment in segments]
 
     async def _take_segment(self) -> Segment:
-        # Every tensor-parallel rank sees the same ticks: the first speaks for the engine.
-        answers = [(await self.engine.collective_rpc(stats.RPC_NAME))[0] for _ in range(stats.NUM_CALLS)]
-        segment = Segment(stats.merge_calls(answers), self._first_request_time, self._last_response_time)
+        segment = Segment(
+            await take_rollout_stats_behind(self.engine), self._first_request_time, self._last_response_time
+        )
         self._first_request_time = self._last_response_time = None
         return segment
 
     async def plugin_statuses(self) -> dict[str, dict[str, Any]]:
         """State of the plugins in this process and in every engine worker."""
-        workers = await self.engine.collective_rpc("plugin_status") if self.node_rank == 0 else []
+        engines = await call_every_engine(self.engine, "plugin_status") if self.node_rank == 0 else []
         statuses = {"server": plugin_status()}
-        for rank, status in enumerate(workers):
-            active = status["drafter_fault"] is None and patches_in_place(status["patches"])
-            statuses[f"engine worker {rank}"] = {"active": active, **status}
+        for number, workers in enumerate(engines):
+            for rank, status in enumerate(workers):
+                active = status["drafter_fault"] is None and patches_in_place(status["patches"])
+                statuses[f"engine {number}, worker {rank}"] = {"active": active, **status}
         return statuses

@@ -16,12 +16,13 @@ from efficient_rollout.errors import (
     UnsupportedModelError,
     UnsupportedVersionError,
 )
+from efficient_rollout.policy_config import find_policy_config
 from efficient_rollout.provenance import package_versions
 from efficient_rollout.upstream import check_symbols, check_version
 from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ParallelConfig, VllmConfig
 
 logger = logging.getLogger(__name__)
 
@@ -99,37 +100,51 @@ def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
     return settings.verify_kernel == "native"
 
 
-def check_model(model: str, settings: Settings, *, dtype: str = "auto") -> None:
-    """Check a policy on disk.
+def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_parallel_size: int = 1) -> None:
+    """Check a policy.
 
     Args:
-        model: Directory of a checkpoint, or a name in the local cache.
+        model: Directory of a checkpoint, or a name on the Hugging Face Hub.
         settings: With `enabled=False` nothing but readability is asked of the policy.
         dtype: Of the engine, as vLLM's option.
+        tensor_parallel_size: Of the engine.
 
     Raises:
         InputFileError: It is missing or unreadable.
-        UnsupportedModelError: The self-drafter cannot handle it; the message says why.
+        UnsupportedModelError: The engine cannot be split so, or the self-drafter cannot handle the policy; the message
+            says why.
         SchemeUnavailableError: The drafter's scheme takes none of its layers.
     """
     from transformers import AutoConfig
 
-    looks_like_path = model.startswith((".", "/", "~"))
-    path = Path(model).expanduser()
-    if (looks_like_path or path.exists()) and not (path / "config.json").is_file():
-        raise InputFileError(f"no policy at {model}: {path / 'config.json'} does not exist or is not a file")
+    file = find_policy_config(model)
+    if not file.is_file():
+        raise InputFileError(f"no policy at {model}: {file} does not exist or is not a file")
     try:
-        config = AutoConfig.from_pretrained(str(path) if path.exists() else model)
+        config = AutoConfig.from_pretrained(str(file.parent))
     except (OSError, ValueError) as error:
         raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+    path = Path(model).expanduser()
     if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise InputFileError(f"no weights at {model}: neither *.safetensors nor *.bin files are there")
+    check_heads(config, tensor_parallel_size)
     if settings.enabled:
         check_hf_config(config, model)
-        check_widths(config, settings, getattr(torch, dtype, None))
+        check_widths(config, settings, getattr(torch, dtype, None), tensor_parallel_size)
 
 
-def check_widths(config: Any, settings: Settings, dtype: torch.dtype | None) -> None:
+def check_heads(config: Any, tensor_parallel_size: int) -> None:
+    """Raise UnsupportedModelError where so many workers cannot share a policy's attention heads."""
+    heads = getattr(config, "num_attention_heads", None)
+    if isinstance(heads, int) and heads % tensor_parallel_size:
+        sizes = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise UnsupportedModelError(
+            f"tensor_parallel_size={tensor_parallel_size} does not divide the policy's {heads} attention heads; "
+            f"use one of {sizes}"
+        )
+
+
+def check_widths(config: Any, settings: Settings, dtype: torch.dtype | None, tensor_parallel_size: int = 1) -> None:
     """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
 
     A look ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
@@ -139,11 +154,13 @@ def check_widths(config: Any, settings: Settings, dtype: torch.dtype | None) -> 
         config: From transformers.
         settings: With drafting enabled.
         dtype: Of the engine; None where vLLM is to choose it.
+        tensor_parallel_size: Workers that share every layer's outputs, or its inputs.
     """
     names = ("hidden_size", "intermediate_size", "num_attention_heads")
     hidden, inner, heads = sizes = [getattr(config, name, None) for name in names]
     if all(isinstance(size, int) for size in sizes):
-        attention = heads * (getattr(config, "head_dim", None) or hidden // heads)
+        attention = heads * (getattr(config, "head_dim", None) or hidden // heads) // tensor_parallel_size
+        inner //= tensor_parallel_size
         shapes = [(inner, hidden), (hidden, inner), (attention, hidden), (hidden, attention)]
         require_taken(settings.drafter, shapes, dtype)
 
@@ -189,6 +206,20 @@ def _check_weight_transfer(config: Any) -> None:
         )
 
 
+def check_split(parallel: "ParallelConfig") -> None:
+    """Raise UnsupportedModelError where an engine is split over workers in another way than by tensors."""
+    sizes = {
+        name: getattr(parallel, name, 1)
+        for name in ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size")
+    }
+    split = [f"{name}={size}" for name, size in sizes.items() if size > 1]
+    if split:
+        raise UnsupportedModelError(
+            f"self-drafting works in engines split by tensors alone, and this one has {', '.join(split)}: set it to 1 "
+            "and tensor_parallel_size to the number of workers, or set efficient_rollout.enabled=false"
+        )
+
+
 def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
     """Check an engine's options once vLLM has resolved them.
 
@@ -207,17 +238,18 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
         return
     if vllm_config.use_v2_model_runner:
         raise UnsupportedVersionError(
-            "this engine uses vLLM's V2 model runner, which the self-drafter does not support yet; "
-            "start it with VLLM_USE_V2_MODEL_RUNNER=0"
+            "this engine uses vLLM's V2 model runner, which the self-drafter does not support yet. Leave "
+            "VLLM_USE_V2_MODEL_RUNNER unset and take the engine's arguments from engine_args, which chooses V1; an "
+            "engine that is started otherwise needs VLLM_USE_V2_MODEL_RUNNER=0"
         )
     check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
-    check_widths(vllm_config.model_config.hf_config, settings, vllm_config.model_config.dtype)
-    parallel = vllm_config.parallel_config
-    if parallel.world_size > 1:
-        raise UnsupportedModelError(
-            f"self-drafting was not tested with an engine split over workers (tensor_parallel_size="
-            f"{parallel.tensor_parallel_size}, pipeline_parallel_size={parallel.pipeline_parallel_size}); use 1 and 1"
-        )
+    check_split(vllm_config.parallel_config)
+    check_widths(
+        vllm_config.model_config.hf_config,
+        settings,
+        vllm_config.model_config.dtype,
+        vllm_config.parallel_config.tensor_parallel_size,
+    )
     if vllm_config.lora_config is not None:
         raise UnsupportedModelError("self-drafting does not support LoRA adapters in the engine")
     speculative = vllm_config.speculative_config

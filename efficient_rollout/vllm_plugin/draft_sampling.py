@@ -24,12 +24,18 @@ class DraftSampler:
         newest: int64 [num_requests], the tokens the chain starts from.
         num_new: int64 [num_requests], tokens of each request that `sampling` does not know yet: accepted drafts, and
             the newest.
+        noise: For requests without a seed.
     """
 
     def __init__(
-        self, sampler: Sampler, sampling: SamplingMetadata, newest: torch.Tensor, num_new: torch.Tensor
+        self,
+        sampler: Sampler,
+        sampling: SamplingMetadata,
+        newest: torch.Tensor,
+        num_new: torch.Tensor,
+        noise: torch.Generator,
     ) -> None:
-        self._sampler, self._sampling = sampler, sampling
+        self._sampler, self._sampling, self._noise = sampler, sampling, noise
         self._outputs = _outputs(sampling, newest, num_new)
         # Other processors than this one concern requests that are not drafted for.
         min_tokens = [p for p in sampling.logitsprocs.non_argmax_invariant if isinstance(p, MinTokensLogitsProcessor)]
@@ -86,7 +92,7 @@ class DraftSampler:
         logits = apply_top_k_top_p(logits, sampling.top_k, sampling.top_p)
         probabilities = logits.softmax(dim=-1, dtype=torch.float32)
         # The largest of p / e with e exponentially distributed is a draw from p.
-        noise = torch.empty_like(probabilities).exponential_()
+        noise = torch.empty_like(probabilities).exponential_(generator=self._noise)
         for row, generator in sampling.generators.items():
             noise[row].exponential_(generator=generator)
         random_tokens = (probabilities / noise).argmax(dim=-1)

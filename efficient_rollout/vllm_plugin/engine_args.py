@@ -10,6 +10,7 @@ from efficient_rollout.vllm_plugin.compat import (
     check_vllm_symbols,
     check_vllm_version,
 )
+from efficient_rollout.vllm_plugin.environment import bind_workers, choose_runner
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 if TYPE_CHECKING:
@@ -20,15 +21,25 @@ EXECUTOR = "efficient_rollout.vllm_plugin.executor.EfficientExecutor"
 SCHEDULER = "efficient_rollout.vllm_plugin.scheduler.EfficientScheduler"
 
 
-def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_eager: bool = False) -> dict[str, Any]:
+def engine_args(
+    model: str,
+    settings: Settings,
+    *,
+    dtype: str = "auto",
+    enforce_eager: bool = False,
+    tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or, as JSON, for `vllm serve`.
 
     Args:
-        model: The policy's path: the same as the engine's own `model`.
-        settings: With `enabled=False` the engine is stock vLLM, plus the worker's report of what it did. Where its
-            rule needs a latency profile and none is named, the cached one is taken, or measured first.
+        model: The policy's path, or its name on the Hugging Face Hub: the same as the engine's own `model`.
+        settings: With `enabled=False` the engine is stock vLLM, plus a report of what it did. Where its rule needs a
+            latency profile and none is named, the cached one is taken, or measured first.
         dtype: The engine's own option: for that profile, and whether the scheme takes it.
         enforce_eager: The engine's own option, for that profile.
+        tensor_parallel_size: The engine's own option: for that profile, and for the scheme.
+        data_parallel_size: The same; workers of all engines get cores of their own through this process's variables.
 
     Raises:
         EfficientRolloutError: The installed vLLM, its device, the policy, or the scheme on it cannot do it. Raised
@@ -37,11 +48,15 @@ def engine_args(model: str, settings: Settings, *, dtype: str = "auto", enforce_
     check_vllm_version()
     check_device()
     check_vllm_symbols()
-    check_model(model, settings, dtype=dtype)
+    check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
     check_scheme(settings)
-    settings = with_profile(model, settings, dtype=dtype, is_compiled=not enforce_eager)
+    bind_workers(tensor_parallel_size * data_parallel_size)
+    settings = with_profile(
+        model, settings, dtype=dtype, is_compiled=not enforce_eager, tensor_parallel_size=tensor_parallel_size
+    )
     args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     if settings.enabled:
+        choose_runner()
         args |= {
             "scheduler_cls": SCHEDULER,
             "distributed_executor_backend": EXECUTOR,

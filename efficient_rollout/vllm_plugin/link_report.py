@@ -23,7 +23,7 @@ class LinkedLayer:
 
     Attributes:
         name: As in the policy.
-        shape: Of the policy's weight: outputs, inputs.
+        shape: Of the policy's weight on this rank: outputs, inputs.
         is_packed: Computed with quantized weights; else it is the policy's own.
         is_head: The output head.
     """
@@ -80,8 +80,9 @@ def link_report(drafter: torch.nn.Module) -> LinkReport:
 def _shape(layer: torch.nn.Module) -> tuple[int, int]:
     # The weight itself is no guide: on a CPU vLLM repacks it, and drops the original.
     if isinstance(layer, VocabParallelEmbedding):
-        return layer.num_embeddings_padded, layer.embedding_dim
-    return layer.output_size, layer.input_size
+        return layer.num_embeddings_per_partition, layer.embedding_dim
+    outputs = getattr(layer, "output_size_per_partition", layer.output_size)
+    return outputs, getattr(layer, "input_size_per_partition", layer.input_size)
 
 
 def require_quantized(report: LinkReport, settings: DrafterSettings, dtype: torch.dtype) -> None:

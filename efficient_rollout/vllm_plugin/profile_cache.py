@@ -19,6 +19,7 @@ from efficient_rollout.cache import cache_directory
 from efficient_rollout.config import RULES_WITH_PROFILE, Settings
 from efficient_rollout.cost_model.profile import ProfileKey, load_profile
 from efficient_rollout.errors import InputFileError, ProfileError
+from efficient_rollout.vllm_plugin.environment import with_cores_of_first
 from efficient_rollout.vllm_plugin.rules import check_profile, profile_key, profiled_scheme
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,12 @@ class CalibrationRequest:
     """What is to be measured, for `profile_process.py`.
 
     Attributes:
-        model: The policy's directory, absolute.
+        model: The policy's directory, absolute, or its name on the Hugging Face Hub.
         settings: As `Settings.to_dict()`.
         dtype: Of the policy, as vLLM's option.
         is_compiled: Compiled mode instead of eager.
         out: File to write.
+        tensor_parallel_size: Of the engine.
     """
 
     model: str
@@ -45,6 +47,7 @@ class CalibrationRequest:
     dtype: str
     is_compiled: bool
     out: str
+    tensor_parallel_size: int = 1
 
 
 def default_cache_dir() -> Path:
@@ -52,17 +55,20 @@ def default_cache_dir() -> Path:
     return cache_directory("profiles")
 
 
-def with_profile(model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True) -> Settings:
+def with_profile(
+    model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True, tensor_parallel_size: int = 1
+) -> Settings:
     """Settings whose rule has the latency profile it needs, checked; call before an engine is started.
 
     A profile the settings name is checked. Where a rule needs one and none is named, `ensure_profile` finds or
     makes it: that takes a minute or two the first time, and nothing after that.
 
     Args:
-        model: The policy's directory.
+        model: The policy's directory, or its name on the Hugging Face Hub.
         settings: The whole tree.
         dtype: Of the engine, as vLLM's option.
         is_compiled: The engine's `enforce_eager` is false.
+        tensor_parallel_size: The engine's own; its workers' cores are bound already (`environment.py`).
 
     Returns:
         The settings, with an absolute `controller.profile` where there is one.
@@ -75,10 +81,12 @@ def with_profile(model: str, settings: Settings, *, dtype: str = "auto", is_comp
     if not settings.enabled:
         return settings
     if controller.profile is not None:
-        check_profile(settings, model)
+        check_profile(settings, model, tensor_parallel_size=tensor_parallel_size)
         path = Path(controller.profile).expanduser().resolve()
     elif controller.rule in RULES_WITH_PROFILE:
-        path = ensure_profile(model, settings, dtype=dtype, is_compiled=is_compiled)
+        path = ensure_profile(
+            model, settings, dtype=dtype, is_compiled=is_compiled, tensor_parallel_size=tensor_parallel_size
+        )
     else:
         return settings
     return settings.model_copy(update={"controller": controller.model_copy(update={"profile": str(path)})})
@@ -90,6 +98,7 @@ def ensure_profile(
     *,
     dtype: str = "auto",
     is_compiled: bool = True,
+    tensor_parallel_size: int = 1,
     cache_dir: Path | None = None,
     measure: Callable[[CalibrationRequest], None] | None = None,
 ) -> Path:
@@ -98,10 +107,11 @@ def ensure_profile(
     Of several processes that want the same profile, one measures and the others wait for it.
 
     Args:
-        model: The policy's directory.
+        model: The policy's directory, or its name on the Hugging Face Hub.
         settings: The drafter, and the largest number of draft tokens.
         dtype: Of the engine, as vLLM's option.
         is_compiled: The engine's `enforce_eager` is false.
+        tensor_parallel_size: The engine's own.
         cache_dir: None is `default_cache_dir()`.
         measure: Writes the profile; by default in a process of its own, which leaves nothing behind in this one.
 
@@ -111,13 +121,13 @@ def ensure_profile(
     """
     from filelock import FileLock
 
-    key = profile_key(model, profiled_scheme(settings))
+    key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=tensor_parallel_size)
     path = (cache_dir or default_cache_dir()) / f"{_digest(key, settings, dtype, is_compiled)}.json"
     if _is_usable(path, key):
         return path
     request = CalibrationRequest(
-        model=str(Path(model).expanduser().resolve()), settings=_for_measuring(settings), dtype=dtype,
-        is_compiled=is_compiled, out=str(path),
+        model=_absolute(model), settings=_for_measuring(settings), dtype=dtype, is_compiled=is_compiled, out=str(path),
+        tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +140,11 @@ def ensure_profile(
             f"XDG_CACHE_HOME to a directory that is, or name a profile in controller.profile"
         ) from error
     return path
+
+
+def _absolute(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
 
 
 def _digest(key: ProfileKey, settings: Settings, dtype: str, is_compiled: bool) -> str:
@@ -176,7 +191,7 @@ def _measure_in_own_process(request: CalibrationRequest) -> None:
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", _PROCESS], stdin=subprocess.PIPE, stdout=output, stderr=output, text=True,
-            start_new_session=True,
+            start_new_session=True, env=with_cores_of_first(request.tensor_parallel_size),
         )  # fmt: skip
         try:
             process.communicate(json.dumps(asdict(request)), timeout=_LIMIT_S)

@@ -1,9 +1,11 @@
 """Draft with the quantized self, on the policy's own KV cache."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +24,19 @@ from efficient_rollout.vllm_plugin.draft_sampling import DraftSampler
 from efficient_rollout.vllm_plugin.drafter_model import build_drafter
 from efficient_rollout.vllm_plugin.link_report import LinkReport, link_report
 from efficient_rollout.vllm_plugin.logits_processors import rows_without_drafts
+from efficient_rollout.vllm_plugin.ranks import DrafterFault, Ranks
 
 logger = logging.getLogger(__name__)
+
+
+def _draft_noise(seed: int) -> torch.Generator:
+    """Noise of drafts, the same on every rank of an engine, whatever else of a rank draws random numbers.
+
+    Far from the generator that vLLM seeds with the same number: whether a draft is accepted must not depend on the
+    numbers that it was drawn with.
+    """
+    digest = hashlib.sha256(f"efficient_rollout drafts {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
@@ -63,6 +76,8 @@ class SelfDraftProposer(DraftModelProposer):
         self.num_faults = 0
         self.fault: str | None = None
         self.links: LinkReport | None = None
+        self._noise = _draft_noise(vllm_config.model_config.seed)
+        self._ranks = Ranks(packed, self._noise)
         # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
         # the model's maximum length. Capacity is checked per request here.
         runner.effective_drafter_max_model_len = self.max_model_len + self.num_speculative_tokens + 1
@@ -125,7 +140,8 @@ class SelfDraftProposer(DraftModelProposer):
             num_rejected_tokens_gpu: [num_requests] or None, drafts of that pass that were rejected.
 
         Returns:
-            int64 [num_requests, chain_length], which is 0 where no request can use a draft, or after a fault.
+            int64 [num_requests, chain_length], which is 0 where no request can use a draft, or after a fault;
+            the same on every rank.
         """
         self._last_draft_probs = None
         num_requests = common_attn_metadata.batch_size()
@@ -143,7 +159,7 @@ class SelfDraftProposer(DraftModelProposer):
                 num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
-            self.turn_off(f"{type(error).__name__}: {error}")
+            self.turn_off(str(error) if isinstance(error, DrafterFault) else f"{type(error).__name__}: {error}")
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
@@ -203,13 +219,16 @@ class SelfDraftProposer(DraftModelProposer):
         metadata.query_start_loc = self.arange[: num_requests + 1]
         metadata.query_start_loc_cpu = torch.from_numpy(self.token_arange_np[: num_requests + 1])
         known = torch.from_numpy(self.runner.input_batch.num_tokens_no_spec[:num_requests]).long()
-        sampler = DraftSampler(self.runner.sampler, sampling, next_token_ids, num_computed + 1 - known)
+        sampler = DraftSampler(self.runner.sampler, sampling, next_token_ids, num_computed + 1 - known, self._noise)
         tokens, drafts, probabilities = next_token_ids, [], []
+        self._ranks.begin(sampling.generators.values())
         for step in range(num_drafts):
             hidden_states = self._forward(tokens, plans, step, metadata)
-            tokens, token_probabilities = self._sample(sampler, self.model.compute_logits(hidden_states))
+            logits = self.model.compute_logits(hidden_states)
+            tokens, token_probabilities = self._ranks.draw(partial(self._sample, sampler), logits)
             drafts.append(tokens)
             probabilities.append(token_probabilities)
+        self._ranks.end()
         if sampling.all_greedy:
             return torch.stack(drafts, dim=1), None
         return torch.stack(drafts, dim=1), torch.stack(probabilities, dim=1)

@@ -12,28 +12,30 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
 from efficient_rollout.provenance import hardware
 from efficient_rollout.vllm_plugin.compat import installed_vllm
+from efficient_rollout.vllm_plugin.environment import cores_of_first
 
 _CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
-def profile_key(model: str, scheme: str) -> ProfileKey:
+def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> ProfileKey:
     """What a latency profile must have been measured on to describe an engine on this machine.
 
     The same in an engine's process and in the one that starts it: nothing in it depends on a process's own threads.
 
     Args:
-        model: The policy's directory.
+        model: The policy's directory, or its name on the Hugging Face Hub.
         scheme: From `profiled_scheme`.
+        tensor_parallel_size: Of the engine.
 
     Raises:
         InputFileError: The directory has no readable `config.json`.
     """
     return ProfileKey(
-        hardware=_hardware(),
+        hardware=_hardware(tensor_parallel_size),
         model_shape=read_model_shape(model).description,
         scheme=scheme,
         versions=" ".join(installed_vllm()),
-        parallel_layout="tp1 pp1",
+        parallel_layout=f"tp{tensor_parallel_size} pp1",
     )
 
 
@@ -43,7 +45,7 @@ def profiled_scheme(settings: Settings) -> str:
     return settings.drafter.scheme + ("" if kernel == "auto" else f", verify_kernel {kernel}")
 
 
-def _hardware() -> str:
+def _hardware(num_workers: int) -> str:
     from vllm import envs
     from vllm.platforms import current_platform
 
@@ -51,8 +53,8 @@ def _hardware() -> str:
         return str(current_platform.get_device_name())
     text = f"{hardware()['cpu']}, {num_physical_cores(os.sched_getaffinity(0))} cores"
     # vLLM gives each engine one thread per physical core it may use, unless it is told otherwise.
-    if envs.VLLM_CPU_OMP_THREADS_BIND != "auto":
-        text += f", threads bound to {envs.VLLM_CPU_OMP_THREADS_BIND}"
+    if (bound := cores_of_first(num_workers)) != "auto":
+        text += f", threads bound to {bound}"
     if envs.VLLM_CPU_NUM_OF_RESERVED_CPU is not None:
         text += f", {envs.VLLM_CPU_NUM_OF_RESERVED_CPU} reserved"
     return text
@@ -72,7 +74,7 @@ def num_physical_cores(cpus: Collection[int], topology: Path = _CPU_TOPOLOGY) ->
     return len(cores)
 
 
-def check_profile(settings: Settings, model: str) -> Profile | None:
+def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Profile | None:
     """Refuse a profile that an engine with these settings would refuse, before one is started.
 
     Returns:
@@ -89,24 +91,28 @@ def check_profile(settings: Settings, model: str) -> Profile | None:
     remedy = (
         f"efficient-rollout calibrate --model {model} --scheme {settings.drafter.scheme} "
         f"--verify-kernel {settings.verify_kernel} --out {path}"
+        + (f" --tensor-parallel-size {tensor_parallel_size}" if tensor_parallel_size > 1 else "")
     )
     profile = load_profile(Path(path).expanduser(), remedy=remedy)
-    profile.require(profile_key(model, profiled_scheme(settings)), remedy=remedy)
+    key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=tensor_parallel_size)
+    profile.require(key, remedy=remedy)
     return profile
 
 
-def rule_from(settings: Settings, model: str) -> Rule:
+def rule_from(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Rule:
     """The rule the settings name; which names are legal is checked where the settings are parsed.
 
     Args:
         settings: The whole tree.
-        model: The policy's directory.
+        model: The policy's directory, or its name on the Hugging Face Hub.
+        tensor_parallel_size: Of the engine.
 
     Raises:
         ProfileError: See `check_profile`.
         ConfigError: The rule needs a profile and the settings name none.
     """
-    controller, profile = settings.controller, check_profile(settings, model)
+    controller = settings.controller
+    profile = check_profile(settings, model, tensor_parallel_size=tensor_parallel_size)
     table = None if profile is None else TickTable(profile.model, controller.max_draft_tokens)
     inputs = RuleInputs(
         max_draft_tokens=controller.max_draft_tokens,

@@ -42,7 +42,12 @@ class EfficientScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         settings = settings_of(self.vllm_config)
         self._max_draft_tokens = settings.controller.max_draft_tokens
-        self._book = TickBook(rule_from(settings, self.vllm_config.model_config.model), DrafterHealth())
+        rule = rule_from(
+            settings,
+            self.vllm_config.model_config.model,
+            tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
+        )
+        self._book = TickBook(rule, DrafterHealth())
         self._stats = RolloutStats()
         self.dynamic_sd_lookup = _Decide(self)
 

@@ -27,12 +27,15 @@ ENGINE_SYMBOLS = (
     *_of("vllm.config:CompilationConfig", "static_forward_context"),
     *_of("vllm.config:DeviceConfig", "device"),
     *_of("vllm.config:ModelConfig", "dtype", "hf_config", "logits_processors", "max_model_len", "model"),
-    *_of("vllm.config:ParallelConfig", "pipeline_parallel_size", "tensor_parallel_size", "world_size"),
+    *_of("vllm.config:ParallelConfig", "pipeline_parallel_size", "tensor_parallel_size"),
     *_of("vllm.config:SpeculativeConfig", "target_parallel_config", "uses_draft_model"),
     "vllm.config:set_current_vllm_config",
     "vllm.config.utils:replace",
     "vllm:envs.VLLM_CPU_NUM_OF_RESERVED_CPU",
     "vllm:envs.VLLM_CPU_OMP_THREADS_BIND",
+    *_of("vllm.utils.cpu_resource_utils:LogicalCPUInfo", "id", "numa_node", "physical_core"),
+    "vllm.utils.cpu_resource_utils:get_allowed_cpu_list",
+    "vllm.utils.cpu_resource_utils:get_visible_memory_node",
     *_of("vllm.platforms:current_platform", "device_type", "get_device_name", "import_kernels", "is_cpu"),
     # Scheduling.
     *_of(
@@ -62,9 +65,14 @@ ENGINE_SYMBOLS = (
     "vllm.v1.kv_cache_interface:KVCacheSpec",
     # Executor, worker and runner.
     *_of(
-        "vllm.v1.executor.multiproc_executor:MultiprocExecutor", "execute_model", "sample_tokens",
-        "take_draft_token_ids",
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor", "collective_rpc", "execute_model", "is_failed",
+        "response_mqs", "rpc_broadcast_mq", "sample_tokens", "take_draft_token_ids", "world_size",
     ),
+    *_of("vllm.v1.executor.multiproc_executor:WorkerProc", "ResponseStatus"),
+    *_of("vllm.distributed.device_communicators.shm_broadcast:MessageQueue", "dequeue", "enqueue"),
+    "vllm.distributed:get_tensor_model_parallel_rank",
+    "vllm.distributed:get_tensor_model_parallel_world_size",
+    "vllm.distributed:tensor_model_parallel_all_reduce",
     *_of(
         "vllm.v1.worker.cpu_worker:CPUWorker", "device", "execute_model", "init_device", "model_config",
         "finish_weight_update", "get_kv_cache_spec", "load_model", "model_runner", "reload_weights", "sample_tokens",
@@ -131,7 +139,15 @@ ENGINE_SYMBOLS = (
     *_of("vllm.v1.attention.backends.registry:AttentionBackendEnum", "CPU_ATTN"),
     "vllm.v1.attention.backends.registry:register_backend",
     # Layers, and loading weights into them.
-    *_of("vllm.model_executor.layers.linear:LinearBase", "output_size", "quant_method"),
+    *_of("vllm.model_executor.layers.linear:LinearBase", "input_size", "output_size", "quant_method"),
+    *_of(
+        "vllm.model_executor.layers.linear:QKVParallelLinear", "head_size", "total_num_heads", "total_num_kv_heads",
+        "v_head_size",
+    ),
+    *_of(
+        "vllm.model_executor.layers.linear:RowParallelLinear", "input_size_per_partition", "output_size_per_partition",
+        "tp_rank",
+    ),
     *_of("vllm.model_executor.layers.linear:LinearMethodBase", "apply", "create_weights"),
     *_of("vllm.model_executor.layers.linear:UnquantizedLinearMethod", "process_weights_after_loading"),
     *_of("vllm.model_executor.layers.quantization.base_config:QuantizationConfig", "get_quant_method"),
@@ -153,6 +169,12 @@ ENGINE_SYMBOLS = (
     "vllm.model_executor.model_loader.utils:initialize_model",
     "vllm.utils.torch_utils:set_default_torch_dtype",
 )  # fmt: skip
+
+# What only a server of several engines needs.
+SERVER_SYMBOLS = (
+    "vllm.v1.engine.async_llm:AsyncLLM.engine_core",
+    *_of("vllm.v1.engine.core_client:AsyncMPClient", "_call_utility_async", "core_engines"),
+)
 
 # What only the measuring gear needs: no engine of a user's is refused for it.
 MEASURING_SYMBOLS = (

@@ -10,7 +10,12 @@ from collections import Counter
 from typing import Any
 
 import torch
-from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
@@ -90,7 +95,9 @@ class _Tap:
 
     def show(self, layer: torch.nn.Module) -> None:
         """To the drafter."""
-        self.packed.refresh(self.name, layer.weight.data, layer.bias)
+        # Where inputs are split over ranks, every rank holds the bias and the first adds it.
+        adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
+        self.packed.refresh(self.name, layer.weight.data, layer.bias if adds_bias else None)
 
     def take_over(self, layer: torch.nn.Module) -> bool:
         """Compute the layer's products natively from now on, through vLLM's own hook; False where stock must."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
@@ -28,14 +30,16 @@ class _Parameter:
 
     Attributes:
         name: The model's own name. A fused parameter takes several tensors of a checkpoint, its parts.
-        shape: Of all that a checkpoint holds for it.
+        shape: Of all that a checkpoint holds for it, this rank's and the other ranks'.
         part_rows: Rows of each part, in vLLM's order; empty where it is not fused.
+        num_ranks: Ranks that may hold a part each of what a checkpoint holds, where `shape` is of this rank's part.
         arrived: Names of the tensors that came, each with its part (None: unnamed) and its number of values.
     """
 
     name: str
     shape: tuple[int, ...]
-    part_rows: tuple[int, ...]
+    part_rows: tuple[int, ...] = ()
+    num_ranks: int = 1
     arrived: list[tuple[str, Any, int]] = field(default_factory=list)
 
     @classmethod
@@ -44,8 +48,19 @@ class _Parameter:
         shape = tuple(tensor.shape)
         if isinstance(layer, VocabParallelEmbedding):
             # vLLM pads the vocabulary; no checkpoint has the padding.
-            shape = (layer.org_vocab_size, *shape[1:])
-        return cls(name, shape, tuple(getattr(layer, "output_sizes", ())))
+            return cls(name, (layer.org_vocab_size, *shape[1:]))
+        if isinstance(layer, RowParallelLinear):
+            return cls(name, (shape[0], layer.input_size) if len(shape) > 1 else shape)
+        if isinstance(layer, LinearBase):
+            rows = _part_rows(layer)
+            return cls(name, (sum(rows) or layer.output_size, *shape[1:]), rows)
+        # A layer of another kind, of a norm for one, is split where its model says so.
+        return cls(name, shape, num_ranks=get_tensor_model_parallel_world_size())
+
+    def num_values(self, loaded: torch.Tensor) -> int:
+        """Values of a tensor of the checkpoint, counted as those of `shape` are."""
+        whole = loaded.numel()
+        return whole // self.num_ranks if whole == self.num_ranks * math.prod(self.shape) else whole
 
     @property
     def num_missing(self) -> int:
@@ -136,13 +151,14 @@ class Arrivals:
     def _admit(self, parameter: _Parameter, loaded: torch.Tensor, part: Any) -> None:
         if not _is_finite(loaded):
             raise WeightSyncError(f"{self.current} holds values that are not finite numbers")
+        num_values = parameter.num_values(loaded)
         if self._is_exact:
-            if loaded.numel() > math.prod(parameter.shape_of(part)):
+            if num_values > math.prod(parameter.shape_of(part)):
                 raise self._misfit(parameter, part)
-            earlier = parameter.earlier(part, loaded.numel())
+            earlier = parameter.earlier(part, num_values)
             if earlier:
                 raise WeightSyncError(f"{self.current} is for values of {parameter.name} that {earlier} brought before")
-        parameter.arrived.append((self._name, part, loaded.numel()))
+        parameter.arrived.append((self._name, part, num_values))
 
     def _misfit(self, parameter: _Parameter, part: Any, error: Exception | None = None) -> WeightSyncError:
         of_part = "" if part is None else f"part {part!r} of "
@@ -167,6 +183,16 @@ class Arrivals:
                 f"{self.num_tensors} tensors came, and {len(missing)} of the policy's {len(self._expected)} parameters "
                 f"did not get all their values: {'; '.join(listed)}"
             )
+
+
+def _part_rows(layer: LinearBase) -> tuple[int, ...]:
+    """Rows that a checkpoint holds for each part of a fused layer; none where it is not fused."""
+    if isinstance(layer, QKVParallelLinear):
+        # vLLM's own sizes count a key and value head again for every rank that holds a copy.
+        heads = layer.total_num_heads * layer.head_size
+        keys, values = (layer.total_num_kv_heads * size for size in (layer.head_size, layer.v_head_size))
+        return heads, keys, values
+    return tuple(getattr(layer, "output_sizes", ()))
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

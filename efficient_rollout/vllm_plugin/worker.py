@@ -121,7 +121,7 @@ class CpuWorker(WeightDoors, CPUWorker):
         # The runner hears later of requests that ended before this tick, which it does not see.
         self._unseen_finished_ids |= scheduler_output.finished_req_ids
         output = without_tokens(scheduler_output)
-        attach(output, WorkerReport(self._health()))
+        attach(output, WorkerReport(self.drafter_report()))
         return output
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
@@ -134,12 +134,22 @@ class CpuWorker(WeightDoors, CPUWorker):
         if drafter is not None and isinstance(output, ModelRunnerOutput):
             drafts = self.model_runner.take_draft_token_ids() if drafter.chain_length else None
             usable = None if drafts is None else drafter.usable(drafts)
-            attach(output, WorkerReport(self._health(), drafter.chain_length, usable))
+            attach(output, WorkerReport(self.drafter_report(), drafter.chain_length, usable))
         return self._count(output, not self.settings.enabled)
 
-    def _health(self) -> DrafterReport:
+    def drafter_report(self) -> DrafterReport:
+        """How the weights and the drafter are, on this rank."""
         fault = None if self.self_drafter is None else self.self_drafter.fault
         return DrafterReport(self.weights_version, self.weights_fault, fault)
+
+    def take_report_of_all_ranks(self, report: DrafterReport) -> None:
+        """Stop where another rank of the engine must: ranks generate, and draft, together or not at all."""
+        self.weights_version, self.weights_fault = report.weights_version, report.weights_fault
+        drafter = self.self_drafter
+        if drafter is not None and drafter.fault is None and report.drafter_fault is not None:
+            drafter.turn_off(report.drafter_fault)
+            # Whatever the evidence says, the next weight sync mends every rank's part of the drafter.
+            drafter.packed.fault = report.drafter_fault
 
     @contextmanager
     def _no_noise_for_unfinished_prompts(self) -> Iterator[None]:
@@ -160,6 +170,10 @@ class CpuWorker(WeightDoors, CPUWorker):
         if stock_scheduler and isinstance(output, ModelRunnerOutput):
             self.stats.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
         return output
+
+    def repeat(self, mark: str) -> str:
+        """Answer so; the executor reads answers up to this one."""
+        return mark
 
     def wants_requantizing(self) -> bool:
         """At a weight sync, once: whether the drafter is to take the new weights."""

@@ -50,6 +50,7 @@ UPSTREAM = {
     "simulator": {"numpy"},
     "drafter": {"torch", "triton"},
     "dashboards": {"wandb"},
+    "policy_config": {"huggingface_hub"},
     "upstream": {"packaging"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},

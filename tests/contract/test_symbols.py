@@ -11,9 +11,9 @@ import pytest
 
 from efficient_rollout.upstream import check_symbols
 from efficient_rollout.verl_plugin.compat import REQUIRED_SYMBOLS
-from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS, MEASURING_SYMBOLS
+from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS, MEASURING_SYMBOLS, SERVER_SYMBOLS
 
-ALL_OF_VLLM = {*ENGINE_SYMBOLS, *MEASURING_SYMBOLS}
+ALL_OF_VLLM = {*ENGINE_SYMBOLS, *MEASURING_SYMBOLS, *SERVER_SYMBOLS}
 # What an engine's worker and the process that runs its scheduler have imported when they check.
 START = """
 import json, sys

@@ -85,7 +85,13 @@ def start(model: Path, settings: dict[str, Any] | None, *, dtype: str = "float32
     """
     from vllm import LLM
 
-    ours = {} if settings is None else engine_args(str(model), Settings.parse(settings))
+    ours = (
+        {}
+        if settings is None
+        else engine_args(
+            str(model), Settings.parse(settings), tensor_parallel_size=overrides.get("tensor_parallel_size", 1)
+        )
+    )
     return LLM(str(model), dtype=dtype, **{**ENGINE_LIMITS, **ours, **overrides})
 
 

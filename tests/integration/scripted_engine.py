@@ -5,6 +5,7 @@ They are named by their dotted path in the engine's arguments, like the product'
 
 import hashlib
 import types
+from collections import Counter
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ class FaultyProposer(SelfDraftProposer):
     """The product's drafter until a fault is switched on."""
 
     mode: str | None = None
+    digest = ""
+
+    def propose(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The product's, keeping a digest of every draft so far."""
+        drafts = super().propose(*args, **kwargs)
+        self.digest = hashlib.sha256(self.digest.encode() + drafts.numpy().tobytes()).hexdigest()
+        return drafts
 
     def _sample(self, sampler: Any, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.mode == "raise":
@@ -69,6 +77,7 @@ class FaultyWorker(CpuWorker):
     def init_device(self) -> None:
         """Stock, then the class of the drafter is changed in place."""
         super().init_device()
+        self.calls: Counter[str] = Counter()
         if self.self_drafter is not None:
             self.self_drafter.__class__ = FaultyProposer
 
@@ -77,14 +86,53 @@ class FaultyWorker(CpuWorker):
         self.num_resumed += len(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
         return super().execute_model(scheduler_output)
 
+    def take_draft_token_ids(self) -> Any:
+        """Stock, counted: a question that the product's executor does not ask."""
+        self.calls["take_draft_token_ids"] += 1
+        return super().take_draft_token_ids()
+
+    def take_report_of_all_ranks(self, report: Any) -> None:
+        """The product's, counted."""
+        self.calls["take_report_of_all_ranks"] += 1
+        super().take_report_of_all_ranks(report)
+
+    def take_calls(self) -> dict[str, int]:
+        """What the executor asked for beside ticks, since the last call."""
+        calls, self.calls = dict(self.calls), Counter()
+        return calls
+
     def num_resumed_requests(self) -> int:
         """Since the engine's start."""
         return self.num_resumed
 
-    def set_fault(self, mode: str | None) -> None:
-        """Switch a fault on, or off and the drafter on again."""
-        self.self_drafter.mode = mode
+    def set_fault(self, mode: str | None, rank: int | None = None) -> None:
+        """Switch a fault on, on one rank or on all, or off and the drafter on again."""
+        if mode is None or rank in (None, self.rank):
+            self.self_drafter.mode = None if mode == "product" else mode
+            self.break_products(is_broken=mode == "product")
         self.self_drafter.fault = None
+
+    def break_products(self, *, is_broken: bool) -> None:
+        """Let the drafter's first layer raise, or compute again."""
+
+        def multiply(self: Any, rows: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("deliberate fault")
+
+        layer = next(iter(self.self_drafter.packed.layers.values()), None)
+        if layer is not None:
+            layer.__dict__.pop("_multiply", None)
+            if is_broken:
+                layer._multiply = types.MethodType(multiply, layer)
+
+    def draft_digest(self) -> str:
+        """Of every draft of this rank since its start."""
+        return self.self_drafter.digest
+
+    def sync_all_but_one_tensor(self, path: str, rank: int) -> None:
+        """A weight sync in which one rank misses a tensor."""
+        weights = tensors(path)
+        with WeightSync(self) as sync:
+            sync.load(weights[: -1 if rank == self.rank else None])
 
     def use_drafter(self, settings: dict[str, Any], policy: str) -> None:
         """Draft another way from now on: new packed layers, filled by a weight sync from the policy on disk."""
@@ -153,6 +201,14 @@ class FaultyWorker(CpuWorker):
             layer.__dict__.pop("_pack", None)
             if fail:
                 layer._pack = types.MethodType(pack, layer)
+
+    def fail_requantizing_on(self, rank: int | None) -> None:
+        """As `fail_requantizing`, on one rank; None mends it on all."""
+        self.fail_requantizing(fail=rank == self.rank)
+
+    def drafter_bytes_of_rank(self) -> int:
+        """Memory of this rank's part of the drafter."""
+        return self.self_drafter.packed.num_bytes
 
     def kv_cache_facts(self) -> tuple[int, int, int]:
         """Blocks of the KV cache, its bytes (distinct storages), and the attention layers that use it."""

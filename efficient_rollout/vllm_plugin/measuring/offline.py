@@ -15,6 +15,7 @@ from efficient_rollout.drafter.native.library import has_avx512
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.vllm_plugin.compat import check_device
 from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.environment import bind_workers
 from efficient_rollout.vllm_plugin.measuring import scripted
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
@@ -33,6 +34,7 @@ class EngineLimits:
         dtype: Of the policy.
         is_compiled: Compiled mode instead of eager.
         keeps_prefixes: Prefix caching, as by default in vLLM.
+        tensor_parallel_size: Workers, a part of the policy each.
     """
 
     max_requests: int
@@ -41,6 +43,7 @@ class EngineLimits:
     dtype: str = "bfloat16"
     is_compiled: bool = False
     keeps_prefixes: bool = True
+    tensor_parallel_size: int = 1
 
     def to_args(self, model: str) -> dict[str, Any]:
         """Keyword arguments of `vllm.LLM`."""
@@ -49,6 +52,7 @@ class EngineLimits:
             "model": model,
             "dtype": self.dtype,
             "enforce_eager": not self.is_compiled,
+            "tensor_parallel_size": self.tensor_parallel_size,
             "max_model_len": self.max_context_tokens,
             "max_num_seqs": self.max_requests,
             "max_num_batched_tokens": max(2048, self.max_requests * 17),
@@ -151,6 +155,7 @@ def fastest_dtype() -> str:
 def start_plain(model: str, limits: EngineLimits) -> Any:
     """Stock vLLM, without any class of this package; UnsupportedDeviceError where none of ours could start either."""
     check_device()
+    bind_workers(limits.tensor_parallel_size)
     return LLM(**limits.to_args(model))
 
 
@@ -158,14 +163,17 @@ def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
     """Stock vLLM's n-gram drafts. Our worker, disabled, only brings the ledger's repair of the rejection sampler."""
     return LLM(
         **limits.to_args(model),
-        **engine_args(model, Settings(enabled=False)),
+        **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),
         speculative_config={"method": "ngram", "num_speculative_tokens": num_draft_tokens, **_NGRAM_LOOKUP},
     )
 
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
     """The product's engine, with decisions that requests can script and ticks that are recorded."""
-    ours = engine_args(model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled)
+    ours = engine_args(
+        model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
+        tensor_parallel_size=limits.tensor_parallel_size,
+    )  # fmt: skip
     return LLM(**limits.to_args(model), **{**ours, "scheduler_cls": scripted.SCHEDULER, "worker_cls": scripted.WORKER})
 
 
@@ -274,24 +282,3 @@ def reload_plain(engine: Any) -> float:
 def drafter_memory(engine: Any) -> DrafterMemory:
     """What an engine from `start_self_drafting` holds beside the policy."""
     return DrafterMemory(**engine.collective_rpc("drafter_memory")[0])
-
-
-def encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:
-    """Token ids of prompts: texts as they are, messages through the chat template.
-
-    Args:
-        model: Directory with a tokenizer.
-        prompts: Texts, or lists of messages with `role` and `content`.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return [
-        tokenizer.encode(
-            prompt
-            if isinstance(prompt, str)
-            else tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False),
-            add_special_tokens=isinstance(prompt, str),
-        )
-        for prompt in prompts
-    ]

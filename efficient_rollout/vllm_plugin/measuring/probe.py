@@ -50,6 +50,7 @@ class ProbeSettings:
             out. The twelve cheapest of the fixed start are measured however long they take.
         dtype: Of the policy.
         is_compiled: Compiled mode instead of eager.
+        tensor_parallel_size: Of the engine.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -59,6 +60,7 @@ class ProbeSettings:
     seconds: float = 60.0
     dtype: str = "bfloat16"
     is_compiled: bool = False
+    tensor_parallel_size: int = 1
 
 
 def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens: int) -> list[Point]:
@@ -219,6 +221,7 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
     limits = EngineLimits(
         max_requests=max(probe.batches), max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens,
         dtype=probe.dtype, is_compiled=probe.is_compiled, keeps_prefixes=False,
+        tensor_parallel_size=probe.tensor_parallel_size,
     )  # fmt: skip
     started = time.perf_counter()
     engine = offline.start_self_drafting(model, limits, settings)

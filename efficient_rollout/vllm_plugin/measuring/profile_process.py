@@ -20,7 +20,9 @@ _LENGTHS = (1, 2, 4, 8)
 _SPARE_TOKENS = 512  # beside a point's context: what a point decodes, with the most drafts
 
 
-def probe_settings(max_positions: int, max_draft_tokens: int, *, dtype: str, is_compiled: bool) -> ProbeSettings:
+def probe_settings(
+    max_positions: int, max_draft_tokens: int, *, dtype: str, is_compiled: bool, tensor_parallel_size: int = 1
+) -> ProbeSettings:
     """The usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
 
     Args:
@@ -28,13 +30,15 @@ def probe_settings(max_positions: int, max_draft_tokens: int, *, dtype: str, is_
         max_draft_tokens: Largest k; always one of the lengths.
         dtype: Of the engine.
         is_compiled: Compiled mode.
+        tensor_parallel_size: Of the engine.
     """
     usual = ProbeSettings(dtype=dtype, is_compiled=is_compiled)
     contexts = tuple(c for c in usual.contexts if c + _SPARE_TOKENS <= max_positions)
     lengths = (*(k for k in _LENGTHS if k < max_draft_tokens), max_draft_tokens)
     return ProbeSettings(
-        contexts=contexts or (max(1, max_positions // 4),), lengths=lengths, dtype=dtype, is_compiled=is_compiled
-    )
+        contexts=contexts or (max(1, max_positions // 4),), lengths=lengths, dtype=dtype, is_compiled=is_compiled,
+        tensor_parallel_size=tensor_parallel_size,
+    )  # fmt: skip
 
 
 def run(request: CalibrationRequest) -> None:
@@ -49,6 +53,7 @@ def run(request: CalibrationRequest) -> None:
         settings.controller.max_draft_tokens,
         dtype=request.dtype,
         is_compiled=request.is_compiled,
+        tensor_parallel_size=request.tensor_parallel_size,
     )
     profile = calibrate_engine(request.model, settings, probe, provenance={"source": "engine start", **provenance()})
     save_profile(profile, Path(request.out))

@@ -67,7 +67,11 @@ class ScriptedScheduler(EfficientScheduler):
         self._run: int | None = None
         self._tick_table: TickTable | None = None
         # From this process, which is the one that will compare it.
-        key = profile_key(self.vllm_config.model_config.model, profiled_scheme(self._settings))
+        key = profile_key(
+            self.vllm_config.model_config.model,
+            profiled_scheme(self._settings),
+            tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
+        )
         self._unsent_key: dict[str, str] | None = asdict(key)
 
     def decide(self, num_scheduled_requests: int) -> int:

@@ -1,0 +1,93 @@
+"""What vLLM takes from variables alone, chosen for the user in the process that starts an engine.
+
+A variable that the user set is left as it is.
+"""
+
+import logging
+import os
+from collections import defaultdict
+
+from efficient_rollout.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+_CORES = "VLLM_CPU_OMP_THREADS_BIND"
+_AUTO = "auto"
+
+_chosen: dict[str, str] = {}
+
+
+def choose_runner() -> None:
+    """Have vLLM run an engine that drafts on its V1 model runner, which it would choose in most cases anyway.
+
+    Its V2 runner is chosen on a CPU as soon as a Triton with a CPU backend is installed.
+    """
+    if os.environ.get(_RUNNER) is None:
+        _choose(_RUNNER, "0", "self-drafting engines run on vLLM's V1 model runner")
+
+
+def bind_workers(num_workers: int) -> None:
+    """Give every worker of an engine cores of its own, where vLLM by itself would refuse to.
+
+    vLLM binds each worker to a memory node, and a machine with fewer nodes than workers gets "Not enough allowed NUMA
+    nodes". Such a machine's cores are shared out alike, less the one per worker that vLLM too leaves to others.
+
+    Args:
+        num_workers: Of all engines that share one set of options: tensor parallel times data parallel size, here.
+
+    Raises:
+        ConfigError: There are fewer cores than workers, or the user's binding is for another number.
+    """
+    if _chosen.get(_CORES) == os.environ.get(_CORES):
+        os.environ.pop(_CORES, None)
+    bound = os.environ.get(_CORES, _AUTO)
+    if bound == "nobind":
+        return
+    if bound != _AUTO:
+        if len(bound.split("|")) != num_workers:
+            raise ConfigError(
+                f"{_CORES}={bound} binds {len(bound.split('|'))} workers, and there are {num_workers} "
+                "(tensor_parallel_size times data_parallel_size): give as many lists of cores, or unset it"
+            )
+        return
+    cores, num_nodes = _cores_of_machine()
+    if len(cores) < num_workers:
+        raise ConfigError(
+            f"{num_workers} workers (tensor_parallel_size times data_parallel_size) need a core each, and this process "
+            f"may use {len(cores)}: choose smaller sizes"
+        )
+    if num_workers > 1 and num_workers > num_nodes:
+        lists = "|".join(",".join(map(str, share)) for share in _shares(cores, num_workers))
+        _choose(_CORES, lists, "each worker gets cores of its own")
+
+
+def cores_of_first(num_workers: int) -> str:
+    """The binding of the first so many workers; "auto" where vLLM chooses, or nothing is bound."""
+    bound = os.environ.get(_CORES, _AUTO)
+    return bound if bound in (_AUTO, "nobind") else "|".join(bound.split("|")[:num_workers])
+
+
+def with_cores_of_first(num_workers: int) -> dict[str, str]:
+    """This process's variables for one that starts an engine of so many workers."""
+    return os.environ | ({} if (bound := cores_of_first(num_workers)) == _AUTO else {_CORES: bound})
+
+
+def _choose(name: str, value: str, why: str) -> None:
+    os.environ[name] = _chosen[name] = value
+    logger.info("%s: %s=%s", why, name, value)
+
+
+def _cores_of_machine() -> tuple[list[int], int]:
+    """One logical core of each physical one that this process may use, those of a memory node together; and nodes."""
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_visible_memory_node
+
+    siblings = defaultdict(list)
+    for core in get_allowed_cpu_list():
+        siblings[core.numa_node, core.physical_core].append(core.id)
+    return [max(ids) for _, ids in sorted(siblings.items())], len(get_visible_memory_node())
+
+
+def _shares(cores: list[int], num_workers: int) -> list[list[int]]:
+    size = len(cores) // num_workers
+    return [cores[i * size : i * size + max(1, size - 1)] for i in range(num_workers)]

@@ -1,0 +1,61 @@
+"""What every test of losslessness draws from an engine, and compares."""
+
+import engine_support
+import pytest
+from scripted_engine import PATTERN
+
+OFF, ON, TOGGLING = [0], [4], [4, 0, 0, 2, 1, 0, 3]
+
+# One false alarm in a thousand runs of a condition; a 2 % shift of mass is seen nearly always.
+FALSE_ALARM_RATE = 1e-3
+NUM_SAMPLES = 8192
+SHIFT = 0.02
+
+PROMPT = [5, 7, 9, 11]
+# Longer than two blocks of the KV cache, so that an attention window leaves something out.
+LONG_PROMPT = [3 + (7 * i) % 120 for i in range(70)]
+GREEDY_PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(12)] + [LONG_PROMPT, LONG_PROMPT[3:]]
+BLOCK_SIZE = 32
+# Log-probabilities of one token from passes over other numbers of rows: float32 rounding.
+ROUNDING = 2e-4
+
+
+def greedy(engine, pattern):
+    """Greedy completions of `GREEDY_PROMPTS`, with the two best log-probabilities of every token."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        temperature=0.0, max_tokens=48, ignore_eos=True, detokenize=False, logprobs=2, extra_args={PATTERN: pattern}
+    )
+    return [outputs[0] for outputs in engine_support.generate(engine, GREEDY_PROMPTS, params)]
+
+
+def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prompt=PROMPT, num_tokens=3):
+    """Second and third tokens of many responses to one prompt."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        n=num_samples,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        max_tokens=num_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={PATTERN: pattern},
+        **extra,
+    )
+    return [tuple(output.token_ids[1:3]) for output in engine_support.generate(engine, [prompt], params)[0]]
+
+
+def assert_equal(completions, stock_greedy):
+    """Tokens are equal up to ties, and log-probabilities up to rounding."""
+    for ours, stock in zip(completions, stock_greedy, strict=True):
+        for position, (token, expected) in enumerate(zip(ours.token_ids, stock.token_ids, strict=True)):
+            if token != expected:
+                best, second = sorted((entry.logprob for entry in stock.logprobs[position].values()), reverse=True)[:2]
+                assert best - second < ROUNDING, f"position {position}: {token} for {expected}, and it is no tie"
+                break  # after a tie the texts are different ones
+            assert ours.logprobs[position][token].logprob == pytest.approx(
+                stock.logprobs[position][expected].logprob, abs=ROUNDING
+            )

@@ -1,0 +1,216 @@
+"""An engine whose workers share the policy promises what an engine of one worker does."""
+
+import os
+import signal
+import threading
+import time
+
+import engine_support
+import psutil
+import pytest
+from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
+from lossless_support import (
+    BLOCK_SIZE,
+    FALSE_ALARM_RATE,
+    NUM_SAMPLES,
+    OFF,
+    ON,
+    PROMPT,
+    SHIFT,
+    TOGGLING,
+    assert_equal,
+    greedy,
+    sample_pairs,
+)
+from scripted_engine import PATTERN
+
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+
+pytestmark = pytest.mark.engine
+
+COARSEST = {"scheme": "int4", "group_size": 128}
+DRAFTERS = {
+    "unquantized": {"scheme": "unquantized"},
+    "int8": {"scheme": "int8"},
+    "int4": COARSEST,
+    "mixed": {"scheme": "mixed", "group_size": 32, "int4_max_rows": 8},
+}
+CONDITIONS = {
+    "temperature-1": (Sampling(), {}),
+    "top-k-top-p": (Sampling(top_k=40, top_p=0.9), {}),
+    "seed": (Sampling(temperature=0.7), {"seed": 1234}),
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """With everything that is split unevenly: biases before and after a product, a tied head, an odd vocabulary."""
+    return engine_support.random_policy(
+        tmp_path_factory.mktemp("policy"), architecture="Llama", attention_bias=True, mlp_bias=True, tied=True,
+        vocab_size=131, spread=0.12, embedding_spread=0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stock_greedy(policy):
+    """Greedy completions of stock vLLM with one worker."""
+    engine = engine_support.start(policy, None)
+    completions = greedy(engine, OFF)
+    engine_support.stop(engine)
+    return completions
+
+
+@pytest.fixture(scope="module")
+def engine(policy, stock_greedy):
+    engine = engine_support.start(
+        policy,
+        {"drafter": COARSEST, "controller": {"rule": "always", "max_draft_tokens": 4}},
+        tensor_parallel_size=2,
+        scheduler_cls="scripted_engine.ScriptedScheduler",
+        worker_cls="scripted_engine.FaultyWorker",
+        block_size=BLOCK_SIZE,
+    )
+    yield engine
+    engine_support.stop(engine)
+
+
+@pytest.fixture
+def drafter(request, engine, policy):
+    """The engine's drafter made anew with other settings, and back afterwards."""
+    engine.collective_rpc("use_drafter", args=(DRAFTERS[request.param], str(policy)))
+    engine.reset_prefix_cache()
+    yield request.param
+    engine.collective_rpc("use_drafter", args=(COARSEST, str(policy)))
+    engine.reset_prefix_cache()
+
+
+def assert_ranks_drafted_alike(engine):
+    digests = engine.collective_rpc("draft_digest")
+    assert len(digests) == 2
+    assert digests[0] == digests[1] != ""
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS, indirect=True)
+def test_every_drafter_is_lossless(engine, policy, stock_greedy, drafter):
+    take_rollout_stats(engine.collective_rpc)
+    for pattern in (ON, TOGGLING):
+        assert_equal(greedy(engine, pattern), stock_greedy)
+    joint = joint_of_second_and_third(policy, PROMPT, Sampling())
+    num_samples = NUM_SAMPLES // 2
+    assert smallest_power(joint, num_samples, 1.5 * SHIFT, FALSE_ALARM_RATE) > 0.95
+    assert p_value(sample_pairs(engine, Sampling(), {}, [1], num_samples), joint) > FALSE_ALARM_RATE
+    stats = take_rollout_stats(engine.collective_rpc)
+    if drafter == "unquantized":
+        assert stats.num_accepted_tokens == stats.num_draft_tokens > num_samples
+    else:
+        assert 0.3 * stats.num_draft_tokens < stats.num_accepted_tokens < stats.num_draft_tokens
+    assert_ranks_drafted_alike(engine)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_joint_distribution_is_exact(engine, policy, condition):
+    sampling, extra = CONDITIONS[condition]
+    joint = joint_of_second_and_third(policy, PROMPT, sampling)
+    assert smallest_power(joint, NUM_SAMPLES, SHIFT, FALSE_ALARM_RATE) > 0.95
+    assert p_value(sample_pairs(engine, sampling, extra, [1]), joint) > FALSE_ALARM_RATE
+    assert_ranks_drafted_alike(engine)
+
+
+def test_ticks_and_drafts_are_counted_once(engine):
+    take_rollout_stats(engine.collective_rpc)
+    completions = greedy(engine, ON)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_engines == 1
+    assert stats.num_generated_tokens == sum(len(completion.token_ids) for completion in completions)
+    assert stats.num_accepted_tokens < stats.num_generated_tokens
+    assert stats.drafter_bytes == sum(engine.collective_rpc("drafter_bytes_of_rank"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("mode", ["raise", "product"])
+def test_a_fault_on_one_rank_turns_drafting_off_on_all(engine, policy, stock_greedy, mode, rank):
+    from vllm import SamplingParams
+
+    engine.collective_rpc("set_fault", args=(mode, rank))
+    take_rollout_stats(engine.collective_rpc)
+    # Seeded: a rank whose generator had stayed behind would sample other tokens than the other rank.
+    params = SamplingParams(
+        temperature=1.0, seed=5, max_tokens=24, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON}
+    )
+    outputs = engine_support.generate(engine, [PROMPT] * 4, params)
+    assert [len(output.token_ids) for (output,) in outputs] == [24] * 4
+    assert_equal(greedy(engine, ON), stock_greedy)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_draft_tokens == 0
+    assert stats.num_drafter_faults == 1
+    faults = [status["drafter_fault"] for status in engine.collective_rpc("plugin_status")]
+    assert "deliberate fault" in faults[rank]
+    assert f"on rank {rank}" in faults[1 - rank]
+    engine.collective_rpc("set_fault", args=(None,))
+    assert_equal(greedy(engine, ON), stock_greedy)
+    assert take_rollout_stats(engine.collective_rpc).num_draft_tokens > 0
+    sample_pairs(engine, Sampling(), {}, [1], 256)
+    assert_ranks_drafted_alike(engine)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_memory_that_one_rank_lacks_for_requantizing_turns_drafting_off_on_all(engine, policy, stock_greedy, rank):
+    engine.collective_rpc("fail_requantizing_on", args=(rank,))
+    engine.collective_rpc("sync_from", args=(str(policy),))
+    engine.reset_prefix_cache()
+    take_rollout_stats(engine.collective_rpc)
+    assert_equal(greedy(engine, ON), stock_greedy)
+    assert take_rollout_stats(engine.collective_rpc).num_draft_tokens == 0
+    assert all(status["drafter_fault"] for status in engine.collective_rpc("plugin_status"))
+    engine.collective_rpc("fail_requantizing_on", args=(None,))
+    engine.collective_rpc("sync_from", args=(str(policy),))
+    engine.reset_prefix_cache()
+    assert_equal(greedy(engine, ON), stock_greedy)
+    assert take_rollout_stats(engine.collective_rpc).num_draft_tokens > 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sync_is_complete_only_when_every_ranks_is(engine, policy, stock_greedy, rank):
+    with pytest.raises(Exception, match="did not get all their values"):
+        engine.collective_rpc("sync_all_but_one_tensor", args=(str(policy), rank))
+    assert {completion.finish_reason for completion in greedy(engine, ON)} == {"error"}
+    statuses = engine.collective_rpc("plugin_status")
+    assert all("did not get all their values" in status["weights_fault"] for status in statuses)
+    engine.collective_rpc("sync_from", args=(str(policy),))
+    engine.reset_prefix_cache()
+    assert_equal(greedy(engine, ON), stock_greedy)
+
+
+def test_one_tick_costs_no_more_messages_than_stocks(engine):
+    """Stock asks for drafts after every tick. How the other ranks are is asked once after a call between ticks."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON})
+    engine.collective_rpc("take_calls")
+    for _ in range(2):
+        engine_support.generate(engine, [PROMPT], params)
+    assert engine.collective_rpc("take_calls") == [{"take_report_of_all_ranks": 1}] * 2
+
+
+def generate_for_ever(engine, params):
+    while True:
+        engine_support.generate(engine, [PROMPT] * 8, params)
+
+
+# The last: nothing is left of the engine.
+def test_a_worker_that_is_killed_ends_the_engine_and_leaves_nothing(engine):
+    from vllm import SamplingParams
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    pids = [status["process_id"] for status in engine.collective_rpc("plugin_status")]
+    params = SamplingParams(
+        temperature=1.0, max_tokens=200, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON}
+    )
+    killer = threading.Timer(1.0, os.kill, (pids[1], signal.SIGKILL))
+    killer.start()
+    with pytest.raises(EngineDeadError):
+        generate_for_ever(engine, params)
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, pids)):
+        assert time.monotonic() < deadline, "a worker was left behind"
+        time.sleep(0.2)
