@@ -75,3 +75,13 @@ def test_a_fault_lasts_for_as_long_as_the_worker_reports_it() -> None:
     assert health.why_not() == "drafter_fault", "the nearer reason"
     health.take_report(DrafterReport())
     assert health.why_not() == "drafter_stale"
+
+
+def test_an_engine_of_several_ranks_is_as_well_as_the_worst_of_them() -> None:
+    well = DrafterReport(weights_version=3)
+    assert DrafterReport.of_all([well, well]) == well
+    behind = DrafterReport(weights_version=2, weights_fault="torn", drafter_fault="no memory")
+    assert DrafterReport.of_all([well, behind]) == DrafterReport(2, "on rank 1: torn", "on rank 1: no memory")
+    assert DrafterReport.of_all([behind, well]) == behind
+    told = DrafterReport.of_all([well, behind])
+    assert DrafterReport.of_all([told, told]) == told, "what every rank was told is said no differently again"

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -209,3 +209,14 @@ def test_round_trip_through_json() -> None:
     assert RolloutStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
     with pytest.raises(TypeError, match="unexpected"):
         RolloutStats.from_dict({"unknown": 1})
+
+
+def test_the_ranks_of_one_engine_count_once() -> None:
+    first = RolloutStats(
+        num_engines=1, num_ticks=5, num_draft_tokens=8, drafter_bytes=100, weight_sync_seconds=1.0, num_weight_syncs=1,
+        requantize_seconds=0.5, draft_seconds=0.25, packed_weight_share=0.9, drafted_per_position=[4, 4],
+    )  # fmt: skip
+    second = replace(first, drafter_bytes=120, weight_sync_seconds=3.0, requantize_seconds=0.25, draft_seconds=0.5)
+    expected = replace(first, drafter_bytes=220, weight_sync_seconds=3.0, draft_seconds=0.5)
+    assert RolloutStats.of_ranks([first, second]) == expected
+    assert RolloutStats.of_ranks([first]) == first

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from efficient_rollout.errors import InputFileError
-from efficient_rollout.policy_config import read_policy_config
+from efficient_rollout.policy_config import find_policy_config, read_policy_config
 
 
 def write(directory: Path, content: Any) -> Path:
@@ -41,3 +41,40 @@ def test_no_policy_and_no_object_are_refused(tmp_path: Path) -> None:
         read_policy_config(tmp_path / "nowhere")
     with pytest.raises(InputFileError, match="JSON object"):
         read_policy_config(write(tmp_path, [1]))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hub's cache with one policy, and no network; returns the policy's directory in it."""
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--owner--policy" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return write(snapshot, {"vocab_size": 7})
+
+
+def test_a_name_on_the_hub_is_a_policy(hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = read_policy_config("owner/policy")
+    assert config.size("vocab_size") == 7
+    assert config.path == hub / "config.json"
+    # A directory of that name comes first.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "policy").mkdir(parents=True)
+    assert find_policy_config("owner/policy") == Path("owner/policy/config.json")
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("name", ["owner/other", "no..such/name"])
+def test_a_name_that_the_hub_does_not_have_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(InputFileError, match=rf"no policy at {name}: there is no such directory here, and") as raised:
+        read_policy_config(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["./owner/policy", "../policy", "/owner/policy", "policy", "a/b/c", "~/policy"])
+def test_a_path_is_never_asked_of_the_hub(path: str) -> None:
+    assert find_policy_config(path) == Path(path).expanduser() / "config.json"

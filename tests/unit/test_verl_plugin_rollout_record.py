@@ -73,3 +73,10 @@ def test_several_engines_are_weighted_by_tokens():
 
 def test_a_job_without_our_engines_gets_no_metrics():
     assert step_metrics([], validated=False) == {}
+
+
+def test_engines_behind_one_server_are_engines():
+    two = Segment(RolloutStats.merge([segment(tokens=5).stats, segment(tokens=7).stats]), 1.0, 2.0)
+    metrics = step_metrics([[two, two], [segment(tokens=3, start=1.0, end=2.0)]], validated=False)
+    assert metrics[names.NUM_ENGINES] == 3
+    assert metrics[names.GENERATED_TOKENS] == 27

