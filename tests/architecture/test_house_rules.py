@@ -24,6 +24,7 @@ ENVIRONMENT_USERS = {
 ACROSS_MODULES = {
     "adding_a_scheme": "the page on adding a scheme, carried out",
     "bench": "what the benchmark's commands are asked, and what they make of rounds",
+    "compatibility": "the table of versions, and what scripts/compat.py does for it",
     "cost_model_per_request": "a claim about the cost model, on measured latencies",
     "cost_model_regret": "a claim about the cost model, on measured latencies",
     "drafter_native": "the C kernels behind their layers",

@@ -45,7 +45,8 @@ def test_every_door_for_new_weights_is_known():
     from efficient_rollout.vllm_plugin.weight_doors import WeightDoors
 
     doors = {name for name, _ in inspect.getmembers(Worker, callable) if "weight" in name and not name.startswith("_")}
-    assert doors - vars(WeightDoors).keys() == {"init_weight_transfer_engine"}, "loads nothing"
+    loading_nothing = {"init_weight_transfer_engine", "shutdown_weight_transfer_engine", "compute_weight_checksums"}
+    assert doors - vars(WeightDoors).keys() <= loading_nothing
     of_these_tests = {"files"}
     assert WeightTransferEngineFactory._registry.keys() - of_these_tests <= compat._GPU_TRANSFERS, "may run on a CPU"
 
@@ -76,6 +77,20 @@ def test_ledger_applies_twice_without_harm_and_cures_the_fault_it_names():
     expanded = rejection_sampler.expand_batch_to_tokens(temperatures, counts, 5, replace_from=0, replace_to=1)
     assert expanded.tolist() == pytest.approx([0.5, 0.5, 1.0, 1.0, 1.0])
     assert rejection_sampler.expand_batch_to_tokens(torch.tensor([3, 4, 5]), counts, 5).tolist() == [3, 3, 5, 5, 5]
+
+
+def test_a_tick_without_drafts_is_judged_without_harm():
+    import torch
+    import vllm.v1.sample.rejection_sampler as rejection_sampler
+
+    from efficient_rollout.vllm_plugin import ledger
+
+    class Sampling:
+        all_greedy, temperature, top_k, top_p = False, torch.ones(2), torch.tensor([2, 3]), None
+
+    ledger.apply()
+    none = torch.empty(0, 5)
+    assert rejection_sampler.apply_sampling_constraints(none, torch.zeros(2, dtype=torch.int64), Sampling()) is none
 
 
 def test_entry_point_is_the_one_vllm_loads():
