@@ -48,6 +48,19 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
             raise fault
         sync.finish()
 
+    def _get_zmq_handle(self) -> str:
+        """Stock, for this worker's own sender.
+
+        vLLM tells the data-parallel engines of a dense policy that they are one each, so that veRL lets all of them
+        ask the first engine's senders for weights, and the other senders wait for ever.
+        """
+        parallel, local_rank = self.model_runner.vllm_config.parallel_config, self.local_rank
+        self.local_rank += (parallel.data_parallel_rank_local or 0) * parallel.tensor_parallel_size
+        try:
+            return super()._get_zmq_handle()
+        finally:
+            self.local_rank = local_rank
+
 
 def _refuse_adapter(peft_config: dict | None, base_sync_done: bool) -> None:
     if peft_config and base_sync_done:

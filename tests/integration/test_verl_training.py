@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from verl_support import STOCK, Run, train
+from verl_support import STOCK, Run, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks import reward
@@ -16,11 +16,6 @@ from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin.rollout_record import VALIDATION_PREFIX
 
 pytestmark = pytest.mark.verl
-
-# bfloat16 rounding between two implementations of the same policy: 1.5e-3 to 2.4e-3 were measured on the nano
-# policy. An engine that missed one weight sync is caught by the unsynced control in test_weight_sync.py.
-MAX_PROBABILITY_DIFFERENCE = 5e-3
-MAX_KL = 2e-3
 
 NUM_STEPS = 12
 SEEDS = (1, 2)
@@ -99,16 +94,6 @@ def ppo_run(tmp_path_factory) -> Run:
     )
 
 
-def assert_engine_follows_trainer(run: Run) -> None:
-    """veRL's own comparison of the engine's log-probabilities with the trainer's, at steps 1, 2 and 3."""
-    for step in (1, 2, 3):
-        metrics = run.steps[step]
-        assert metrics["training/rollout_probs_diff_valid"] == 1
-        assert metrics["training/rollout_probs_diff_mean"] < MAX_PROBABILITY_DIFFERENCE
-        assert abs(metrics["rollout_corr/kl"]) < MAX_KL
-        assert metrics["training/rollout_actor_probs_pearson_corr"] > 0.999
-
-
 def assert_reported(run: Run) -> None:
     """Our metrics, in veRL's own logger and in the file, every step."""
     declared = {metric.name for metric in names.all_metrics()}
@@ -130,7 +115,7 @@ def assert_reported(run: Run) -> None:
 def test_a_grpo_step_of_the_legacy_trainer(grpo_run):
     run = grpo_run
     assert sorted(run.steps) == [1, 2, 3]
-    assert_engine_follows_trainer(run)
+    assert_engine_follows_trainer(run, steps=(1, 2, 3))
     assert_reported(run)
     for metrics in run.steps.values():
         assert metrics[names.SPECULATIVE_TICK_SHARE] > 0.5
@@ -144,7 +129,7 @@ def test_a_grpo_step_of_the_legacy_trainer(grpo_run):
 
 def test_a_ppo_step_with_a_critic(ppo_run):
     assert sorted(ppo_run.steps) == [1, 2, 3]
-    assert_engine_follows_trainer(ppo_run)
+    assert_engine_follows_trainer(ppo_run, steps=(1, 2, 3))
     assert_reported(ppo_run)
     for metrics in ppo_run.steps.values():
         assert "critic/vf_loss" in metrics
@@ -156,7 +141,7 @@ def test_a_ppo_step_with_a_critic(ppo_run):
 @pytest.mark.slow
 def test_the_baseline_arm_is_plain_vllm(learning_runs):
     run = learning_runs[False, SEEDS[0]]
-    assert_engine_follows_trainer(run)
+    assert_engine_follows_trainer(run, steps=(1, 2, 3))
     for metrics in run.steps.values():
         assert metrics[names.DRAFT_TOKENS] == 0
         assert metrics[names.DRAFTER_BYTES] == 0
