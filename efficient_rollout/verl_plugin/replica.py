@@ -46,10 +46,10 @@ class EfficientReplica(vLLMReplica):
 
 
 def require_active(statuses: dict[str, dict[str, Any]]) -> None:
-    """Raise unless every status says "active".
+    """Raise unless every status says "active", and all are of one version of this package.
 
     Raises:
-        PluginInactiveError: Names each process that lacks the plugin, with what it reported.
+        PluginInactiveError: Names each process that lacks the plugin, with what it reported, or each one's version.
     """
     inactive = {process: status for process, status in statuses.items() if not status.get("active")}
     if inactive:
@@ -58,4 +58,11 @@ def require_active(statuses: dict[str, dict[str, Any]]) -> None:
             f"efficient_rollout is not active in {len(inactive)} of {len(statuses)} processes ({listed}). Install "
             "the same version on every node, and leave VERL_USE_EXTERNAL_PLUGINS and VLLM_PLUGINS unset or let "
             "them include 'efficient_rollout'."
+        )
+    versions = {process: status["efficient_rollout"] for process, status in statuses.items()}
+    if len(set(versions.values())) > 1:
+        listed = ", ".join(f"{process}: {version}" for process, version in versions.items())
+        raise PluginInactiveError(
+            f"processes of this job have different versions of efficient-rollout ({listed}): "
+            "install the same one on every node"
         )

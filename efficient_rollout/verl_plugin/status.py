@@ -27,7 +27,7 @@ def plugin_status() -> dict[str, Any]:
     everywhere = {patch.name: patches[patch.name] for patch in CPU_PATCHES}
     return {
         "active": PLUGIN_MODULE in sys.modules and patches_in_place(everywhere),
-        "version": __version__,
+        "efficient_rollout": __version__,
         "verl": package_versions(("verl",))["verl"],
         "platform": get_platform().device_name,
         "patches": patches,
