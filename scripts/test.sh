@@ -23,7 +23,19 @@ check() {
 check .venv/bin/ruff check .
 check .venv/bin/ruff format --check .
 check .venv/bin/mypy
+nothing_chosen=0
+run_tests() { # a part of the tests; one that the arguments choose nothing of is no failure
+  local code=0
+  .venv/bin/python -m pytest "$@" || code=$?
+  if ((code == 5)); then
+    nothing_chosen=$((nothing_chosen + 1))
+    if ((nothing_chosen < 2)); then code=0; fi
+  fi
+  return "$code"
+}
+
 # Most of the time goes to starting processes that use one core each; with more than two, engines would wait for cores.
-check .venv/bin/python -m pytest --numprocesses=2 "$@"
+check run_tests --numprocesses=2 "$@"
+check run_tests --several-cores "$@"
 if ((status == 0)); then echo "test: all passed"; fi
 exit "$status"

@@ -1,4 +1,8 @@
-"""What every test shares, and how tests are spread over two processes."""
+"""What every test shares, and how tests are spread over processes.
+
+Two processes with a core each run all but tests marked `several_cores`, whose engines have workers with a core each.
+Those follow, in one process with every core: `pytest --several-cores`. A single process without that option runs all.
+"""
 
 import os
 from pathlib import Path
@@ -10,6 +14,11 @@ import pytest
 def repository() -> Path:
     """The checkout's top folder."""
     return Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One option more."""
+    parser.addoption("--several-cores", action="store_true", help="only tests that need several cores; no -n beside it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,12 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, cores[index % len(cores) :: count])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Longest modules first: a process takes a module at a time, in this order.
 
     While one trains, the other starts engines.
     """
     items.sort(key=_place)
+    is_alone, takes_only_several = not hasattr(config, "workerinput"), config.getoption("--several-cores")
+    if is_alone and not takes_only_several:
+        return
+    left_out = [item for item in items if (item.get_closest_marker("several_cores") is None) == takes_only_several]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def _place(item: pytest.Item) -> int:

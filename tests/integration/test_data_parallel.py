@@ -13,7 +13,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 from efficient_rollout.vllm_plugin.stats import call_every_engine, take_rollout_stats_behind
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.several_cores]
 
 PROMPT = [5, 7, 9, 11]
 NUM_TOKENS = 41

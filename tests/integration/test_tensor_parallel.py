@@ -26,7 +26,7 @@ from scripted_engine import PATTERN
 
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.several_cores]
 
 COARSEST = {"scheme": "int4", "group_size": 128}
 DRAFTERS = {

@@ -9,7 +9,7 @@ from verl_support import Run, assert_engine_follows_trainer, train
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks.policy import ensure_policy
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.several_cores]
 
 NUM_PROMPTS, NUM_RESPONSES = 16, 4
 ROLLOUT = "actor_rollout_ref.rollout"
