@@ -14,7 +14,7 @@ _SMALLEST_ACCEPTANCE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class DrafterReport:
-    """What a worker says at the end of every tick.
+    """How a worker's weights and its drafter are.
 
     Attributes:
         weights_version: Weight syncs that were completed since the engine started.

@@ -111,16 +111,17 @@ class RolloutStats:
         """Add one tick of this engine."""
         verified = tick.verified
         self.num_ticks += 1
-        self.num_speculative_ticks += verified.num_passes > 0
         self.ticks_by_reason[tick.reason] = self.ticks_by_reason.get(tick.reason, 0) + 1
         self.num_generated_tokens += tick.num_emitted_tokens
-        self.num_verify_passes += verified.num_passes
-        self.num_draft_tokens += sum(verified.drafted)
-        self.num_accepted_tokens += sum(verified.accepted)
-        self.drafted_per_position = _combine(add, self.drafted_per_position, verified.drafted)
-        self.accepted_per_position = _combine(add, self.accepted_per_position, verified.accepted)
         self.num_stale_drafters = int(tick.is_drafter_stale)
         self.add_speedup(tick.speedup)
+        if verified.num_passes:
+            self.num_speculative_ticks += 1
+            self.num_verify_passes += verified.num_passes
+            self.num_draft_tokens += sum(verified.drafted)
+            self.num_accepted_tokens += sum(verified.accepted)
+            self.drafted_per_position = _combine(add, self.drafted_per_position, verified.drafted)
+            self.accepted_per_position = _combine(add, self.accepted_per_position, verified.accepted)
 
     def add_speedup(self, speedup: Speedup | None) -> None:
         """Add what a rule predicted and measured; None from one that predicts nothing."""

@@ -119,6 +119,8 @@ class EfficientScheduler(Scheduler):
 
     def _verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> VerifiedDrafts:
         verified, num_telling, num_accepted = VerifiedDrafts(), 0, 0
+        if not scheduled.scheduled_spec_decode_tokens:
+            return verified
         for request_id, draft_tokens in scheduled.scheduled_spec_decode_tokens.items():
             sampled = output.sampled_token_ids[output.req_id_to_index[request_id]]
             if not sampled:

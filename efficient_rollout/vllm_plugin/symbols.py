@@ -45,7 +45,7 @@ ENGINE_SYMBOLS = (
     ),
     *_of(
         "vllm.v1.core.sched.output:SchedulerOutput", "finished_req_ids", "num_scheduled_tokens",
-        "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
+        "num_spec_tokens_to_schedule", "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
     ),
     *_of(
         "vllm.v1.engine:EngineCoreOutput", "events", "finish_reason", "kv_transfer_params", "new_logprobs",
@@ -81,8 +81,8 @@ ENGINE_SYMBOLS = (
     ),
     *_of(
         "vllm.v1.worker.cpu_model_runner:CPUModelRunner", "discard_request_mask", "drafter",
-        "effective_drafter_max_model_len", "get_model", "input_batch", "requests", "sampler", "take_draft_token_ids",
-        "vllm_config",
+        "effective_drafter_max_model_len", "get_model", "input_batch", "requests", "sampler", "speculative_config",
+        "take_draft_token_ids", "vllm_config",
     ),
     *_of(
         "vllm.v1.worker.gpu_input_batch:InputBatch", "_make_sampling_metadata", "block_table", "generators",
@@ -189,7 +189,6 @@ MEASURING_SYMBOLS = (
     "vllm.model_executor.model_loader.weight_utils:safetensors_weights_iterator",
     "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
     *_of("vllm.v1.core.sched.scheduler:Scheduler", "add_request", "kv_cache_manager"),
-    "vllm.v1.core.sched.output:SchedulerOutput.num_spec_tokens_to_schedule",
     *_of("vllm.v1.worker.cpu_model_runner:CPUModelRunner", "_model_forward", "_sample"),
     "vllm.v1.worker.cpu_worker:CPUWorker.reload_weights",
 )  # fmt: skip

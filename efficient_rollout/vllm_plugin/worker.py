@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from efficient_rollout import __version__
@@ -24,6 +24,7 @@ from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.link_report import require_quantized
 from efficient_rollout.vllm_plugin.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.vllm_plugin.native_attention import use_native_attention
+from efficient_rollout.vllm_plugin.plain_ticks import is_plain, speculation_hidden
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.refusal import without_tokens
 from efficient_rollout.vllm_plugin.register import is_registered
@@ -56,6 +57,8 @@ class CpuWorker(WeightDoors, CPUWorker):
         self.stats = RolloutStats(num_engines=1)
         self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
         self._unseen_finished_ids: set[str] = set()
+        self._is_plain_tick = False
+        self._told_health: DrafterReport | None = None
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
@@ -113,7 +116,13 @@ class CpuWorker(WeightDoors, CPUWorker):
         stock_scheduler = not self.settings.enabled
         if stock_scheduler and scheduler_output.total_num_scheduled_tokens:
             self.stats.num_ticks += 1
-        return self._count(super().execute_model(scheduler_output), stock_scheduler)
+        self._is_plain_tick = is_plain(scheduler_output)
+        with self._speculating_where_asked():
+            return self._count(super().execute_model(scheduler_output), stock_scheduler)
+
+    def _speculating_where_asked(self) -> AbstractContextManager[None]:
+        is_hidden = self.self_drafter is not None and self._is_plain_tick
+        return speculation_hidden(self.model_runner) if is_hidden else nullcontext()
 
     def _refuse(self, scheduler_output: SchedulerOutput, fault: str) -> ModelRunnerOutput:
         if not self.settings.enabled:
@@ -121,20 +130,27 @@ class CpuWorker(WeightDoors, CPUWorker):
         # The runner hears later of requests that ended before this tick, which it does not see.
         self._unseen_finished_ids |= scheduler_output.finished_req_ids
         output = without_tokens(scheduler_output)
-        attach(output, WorkerReport(self.drafter_report()))
+        self._report_on(output)
         return output
+
+    def _report_on(self, output: ModelRunnerOutput, chain_length: int = 0, drafts: DraftTokenIds | None = None) -> None:
+        health = self.drafter_report()
+        if chain_length or health != self._told_health:
+            attach(output, WorkerReport(health, chain_length, drafts))
+            # A fault of the weights is told with every tick that it refuses.
+            self._told_health = None if health.weights_fault is not None else health
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
         """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
         drafter = self.self_drafter
         if drafter is not None:
             drafter.chain_length = 0  # stock may not ask it
-        with self._no_noise_for_unfinished_prompts():
+        with self._no_noise_for_unfinished_prompts(), self._speculating_where_asked():
             output = super().sample_tokens(grammar_output)
         if drafter is not None and isinstance(output, ModelRunnerOutput):
             drafts = self.model_runner.take_draft_token_ids() if drafter.chain_length else None
             usable = None if drafts is None else drafter.usable(drafts)
-            attach(output, WorkerReport(self.drafter_report(), drafter.chain_length, usable))
+            self._report_on(output, drafter.chain_length, usable)
         return self._count(output, not self.settings.enabled)
 
     def drafter_report(self) -> DrafterReport:
@@ -159,6 +175,9 @@ class CpuWorker(WeightDoors, CPUWorker):
         generator on a GPU only: on a CPU the engine would end there.
         """
         batch = self.model_runner.input_batch
+        if not batch.generators:
+            yield
+            return
         unfinished = self.model_runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
         held = {row: batch.generators.pop(row) for row in unfinished if row in batch.generators}
         try:

@@ -1,4 +1,4 @@
-"""What a worker says at the end of every tick: its drafts, and how it is. It rides on the tick's own output."""
+"""What a worker says at the end of a tick that has news: its drafts, and how it is. It rides on the tick's output."""
 
 from dataclasses import dataclass
 
@@ -30,5 +30,5 @@ def attach(output: ModelRunnerOutput, report: WorkerReport) -> None:
 
 
 def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
-    """The report that rides on an output; None on one of a tick that computed nothing."""
+    """The report that rides on an output; None where nothing was drafted and all is as it was told last."""
     return getattr(output, _ATTRIBUTE, None)

@@ -49,6 +49,12 @@ class FaultyProposer(SelfDraftProposer):
 
     mode: str | None = None
     digest = ""
+    num_prepared = 0
+
+    def prepare_next_token_ids_padded(self, *args: Any, **kwargs: Any) -> Any:
+        """Stock, counted: what the runner does for a drafter before it asks for drafts."""
+        self.num_prepared += 1
+        return super().prepare_next_token_ids_padded(*args, **kwargs)
 
     def propose(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The product's, keeping a digest of every draft so far."""
@@ -104,6 +110,11 @@ class FaultyWorker(CpuWorker):
     def num_resumed_requests(self) -> int:
         """Since the engine's start."""
         return self.num_resumed
+
+    def take_num_prepared(self) -> int:
+        """Ticks in which the runner got inputs ready for the drafter, since the last call."""
+        count, self.self_drafter.num_prepared = self.self_drafter.num_prepared, 0
+        return count
 
     def set_fault(self, mode: str | None, rank: int | None = None) -> None:
         """Switch a fault on, on one rank or on all, or off and the drafter on again."""

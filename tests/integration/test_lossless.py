@@ -88,6 +88,19 @@ def test_greedy_tokens_and_logprobs_equal_stock(engine, stock_greedy, arm):
     assert_equal(completions, stock_greedy)
 
 
+def test_ticks_without_drafts_prepare_nothing_for_the_drafter(engine):
+    engine.collective_rpc("take_num_prepared")
+    take_rollout_stats(engine.collective_rpc)
+    prepared = {}
+    for arm, pattern in PATTERNS.items():
+        greedy(engine, pattern)
+        stats = take_rollout_stats(engine.collective_rpc)
+        prepared[arm] = engine.collective_rpc("take_num_prepared")[0] / stats.num_ticks
+    assert prepared["off"] == 0
+    assert prepared["on"] == 1
+    assert 0.5 < prepared["toggling"] < 1, "one tick in seven has none to verify either"
+
+
 @pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
 def test_native_kernels_verify_what_they_decode_bit_for_bit(engine):
     def facts(completions):

@@ -123,6 +123,7 @@ def test_the_key_tells_how_many_cores_an_engine_gets(
     assert num_physical_cores({0, 1, 2, 3}, tmp_path) == 2
     assert num_physical_cores({0, 2}, tmp_path) == 1
     assert num_physical_cores({0, 1, 2}, tmp_path / "unknown") == 3
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
     before = profile_key(policy, "int8").hardware
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
     assert profile_key(policy, "int8").hardware == f"{before}, threads bound to 0-1"
