@@ -53,7 +53,11 @@ def source_sha256(function: Callable[..., Any]) -> str:
 
 def state(patch: Patch) -> State:
     """What became of `patch` in this process."""
-    _, _, current = _resolve(patch.target)
+    try:
+        _, _, current = _resolve(patch.target)
+    except (AttributeError, ModuleNotFoundError):
+        # Another version keeps the code elsewhere, or has it no more.
+        return "drifted" if patch.is_needed is None or patch.is_needed() else "not needed"
     if getattr(current, _MARKER, None) == patch.name:
         return "applied"
     if patch.is_needed is not None and not patch.is_needed():

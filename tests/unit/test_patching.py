@@ -51,6 +51,17 @@ def test_applied_once_however_often_it_is_asked_for(upstream):
     assert state(make_patch()) == "applied"
 
 
+@pytest.mark.parametrize("target", ["toy_upstream:Holder.gone", "toy_upstream.gone:function"])
+def test_a_target_that_is_not_there_is_drift_unless_nothing_is_to_be_mended(upstream, target):
+    assert state(make_patch(target=target)) == "drifted"
+    assert state(make_patch(target=target, is_needed=lambda: True)) == "drifted"
+    unneeded = make_patch(target=target, is_needed=lambda: False)
+    assert state(unneeded) == "not needed"
+    apply_patches([unneeded])
+    with pytest.raises(PatchDriftError, match="times-ten"):
+        apply_patches([make_patch(target=target)])
+
+
 def test_refuses_code_it_does_not_know_and_applies_nothing_then(upstream):
     upstream.function = drifted
     known = make_patch(name="known", target="toy_upstream:Holder.method")
