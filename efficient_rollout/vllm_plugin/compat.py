@@ -134,8 +134,10 @@ def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_p
 
 
 def check_heads(config: Any, tensor_parallel_size: int) -> None:
-    """Raise UnsupportedModelError where so many workers cannot share a policy's attention heads."""
+    """Raise UnsupportedModelError where so many workers cannot share a policy's attention heads, none among them."""
     heads = getattr(config, "num_attention_heads", None)
+    if tensor_parallel_size < 1:
+        raise UnsupportedModelError(f"tensor_parallel_size={tensor_parallel_size} is no number of workers: 1 and up")
     if isinstance(heads, int) and heads % tensor_parallel_size:
         sizes = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
         raise UnsupportedModelError(

@@ -37,8 +37,10 @@ def bind_workers(num_workers: int) -> None:
         num_workers: Of all engines that share one set of options: tensor parallel times data parallel size, here.
 
     Raises:
-        ConfigError: There are fewer cores than workers, or the user's binding is for another number.
+        ConfigError: There are fewer cores than workers, no workers, or the user's binding is for another number.
     """
+    if num_workers < 1:
+        raise ConfigError(f"tensor_parallel_size times data_parallel_size is {num_workers}: both are 1 and up")
     if _chosen.get(_CORES) == os.environ.get(_CORES):
         os.environ.pop(_CORES, None)
     bound = os.environ.get(_CORES, _AUTO)

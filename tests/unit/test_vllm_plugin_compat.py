@@ -103,6 +103,8 @@ def test_a_split_that_does_not_divide_the_heads_is_refused_with_those_that_do(ch
     for settings in (ON, OFF):
         with pytest.raises(UnsupportedModelError, match=r"tensor_parallel_size=3 does not divide .* 2 .*one of 1, 2$"):
             compat.check_model(path, settings, tensor_parallel_size=3)
+        with pytest.raises(UnsupportedModelError, match="tensor_parallel_size=0 is no number of workers"):
+            compat.check_model(path, settings, tensor_parallel_size=0)
 
 
 def test_a_scheme_is_asked_whether_it_takes_a_ranks_part(checkpoint):

@@ -58,6 +58,8 @@ def test_more_workers_than_cores_are_refused(machine):
     machine(range(2))
     with pytest.raises(ConfigError, match=r"3 workers .* need a core each, and this process may use 2"):
         bind_workers(3)
+    with pytest.raises(ConfigError, match=r"is 0: both are 1 and up"):
+        bind_workers(0)
 
 
 def test_the_users_binding_is_kept_or_refused(machine, monkeypatch):
