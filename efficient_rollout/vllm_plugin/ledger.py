@@ -5,6 +5,7 @@ from typing import Any
 
 from efficient_rollout import patching
 from efficient_rollout.patching import Patch
+from efficient_rollout.vllm_plugin import ledger_v024
 
 
 def _expand_is_broken() -> bool:
@@ -135,6 +136,7 @@ PATCHES = (
         "turns False by itself.",
         is_needed=_empty_top_k_fails,
     ),
+    *ledger_v024.PATCHES,
 )
 
 
