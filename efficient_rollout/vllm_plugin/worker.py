@@ -21,6 +21,7 @@ from efficient_rollout.vllm_plugin import ledger
 from efficient_rollout.vllm_plugin.compat import check_engine, installed_vllm, uses_native_products
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.engine_args import settings_of
+from efficient_rollout.vllm_plugin.graph_cache import name_policy_graph
 from efficient_rollout.vllm_plugin.link_report import require_quantized
 from efficient_rollout.vllm_plugin.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.vllm_plugin.native_attention import use_native_attention
@@ -64,6 +65,7 @@ class CpuWorker(WeightDoors, CPUWorker):
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
         if native_products:
             use_native_attention()
+        name_policy_graph(self.vllm_config, native_products=native_products)
         with custom_processors_hidden(self.model_config) if self.settings.enabled else nullcontext():
             super().init_device()
         if scheme is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from file_transfer import tensors
+from vllm.compilation.counter import compilation_counter
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.controller.rule import Unlearning
@@ -136,8 +137,19 @@ class FaultyWorker(CpuWorker):
                 layer._multiply = types.MethodType(multiply, layer)
 
     def draft_digest(self) -> str:
-        """Of every draft of this rank since its start."""
+        """Of every draft of this rank since its start, or since the last call of `forget_drafts`."""
         return self.self_drafter.digest
+
+    def forget_drafts(self) -> None:
+        """Begin a new digest of drafts."""
+        self.self_drafter.digest = ""
+
+    def compilations(self) -> dict[str, int]:
+        """Graphs that were compiled, and graphs that were loaded from a cache, since the engine's start."""
+        return {
+            "compiled": compilation_counter.num_aot_compiles,
+            "loaded": compilation_counter.num_aot_artifacts_loaded,
+        }
 
     def sync_all_but_one_tensor(self, path: str, rank: int) -> None:
         """A weight sync in which one rank misses a tensor."""
