@@ -42,6 +42,9 @@ SPECULATIVE_TICK_SHARE = _declare("speculative_tick_share", "ratio", "Ticks that
 DRAFT_TOKENS = _declare("draft_tokens", "tokens", "Draft tokens verified.")
 ACCEPTED_TOKENS = _declare("accepted_tokens", "tokens", "Draft tokens accepted.")
 ACCEPTANCE_RATE = _declare("acceptance_rate", "ratio", "Accepted over verified draft tokens.", "up")
+ACCEPTANCE_RATE_AT_PREFIX = _declare(
+    "acceptance_rate_at/", "ratio", "Accepted over verified draft tokens at this position of the draft.", "up"
+)
 MEAN_ACCEPTED_LENGTH = _declare(
     "mean_accepted_length", "tokens", "Tokens a request gains per verify pass, its own included; 1.0 is no gain.", "up"
 )
@@ -73,3 +76,8 @@ REASON_SHARE_PREFIX = _declare("decision_share/", "ratio", "Share of ticks decid
 def all_metrics() -> tuple[Metric, ...]:
     """Every declared metric, in order of declaration."""
     return tuple(_REGISTRY.values())
+
+
+def is_declared(name: str) -> bool:
+    """Whether a name is a metric's, or begins with one that ends in a slash."""
+    return name in _REGISTRY or any(key.endswith("/") and name.startswith(key) for key in _REGISTRY)

@@ -196,6 +196,9 @@ class RolloutStats:
         if self.mean_accepted_length is not None:
             metrics[names.ACCEPTANCE_RATE] = self.num_accepted_tokens / self.num_draft_tokens
             metrics[names.MEAN_ACCEPTED_LENGTH] = self.mean_accepted_length
+            positions = zip(self.accepted_per_position, self.drafted_per_position, strict=True)
+            for position, (accepted, drafted) in enumerate(positions, start=1):
+                metrics[f"{names.ACCEPTANCE_RATE_AT_PREFIX}{position}"] = accepted / drafted
         if self.measured_tick_seconds > 0.0:
             metrics[names.PREDICTED_SPEEDUP] = self.predicted_plain_seconds / self.predicted_tick_seconds
             metrics[names.MEASURED_SPEEDUP] = self.measured_plain_seconds / self.measured_tick_seconds

@@ -96,12 +96,11 @@ def ppo_run(tmp_path_factory) -> Run:
 
 def assert_reported(run: Run) -> None:
     """Our metrics, in veRL's own logger and in the file, every step."""
-    declared = {metric.name for metric in names.all_metrics()}
     for step, metrics in run.steps.items():
         ours = {key: value for key, value in metrics.items() if key.startswith(names.PREFIX)}
         for key in ours:
             plain = names.PREFIX + key.removeprefix(VALIDATION_PREFIX).removeprefix(names.PREFIX)
-            assert plain in declared or plain.startswith(names.REASON_SHARE_PREFIX), key
+            assert names.is_declared(plain), key
         assert ours.items() <= run.tracked[step].items()
         assert metrics[names.NUM_ENGINES] == 1
         assert metrics[names.ROLLOUT_SECONDS] > 0

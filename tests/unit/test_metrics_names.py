@@ -19,6 +19,15 @@ def test_every_constant_is_declared() -> None:
     assert constants - {names.PREFIX} == {metric.name for metric in names.all_metrics()}
 
 
+def test_what_follows_a_slash_is_free() -> None:
+    assert names.is_declared(names.ACCEPTANCE_RATE)
+    assert names.is_declared(names.ACCEPTANCE_RATE_AT_PREFIX + "1")
+    assert names.is_declared(names.REASON_SHARE_PREFIX + "always")
+    assert not names.is_declared(names.ACCEPTANCE_RATE + "_at")
+    assert not names.is_declared(names.ACCEPTANCE_RATE + "/1")
+    assert not names.is_declared("acceptance_rate")
+
+
 def test_a_second_declaration_is_refused() -> None:
     with pytest.raises(ValueError, match="declared twice"):
         names._declare("rollout_seconds", "s", "The same name again.")
