@@ -21,6 +21,9 @@ from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "efficient_rollout"
+# The size that embeds nothing.
+_OWN = "own"
+_MODEL_PATH = "actor_rollout_ref.model.path"
 
 
 def config_dir() -> Path:
@@ -35,13 +38,17 @@ def config_dir() -> Path:
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose the job's configuration.
 
+    A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
+
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.
     """
     GlobalHydra.instance().clear()
+    chosen = {override.partition("=")[0].lstrip("+") for override in overrides}
+    size = [f"size={_OWN}"] if _MODEL_PATH in chosen and "size" not in chosen else []
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base=None):
-            config = hydra.compose(CONFIG_NAME, overrides=list(overrides))
+            config = hydra.compose(CONFIG_NAME, overrides=[*size, *overrides])
         OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         first_lines = " ".join(str(error).split("\n")[:2]).strip()
@@ -77,6 +84,8 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
     from efficient_rollout.tasks.policy import ensure_policy
 
     task = config.embedded_task
+    if task.size == _OWN:
+        _require_own(config)
     if config.actor_rollout_ref.model.path is None:
         config.actor_rollout_ref.model.path = str(ensure_policy(task.size))
     missing = [name for name in ("train_files", "val_files") if config.data[name] is None]
@@ -94,6 +103,16 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
         config.data.train_files, config.data.val_files = str(train_file), str(validation_file)
         if config.reward.custom_reward_function.path is None:
             config.reward.custom_reward_function.path = str(Path(reward.__file__))
+
+
+def _require_own(config: DictConfig) -> None:
+    needed = (_MODEL_PATH, "data.train_files", "data.val_files")
+    missing = [name for name in needed if OmegaConf.select(config, name) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} must be set where the policy is your own (size={_OWN}); the embedded task goes with "
+            "the embedded policies, size=nano, small or bench"
+        )
 
 
 def _use_absolute_profile(config: DictConfig) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from efficient_rollout.config import Settings
@@ -17,7 +18,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.patching import describe, state
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.checks import validate
-from efficient_rollout.verl_plugin.compose import compose_config, config_dir
+from efficient_rollout.verl_plugin.compose import compose_config, config_dir, prepare
 from efficient_rollout.verl_plugin.ledger import PATCHES
 from efficient_rollout.verl_plugin.settings import rollout_settings
 
@@ -97,6 +98,32 @@ def policy_stub(tmp_path_factory) -> str:
 @pytest.mark.parametrize(("recipe", "size"), list(itertools.product(GROUPS["recipe"], GROUPS["size"])))
 def test_every_recipe_passes_verls_own_checks(recipe, size, policy_stub):
     validate(compose_config([f"recipe={recipe}", f"size={size}", f"actor_rollout_ref.model.path={policy_stub}"]))
+
+
+def test_a_policy_of_ones_own_is_trained_with_verls_defaults():
+    own = compose_config(["actor_rollout_ref.model.path=/own", "data.train_files=a", "data.val_files=b"])
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        stock = compose("ppo_trainer", overrides=["actor_rollout_ref.model.path=/own"])
+    assert own.data.train_batch_size == stock.data.train_batch_size
+    assert own.data.max_prompt_length == stock.data.max_prompt_length
+    assert own.data.max_response_length == stock.data.max_response_length
+    assert own.actor_rollout_ref.actor.optim == stock.actor_rollout_ref.actor.optim
+    assert own.actor_rollout_ref.actor.ppo_mini_batch_size == stock.actor_rollout_ref.actor.ppo_mini_batch_size
+    named = compose_config(["size=nano", "actor_rollout_ref.model.path=/own"])
+    assert named.data.max_response_length != stock.data.max_response_length, "a size that is named is kept"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        (["actor_rollout_ref.model.path=/own"], "data.train_files, data.val_files must be set"),
+        (["actor_rollout_ref.model.path=/own", "data.val_files=b"], "data.train_files must be set"),
+        (["size=own", "data.train_files=a", "data.val_files=b"], "actor_rollout_ref.model.path must be set"),
+    ],
+)
+def test_a_policy_of_ones_own_is_not_asked_the_embedded_tasks_questions(overrides, missing, tmp_path):
+    with pytest.raises(ConfigError, match=missing):
+        prepare(compose_config([*overrides, f"trainer.default_local_dir={tmp_path}"]))
 
 
 def test_the_groups_reach_the_settings():
