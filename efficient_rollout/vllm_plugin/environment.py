@@ -21,10 +21,13 @@ _chosen: dict[str, str] = {}
 def choose_runner() -> None:
     """Have vLLM run an engine that drafts on its V1 model runner, which it would choose in most cases anyway.
 
-    Its V2 runner is chosen on a CPU as soon as a Triton with a CPU backend is installed.
+    On a CPU it would choose the other as soon as a Triton with a CPU backend is installed. Said aloud there alone.
     """
     if os.environ.get(_RUNNER) is None:
-        _choose(_RUNNER, "0", "self-drafting engines run on vLLM's V1 model runner")
+        from vllm.triton_utils import HAS_TRITON
+
+        level = logging.WARNING if HAS_TRITON else logging.INFO
+        _choose(_RUNNER, "0", "self-drafting engines run on vLLM's V1 model runner", level)
 
 
 def bind_workers(num_workers: int) -> None:
@@ -75,9 +78,9 @@ def with_cores_of_first(num_workers: int) -> dict[str, str]:
     return os.environ | ({} if (bound := cores_of_first(num_workers)) == _AUTO else {_CORES: bound})
 
 
-def _choose(name: str, value: str, why: str) -> None:
+def _choose(name: str, value: str, why: str, level: int = logging.INFO) -> None:
     os.environ[name] = _chosen[name] = value
-    logger.info("%s: %s=%s", why, name, value)
+    logger.log(level, "%s: %s=%s", why, name, value)
 
 
 def _cores_of_machine() -> tuple[list[int], int]:

@@ -35,6 +35,7 @@ ENGINE_SYMBOLS = (
     "vllm:envs.VLLM_CPU_NUM_OF_RESERVED_CPU",
     "vllm:envs.VLLM_CPU_OMP_THREADS_BIND",
     *_of("vllm.utils.cpu_resource_utils:LogicalCPUInfo", "id", "numa_node", "physical_core"),
+    "vllm.triton_utils:HAS_TRITON",
     "vllm.utils.cpu_resource_utils:get_allowed_cpu_list",
     "vllm.utils.cpu_resource_utils:get_visible_memory_node",
     *_of("vllm.platforms:current_platform", "device_type", "get_device_name", "import_kernels", "is_cpu"),
