@@ -75,6 +75,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
+def on_a_cpu(environment: dict[str, str]) -> dict[str, str]:
+    """What a job on a CPU runs with: veRL has to be told only where torch was built for an accelerator."""
+    torch = pytest.importorskip("torch")
+    is_accelerated = torch.version.cuda is not None or torch.version.hip is not None
+    return environment | ({"VERL_PLATFORM": "cpu"} if is_accelerated else {})
+
+
+@pytest.fixture
 def cuda_build(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
     (tmp_path / "another_device.py").write_text(CUDA_BUILD)
     info = tmp_path / "another_device-1.dist-info"
@@ -115,18 +123,18 @@ def test_a_drifted_verl_is_no_error_in_another_s_job(cuda_build: dict[str, str],
 
 
 def test_a_drifted_verl_stops_a_job_of_ours_where_its_engines_are_started(
-    environment: dict[str, str], drifted: dict[str, str]
+    on_a_cpu: dict[str, str], drifted: dict[str, str]
 ) -> None:
-    told, logged = ask(environment | drifted, ASK + LOAD + REPORT)
+    told, logged = ask(on_a_cpu | drifted, ASK + LOAD + REPORT)
     assert "efficient_vllm" in told["names"]
     assert told["patched"] == ["load_valuehead_model"], "others' jobs on a CPU keep what can be had"
     assert "ERROR" not in logged
     assert told["replica"].startswith("PatchDriftError: patch 'gloo-only-process-group' does not know this version")
 
 
-def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(environment: dict[str, str]) -> None:
+def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu: dict[str, str]) -> None:
     pytest.importorskip("vllm")
-    told, _ = ask(environment, ASK + LOAD + REPORT)
+    told, _ = ask(on_a_cpu, ASK + LOAD + REPORT)
     assert told["replica"] == "EfficientReplica"
     assert told["logger"]
 
