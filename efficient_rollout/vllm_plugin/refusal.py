@@ -35,7 +35,8 @@ def end_all_requests(scheduler: "Scheduler", outputs: dict[int, EngineCoreOutput
         outputs: Of the tick, by client; the requests' last outputs are added.
         fault: Why the weights are no policy's.
     """
-    ended = scheduler.finish_requests(list(scheduler.requests), RequestStatus.FINISHED_ERROR)
+    ended = [request for request in scheduler.requests.values() if not request.is_finished()]
+    scheduler.finish_requests([request.request_id for request in ended], RequestStatus.FINISHED_ERROR)
     logger.error("the engine refuses to generate, and ended %d requests with an error: %s", len(ended), fault)
     for request in ended:
         outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(

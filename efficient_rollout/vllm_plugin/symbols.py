@@ -60,8 +60,8 @@ ENGINE_SYMBOLS = (
         "req_ids", "sampled_token_ids",
     ),
     *_of(
-        "vllm.v1.request:Request", "client_index", "get_finished_reason", "num_computed_tokens", "num_prompt_tokens",
-        "num_tokens", "request_id", "sampling_params", "spec_token_ids", "use_structured_output",
+        "vllm.v1.request:Request", "client_index", "get_finished_reason", "is_finished", "num_computed_tokens",
+        "num_prompt_tokens", "num_tokens", "request_id", "sampling_params", "spec_token_ids", "use_structured_output",
     ),
     *_of("vllm.v1.request:RequestStatus", "FINISHED_ERROR"),
     "vllm.v1.kv_cache_interface:KVCacheSpec",
