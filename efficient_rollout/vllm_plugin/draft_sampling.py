@@ -103,7 +103,9 @@ def _outputs(sampling: SamplingMetadata, newest: torch.Tensor, num_new: torch.Te
     """Each request's tokens so far, where a penalty or bad words ask for them; else none."""
     if sampling.no_penalties and not sampling.bad_words_token_ids:
         return []
-    drafts = sampling.spec_token_ids or [[]] * len(sampling.output_token_ids)
+    # The runner keeps more lists than requests until the first request has ended.
+    num_requests = len(sampling.output_token_ids)
+    drafts = sampling.spec_token_ids[:num_requests] if sampling.spec_token_ids else [[]] * num_requests
     return [
         [*known, *of_request[: new - 1], token]
         for known, of_request, new, token in zip(
