@@ -42,8 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     is_alone, takes_only_several = not hasattr(config, "workerinput"), config.getoption("--several-cores")
     if is_alone and not takes_only_several:
         return
-    left_out = [item for item in items if (item.get_closest_marker("several_cores") is None) == takes_only_several]
-    items[:] = [item for item in items if item not in left_out]
+    with_several = [item for item in items if item.get_closest_marker("several_cores") is not None]
+    others = [item for item in items if item.get_closest_marker("several_cores") is None]
+    items[:], left_out = (with_several, others) if takes_only_several else (others, with_several)
     config.hook.pytest_deselected(items=left_out)
 
 

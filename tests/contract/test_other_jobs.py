@@ -66,6 +66,11 @@ told["logger"] = hasattr(Tracking.__init__, "__efficient_rollout_patch__")
 REPORT = "print(json.dumps(told))\n"
 
 
+def torch_is_for_an_accelerator() -> bool:
+    torch = pytest.importorskip("torch")
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Of a process that finds what a test writes to its folder, and no variable of veRL's."""
@@ -77,9 +82,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def on_a_cpu(environment: dict[str, str]) -> dict[str, str]:
     """What a job on a CPU runs with: veRL has to be told only where torch was built for an accelerator."""
-    torch = pytest.importorskip("torch")
-    is_accelerated = torch.version.cuda is not None or torch.version.hip is not None
-    return environment | ({"VERL_PLATFORM": "cpu"} if is_accelerated else {})
+    return environment | ({"VERL_PLATFORM": "cpu"} if torch_is_for_an_accelerator() else {})
 
 
 @pytest.fixture
@@ -140,8 +143,7 @@ def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu: dic
 
 
 def test_a_cpu_gets_what_stock_verl_lacks_there(environment: dict[str, str]) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.version.cuda is not None or torch.version.hip is not None:
+    if torch_is_for_an_accelerator():
         pytest.skip("torch was built for an accelerator")
     told, _ = ask(environment)
     assert told["platform_is_open"], "platforms of other plugins may come after ours"
