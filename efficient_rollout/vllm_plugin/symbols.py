@@ -86,9 +86,9 @@ ENGINE_SYMBOLS = (
         "take_draft_token_ids", "vllm_config",
     ),
     *_of(
-        "vllm.v1.worker.gpu_input_batch:InputBatch", "_make_sampling_metadata", "block_table", "generators",
-        "logitsprocs", "logitsprocs_need_output_token_ids", "num_prompt_tokens", "num_reqs", "num_tokens_no_spec",
-        "req_ids", "sampling_metadata",
+        "vllm.v1.worker.gpu_input_batch:InputBatch", "_make_sampling_metadata", "allowed_token_ids_mask_cpu_tensor",
+        "block_table", "condense", "generators", "logitsprocs", "logitsprocs_need_output_token_ids",
+        "num_prompt_tokens", "num_reqs", "num_tokens_no_spec", "req_ids", "sampling_metadata",
     ),
     "vllm.v1.worker.gpu_input_batch:CachedRequestState.sampling_params",
     "vllm.v1.worker.block_table:BlockTable.num_blocks_per_row",
