@@ -48,7 +48,8 @@ def nano_policy() -> None:
 @pytest.fixture(scope="module")
 def grpo_run(tmp_path_factory) -> Run:
     """GRPO with drafting on, for as long as it takes to see every part of a step work."""
-    return train([*LEARNING, *training_steps(3)], tmp_path_factory.mktemp("grpo"))
+    overrides = [*LEARNING, *training_steps(3)]
+    return train(overrides, tmp_path_factory.mktemp("grpo"), loggers=("tensorboard", "wandb"))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,19 @@ def test_a_grpo_step_of_the_legacy_trainer(grpo_run):
         responses = metrics["response_length/mean"] * 16 * 8
         assert metrics[names.GENERATED_TOKENS] == pytest.approx(responses, rel=0.15)
     assert VALIDATION_PREFIX + "generated_tokens" in run.validations[0]
+
+
+def test_verls_other_loggers_get_the_metrics(grpo_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (grpo_run.directory / "tensorboard_log").rglob("events.out.*")
+    scalars = EventAccumulator(str(events)).Reload()
+    for name in (names.ACCEPTANCE_RATE, names.ROLLOUT_SECONDS):
+        logged = {event.step: event.value for event in scalars.Scalars(name)}
+        assert logged == pytest.approx({step: metrics[name] for step, metrics in grpo_run.steps.items()})
+    # The protocol buffers of a run that is yet to be synced; wandb reads them only to send them.
+    (offline_run,) = (grpo_run.directory / "wandb").glob("offline-run-*/*.wandb")
+    assert names.ACCEPTANCE_RATE.encode() in offline_run.read_bytes()
 
 
 def test_a_ppo_step_with_a_critic(ppo_run):

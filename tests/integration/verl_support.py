@@ -1,6 +1,7 @@
 """Jobs of `efficient-rollout train`, and of veRL's own entry point, for the tests."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def start(overrides: Sequence[str], directory: Path, command: Sequence[str] = OU
     with (directory / "train.log").open("wb") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
-            preexec_fn=_take_ctrl_c,
+            preexec_fn=_take_ctrl_c, env={**os.environ, "WANDB_MODE": "offline"},
         )  # fmt: skip
 
 
@@ -58,9 +59,9 @@ def _take_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def train(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS) -> Run:
-    """Run to the end; a failure shows the end of the log."""
-    process = start([*overrides, "trainer.logger=[console,file]"], directory, command)
+def train(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS, loggers: Sequence[str] = ()) -> Run:
+    """Run to the end, with these of veRL's loggers beside the console and a file; a failure shows the log's end."""
+    process = start([*overrides, f"trainer.logger=[{','.join(('console', 'file', *loggers))}]"], directory, command)
     try:
         exit_code = process.wait(TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
