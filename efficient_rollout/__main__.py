@@ -13,6 +13,10 @@ from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERM
 # Name -> one line of help, and the function that adds the command's parser.
 COMMANDS = {
     "train": ("train with veRL; the arguments are hydra overrides", "efficient_rollout.__main__:add_train_command"),
+    "openrlhf": (
+        "train with OpenRLHF; the arguments are settings, --, and OpenRLHF's own",
+        "efficient_rollout.__main__:add_openrlhf_command",
+    ),
     "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
     "policy": ("train the embedded policy, or reuse it", "efficient_rollout.tasks.cli:add_policy_command"),
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
@@ -70,6 +74,19 @@ def _run_train(parsed: argparse.Namespace) -> int:
     from efficient_rollout.verl_plugin.main import train
 
     return train(parsed.overrides)
+
+
+def add_openrlhf_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `openrlhf`; everything after it goes to its own parser untouched, dashes and help included."""
+    parser = subparsers.add_parser("openrlhf", help=COMMANDS["openrlhf"][0], prefix_chars="\0", add_help=False)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.set_defaults(run=_run_openrlhf)
+
+
+def _run_openrlhf(parsed: argparse.Namespace) -> int:
+    from efficient_rollout.openrlhf_plugin.main import launch
+
+    return launch(parsed.arguments)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

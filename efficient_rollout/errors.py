@@ -46,3 +46,13 @@ class WeightSyncError(EfficientRolloutError):
 
 class InputFileError(EfficientRolloutError):
     """A model, data set or reward file is missing or unreadable."""
+
+
+def ours_behind(error: BaseException) -> EfficientRolloutError | None:
+    """The error of this package that another one was raised from, or that Ray carried from another process."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, EfficientRolloutError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None

@@ -10,9 +10,10 @@ from typing import Any
 
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.step_file import FILE_NAME
 from efficient_rollout.tables import aligned
 
-METRICS_FILE, CONFIG_FILE, LOG_FILE = "metrics.jsonl", "config.yaml", "train.log"
+CONFIG_FILE, LOG_FILE = "config.yaml", "train.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,10 @@ def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.Argumen
 def run_summary(args: argparse.Namespace) -> int:
     """Print the table, the comparison if one is asked for, and where the rest is."""
     directory: Path = args.run_directory
-    steps = read_steps(directory / METRICS_FILE)
+    steps = read_steps(directory / FILE_NAME)
     comparison = ""
     if args.against is not None:
-        comparison = f"against {args.against}, {compare(steps, read_steps(args.against / METRICS_FILE))}"
+        comparison = f"against {args.against}, {compare(steps, read_steps(args.against / FILE_NAME))}"
     sys.stdout.write(f"{render_table(steps)}{comparison}{_where(directory)}")
     return 0
 
@@ -127,6 +128,6 @@ def _cell(value: Any, format_spec: str) -> str:
 
 
 def _where(directory: Path) -> str:
-    files = {"metrics": METRICS_FILE, "settings": CONFIG_FILE, "log": LOG_FILE}
+    files = {"metrics": FILE_NAME, "settings": CONFIG_FILE, "log": LOG_FILE}
     present = [(label, directory / name) for label, name in files.items() if (directory / name).is_file()]
     return "".join(f"{label + ':':<10}{path.resolve()}\n" for label, path in present)

@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
 # Install everything into .venv: the pinned CPU packages, the tools, and this package itself, editable.
 #     bash scripts/install.sh
+#     bash scripts/install.sh --openrlhf      the same with OpenRLHF, into .venv-openrlhf
 # Uses the package index pip is set up with, and the Python in $PYTHON, or else the first 3.11 or 3.12 found.
 # Run it again after an interruption: it takes up what is missing. With nothing to do it returns at once.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
+REQUIREMENTS=("$ROOT/requirements/cpu.txt" "$ROOT/requirements/dev.txt")
+WITH_OPENRLHF=0
+if [[ "${1:-}" == --openrlhf ]]; then
+  WITH_OPENRLHF=1
+  VENV="$ROOT/.venv-openrlhf"
+  REQUIREMENTS+=("$ROOT/requirements/openrlhf.txt")
+elif (($#)); then
+  echo "install: unknown argument $1; there is only --openrlhf" >&2
+  exit 2
+fi
 STAMP="$VENV/.efficient_rollout_stamp"
 LOG="$VENV/install.log"
-REQUIREMENTS=("$ROOT/requirements/cpu.txt" "$ROOT/requirements/dev.txt")
 
 source "$ROOT/scripts/heartbeat.sh"
 
@@ -79,6 +89,7 @@ packages_progress() {
   fi
 }
 
+WHEELS="$VENV/wheels" # those built here
 # No --compile: byte code follows on every core at once.
 PIP_INSTALL=("$VENV/bin/python" -m pip install
   --no-input --disable-pip-version-check --progress-bar off --no-compile --no-deps)
@@ -94,8 +105,24 @@ explain_missing_torch() {
     "    PIP_EXTRA_INDEX_URL=<index> bash scripts/install.sh      PIP_FIND_LINKS=<folder> bash scripts/install.sh"
 }
 
+# Its setup finds a torch that is installed, and then fails with newer setuptools; without one it is plain Python.
+build_deepspeed() {
+  local pin bare="$VENV/bare"
+  pin="$(grep -oE '^deepspeed==[^ ]+' "${REQUIREMENTS[2]}")"
+  mkdir -p "$WHEELS"
+  if [[ -n "$(find "$WHEELS" -name 'deepspeed-*.whl' -print -quit)" ]]; then return; fi
+  "$VENV/bin/python" -m venv "$bare"
+  if ! with_heartbeat "deepspeed" "$LOG" : env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$bare/bin/python" -m pip wheel \
+    --no-input --disable-pip-version-check --progress-bar off --no-deps --use-pep517 --wheel-dir "$WHEELS" "$pin"; then
+    tail -n 15 "$LOG" >&2
+    fail "pip could not build $pin; see above"
+  fi
+  rm -r "$bare"
+}
+
 install_packages() {
-  local torch_pin
+  local torch_pin file files=()
+  for file in "${REQUIREMENTS[@]}"; do files+=(-r "$file"); done
   torch_pin="$(grep -oE '^torch==[^ ]+' "$ROOT/requirements/cpu.txt")"
   # First alone, so that a missing CPU build shows before the other downloads.
   if ! with_heartbeat "torch" "$LOG" : "${PIP_INSTALL[@]}" "$torch_pin"; then
@@ -103,7 +130,8 @@ install_packages() {
     tail -n 15 "$LOG" >&2
     fail "pip could not install $torch_pin; see above"
   fi
-  if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" -r "${REQUIREMENTS[0]}" -r "${REQUIREMENTS[1]}"; then
+  if ((WITH_OPENRLHF)); then build_deepspeed; fi
+  if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" --find-links "$WHEELS" "${files[@]}"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi

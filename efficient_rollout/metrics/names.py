@@ -70,6 +70,13 @@ PREDICTED_SPEEDUP = _declare(
 MEASURED_SPEEDUP = _declare(
     "measured_speedup", "ratio", "The same ticks by the clock, over the controller's estimate of a plain tick.", "up"
 )
+PROBABILITY_DIFFERENCE = _declare(
+    "probability_difference_mean",
+    "ratio",
+    "Mean over sampled tokens of the engine's probability less the trainer's, without sign; OpenRLHF jobs that ask "
+    "the engine for log-probabilities.",
+    "down",
+)
 REASON_SHARE_PREFIX = _declare("decision_share/", "ratio", "Share of ticks decided for this reason.")
 
 

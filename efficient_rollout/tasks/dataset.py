@@ -1,4 +1,4 @@
-"""The arithmetic task as veRL parquet files."""
+"""The arithmetic task as parquet files, for veRL and for OpenRLHF."""
 
 import logging
 from pathlib import Path
@@ -58,6 +58,7 @@ def _row(problem: Problem, split: Split, index: int) -> dict:
     return {
         "data_source": DATA_SOURCE,
         "prompt": [{"role": "user", "content": problem.question}],
+        "label": problem.answer,  # OpenRLHF takes it from a column of its own
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {

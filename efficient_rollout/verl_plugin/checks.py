@@ -9,7 +9,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig
 
 from efficient_rollout.config import Settings
-from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PluginInactiveError
+from efficient_rollout.errors import (
+    ConfigError,
+    EfficientRolloutError,
+    InputFileError,
+    PluginInactiveError,
+    ours_behind,
+)
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
@@ -201,11 +207,8 @@ def validate(config: DictConfig) -> None:
 
 def explain(error: BaseException) -> EfficientRolloutError | None:
     """Our own error behind one that Ray carried, or what veRL's words for a missing plugin mean; else None."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, EfficientRolloutError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+    if (ours := ours_behind(error)) is not None:
+        return ours
     text = str(error)
     if any(words in text for words in _WITHOUT_PLUGIN):
         return PluginInactiveError(

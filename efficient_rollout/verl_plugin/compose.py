@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 import efficient_rollout
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
+from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.provenance import provenance
-from efficient_rollout.verl_plugin.metrics import FILE_NAME
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def prepare(config: DictConfig) -> None:
             threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
             environment.env_vars = {**threads, **environment.get("env_vars", {})}
     directory.mkdir(parents=True, exist_ok=True)
-    _set_aside(directory / FILE_NAME)
+    set_aside(directory / FILE_NAME)
     OmegaConf.save(config, directory / "config.yaml", resolve=True)
     write_json(directory / "provenance.json", provenance())
 
@@ -120,13 +120,3 @@ def _use_absolute_profile(config: DictConfig) -> None:
     profile = OmegaConf.select(config, f"{SETTINGS_PATH}.controller.profile")
     if profile is not None:
         OmegaConf.update(config, f"{SETTINGS_PATH}.controller.profile", str(Path(profile).expanduser().resolve()))
-
-
-def _set_aside(metrics_file: Path) -> None:
-    """Keep an earlier run's metrics under another name: one file, one run."""
-    if metrics_file.exists():
-        number = 1
-        while (kept := metrics_file.with_suffix(f".{number}.jsonl")).exists():
-            number += 1
-        metrics_file.rename(kept)
-        logger.info("kept the metrics of an earlier run as %s", kept)

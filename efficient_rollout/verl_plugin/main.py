@@ -1,15 +1,10 @@
 """`efficient-rollout train`: one hydra command for a GRPO or PPO run."""
 
-import logging
-import sys
 from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
-from efficient_rollout.verl_plugin.cleanup import Terminated, nothing_left_behind
-
-logger = logging.getLogger(__name__)
+from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
 
 
 def train(argv: Sequence[str]) -> int:
@@ -23,17 +18,13 @@ def train(argv: Sequence[str]) -> int:
     Returns:
         0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM, 1 for a failed run.
     """
-    try:
+
+    def job() -> None:
         config = _start(argv)
         with nothing_left_behind() as take_signals:
             _run(config, take_signals)
-    except Terminated:
-        return _say("terminated; every process of the run has ended", EXIT_TERMINATED)
-    except KeyboardInterrupt:
-        return _say("interrupted; every process of the run has ended", EXIT_INTERRUPTED)
-    except EfficientRolloutError as error:
-        return _say(f"error: {_own_message(error)}", EXIT_BAD_INPUT)
-    return 0
+
+    return exit_code_of("train", job)
 
 
 def _start(argv: Sequence[str]) -> DictConfig:
@@ -71,13 +62,3 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
         raise explained from error
     finally:
         ray.shutdown()
-
-
-def _own_message(error: EfficientRolloutError) -> str:
-    """Ray adds a remote traceback to the text of an error it carried; the first argument is what was raised."""
-    return str(error.args[0]) if error.args else str(error)
-
-
-def _say(message: str, exit_code: int) -> int:
-    sys.stderr.write(f"efficient-rollout train: {message}\n")
-    return exit_code

@@ -1,21 +1,19 @@
 """Every step's engine statistics, into veRL's own loggers and into `metrics.jsonl` in the run directory."""
 
-import json
 import logging
 import re
-import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from efficient_rollout.metrics.rollout_record import Segment, step_metrics
+from efficient_rollout.metrics.step_file import FILE_NAME, append_step
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
-from efficient_rollout.verl_plugin.rollout_record import Segment, step_metrics
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "metrics.jsonl"
 _ENGINE_SERVER = re.compile(rf"{ROLLOUT_NAME}_server_(\d+)_0")
 _VALIDATION_KEY = re.compile(r"val(-\w+)?/")
 
@@ -49,9 +47,7 @@ class StepLogger:
         """Complete `data` in place and append it to the file."""
         validated = any(_VALIDATION_KEY.match(key) for key in data)
         data.update(step_metrics(collect_segments(), validated=validated))
-        record = {"step": step, "time": time.time()} | {key: _as_json(value) for key, value in data.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_step(self._path, step, data)
 
 
 def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
@@ -61,13 +57,3 @@ def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
     if config["actor_rollout_ref"]["rollout"]["name"] != ROLLOUT_NAME:
         return None
     return StepLogger(Path(config["trainer"]["default_local_dir"]).expanduser().resolve() / FILE_NAME)
-
-
-def _as_json(value: Any) -> Any:
-    """A number as a number; anything a logger might render otherwise as text."""
-    if isinstance(value, bool | int | float | str) or value is None:
-        return value
-    item = getattr(value, "item", None)
-    if item is not None and getattr(value, "size", 1) == 1:
-        return item()
-    return str(value)

@@ -1,7 +1,6 @@
 """veRL's vLLM server, with this package's engine arguments and a record of what the engine did."""
 
 import json
-import time
 from typing import Any
 
 from verl.workers.rollout.replica import TokenOutput
@@ -9,11 +8,11 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.verl_plugin.adapter import announce_job_id
-from efficient_rollout.verl_plugin.rollout_record import Segment
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
 from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.stats import call_every_engine, take_rollout_stats_behind
+from efficient_rollout.vllm_plugin.segments import SegmentRecorder
+from efficient_rollout.vllm_plugin.stats import call_every_engine
 
 _WEIGHT_SYNC = "update_weights_from_ipc"
 _MERGED = "additional_config"
@@ -23,9 +22,7 @@ class EfficientServer(vLLMHttpServer):
     """One replica's server on one node."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._closed_segments: list[Segment] = []
-        self._first_request_time: float | None = None
-        self._last_response_time: float | None = None
+        self._record = SegmentRecorder()
         super().__init__(*args, **kwargs)
         announce_job_id()
 
@@ -60,30 +57,20 @@ class EfficientServer(vLLMHttpServer):
 
     async def generate(self, *args: Any, **kwargs: Any) -> TokenOutput:
         """Stock generation, inside the clock of the rollout."""
-        if self._first_request_time is None:
-            self._first_request_time = time.time()
+        self._record.request_came()
         output = await super().generate(*args, **kwargs)
-        self._last_response_time = time.time()
+        self._record.response_went()
         return output
 
     async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> None:
         """Stock call to every worker; a weight sync closes the running segment first."""
         if method == _WEIGHT_SYNC:
-            self._closed_segments.append(await self._take_segment())
+            await self._record.close(self.engine)
         await super().collective_rpc(method, *args, **kwargs)
 
     async def take_segments(self) -> list[dict[str, Any]]:
         """What the engine did since the last call, a segment for each weight sync and one since the last."""
-        segments = [*self._closed_segments, await self._take_segment()]
-        self._closed_segments = []
-        return [segment.to_dict() for segment in segments]
-
-    async def _take_segment(self) -> Segment:
-        segment = Segment(
-            await take_rollout_stats_behind(self.engine), self._first_request_time, self._last_response_time
-        )
-        self._first_request_time = self._last_response_time = None
-        return segment
+        return await self._record.take(self.engine)
 
     async def plugin_statuses(self) -> dict[str, dict[str, Any]]:
         """State of the plugins in this process and in every engine worker."""

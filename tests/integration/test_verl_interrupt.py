@@ -11,9 +11,9 @@ pytest.importorskip("verl")
 
 from verl_support import start, wait_until
 
+from efficient_rollout import cleanup
+from efficient_rollout.cleanup import descendants
 from efficient_rollout.tasks.policy import ensure_policy
-from efficient_rollout.verl_plugin import cleanup
-from efficient_rollout.verl_plugin.cleanup import descendants
 
 pytestmark = pytest.mark.verl
 

@@ -9,11 +9,11 @@ pytest.importorskip("verl")
 from verl_support import STOCK, Run, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 from efficient_rollout.tasks import reward
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE
 from efficient_rollout.tasks.dataset import write_dataset
 from efficient_rollout.tasks.policy import ensure_policy
-from efficient_rollout.verl_plugin.rollout_record import VALIDATION_PREFIX
 
 pytestmark = pytest.mark.verl
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from efficient_rollout.verl_plugin import cleanup
+from efficient_rollout import cleanup
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 # A child that ignores SIGTERM, and a grandchild in a session of its own whose parent has gone.

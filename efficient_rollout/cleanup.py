@@ -5,12 +5,15 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,33 @@ def nothing_left_behind() -> Iterator[Callable[[], None]]:
         finally:
             signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGTERM, previous)
+
+
+def exit_code_of(command: str, job: Callable[[], None]) -> int:
+    """Run a command that starts a job; however it ends, say so in one message on stderr.
+
+    Args:
+        command: Its name, for the message.
+        job: What it does; starts processes inside `nothing_left_behind`.
+
+    Returns:
+        0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
+    """
+
+    def say(message: str, exit_code: int) -> int:
+        sys.stderr.write(f"efficient-rollout {command}: {message}\n")
+        return exit_code
+
+    try:
+        job()
+    except Terminated:
+        return say("terminated; every process of the run has ended", EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        return say("interrupted; every process of the run has ended", EXIT_INTERRUPTED)
+    except EfficientRolloutError as error:
+        # Ray adds a remote traceback to the text of an error it carried; the first argument is what was raised.
+        return say(f"error: {error.args[0] if error.args else error}", EXIT_BAD_INPUT)
+    return 0
 
 
 def descendants(root: int | None = None) -> list[int]:

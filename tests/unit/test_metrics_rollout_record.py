@@ -1,10 +1,8 @@
 import pytest
 
-pytest.importorskip("verl")
-
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.verl_plugin.rollout_record import VALIDATION_PREFIX, Segment, step_metrics
 
 
 def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.0, start=None, end=None):

@@ -1,0 +1,183 @@
+"""Subclasses of OpenRLHF's Ray actors, and what puts them in the place of its own.
+
+Ray ships a class that can be imported by its name, so a job's processes import this module, and its subclasses by name.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import openrlhf.trainer.ppo_trainer as stock_trainer
+import openrlhf.trainer.ppo_trainer_async as stock_async
+import openrlhf.trainer.ray.vllm_engine as stock_engine
+import ray
+
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import PluginInactiveError
+from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics
+from efficient_rollout.metrics.step_file import FILE_NAME, append_step
+from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.segments import SegmentRecorder
+from efficient_rollout.vllm_plugin.stats import call_every_engine
+
+
+def written_class(actor_class: Any) -> Any:
+    """The class that Ray made of an actor's class; a subclass of it travels by name.
+
+    The class under that one will not do: Ray derives from its subclasses once more and ships the result by value, with
+    a second copy of every method, in which `super()` fails.
+    """
+    return actor_class.__ray_metadata__.modified_class
+
+
+class EngineActor(written_class(stock_engine.RolloutRayActor)):
+    """OpenRLHF's engine, with this package's arguments and a record of what it did.
+
+    Attributes:
+        worker_extension: Of vLLM's workers.
+    """
+
+    worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
+
+    async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
+        self._record = SegmentRecorder()
+        self._is_syncing = False
+        settings = Settings.parse(efficient_rollout)
+        kwargs["worker_extension_cls"] = self.worker_extension
+        kwargs |= engine_args(kwargs["model"], settings, dtype=kwargs["dtype"], enforce_eager=kwargs["enforce_eager"])
+        await super().__init__(*args, **kwargs)
+        await self._require_active()
+
+    async def _require_active(self) -> None:
+        for worker in (await call_every_engine(self.llm, "plugin_status"))[0]:
+            wrong = {name: found for name, found in worker["patches"].items() if found not in ("applied", "not needed")}
+            if worker["drafter_fault"] is not None or wrong:
+                raise PluginInactiveError(
+                    f"self-drafting is not active in this engine: {worker['drafter_fault'] or wrong}. "
+                    "Run `efficient-rollout doctor` on its node."
+                )
+
+    async def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Stock generation, inside the clock of the rollout."""
+        self._record.request_came()
+        output = await super().generate(*args, **kwargs)
+        self._record.response_went()
+        return output
+
+    async def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
+        """Stock; the first parameter of a sync closes the running segment first."""
+        await self._close_segment(is_last=empty_cache)
+        return await super().update_weight(name, dtype, shape, empty_cache)
+
+    async def update_weight_cuda_ipc(
+        self, name: str, dtype: Any, shape: Any, ipc_handles: Any, empty_cache: bool = False
+    ) -> Any:
+        """Stock; the first parameter of a sync closes the running segment first."""
+        await self._close_segment(is_last=empty_cache)
+        return await super().update_weight_cuda_ipc(name, dtype, shape, ipc_handles, empty_cache)
+
+    async def _close_segment(self, *, is_last: bool) -> None:
+        starts, self._is_syncing = not self._is_syncing, not is_last
+        if starts:
+            await self._record.close(self.llm)
+
+    async def take_segments(self) -> list[dict[str, Any]]:
+        """What the engine did since the last call, a segment for each weight sync and one since the last."""
+        return await self._record.take(self.llm)
+
+
+class _Reporting:
+    """Before a trainer among a class's bases: every step's engine statistics, into its loggers and `metrics.jsonl`."""
+
+    def _compute_rollout_stats(self, experiences: Sequence[Any]) -> dict[str, float]:
+        """Stock, and how far engine and trainer agree."""
+        return super()._compute_rollout_stats(experiences) | probability_difference(experiences)
+
+    def save_logs_and_checkpoints(
+        self, global_step: int, logs_dict: Mapping[str, Any] | None = None, client_states: Any = None
+    ) -> None:
+        """Stock, with the step's logs completed."""
+        logs = dict(logs_dict or {}) | step_metrics(self._take_segments(), validated=False)
+        self._append(global_step, {name: value for name, value in logs.items() if name != "generated_samples"})
+        super().save_logs_and_checkpoints(global_step, logs, client_states)
+
+    def evaluate(self, global_step: int, **kwargs: Any) -> Any:
+        """Stock; what the engines did for it is a record of its own, and no part of the next rollout."""
+        logs = super().evaluate(global_step, **kwargs)
+        reported = step_metrics(self._take_segments(), validated=False)
+        renamed = {VALIDATION_PREFIX + name.removeprefix(names.PREFIX): value for name, value in reported.items()}
+        self._append(global_step, dict(logs) | renamed)
+        return logs
+
+    def _take_segments(self) -> list[list[Segment]]:
+        replies = ray.get([engine.take_segments.remote() for engine in self.vllm_engines])
+        return [[Segment.from_dict(raw) for raw in reply] for reply in replies]
+
+    def _append(self, step: int, record: Mapping[str, Any]) -> None:
+        directory = Path(self.args.ckpt.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        append_step(directory / FILE_NAME, step, record)
+
+
+class Trainer(_Reporting, written_class(stock_trainer.PPOTrainer)):
+    """The single controller of a synchronous job."""
+
+
+class AsyncTraining(_Reporting, written_class(stock_async.TrainingActor)):
+    """The half of an asynchronous job that trains; evaluation is the other half's."""
+
+
+class AsyncTrainer(written_class(stock_async.PPOTrainerAsync)):
+    """Starts both halves of an asynchronous job, by the names they have in OpenRLHF's module.
+
+    Attributes:
+        halves: Name there to the class that takes its place.
+    """
+
+    halves: ClassVar[Mapping[str, type]] = {"TrainingActor": AsyncTraining}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name, ours in self.halves.items():
+            setattr(stock_async, name, ray.remote(ours))
+        super().__init__(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineActorDoor:
+    """Stands in for `RolloutRayActor` where OpenRLHF starts its engines: `.options(...).remote(...)`.
+
+    Attributes:
+        actor_class: What is started.
+        settings: For every engine.
+        vllm_arguments: In the place of OpenRLHF's.
+        options_given: Ray's own, of the engine to be started.
+    """
+
+    actor_class: type
+    settings: Settings
+    vllm_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options_given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def options(self, **options: Any) -> "EngineActorDoor":
+        """The same, for an actor with these options of Ray's."""
+        return dataclasses.replace(self, options_given=options)
+
+    def remote(self, **kwargs: Any) -> Any:
+        """Start the engine, with this package's settings beside OpenRLHF's arguments."""
+        actor_class = ray.remote(self.actor_class).options(**self.options_given)
+        return actor_class.remote(**{**kwargs, **self.vllm_arguments}, efficient_rollout=self.settings.to_dict())
+
+
+def probability_difference(experiences: Sequence[Any]) -> dict[str, float]:
+    """Mean over sampled tokens of |engine's probability - trainer's|; nothing where the engine was asked for none."""
+    total, num_tokens = 0.0, 0
+    for experience in experiences:
+        engine, trainer = experience.rollout_log_probs, experience.action_log_probs
+        if engine is None or trainer is None:
+            return {}
+        mask = experience.action_mask.bool()
+        total += (engine[mask].double().exp() - trainer[mask].double().exp()).abs().sum().item()
+        num_tokens += int(mask.sum())
+    return {names.PROBABILITY_DIFFERENCE: total / num_tokens} if num_tokens else {}

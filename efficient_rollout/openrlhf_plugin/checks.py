@@ -1,0 +1,172 @@
+"""Everything of an OpenRLHF job that can be known to be wrong before Ray starts, with the way out."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.files import write_json
+from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
+from efficient_rollout.openrlhf_plugin.options import Options
+from efficient_rollout.provenance import package_versions, provenance
+from efficient_rollout.upstream import check_version
+from efficient_rollout.vllm_plugin.compat import (
+    check_device,
+    check_model,
+    check_scheme,
+    check_vllm_symbols,
+    check_vllm_version,
+)
+from efficient_rollout.vllm_plugin.profile_cache import with_profile
+from efficient_rollout.vllm_plugin.rules import check_profile
+
+logger = logging.getLogger(__name__)
+
+_SECRET = ("logger", "wandb", "key")
+_TABLES = {".json", ".jsonl", ".csv", ".parquet", ".arrow"}
+
+
+def check_environment() -> None:
+    """Versions and vLLM's device.
+
+    Raises:
+        UnsupportedVersionError: OpenRLHF or vLLM is missing or not supported.
+        UnsupportedDeviceError: vLLM does not run on a CPU.
+    """
+    check_version("openrlhf", package_versions(("openrlhf",)).get("openrlhf"))
+    check_vllm_version()
+    check_device()
+    check_vllm_symbols()
+
+
+def prepare_job(args: Any, options: Options) -> Any:
+    """Check OpenRLHF's parsed arguments, adapt them to a machine without a GPU, and write the run's own files.
+
+    Args:
+        args: OpenRLHF's tree of arguments; changed in place.
+        options: This package's.
+
+    Returns:
+        The same tree.
+
+    Raises:
+        ConfigError: Two options do not fit together.
+        InputFileError: The policy, the reward or the data set is missing or unreadable.
+        UnsupportedModelError: The drafter cannot handle the policy.
+        SchemeUnavailableError: The drafter's scheme has no kernel on this device, or takes no layer of the policy.
+        ProfileError: The latency profile is missing, malformed, or belongs to another machine, policy or version.
+    """
+    from efficient_rollout.openrlhf_plugin import cpu
+
+    settings, dtype = options.settings, options.cpu.param_dtype
+    _check_fits(args, options)
+    for change in cpu.adapt(args, options.cpu):
+        logger.warning("without a GPU, %s", change)
+    model = args.actor.model_name_or_path
+    check_model(model, settings, dtype=dtype)
+    check_scheme(settings)
+    check_profile(settings, model)
+    _check_reward(args)
+    _check_dataset("--data.prompt_dataset", args.data.prompt_dataset, args.data.input_key)
+    if args.eval.dataset:
+        _check_dataset("--eval.dataset", args.eval.dataset, args.data.input_key)
+    with_profile(model, settings, dtype=dtype, is_compiled=not args.vllm.enforce_eager)
+    _write_run_files(args, options)
+    return args
+
+
+def _check_fits(args: Any, options: Options) -> None:
+    if args.actor.model_name_or_path is None:
+        raise ConfigError("--actor.model_name_or_path is not set: which policy is to be trained?")
+    if not args.vllm.num_engines:
+        raise ConfigError(f"--vllm.num_engines is {args.vllm.num_engines}: rollouts need at least one engine")
+    if args.vllm.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
+            "Ray's executor, in which this package does not run; use 1, and more engines"
+        )
+    faults = {
+        "--ds.lora.rank": args.ds.lora.rank > 0,
+        "--data.max_images_per_prompt": args.data.max_images_per_prompt > 0,
+    }
+    found = [name for name, at_fault in faults.items() if at_fault]
+    if found and options.settings.enabled:
+        raise ConfigError(
+            f"self-drafting does not work together with {', '.join(found)}: remove it, or set "
+            "--efficient_rollout.enabled=false"
+        )
+
+
+def _check_reward(args: Any) -> None:
+    """The function that scores, where it is a Python file; a reward model or a server shows only when it is asked."""
+    if args.train.agent_func_path:
+        _check_source("--train.agent_func_path", args.train.agent_func_path, "AgentExecutor")
+        return
+    remote = args.reward.remote_url
+    if not remote and not args.reward.model_name_or_path:
+        raise ConfigError("nothing scores the responses: set --reward.remote_url or --reward.model_name_or_path")
+    for url in remote.split(",") if remote else ():
+        if url.endswith(".py"):
+            _check_source("--reward.remote_url", url, "reward_func")
+        elif "://" not in url:
+            raise InputFileError(f"--reward.remote_url: {url} is no address (http://...) and no Python file")
+
+
+def _check_source(option: str, name: str, wanted: str) -> None:
+    path = Path(name).expanduser()
+    if path.suffix != ".py" or not path.is_file():
+        raise InputFileError(f"{option}: {path} does not exist or is no Python file")
+    try:
+        source = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputFileError(f"{option}: {path} is not readable as Python: {error}") from error
+    if wanted not in source.co_names:
+        raise InputFileError(f"{option}: {path} defines no {wanted!r}")
+
+
+def _check_dataset(option: str, names: str | None, input_key: str) -> None:
+    if not names:
+        raise ConfigError(f"{option} is not set")
+    for name in (part.strip().split("@")[0].strip() for part in names.split(",")):
+        path = Path(name).expanduser()
+        is_local = path.suffix in _TABLES or name.startswith((".", "/", "~"))
+        if is_local and not path.exists():
+            raise InputFileError(f"{option}: {path} does not exist")
+        if path.suffix == ".jsonl" and path.is_file():
+            _check_first_line(option, path, input_key)
+
+
+def _check_first_line(option: str, path: Path, input_key: str) -> None:
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError) as error:
+        raise InputFileError(f"{option}: the first line of {path} is not JSON: {error}") from error
+    if not isinstance(first, dict) or input_key not in first:
+        has = ", ".join(first) if isinstance(first, dict) else type(first).__name__
+        raise InputFileError(f"{option}: {path} has no {input_key!r} (it has {has}); set --data.input_key")
+
+
+def _write_run_files(args: Any, options: Options) -> None:
+    directory = Path(args.ckpt.output_dir).expanduser().resolve()
+    # Ray's processes have working directories of their own.
+    args.ckpt.output_dir = str(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    set_aside(directory / FILE_NAME)
+    tree = _plain(args)
+    secret = tree
+    for name in _SECRET[:-1]:
+        secret = secret[name]
+    secret[_SECRET[-1]] = None if secret[_SECRET[-1]] is None else "(left out)"
+    document = OmegaConf.create({"efficient_rollout": options.settings.to_dict(), "openrlhf": tree})
+    OmegaConf.save(document, directory / "config.yaml")
+    write_json(directory / "provenance.json", provenance())
+
+
+def _plain(tree: Any) -> Any:
+    if hasattr(tree, "__dict__"):
+        return {name: _plain(value) for name, value in vars(tree).items()}
+    return list(tree) if isinstance(tree, tuple) else tree

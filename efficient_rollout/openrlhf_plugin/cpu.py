@@ -1,0 +1,274 @@
+"""What stock OpenRLHF needs on a machine without a GPU: nothing here is imported where there is one.
+
+Loss, optimizer, sampling, reward and the order of calls stay OpenRLHF's own. What is stood in for is where tensors
+lie, which collective carries them, and names of GPU packages whose functions are not called.
+
+All of it goes when OpenRLHF asks for a device instead of naming CUDA; each entry says when it goes before that.
+"""
+
+import functools
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
+from efficient_rollout.openrlhf_plugin.options import CpuOptions
+from efficient_rollout.patching import Patch, apply_patches
+
+# DeepSpeed's own variable for which accelerator it uses.
+_ACCELERATOR = "DS_ACCELERATOR"
+
+# `openrlhf.models.ring_attn_utils` imports these names at its top, for packed samples only. Goes when it does so where
+# they are used. Any other module of flash_attn stays an ImportError, which OpenRLHF has fallbacks for.
+_FLASH_ATTENTION = {
+    "flash_attn": (),
+    "flash_attn.bert_padding": ("index_first_axis", "pad_input", "rearrange", "unpad_input"),
+    "flash_attn.utils": (),
+    "flash_attn.utils.distributed": ("all_gather",),
+}
+
+# Called by OpenRLHF without asking whether CUDA is there; `torch.cuda.is_available()` stays False, so that no other
+# library notices. The device goes into `Tensor.to` and `device=`, where a number would mean a GPU.
+_CUDA_CALLS: Mapping[str, Callable[..., Any]] = {
+    "set_device": lambda *_: None,
+    "synchronize": lambda *_: None,
+    "empty_cache": lambda: None,
+    "current_stream": lambda *_: None,
+    "current_device": lambda: "cpu",
+}
+
+
+class _FlashAttentionNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Last on `sys.meta_path`, so that a real flash_attn wins."""
+
+    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name not in _FLASH_ATTENTION:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=name in ("flash_attn", "flash_attn.utils"))
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return types.ModuleType(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        for name in _FLASH_ATTENTION[module.__name__]:
+            setattr(module, name, _no_flash_attention)
+
+
+def _no_flash_attention(*_args: Any, **_kwargs: Any) -> Any:
+    raise NotImplementedError("flash_attn needs a GPU: packed samples and ring attention cannot be used without one")
+
+
+class GlooGroup:
+    """`broadcast(tensor, src, stream)` as vLLM's PyNcclCommunicator has it, which without NCCL does nothing at all.
+
+    A group of its own, apart from the default groups that trainer and engine each have.
+    """
+
+    def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
+        from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+
+        self._group = stateless_init_torch_distributed_process_group(host, port, rank, world_size, "gloo")
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:  # noqa: ARG002
+        """Send, or receive in place, as bytes: gloo has no bfloat16."""
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = src
+        self._group.broadcast([tensor.detach().contiguous().view(-1).view(torch.uint8)], options).wait()
+
+
+def _gloo_group(_original: Callable[..., Any]) -> Callable[..., Any]:
+    def stateless_init_process_group(host: str, port: int, rank: int, world_size: int, _device: Any) -> GlooGroup:
+        return GlooGroup(host, port, rank, world_size)
+
+    return stateless_init_process_group
+
+
+def _buffer_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        ours, torch.cuda.current_device = torch.cuda.current_device, lambda: 0
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            torch.cuda.current_device = ours
+        self.target_device = torch.device("cpu")
+
+    return __init__
+
+
+def _torch_adam(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_train_ds_config(*args: Any, optim_config: Any = None, **kwargs: Any) -> Any:
+        if optim_config is not None:
+            optim_config = {**optim_config, "params": {**optim_config["params"], "torch_adam": True}}
+        return original(*args, optim_config=optim_config, **kwargs)
+
+    return get_train_ds_config
+
+
+def _with_float32(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def convert_to_torch_dtype(param_dtype: str) -> torch.dtype:
+        return torch.float32 if param_dtype == "fp32" else original(param_dtype)
+
+    return convert_to_torch_dtype
+
+
+PATCHES = (
+    Patch(
+        name="openrlhf-gloo-weight-sync",
+        target="openrlhf.utils.distributed_util:stateless_init_process_group",
+        make_replacement=_gloo_group,
+        reason="Weights go through NCCL, whose communicator disables itself without a word where there is none: the "
+        "engine would load memory that nothing wrote. A gloo group of the same form carries them.",
+        tested_versions="openrlhf 0.11.2",
+        source_sha256=frozenset({"0f4de7e6719a99226fee197e96b7aef206eeafd5ebf617bce825fca70ad54ea7"}),
+        remove_when="OpenRLHF's weight sync takes a backend that runs on a CPU.",
+    ),
+    Patch(
+        name="openrlhf-replay-buffer-device",
+        target="openrlhf.trainer.ppo_utils.replay_buffer:NaiveReplayBuffer.__init__",
+        make_replacement=_buffer_on_cpu,
+        reason="Formats the current device into `cuda:...`. The device it keeps is used in `sample` only, which "
+        "nothing calls.",
+        tested_versions="openrlhf 0.11.2",
+        source_sha256=frozenset({"ee37108b4b5d9b91cf8f055274cc49fe1fadd6c9a91933869ce207870fa4f060"}),
+        remove_when="The buffer takes the device that it is given.",
+    ),
+    Patch(
+        name="openrlhf-torch-adam",
+        target="openrlhf.utils.deepspeed.deepspeed:get_train_ds_config",
+        make_replacement=_torch_adam,
+        reason="DeepSpeed compiles its fused Adam, for minutes, when a job starts; its own option `torch_adam` "
+        "computes the same update with torch's.",
+        tested_versions="openrlhf 0.11.2",
+        source_sha256=frozenset({"2e79fbb11ad675024037ccfe982689998cc90655ec5c9c1bf8315726f020a45e"}),
+        remove_when="OpenRLHF lets a user pass DeepSpeed's options.",
+    ),
+    Patch(
+        name="openrlhf-float32",
+        target="openrlhf.utils.utils:convert_to_torch_dtype",
+        make_replacement=_with_float32,
+        reason="--ds.param_dtype knows bf16 and fp16 only, in which most processors train several times slower.",
+        tested_versions="openrlhf 0.11.2",
+        source_sha256=frozenset({"9c59d2aa51330089e4956072489c1fe2ff429e49b0dde7a70006e5acc406719e"}),
+        remove_when="--ds.param_dtype takes fp32.",
+    ),
+)
+
+
+def refuse_gpu() -> None:
+    """Raise UnsupportedDeviceError where there is a GPU: nothing may be stood in for there."""
+    if torch.cuda.is_available():
+        raise UnsupportedDeviceError(
+            "there is a GPU here, but the installed vLLM runs on a CPU: hide the GPU with CUDA_VISIBLE_DEVICES='', or "
+            "install the vLLM that OpenRLHF asks for and train without this package"
+        )
+
+
+def install() -> None:
+    """Put everything in place, in a process that trains or controls, before a module of OpenRLHF's is imported.
+
+    Raises:
+        UnsupportedDeviceError: There is a GPU.
+        PatchDriftError: OpenRLHF is another one than the patches were written for.
+    """
+    refuse_gpu()
+    os.environ[_ACCELERATOR] = "cpu"
+    if not any(isinstance(finder, _FlashAttentionNames) for finder in sys.meta_path):
+        sys.meta_path.append(_FlashAttentionNames())
+    for name, stand_in in _CUDA_CALLS.items():
+        setattr(torch.cuda, name, stand_in)
+    import deepspeed.ops
+
+    # Else DeepSpeed compiles a shared-memory collective when it starts. Without it, gloo: the same results.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    apply_patches(PATCHES)
+
+
+def adapt(args: Any, options: CpuOptions) -> list[str]:
+    """Change those of OpenRLHF's parsed arguments in place that name what only a GPU has.
+
+    Args:
+        args: OpenRLHF's tree of arguments.
+        options: This package's, for a CPU.
+
+    Returns:
+        A line for each change, for the user.
+
+    Raises:
+        ConfigError: An argument asks for something that cannot be had, or was never run, without a GPU.
+    """
+    _refuse_gpu_only(args)
+    wanted = [
+        (args.ds, "attn_implementation", "sdpa", args.ds.attn_implementation not in ("sdpa", "eager")),
+        (args.ds, "packing_samples", False, args.ds.packing_samples),
+        (args.ds, "enable_sleep", False, args.ds.enable_sleep),
+        (args.ds, "adam_offload", False, args.ds.adam_offload),
+        (args.train, "dynamic_batch_enable", False, args.train.dynamic_batch_enable),
+        (args.vllm, "enable_sleep", False, args.vllm.enable_sleep),
+        (args.vllm, "sync_backend", "gloo", args.vllm.sync_backend == "nccl"),
+    ]
+    groups = {id(getattr(args, name)): name for name in ("ds", "train", "vllm")}
+    changes = []
+    for group, name, value, is_wanted in wanted:
+        if is_wanted:
+            changes.append(f"--{groups[id(group)]}.{name} is {value}, not {getattr(group, name)}")
+            setattr(group, name, value)
+    if options.param_dtype == "float32":
+        args.ds.param_dtype = "fp32"
+    return changes
+
+
+def _refuse_gpu_only(args: Any) -> None:
+    faults = {
+        "--ds.load_in_4bit": args.ds.load_in_4bit,
+        "--ds.use_liger_kernel": args.ds.use_liger_kernel,
+        "--ds.ring_attn_size": args.ds.ring_attn_size > 1,
+        "--ds.tensor_parallel_size": args.ds.tensor_parallel_size > 1,
+        "--ds.zero_stage 3": args.ds.zero_stage > 2,
+        "--ds.param_dtype fp16": args.ds.param_dtype == "fp16",
+        "--vllm.sync_with_ray": args.vllm.sync_with_ray,
+        **{
+            f"--{group}.num_nodes, --{group}.num_gpus_per_node": _num_slots(args, group) > 1
+            for group in ("actor", "critic")
+        },
+    }
+    found = [name for name, at_fault in faults.items() if at_fault]
+    if found:
+        raise ConfigError(
+            f"without a GPU, these cannot be had or were never run: {', '.join(found)}. Remove them; the actor and "
+            "the critic take one node with one slot each"
+        )
+
+
+def _num_slots(args: Any, group: str) -> int:
+    return getattr(args, group).num_nodes * getattr(args, group).num_gpus_per_node
+
+
+def ray_arguments(args: Any) -> dict[str, Any]:
+    """For `ray.init`: a logical GPU for each part of the job that asks for one.
+
+    Args:
+        args: OpenRLHF's tree of arguments.
+    """
+    slots = sum(_num_slots(args, group) for group in ("actor", "ref", "critic", "reward")) + args.vllm.num_engines
+    # One more CPU for each of the controllers and queues.
+    return {"num_gpus": slots, "num_cpus": slots + 4, "include_dashboard": False, "object_store_memory": 512 << 20}
+
+
+def environment() -> dict[str, str]:
+    """Variables for every process of the job."""
+    threads = os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    return {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": threads}
+
+
+def vllm_arguments(options: CpuOptions) -> dict[str, Any]:
+    """The engine's own, in the place of OpenRLHF's."""
+    return {"dtype": options.param_dtype, "kv_cache_memory_bytes": options.kv_cache_bytes}

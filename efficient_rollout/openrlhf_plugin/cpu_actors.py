@@ -1,0 +1,61 @@
+"""The actors of a job without a GPU: those of `actors.py`, and OpenRLHF's own, in processes with the stand-ins."""
+
+# ruff: noqa: E402
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from efficient_rollout.openrlhf_plugin import cpu
+
+# Before anything of OpenRLHF's: some of it imports GPU packages, and takes functions out of modules.
+cpu.install()
+
+import openrlhf.trainer.ppo_trainer_async as stock_async
+import openrlhf.trainer.ray.launcher as stock_launcher
+import openrlhf.trainer.ray.ppo_actor as stock_actor
+import openrlhf.trainer.ray.ppo_critic as stock_critic
+
+from efficient_rollout.openrlhf_plugin import actors
+
+
+class CpuEngineActor(actors.EngineActor):
+    """With the worker extension that needs no CUDA."""
+
+    worker_extension = "efficient_rollout.openrlhf_plugin.cpu_worker_extension.CpuWorkerWrap"
+
+
+class CpuPolicy(actors.written_class(stock_actor.PolicyModelActor)):
+    """Stock, here for its process to have the stand-ins."""
+
+
+class CpuCritic(actors.written_class(stock_critic.CriticModelActor)):
+    """Stock, here for its process to have the stand-ins."""
+
+
+class CpuReference(actors.written_class(stock_launcher.ReferenceModelActor)):
+    """Stock, here for its process to have the stand-ins."""
+
+
+class CpuReward(actors.written_class(stock_launcher.RewardModelActor)):
+    """Stock, here for its process to have the stand-ins."""
+
+
+class CpuTrainer(actors.Trainer):
+    """Here for its process to have the stand-ins."""
+
+
+class CpuAsyncTraining(actors.AsyncTraining):
+    """Here for its process to have the stand-ins."""
+
+
+class CpuAsyncGeneration(actors.written_class(stock_async.GenerateSamplesActor)):
+    """Stock, here for its process to have the stand-ins."""
+
+
+class CpuAsyncTrainer(actors.AsyncTrainer):
+    """Here for its process, and for those it starts, to have the stand-ins."""
+
+    halves: ClassVar[Mapping[str, type]] = {
+        "TrainingActor": CpuAsyncTraining,
+        "GenerateSamplesActor": CpuAsyncGeneration,
+    }

@@ -1,0 +1,119 @@
+"""`efficient-rollout openrlhf`: OpenRLHF's own entry point, with this package's rollouts."""
+
+import functools
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
+from efficient_rollout.errors import ours_behind
+from efficient_rollout.openrlhf_plugin.options import Options, parse_options
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Run a job.
+
+    Everything that can be checked is checked before Ray starts; a fault there is one message on stderr.
+
+    Args:
+        argv: This package's settings, `--`, and the arguments of `python -m openrlhf.cli.train_ppo_ray`.
+
+    Returns:
+        0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
+    """
+
+    def job() -> None:
+        from efficient_rollout.openrlhf_plugin.checks import check_environment
+
+        options = parse_options(argv)
+        check_environment()
+        with nothing_left_behind() as take_signals:
+            _run(options, take_signals)
+
+    return exit_code_of("openrlhf", job)
+
+
+def _run(options: Options, take_signals: Callable[[], None]) -> None:
+    from efficient_rollout.openrlhf_plugin import cpu
+
+    # vLLM of this package runs on a CPU only, so far: `check_environment` has said so.
+    cpu.install()
+    from ray.exceptions import RayError
+
+    try:
+        with _everything_replaced(options, take_signals):
+            runpy.run_module(ENTRY_POINT, run_name="__main__", alter_sys=True)
+    except RayError as error:
+        ours = ours_behind(error)
+        if ours is None:
+            raise
+        raise ours from error
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+@contextmanager
+def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> Iterator[None]:
+    """OpenRLHF's entry point takes its actors by name out of these modules."""
+    import openrlhf.trainer.ppo_trainer
+    import openrlhf.trainer.ppo_trainer_async
+    import openrlhf.trainer.ray.launcher
+    import openrlhf.trainer.ray.ppo_actor
+    import openrlhf.trainer.ray.ppo_critic
+    import openrlhf.trainer.ray.vllm_engine
+    import openrlhf.utils.config
+    import ray
+
+    from efficient_rollout.openrlhf_plugin import actors, checks, cpu, cpu_actors
+
+    parsed: dict[str, Any] = {}
+
+    def hierarchize(stock: Callable[[Any], Any], flat: Any) -> Any:
+        """The one place that every parsed argument passes, before OpenRLHF's own checks and before Ray."""
+        parsed["args"] = checks.prepare_job(stock(flat), options)
+        return parsed["args"]
+
+    def start_ray(stock: Callable[..., Any], **given: Any) -> Any:
+        started = stock(**_with_cpu(given, cpu.ray_arguments(parsed["args"]), cpu.environment()))
+        # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
+        take_signals()
+        return started
+
+    launcher, engine = openrlhf.trainer.ray.launcher, openrlhf.trainer.ray.vllm_engine
+    door = actors.EngineActorDoor(cpu_actors.CpuEngineActor, options.settings, cpu.vllm_arguments(options.cpu))
+    on_a_gpu = ray.remote(num_gpus=1)
+    places = [
+        (sys, "argv", [ENTRY_POINT, *options.openrlhf]),
+        (openrlhf.utils.config, "hierarchize", functools.partial(hierarchize, openrlhf.utils.config.hierarchize)),
+        (ray, "init", functools.partial(start_ray, ray.init)),
+        (engine, "RolloutRayActor", door),
+        (openrlhf.trainer.ray.ppo_actor, "PolicyModelActor", on_a_gpu(cpu_actors.CpuPolicy)),
+        (openrlhf.trainer.ray.ppo_critic, "CriticModelActor", on_a_gpu(cpu_actors.CpuCritic)),
+        (launcher, "ReferenceModelActor", on_a_gpu(cpu_actors.CpuReference)),
+        (launcher, "RewardModelActor", on_a_gpu(cpu_actors.CpuReward)),
+        (openrlhf.trainer.ppo_trainer, "PPOTrainer", ray.remote(cpu_actors.CpuTrainer)),
+        (openrlhf.trainer.ppo_trainer_async, "PPOTrainerAsync", ray.remote(cpu_actors.CpuAsyncTrainer)),
+    ]
+    with ExitStack() as stack:
+        for module, name, ours in places:
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, ours)
+        yield
+
+
+def _with_cpu(given: Mapping[str, Any], arguments: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `ray.init`, with those for a machine without a GPU; a cluster that runs has its own slots."""
+    runtime_env = dict(given.get("runtime_env") or {})
+    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
+    joins = "address" in given or "RAY_ADDRESS" in os.environ
+    return {**given, **({} if joins else arguments), "runtime_env": runtime_env}

@@ -1,0 +1,133 @@
+"""This package's options of an OpenRLHF job, before the `--` that OpenRLHF's own stand behind."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.errors import ConfigError, InputFileError
+
+PROGRAM = "efficient-rollout openrlhf"
+_PREFIX = f"--{CONFIG_KEY}."
+
+
+@dataclass(frozen=True, slots=True)
+class CpuOptions:
+    """For a machine without a GPU.
+
+    Attributes:
+        param_dtype: Of trainer and engine; bfloat16 is what OpenRLHF has, float32 trains faster on most processors.
+        kv_cache_bytes: Of each engine; OpenRLHF's own option is a share of a GPU.
+    """
+
+    param_dtype: Literal["bfloat16", "float32"]
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stood on the command line.
+
+    Attributes:
+        settings: Of this package.
+        cpu: For a machine without a GPU.
+        openrlhf: OpenRLHF's own arguments, untouched.
+    """
+
+    settings: Settings
+    cpu: CpuOptions
+    openrlhf: tuple[str, ...]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; usage: {PROGRAM} [settings] -- OPENRLHF_ARGUMENTS")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [settings] -- OPENRLHF_ARGUMENTS",
+        description="Train with OpenRLHF, its rollouts drafted by the policy itself. OPENRLHF_ARGUMENTS are those of "
+        "`python -m openrlhf.cli.train_ppo_ray`.",
+        epilog=f"Every setting is an option, for example {_PREFIX}drafter.scheme=int4, or "
+        f"{_PREFIX}enabled=false for the baseline: OpenRLHF with plain vLLM. It wins over the file's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(f"--{CONFIG_KEY}", type=Path, metavar="FILE", help="settings, as yaml")
+    parser.add_argument(
+        "--cpu.param_dtype",
+        dest="param_dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="without a GPU: of trainer and engine; bfloat16 unless said otherwise",
+    )
+    parser.add_argument(
+        "--cpu.kv_cache_bytes",
+        dest="kv_cache_bytes",
+        type=_positive,
+        metavar="BYTES",
+        default=1 << 30,
+        help="without a GPU: of each engine; 1 GiB unless said otherwise",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise ValueError(text)
+    return value
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Split the command line, and validate this package's part of it.
+
+    Raises:
+        ConfigError: There is no `--`, or an option or setting is unknown or invalid.
+        InputFileError: The settings' file is missing or no yaml mapping.
+        SystemExit: Help was asked for.
+    """
+    ours, theirs = _split(argv)
+    dotted = [argument.removeprefix(_PREFIX) for argument in ours if argument.startswith(_PREFIX)]
+    malformed = [item for item in dotted if "=" not in item]
+    if malformed:
+        raise ConfigError(f"{_PREFIX}{malformed[0]} has no value: write {_PREFIX}{malformed[0]}=VALUE")
+    parsed = _parser().parse_args([argument for argument in ours if not argument.startswith(_PREFIX)])
+    try:
+        tree = OmegaConf.merge(_read(getattr(parsed, CONFIG_KEY)), OmegaConf.from_dotlist(dotted))
+        raw: Any = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the settings cannot be read: {error}") from error
+    cpu = CpuOptions(parsed.param_dtype, parsed.kv_cache_bytes)
+    return Options(Settings.parse(raw, where=_PREFIX.rstrip(".")), cpu, tuple(theirs))
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    arguments = list(argv)
+    if "--" in arguments:
+        position = arguments.index("--")
+        return arguments[:position], arguments[position + 1 :]
+    if {"-h", "--help"} & set(arguments):
+        return ["--help"], []
+    raise ConfigError(f"OpenRLHF's arguments stand behind `--`: {PROGRAM} [settings] -- OPENRLHF_ARGUMENTS")
+
+
+def _read(path: Path | None) -> Any:
+    if path is None:
+        return {}
+    try:
+        tree = OmegaConf.load(path)
+    except OSError as error:
+        raise InputFileError(f"--{CONFIG_KEY}: cannot read {path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise InputFileError(f"--{CONFIG_KEY}: {path} is not yaml: {error}") from error
+    if not OmegaConf.is_dict(tree):
+        raise InputFileError(f"--{CONFIG_KEY}: {path} holds a list; settings are a mapping")
+    return tree

@@ -1,0 +1,81 @@
+"""Weights in: OpenRLHF sends one parameter a call, and the drafter follows when the last has come."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from openrlhf.trainer.ray.utils import get_physical_gpu_id
+from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
+
+from efficient_rollout.errors import WeightSyncError
+from efficient_rollout.vllm_plugin.weight_sync import WeightSync
+
+
+class EfficientWorkerWrap(WorkerWrap):
+    """OpenRLHF's worker extension, with a weight sync that survives vLLM's repacked weights and requantizes.
+
+    A sync begins with the first parameter and ends with the one that OpenRLHF marks as the last (`empty_cache`).
+    """
+
+    _openrlhf_sync: WeightSync | None = None
+
+    def update_weight(self, name: str, dtype: torch.dtype, shape: Sequence[int], empty_cache: bool = False) -> None:
+        """Receive one parameter from the trainer's first rank, and load it.
+
+        Raises:
+            WeightSyncError: It is not the policy's, has another dtype than the engine's weights, or came before.
+        """
+        weight = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        self._receive(weight)
+        self._take(name, weight, is_last=empty_cache)
+
+    def _receive(self, weight: torch.Tensor) -> None:
+        if self._model_update_with_ray:
+            import ray.util.collective as collective
+
+            collective.broadcast(weight, 0, group_name=self._model_update_group)
+        else:
+            self._model_update_group.broadcast(weight, src=0, stream=torch.cuda.current_stream())
+
+    def update_weight_cuda_ipc(
+        self,
+        name: str,
+        dtype: torch.dtype,  # noqa: ARG002 - the handle's own tells
+        shape: Sequence[int],  # noqa: ARG002
+        ipc_handles: dict[str, Any] | None = None,
+        empty_cache: bool = False,
+    ) -> None:
+        """Load one parameter out of the memory of the trainer's process on the same GPU.
+
+        Raises:
+            WeightSyncError: See `update_weight`.
+        """
+        rebuild, arguments = (ipc_handles or {})[get_physical_gpu_id()]
+        # The device's number in this process; the trainer's may see other devices.
+        arguments = [*arguments[:6], self.device.index, *arguments[7:]]
+        self._take(name, rebuild(*arguments), is_last=empty_cache)
+        torch.cuda.synchronize()
+
+    def _take(self, name: str, weight: torch.Tensor, *, is_last: bool) -> None:
+        sync = self._sync_for(name)
+        if weight.dtype != self.model_config.dtype:
+            raise sync.fail(
+                WeightSyncError(f"the trainer sends {name} as {weight.dtype}, the engine has {self.model_config.dtype}")
+            )
+        sync.load([(name, weight)])
+        self._names.add(name)
+        if is_last:
+            sync.finish()
+
+    def _sync_for(self, name: str) -> WeightSync:
+        sync = self._openrlhf_sync
+        if sync is not None and sync is self.open_weight_sync:
+            if name in self._names:
+                raise sync.fail(
+                    WeightSyncError(f"{name} came a second time: a sync began before the one before it had ended")
+                )
+            return sync
+        self._openrlhf_sync = WeightSync(self)
+        self._openrlhf_sync.begin()
+        self._names: set[str] = set()
+        return self._openrlhf_sync
