@@ -54,7 +54,7 @@ def source_sha256(function: Callable[..., Any]) -> str:
 def state(patch: Patch) -> State:
     """What became of `patch` in this process."""
     try:
-        _, _, current = _resolve(patch.target)
+        _, _, current = resolve(patch.target)
     except (AttributeError, ModuleNotFoundError):
         # Another version keeps the code elsewhere, or has it no more.
         return "drifted" if patch.is_needed is None or patch.is_needed() else "not needed"
@@ -95,7 +95,7 @@ def apply_patches(patches: Sequence[Patch], *, leave_drifted: bool = False) -> N
     for patch in patches:
         if state(patch) != "not applied":
             continue
-        owner, attribute, original = _resolve(patch.target)
+        owner, attribute, original = resolve(patch.target)
         replacement = patch.make_replacement(original)
         setattr(replacement, _MARKER, patch.name)
         setattr(owner, attribute, replacement)
@@ -117,7 +117,13 @@ def describe(patches: Iterable[Patch]) -> list[dict[str, str]]:
     ]
 
 
-def _resolve(target: str) -> tuple[Any, str, Any]:
+def resolve(target: str) -> tuple[Any, str, Any]:
+    """Owner, name and value of `module:attribute.path`.
+
+    Raises:
+        ModuleNotFoundError: There is no such module.
+        AttributeError: There is no such attribute.
+    """
     module_name, _, path = target.partition(":")
     owner: Any = importlib.import_module(module_name)
     *parents, attribute = path.split(".")

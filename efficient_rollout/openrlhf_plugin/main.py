@@ -1,19 +1,15 @@
 """`efficient-rollout openrlhf`: OpenRLHF's own entry point, with this package's rollouts."""
 
 import functools
-import logging
-import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
 from efficient_rollout.errors import ours_behind
 from efficient_rollout.openrlhf_plugin.options import Options, parse_options
-
-logger = logging.getLogger(__name__)
 
 ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
 
@@ -46,6 +42,9 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
 
     # vLLM of this package runs on a CPU only, so far: `check_environment` has said so.
     cpu.install()
+    from efficient_rollout.openrlhf_plugin.seams import check_seams
+
+    check_seams()
     from ray.exceptions import RayError
 
     try:
@@ -84,7 +83,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
         return parsed["args"]
 
     def start_ray(stock: Callable[..., Any], **given: Any) -> Any:
-        started = stock(**_with_cpu(given, cpu.ray_arguments(parsed["args"]), cpu.environment()))
+        started = stock(**cpu.ray_arguments(given, parsed["args"]))
         # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
         take_signals()
         return started
@@ -109,11 +108,3 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, ours)
         yield
-
-
-def _with_cpu(given: Mapping[str, Any], arguments: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `ray.init`, with those for a machine without a GPU; a cluster that runs has its own slots."""
-    runtime_env = dict(given.get("runtime_env") or {})
-    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
-    joins = "address" in given or "RAY_ADDRESS" in os.environ
-    return {**given, **({} if joins else arguments), "runtime_env": runtime_env}

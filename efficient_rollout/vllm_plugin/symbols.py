@@ -32,6 +32,7 @@ ENGINE_SYMBOLS = (
     *_of("vllm.config:SpeculativeConfig", "target_parallel_config", "uses_draft_model"),
     "vllm.config:set_current_vllm_config",
     "vllm.config.utils:replace",
+    "vllm.distributed.utils:stateless_init_torch_distributed_process_group",
     "vllm:envs.VLLM_CPU_NUM_OF_RESERVED_CPU",
     "vllm:envs.VLLM_CPU_OMP_THREADS_BIND",
     *_of("vllm.utils.cpu_resource_utils:LogicalCPUInfo", "id", "numa_node", "physical_core"),

@@ -68,7 +68,7 @@ UPSTREAM = {
         "pyarrow",
         "psutil",
     },
-    "openrlhf_plugin": {"openrlhf", "ray", "torch", "omegaconf", "deepspeed", "datasets"},
+    "openrlhf_plugin": {"openrlhf", "ray", "torch", "omegaconf", "yaml", "deepspeed"},
     "bench": {"numpy", "torch"},
 }
 

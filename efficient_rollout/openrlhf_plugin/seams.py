@@ -1,0 +1,127 @@
+"""Where this package meets OpenRLHF's code, and how that code looked when it was written for it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from efficient_rollout.errors import PatchDriftError
+from efficient_rollout.patching import resolve, source_sha256
+from efficient_rollout.provenance import package_versions
+
+TESTED_VERSIONS = "0.11.2"
+_ENGINE = "openrlhf.trainer.ray.vllm_engine"
+_ACTOR = "__ray_metadata__.modified_class"
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """A function of OpenRLHF's that is replaced, overridden, or relied on in the way it calls.
+
+    Attributes:
+        target: `module:attribute.path`.
+        relied_on: What this package takes from it.
+        source_sha256: Of its source in the tested versions.
+    """
+
+    target: str
+    relied_on: str
+    source_sha256: str
+
+
+SEAMS = (
+    Seam(
+        f"{_ENGINE}:create_vllm_engines",
+        "RolloutRayActor.options(...).remote(**arguments), with model, dtype and enforce_eager among them",
+        "af57ea163173675fedda69846d6fcb84fa5f67843df8e175372f083e1904ac51",
+    ),
+    Seam(
+        f"{_ENGINE}:RolloutRayActor.{_ACTOR}.__init__",
+        "what is left of its arguments goes to vLLM",
+        "b477b017b6f5ff72902f2bb12e77e2594f41a9c46ccfcb5ca93b827bb339d155",
+    ),
+    Seam(
+        f"{_ENGINE}:RolloutRayActor.{_ACTOR}.generate",
+        "every request of a rollout passes it",
+        "a1c7276aea26dcb85291fd5c730030247dc841fe6a1597b962482a2ce5a7363a",
+    ),
+    Seam(
+        f"{_ENGINE}:RolloutRayActor.{_ACTOR}.update_weight",
+        "one call a parameter, to every worker",
+        "4ae3eb47981a5cc7603e4cd22f9972d65d252c7533026cd36bfc2df99a476509",
+    ),
+    Seam(
+        f"{_ENGINE}:RolloutRayActor.{_ACTOR}.update_weight_cuda_ipc",
+        "one call a parameter, to every worker",
+        "384f5ffdfbb74a8b03f3069882feb451ed34c35d92690735d7896032bccb5180",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.broadcast_to_vllm",
+        "sends every parameter once, and marks the last with empty_cache",
+        "a7ed79f664d6b9c0c6a5be28a36427616cd6881b3a2297647ca8ac04203ffccd",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap.init_process_group",
+        "keeps _model_update_group and _model_update_with_ray",
+        "b2e83541fdb77861ed256b3d70024b2e3e42e49001b7d7b25a084e994f7bbe1c",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap.update_weight",
+        "overridden",
+        "56385ee35e927259696e9d0fde8b3c98b61497461709a831a2fcdd7ba51bb583",
+    ),
+    Seam(
+        "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap.update_weight_cuda_ipc",
+        "overridden",
+        "27e6d2c8bb0f3703b0afa7523c645bc6a22abc819445e819c5e3db66d6ccdd94",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.save_logs_and_checkpoints",
+        "called once a step",
+        "616d0be4a78443e998bf4ed6963384d1dfee0ff8de5e489c064114a6bc28c920",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer._compute_rollout_stats",
+        "its result goes into the logs",
+        "13f76035b8da21ea2b45eb07f580a978ea9b2ae8ecf10e65708bc1603eff25b3",
+    ),
+    Seam(
+        f"openrlhf.trainer.ppo_trainer:PPOTrainer.{_ACTOR}.evaluate",
+        "returns the logs of an evaluation",
+        "86c9809e82083c472ea32ad90830b670a64f9e9191c71fd2727ee7c0d35f2d9e",
+    ),
+    Seam(
+        f"openrlhf.trainer.ppo_trainer_async:TrainingActor.{_ACTOR}.broadcast_to_vllm",
+        "pauses the engines, syncs, and resumes",
+        "23e5d83c58ca495eefd2c0936354c341d8e6009b1b5eea2c9263ba3bfdfeaeb0",
+    ),
+    Seam(
+        f"openrlhf.trainer.ppo_trainer_async:PPOTrainerAsync.{_ACTOR}.__init__",
+        "starts both halves by their names in the module",
+        "a4ff3e746e06977fb835bf7e99e172ea8922d184d03d270caff61513464b5006",
+    ),
+    Seam(
+        "openrlhf.utils.config:hierarchize",
+        "every parsed argument passes it before Ray starts",
+        "b1125e611a024351c8fce92fbf3d992dc958d671792cfbae231ca660fb490629",
+    ),
+)
+
+
+def check_seams(seams: Iterable[Seam] = SEAMS) -> None:
+    """Refuse an OpenRLHF whose code at a seam is another.
+
+    Raises:
+        PatchDriftError: Names every such place.
+    """
+    drifted = [seam.target for seam in seams if _digest(seam) != seam.source_sha256]
+    if drifted:
+        raise PatchDriftError(
+            f"openrlhf {package_versions(('openrlhf',)).get('openrlhf')} is not the code that this package was written "
+            f"for (tested: {TESTED_VERSIONS}), at {', '.join(drifted)}: install a tested version, or undo the change"
+        )
+
+
+def _digest(seam: Seam) -> str | None:
+    try:
+        return source_sha256(resolve(seam.target)[2])
+    except (AttributeError, ModuleNotFoundError):
+        return None

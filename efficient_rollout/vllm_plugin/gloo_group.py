@@ -1,0 +1,22 @@
+"""A group of processes that carries a trainer's weights to engines without a GPU."""
+
+from typing import Any
+
+import torch
+from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+
+
+class GlooGroup:
+    """`broadcast(tensor, src, stream)` as vLLM's PyNcclCommunicator has it, which without NCCL does nothing at all.
+
+    A group of its own, apart from the default groups that trainer and engine each have.
+    """
+
+    def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
+        self._group = stateless_init_torch_distributed_process_group(host, port, rank, world_size, "gloo")
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
+        """Send, or receive in place, as bytes: gloo has no bfloat16."""
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = src
+        self._group.broadcast([tensor.detach().contiguous().view(-1).view(torch.uint8)], options).wait()

@@ -1,0 +1,28 @@
+"""A job whose engines take no new weights, for the negative control; Ray's processes import its classes from here."""
+
+import sys
+from typing import Any
+
+from efficient_rollout.openrlhf_plugin import cpu_actors
+from efficient_rollout.openrlhf_plugin.cpu_worker_extension import CpuWorkerWrap
+from efficient_rollout.openrlhf_plugin.main import launch
+
+
+class UnsyncedWorkerWrap(CpuWorkerWrap):
+    """Receives every parameter and drops it."""
+
+    def _take(self, name: str, weight: Any, *, is_last: bool) -> None:
+        pass
+
+
+class UnsyncedEngineActor(cpu_actors.CpuEngineActor):
+    """With that worker extension."""
+
+    worker_extension = "openrlhf_unsynced.UnsyncedWorkerWrap"
+
+
+if __name__ == "__main__":
+    import openrlhf_unsynced
+
+    cpu_actors.CpuEngineActor = openrlhf_unsynced.UnsyncedEngineActor
+    raise SystemExit(launch(sys.argv[1:]))
