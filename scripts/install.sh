@@ -109,7 +109,6 @@ explain_missing_torch() {
 build_deepspeed() {
   local pin bare="$VENV/bare"
   pin="$(grep -oE '^deepspeed==[^ ]+' "${REQUIREMENTS[2]}")"
-  mkdir -p "$WHEELS"
   if [[ -n "$(find "$WHEELS" -name 'deepspeed-*.whl' -print -quit)" ]]; then return; fi
   "$VENV/bin/python" -m venv "$bare"
   if ! with_heartbeat "deepspeed" "$LOG" : env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$bare/bin/python" -m pip wheel \
@@ -121,7 +120,8 @@ build_deepspeed() {
 }
 
 install_packages() {
-  local torch_pin file files=()
+  local torch_pin file files=(--find-links "$WHEELS")
+  mkdir -p "$WHEELS"
   for file in "${REQUIREMENTS[@]}"; do files+=(-r "$file"); done
   torch_pin="$(grep -oE '^torch==[^ ]+' "$ROOT/requirements/cpu.txt")"
   # First alone, so that a missing CPU build shows before the other downloads.
@@ -131,7 +131,7 @@ install_packages() {
     fail "pip could not install $torch_pin; see above"
   fi
   if ((WITH_OPENRLHF)); then build_deepspeed; fi
-  if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" --find-links "$WHEELS" "${files[@]}"; then
+  if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" "${files[@]}"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi

@@ -2,6 +2,8 @@
 
 Two processes with a core each run all but tests marked `several_cores`, whose engines have workers with a core each.
 Those follow, in one process with every core: `pytest --several-cores`. A single process without that option runs all.
+Tests of the OpenRLHF plugin need OpenRLHF, which has an environment of its own, and are skipped in any other: `pytest
+--openrlhf` there runs these alone.
 """
 
 import os
@@ -17,8 +19,9 @@ def repository() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """One option more."""
+    """Two options more."""
     parser.addoption("--several-cores", action="store_true", help="only tests that need several cores; no -n beside it")
+    parser.addoption("--openrlhf", action="store_true", help="only tests of the OpenRLHF plugin")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,13 +42,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     While one trains, the other starts engines.
     """
     items.sort(key=_place)
+    if config.getoption("--openrlhf"):
+        _keep(config, items, [item for item in items if item.path.stem.startswith("test_openrlhf")])
     is_alone, takes_only_several = not hasattr(config, "workerinput"), config.getoption("--several-cores")
     if is_alone and not takes_only_several:
         return
-    with_several = [item for item in items if item.get_closest_marker("several_cores") is not None]
-    others = [item for item in items if item.get_closest_marker("several_cores") is None]
-    items[:], left_out = (with_several, others) if takes_only_several else (others, with_several)
-    config.hook.pytest_deselected(items=left_out)
+    _keep(config, items, [item for item in items if _needs_several_cores(item) == takes_only_several])
+
+
+def _needs_several_cores(item: pytest.Item) -> bool:
+    return item.get_closest_marker("several_cores") is not None
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def _place(item: pytest.Item) -> int:

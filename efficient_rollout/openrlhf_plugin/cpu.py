@@ -218,17 +218,26 @@ def _refuse_gpu_only(args: Any) -> None:
         "--ds.zero_stage 3": args.ds.zero_stage > 2,
         "--ds.param_dtype fp16": args.ds.param_dtype == "fp16",
         "--vllm.sync_with_ray": args.vllm.sync_with_ray,
-        **{
-            f"--{group}.num_nodes, --{group}.num_gpus_per_node": _num_slots(args, group) > 1
-            for group in ("actor", "critic")
-        },
+        **{f"--{group}.num_nodes, --{group}.num_gpus_per_node": _num_slots(args, group) > 1 for group in _groups(args)},
     }
     found = [name for name, at_fault in faults.items() if at_fault]
     if found:
         raise ConfigError(
-            f"without a GPU, these cannot be had or were never run: {', '.join(found)}. Remove them; the actor and "
-            "the critic take one node with one slot each"
+            f"without a GPU, these cannot be had or were never run: {', '.join(found)}. Remove them; each "
+            "part of the job takes one node with one slot"
         )
+
+
+def _groups(args: Any) -> list[str]:
+    """The parts of the job that train or score, beside the engines; OpenRLHF leaves the numbers of others at 8."""
+    has_reward_model = not (args.reward.remote_url or args.train.agent_func_path)
+    in_use = {
+        "actor": True,
+        "ref": args.algo.kl.init_coef > 0,
+        "critic": args.algo.advantage.estimator == "gae",
+        "reward": has_reward_model,
+    }
+    return [group for group, is_in_use in in_use.items() if is_in_use]
 
 
 def _num_slots(args: Any, group: str) -> int:
@@ -249,7 +258,7 @@ def ray_arguments(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
     runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
     if "address" in given or "RAY_ADDRESS" in os.environ:
         return {**given, "runtime_env": runtime_env}
-    num_slots = sum(_num_slots(args, group) for group in ("actor", "ref", "critic", "reward")) + args.vllm.num_engines
+    num_slots = sum(_num_slots(args, group) for group in _groups(args)) + args.vllm.num_engines
     ours = {
         "num_gpus": num_slots,
         "num_cpus": num_slots + 4,  # the controllers and queues

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("verl")
 
-from verl_support import start, wait_until
+from job_support import wait_until
+from verl_support import start
 
 from efficient_rollout import cleanup
 from efficient_rollout.cleanup import descendants

@@ -1,19 +1,16 @@
 """Jobs of `efficient-rollout train`, and of veRL's own entry point, for the tests."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from job_support import log_of, start_job
+
 from efficient_rollout.verl_plugin.compose import config_dir
 
-TIMEOUT_SECONDS = 600
 # bfloat16 rounding between two implementations of the same policy: 1.5e-3 to 2.4e-3 were measured on the nano
 # policy. An engine that missed one weight sync is caught by the unsynced control in test_weight_sync.py.
 MAX_PROBABILITY_DIFFERENCE = 5e-3
@@ -45,31 +42,13 @@ STOCK = ("-m", "verl.trainer.main_ppo", "--config-dir", str(config_dir()), "--co
 
 def start(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS) -> subprocess.Popen:
     """Start a job in a session of its own, its output in `directory/train.log`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, *command, f"trainer.default_local_dir={directory}", *overrides]
-    with (directory / "train.log").open("wb") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
-            preexec_fn=_take_ctrl_c, env={**os.environ, "WANDB_MODE": "offline"},
-        )  # fmt: skip
-
-
-def _take_ctrl_c() -> None:
-    # A shell's background jobs ignore it, and would hand that down.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return start_job([*command, f"trainer.default_local_dir={directory}", *overrides], directory)
 
 
 def train(overrides: Sequence[str], directory: Path, command: Sequence[str] = OURS, loggers: Sequence[str] = ()) -> Run:
     """Run to the end, with these of veRL's loggers beside the console and a file; a failure shows the log's end."""
     process = start([*overrides, f"trainer.logger=[{','.join(('console', 'file', *loggers))}]"], directory, command)
-    try:
-        exit_code = process.wait(TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        exit_code = None
-    log = (directory / "train.log").read_text(errors="replace")
-    assert exit_code == 0, f"exit code {exit_code}; the log ends:\n{log[-6000:]}"
+    log = log_of(process, directory)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     (tracked_file,) = (directory / "efficient_rollout").glob("*.jsonl")
     tracked = [json.loads(line) for line in tracked_file.read_text().splitlines()]
@@ -90,11 +69,3 @@ def assert_engine_follows_trainer(run: Run, *, steps: Sequence[int]) -> None:
         assert metrics["training/rollout_probs_diff_mean"] < MAX_PROBABILITY_DIFFERENCE
         assert abs(metrics["rollout_corr/kl"]) < MAX_KL
         assert metrics["training/rollout_actor_probs_pearson_corr"] > 0.999
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Poll until `condition`, or fail saying what was waited for."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.2)

@@ -1,0 +1,50 @@
+"""Whole jobs as processes, for the tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TIMEOUT_SECONDS = 600
+LOG_FILE = "train.log"
+
+
+def start_job(arguments: Sequence[str], directory: Path) -> subprocess.Popen:
+    """Start Python with these arguments in a session of its own, its output in `directory/train.log`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    modules_of_tests = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": modules_of_tests}
+    with (directory / LOG_FILE).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
+            preexec_fn=_take_ctrl_c, env=environment,
+        )  # fmt: skip
+
+
+def _take_ctrl_c() -> None:
+    # A shell's background jobs ignore it, and would hand that down.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def log_of(process: subprocess.Popen, directory: Path) -> str:
+    """Wait for the end of a job and return what it printed; a failure shows the log's end."""
+    try:
+        exit_code = process.wait(TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        exit_code = None
+    log = (directory / LOG_FILE).read_text(errors="replace")
+    assert exit_code == 0, f"exit code {exit_code}; the log ends:\n{log[-6000:]}"
+    return log
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Poll until `condition`, or fail saying what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.2)

@@ -1,0 +1,179 @@
+"""What is wrong with an OpenRLHF job is said before Ray starts; its own parser reads the arguments."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
+
+from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PatchDriftError
+from efficient_rollout.openrlhf_plugin import cpu, seams
+from efficient_rollout.openrlhf_plugin.checks import prepare_job
+from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
+from efficient_rollout.openrlhf_plugin.options import parse_options
+from efficient_rollout.tasks import reward_func
+from efficient_rollout.tasks.dataset import write_dataset
+
+# OpenRLHF's train_prorlv2_math_hybrid_engine.sh in the options of 0.11, its paths and sizes left to the test.
+PRORL_V2 = """
+    --ref.num_nodes 1 --ref.num_gpus_per_node 1 --actor.num_nodes 1 --actor.num_gpus_per_node 1
+    --vllm.num_engines 1 --vllm.tensor_parallel_size 1 --train.colocate_all --vllm.gpu_memory_utilization 0.75
+    --algo.kl.init_coef 1e-4 --algo.advantage.gamma 1.0 --algo.kl.use_loss --algo.kl.estimator k2
+    --algo.advantage.estimator reinforce_baseline --algo.dynamic_filtering_enable --algo.dynamic_filtering_range 0 1
+    --actor.eps_clip_low_high 0.2 0.27 --ckpt.save_steps 5 --ckpt.save_hf --train.batch_size 16 --rollout.batch_size 8
+    --rollout.n_samples_per_prompt 16 --train.dynamic_batch_enable --train.num_episodes 1 --data.max_len 96
+    --rollout.max_new_tokens 64 --ds.zero_stage 2 --ds.param_dtype bf16 --actor.adam.lr 1e-6 --data.input_key prompt
+    --data.label_key label --eval.steps 5 --eval.temperature 1.0 --eval.n_samples_per_prompt 4
+    --data.apply_chat_template --actor.gradient_checkpointing_enable --ds.packing_samples --vllm.sync_backend nccl
+    --vllm.enforce_eager
+    --vllm.enable_sleep --ds.enable_sleep --algo.advantage.is_correction_level token
+    --algo.advantage.is_correction_mode mask --algo.advantage.is_correction_threshold 0.5 5.0
+    --train.max_tokens_per_gpu 32768 --reward.stop_properly_penalty_coef 0.0
+"""
+
+
+class _EndOfParsing(Exception):
+    """In the place of everything after OpenRLHF's own checks."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_ins() -> None:
+    cpu.install()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, str]:
+    """Arguments of a job whose policy is only looked at, never loaded."""
+    from transformers import Qwen3Config
+
+    policy = tmp_path / "policy"
+    Qwen3Config(hidden_size=64, num_hidden_layers=1, architectures=["Qwen3ForCausalLM"]).save_pretrained(policy)
+    (policy / "model.safetensors").write_bytes(b"")
+    train_file, validation_file = write_dataset(tmp_path, size="nano", num_train=8, num_validation=8)
+    return {
+        "--actor.model_name_or_path": str(policy),
+        "--reward.remote_url": str(reward_func.__file__),
+        "--data.prompt_dataset": str(train_file),
+        "--eval.dataset": str(validation_file),
+        "--ckpt.output_dir": str(tmp_path / "run"),
+    }
+
+
+@pytest.fixture
+def prepare(job: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """OpenRLHF's entry point up to where it starts Ray, with this package's checks in the midst."""
+
+    def prepare(*theirs: str, ours: tuple[str, ...] = ()) -> Any:
+        import openrlhf.utils.config
+        import ray
+
+        options = parse_options([*ours, "--"])
+        stock, seen = openrlhf.utils.config.hierarchize, []
+
+        def hierarchize(flat: Any) -> Any:
+            seen.append(prepare_job(stock(flat), options))
+            return seen[0]
+
+        def no_ray(**_given: Any) -> None:
+            raise _EndOfParsing
+
+        arguments = [part for pair in job.items() for part in pair]
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", [ENTRY_POINT, *PRORL_V2.split(), *arguments, *theirs])
+            patched.setattr(openrlhf.utils.config, "hierarchize", hierarchize)
+            patched.setattr(ray, "init", no_ray)
+            with pytest.raises(_EndOfParsing):
+                runpy.run_module(ENTRY_POINT, run_name="__main__", alter_sys=True)
+        return seen[0]
+
+    return prepare
+
+
+def test_a_stock_script_is_taken_with_what_needs_a_gpu_changed(
+    prepare: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    args = prepare()
+    assert args.ds.attn_implementation == "sdpa"
+    changed = (args.ds.packing_samples, args.train.dynamic_batch_enable, args.vllm.enable_sleep, args.ds.enable_sleep)
+    assert not any(changed)
+    assert args.vllm.sync_backend == "gloo"
+    said = [record.getMessage() for record in caplog.records if "without a GPU" in record.getMessage()]
+    changed = (
+        "attn_implementation",
+        "packing_samples",
+        "ds.enable_sleep",
+        "dynamic_batch",
+        "vllm.enable_sleep",
+        "gloo",
+    )
+    assert len(said) == len(changed)
+    assert all(any(name in line for line in said) for name in changed)
+    assert args.algo.advantage.is_correction_threshold == [0.5, 5.0]
+
+
+def test_the_run_directory_gets_the_configuration_without_secrets(prepare: Callable[..., Any], tmp_path: Path) -> None:
+    prepare("--logger.wandb.key", "a-secret")
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "estimator: reinforce_baseline" in written
+    assert "a-secret" not in written
+    assert (tmp_path / "run" / "provenance.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ("--vllm.tensor_parallel_size 2", "--vllm.tensor_parallel_size is 2"),
+        ("--vllm.num_engines 0", "--vllm.num_engines is 0"),
+        ("--ds.lora.rank 8", "self-drafting does not work together with --ds.lora.rank"),
+        ("--ds.zero_stage 3 --ds.load_in_4bit", "never run: --ds.load_in_4bit, --ds.zero_stage 3"),
+        ("--actor.num_gpus_per_node 2", "--actor.num_nodes, --actor.num_gpus_per_node"),
+        ("--actor.model_name_or_path /none", "/none"),
+        ("--reward.remote_url /none.py", "--reward.remote_url: /none.py does not exist"),
+        ("--reward.remote_url nonsense", "nonsense is no address"),
+        ("--train.agent_func_path /none.py", "--train.agent_func_path: /none.py does not exist"),
+        ("--data.prompt_dataset /none.jsonl", "--data.prompt_dataset: /none.jsonl does not exist"),
+        ("--eval.dataset ./none", "--eval.dataset: none does not exist"),
+    ],
+)
+def test_what_cannot_work_is_one_message(prepare: Callable[..., Any], theirs: str, message: str) -> None:
+    with pytest.raises(EfficientRolloutError) as raised:
+        prepare(*theirs.split())
+    assert message in str(raised.value)
+
+
+def test_the_baseline_takes_what_only_drafting_cannot(prepare: Callable[..., Any]) -> None:
+    assert prepare("--ds.lora.rank", "8", ours=("--efficient_rollout.enabled=false",)).ds.lora.rank == 8
+
+
+def test_a_reward_file_without_the_function_is_named(prepare: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def score(): ...")
+    with pytest.raises(InputFileError, match="defines no 'reward_func'"):
+        prepare("--reward.remote_url", str(file))
+
+
+def test_a_data_file_without_the_key_is_named(prepare: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"input": "1+1"}\n')
+    with pytest.raises(InputFileError, match=r"has no 'prompt' .it has input.; set --data.input_key"):
+        prepare("--data.prompt_dataset", str(file))
+
+
+def test_a_policy_must_be_named(prepare: Callable[..., Any], job: dict[str, str]) -> None:
+    del job["--actor.model_name_or_path"]
+    with pytest.raises(ConfigError, match=r"--actor.model_name_or_path is not set"):
+        prepare()
+
+
+def test_code_that_has_drifted_is_named() -> None:
+    seams.check_seams()
+    first, *rest = seams.SEAMS
+    changed = seams.Seam(first.target, first.relied_on, "0" * 64)
+    gone = seams.Seam("openrlhf.utils.config:none", "", "0" * 64)
+    with pytest.raises(PatchDriftError) as raised:
+        seams.check_seams([changed, gone, *rest])
+    assert f"at {first.target}, openrlhf.utils.config:none: install" in str(raised.value)
