@@ -12,7 +12,7 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 import openrlhf_agent
 import openrlhf_unsynced
 from job_support import wait_until
-from openrlhf_support import MAX_PROBABILITY_DIFFERENCE, Run, assert_drafted, start, train
+from openrlhf_support import MAX_PROBABILITY_DIFFERENCE, Run, start, train
 
 from efficient_rollout.cleanup import descendants
 from efficient_rollout.metrics import names
@@ -33,8 +33,16 @@ def async_run(tmp_path_factory) -> Run:
 
 
 def test_asynchronous_training_with_partial_rollouts_and_an_agent(async_run):
-    assert_drafted(async_run, 3)
-    assert any(record["turns"] > 1 for record in async_run.steps.values())
+    # Rollouts and steps have rhythms of their own: a step's record may hold those of two, or of none.
+    records = async_run.steps.values()
+    assert sorted(async_run.steps) == [1, 2, 3]
+    drafted, accepted = (
+        sum(record.get(key, 0) for record in records) for key in (names.DRAFT_TOKENS, names.ACCEPTED_TOKENS)
+    )
+    assert accepted > 0.5 * drafted > 0
+    assert all(record[names.WEIGHT_SYNC_SECONDS] > record[names.REQUANTIZE_SECONDS] > 0 for record in records)
+    assert all(record[names.DRAFTER_FAULTS] == record[names.STALE_DRAFTER] == 0 for record in records)
+    assert any(record["turns"] > 1 for record in records)
 
 
 def test_the_comparison_sees_a_sync_that_was_left_out(tmp_path):
