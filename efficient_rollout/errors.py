@@ -46,3 +46,7 @@ class WeightSyncError(EfficientRolloutError):
 
 class InputFileError(EfficientRolloutError):
     """A model, data set or reward file is missing or unreadable."""
+
+
+class MissingPackageError(EfficientRolloutError):
+    """A command needs an optional package that is not installed."""

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.files import read_text
 from efficient_rollout.metrics import names
 from efficient_rollout.tables import aligned
 
 METRICS_FILE, CONFIG_FILE, LOG_FILE = "metrics.jsonl", "config.yaml", "train.log"
+# Names that veRL logs under.
+REWARD_MEAN, STEP_SECONDS = "critic/score/mean", "timing_s/step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Column:
 
 COLUMNS = (
     Column(("step", ""), "step", ".0f"),
-    Column(("reward", "mean"), "critic/score/mean", ".3f"),
+    Column(("reward", "mean"), REWARD_MEAN, ".3f"),
     Column(("response", "mean tok"), "response_length/mean", ".1f"),
     Column(("response", "max tok"), "response_length/max", ".0f"),
     Column(("rollout", "s"), names.ROLLOUT_SECONDS, ".2f"),
@@ -42,7 +45,6 @@ COLUMNS = (
     Column(("requantize", "s"), names.REQUANTIZE_SECONDS, ".3f"),
     Column(("sync", "s"), names.WEIGHT_SYNC_SECONDS, ".3f"),
 )
-_STEP_SECONDS = "timing_s/step"
 
 
 def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -70,15 +72,43 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputFileError: The file is missing, holds no step, or a line of it is not a JSON object.
     """
+    return _steps(path, _text(path))
+
+
+def read_growing_steps(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The same of a file that may be written right now, and whether its last line is only half there and left out.
+
+    Raises:
+        InputFileError: As `read_steps`, but not for that line.
+    """
+    text = _text(path)
+    whole, _, rest = text.rpartition("\n")
+    is_half_written = bool(rest.strip()) and not _is_json(rest)
+    return _steps(path, whole if is_half_written else text), is_half_written
+
+
+def _text(path: Path) -> str:
     if not path.is_file():
         raise InputFileError(f"{path} does not exist: name the run's directory (trainer.default_local_dir)")
+    return read_text(path, what="the metrics")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _steps(path: Path, text: str) -> list[dict[str, Any]]:
     steps = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputFileError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or "step" not in record:
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
             raise InputFileError(f"{path}, line {number}: not the record of a step")
         if any(column.metric in record for column in COLUMNS[1:]):
             steps.append(record)
@@ -106,7 +136,7 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
         raise InputFileError("the runs share no step after the first: one of them ended too early to be compared")
     tokens, rollout_s, step_s = (
         [_sum(run, shared, key) for run in (own, other)]
-        for key in (names.GENERATED_TOKENS, names.ROLLOUT_SECONDS, _STEP_SECONDS)
+        for key in (names.GENERATED_TOKENS, names.ROLLOUT_SECONDS, STEP_SECONDS)
     )
     rates = [count / seconds for count, seconds in zip(tokens, rollout_s, strict=True)]
     rows = {"generated tok/s": rates, "rollout s": rollout_s, "step s": step_s, "generated tokens": tokens}

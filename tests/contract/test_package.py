@@ -46,7 +46,7 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
     ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
-    assert {path.suffix for path in ours} <= {".py", ".yaml", ".c", ".h"}
+    assert {path.suffix for path in ours} <= {".py", ".yaml", ".c", ".h", ".html"}
     assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == ["common.h", "float32.c", "quantized.c"]
 
 
