@@ -69,7 +69,9 @@ def figure(*, x_title: str, y_title: str) -> go.Figure:
         dragmode=False,
     )
     drawn.update_xaxes(title=x_title, showgrid=False, zeroline=False, automargin=True, fixedrange=True)
-    drawn.update_yaxes(title=y_title, zeroline=False, automargin=True, fixedrange=True, rangemode="tozero")
+    drawn.update_yaxes(
+        title=y_title, zeroline=False, automargin=True, fixedrange=True, rangemode="tozero", exponentformat="e"
+    )
     return drawn
 
 

@@ -13,7 +13,7 @@ _DISAGREEMENT = {
     "training/rollout_probs_diff_mean": "mean difference of probabilities",
     "rollout_corr/kl": "KL divergence (nats a token)",
 }
-_SHARES_OF_A_RUN, _MIN_WINDOW = 10, 5
+_SHARES_OF_A_RUN, _MIN_WINDOW = 30, 5
 
 
 def training_section(own: Run, baseline: Run | None) -> Section:

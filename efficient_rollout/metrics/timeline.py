@@ -6,7 +6,7 @@ A timeline is a list of bins in the order of time, and a bin is a list of floats
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from efficient_rollout.errors import InputFileError
 
@@ -20,21 +20,24 @@ START, END, REQUEST_SECONDS, FIRST_LENGTH = 0, 1, 2, 3
 Bin = list[float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TickSpan:
-    """When one tick ran, and with what.
+class TickSpan(Protocol):
+    """When one tick ran, and with what (`controller/tick.py`)."""
 
-    Attributes:
-        end_s: Its end, by a clock that never runs backwards.
-        seconds: It took.
-        num_requests: Requests that had tokens computed.
-        num_draft_tokens: k it was scheduled with; 0 is plain decoding.
-    """
+    @property
+    def end_s(self) -> float:
+        """Its end, by a clock that never runs backwards."""
 
-    end_s: float
-    seconds: float
-    num_requests: int
-    num_draft_tokens: int
+    @property
+    def seconds(self) -> float:
+        """It took."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that had tokens computed."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Draft length it was scheduled with; 0 is plain decoding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

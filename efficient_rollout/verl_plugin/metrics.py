@@ -10,8 +10,10 @@ from typing import Any
 
 import ray
 
+from efficient_rollout.files import written_whole
+from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines, is_sampled
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
-from efficient_rollout.verl_plugin.rollout_record import Segment, step_metrics
+from efficient_rollout.verl_plugin.rollout_record import Segment, step_metrics, step_timelines
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +46,40 @@ class StepLogger:
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._timelines = TimelineFile(path.parent / TIMELINE_FILE)
 
     def log(self, data: MutableMapping[str, Any], step: int) -> None:
         """Complete `data` in place and append it to the file."""
         validated = any(_VALIDATION_KEY.match(key) for key in data)
-        data.update(step_metrics(collect_segments(), validated=validated))
+        segments = collect_segments()
+        data.update(step_metrics(segments, validated=validated))
+        self._timelines.add(StepTimelines.of(step, step_timelines(segments, validated=validated)))
         record = {"step": step, "time": time.time()} | {key: _as_json(value) for key, value in data.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+class TimelineFile:
+    """The timelines of sampled steps and of the newest one: a few lines, however long the run.
+
+    Args:
+        path: An earlier run's there is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._kept: list[str] = []
+        path.unlink(missing_ok=True)
+
+    def add(self, timelines: StepTimelines) -> None:
+        """Put a step in the place of the newest one, which stays where it is sampled; nothing without a timeline."""
+        if not timelines.engines:
+            return
+        line = json.dumps(timelines.to_dict()) + "\n"
+        with written_whole(self._path) as staged:
+            staged.write_text("".join([*self._kept, line]), encoding="utf-8")
+        if is_sampled(timelines.step):
+            self._kept.append(line)
 
 
 def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from efficient_rollout.controller.tick import TickSpan
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.timeline import StepTimelines, TickSpan, add_tick
+from efficient_rollout.metrics.timeline import StepTimelines, add_tick
 
 CONFIG = {
     "actor_rollout_ref": {
