@@ -19,7 +19,7 @@ def decisions_section(own: Run) -> Section:
 
 def _answer(own: Run) -> str:
     predicted, measured = own.values(names.PREDICTED_SPEEDUP), own.values(names.MEASURED_SPEEDUP)
-    both = np.isfinite(predicted) & np.isfinite(measured)
+    both = (predicted > 0.0) & (measured > 0.0)
     if not both.any():
         return (
             "This run's rule predicts nothing (only cost_model does), or no step drafted: there is nothing to compare."

@@ -26,7 +26,7 @@ def _answer(own: Run) -> str:
     faults, stale = own.values(names.DRAFTER_FAULTS), own.values(names.STALE_DRAFTER)
     if np.nansum(faults) > 0:
         first = own.steps[int(np.flatnonzero(np.nan_to_num(faults) > 0)[0])]
-        signs.append(f"{np.nansum(faults):.0f} faults turned a drafter off, the first in step {first}")
+        signs.append(f"faults that turned a drafter off: {np.nansum(faults):.0f}, the first in step {first}")
     if np.nansum(stale) > 0:
         num_steps = int((np.nan_to_num(stale) > 0).sum())
         signs.append(f"a drafter did not follow the policy in {num_steps} of {len(own.steps)} steps")
