@@ -39,7 +39,8 @@ def _seconds(own: Run) -> Panel:
     series = {label: own.values(metric) for label, metric in _SECONDS.items() if own.has(metric)}
     if not series:
         return missing(title, because="No step reports them.")
-    drawn, note = figures.lines(own.steps, series, y_title="seconds of a step (s)", unit="s")
+    unit = figures.unit_of(names.WEIGHT_SYNC_SECONDS)
+    drawn, note = figures.lines(own.steps, series, y_title=f"seconds of a step ({unit})", unit=unit)
     said = "Drafting is added up over engines; the other two are the slowest engine's."
     return Panel(title, drawn, f"{said} {note}".strip())
 

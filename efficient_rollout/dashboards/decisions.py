@@ -39,9 +39,8 @@ def _speedups(own: Run) -> Panel:
     series = {label: own.values(metric) for label, metric in shown.items() if own.has(metric)}
     if not series:
         return missing(title, because="No step reports a predicted speed-up.")
-    drawn, note = figures.lines(
-        own.steps, series, y_title="times as fast as plain decoding (ratio)", unit="times as fast", from_zero=False
-    )
+    y_title = f"times as fast as plain decoding ({figures.unit_of(names.MEASURED_SPEEDUP)})"
+    drawn, note = figures.lines(own.steps, series, y_title=y_title, unit="times as fast", from_zero=False)
     drawn.add_hline(y=1.0, line={"dash": "dot", "color": "#8c8c8c", "width": 1.5})
     return Panel(title, drawn, f"Below the dotted line, drafting loses time. {note}".strip())
 
@@ -57,6 +56,7 @@ def _reasons(own: Run) -> Panel:
     series = {reason: shares[reason] for reason in ordered[:_MOST_REASONS]}
     if ordered[_MOST_REASONS:]:
         series["others"] = np.sum([shares[reason] for reason in ordered[_MOST_REASONS:]], axis=0)
-    drawn, note = figures.stacked_bars(own.steps, series, y_title="share of ticks (ratio)", unit="of ticks")
+    y_title = f"share of ticks ({figures.unit_of(names.REASON_SHARE_PREFIX)})"
+    drawn, note = figures.stacked_bars(own.steps, series, y_title=y_title, unit="of ticks")
     drawn.update_yaxes(tickformat=".0%", range=[0, 1])
     return Panel(title, drawn, note)

@@ -8,6 +8,8 @@ from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics import names
 
 _METRICS = (names.ACCEPTANCE_RATE_AT_PREFIX, names.MEAN_ACCEPTED_LENGTH, names.ACCEPTANCE_RATE)
+# Of a position: no draft is longer, and a name in a foreign file may be anything.
+_MOST_DIGITS = 3
 
 
 def drafting_section(own: Run) -> Section:
@@ -30,13 +32,14 @@ def _answer(own: Run) -> str:
 def _by_position(own: Run) -> Panel:
     title = "Acceptance by position of the draft"
     found = own.names_under(names.ACCEPTANCE_RATE_AT_PREFIX)
-    by_position = {int(tail): name for name in found if (tail := name.rpartition("/")[2]).isdecimal()}
+    by_position = {int(tail): name for name in found if _is_position(tail := name.rpartition("/")[2])}
     if not by_position:
         return missing(title, because="No step of this run reports acceptance by position.")
     positions = sorted(by_position)
     columns = [own.values(by_position[position]) for position in positions]
     low, middle, high = np.array([np.nanpercentile(column, (25, 50, 75)) for column in columns]).T
-    drawn = figures.figure(x_title="position in the draft (1 is first)", y_title="accepted of verified (ratio)")
+    unit = figures.unit_of(names.ACCEPTANCE_RATE_AT_PREFIX)
+    drawn = figures.figure(x_title="position in the draft (1 is first)", y_title=f"accepted of verified ({unit})")
     drawn.add_bar(
         x=positions,
         y=middle,
@@ -50,6 +53,10 @@ def _by_position(own: Run) -> Panel:
     drawn.update_xaxes(tickmode="array", tickvals=positions)
     note = "Medians over the steps, with their quartiles. A draft behind a rejected one counts as not accepted."
     return Panel(title, drawn, note)
+
+
+def _is_position(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def _accepted_length(own: Run) -> Panel:

@@ -43,6 +43,6 @@ def _counts(own: Run) -> Panel:
     series = {label: own.values(metric) for label, metric in _COUNTS.items() if own.has(metric)}
     if not series:
         return missing(title, because="No step reports its engines.")
-    drawn, note = figures.lines(own.steps, series, y_title="count", unit="")
+    drawn, note = figures.lines(own.steps, series, y_title=figures.unit_of(names.NUM_ENGINES), unit="")
     said = "The metrics are sums over engines: which engine it was stands in the log."
     return Panel(title, drawn, f"{said} {note}".strip())

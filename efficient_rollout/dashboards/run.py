@@ -101,7 +101,8 @@ def _config(path: Path) -> Mapping[str, Any] | None:
         return None
     try:
         config = yaml.safe_load(read_text(path, what="the run's configuration"))
-    except yaml.YAMLError as fault:
+    # A value error: of what looks like a date and is none.
+    except (yaml.YAMLError, ValueError) as fault:
         raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
     if not isinstance(config, dict):
         raise InputFileError(f"{path} holds no keys: it is not a run's configuration")

@@ -37,6 +37,7 @@ addEventListener("load", () => setTimeout(() => {
     text: getComputedStyle(document.body).color,
     ticks: [...new Set([...document.querySelectorAll(".xtick text, .ytick text, .legend text")].map(
       (one) => getComputedStyle(one).fill))],
+    legends: [...document.querySelectorAll(".legendtext")].map((one) => one.textContent),
     images: count(document, "img, iframe, object, embed"),
   }, "*");
 }, 500));

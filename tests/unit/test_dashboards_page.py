@@ -134,7 +134,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = write_run(tmp_path_factory.mktemp("hostile") / "<b onclick=x>run", num_steps=3)
 
     def change(record: dict[str, Any]) -> dict[str, Any]:
-        return record | {names.REASON_SHARE_PREFIX + HOSTILE: 0.5, names.ACCEPTANCE_RATE_AT_PREFIX + HOSTILE: 0.5}
+        return record | {
+            names.REASON_SHARE_PREFIX + HOSTILE: 0.5,
+            names.REASON_SHARE_PREFIX + "<b>bold</b>": 0.2,
+            names.ACCEPTANCE_RATE_AT_PREFIX + HOSTILE: 0.5,
+        }
 
     (run / "provenance.json").write_text(json.dumps({"argv": [HOSTILE], "hardware": {HOSTILE: HOSTILE}}))
     return rewrite(run, change)
@@ -185,6 +189,7 @@ def test_a_browser_runs_no_script_of_a_label(hostile: Run, tmp_path: Path) -> No
     browser()
     seen = look_at(written(tmp_path, hostile), tmp_path, width=400, scheme="light")
     assert (seen["marked"], seen["faults"], seen["images"], seen["overflow"]) == (False, [], 0, False)
+    assert {"<b>bold</b>", HOSTILE} <= set(seen["legends"]), "markup is shown as the text it is"
 
 
 def test_a_browser_prints_every_question(tmp_path: Path) -> None:
