@@ -37,7 +37,9 @@ def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path)
     expected = {
         f"efficient_rollout/{path.relative_to(repository)}" for path in (repository / "configs").rglob("*.yaml")
     }
-    expected |= {str(path.relative_to(repository)) for path in (repository / "efficient_rollout").rglob("*.py")}
+    for suffix in ("py", "html"):
+        found = (repository / "efficient_rollout").rglob(f"*.{suffix}")
+        expected |= {str(path.relative_to(repository)) for path in found}
     assert len(expected) > 40
     assert expected <= set(wheel.namelist())
 
