@@ -48,6 +48,10 @@ class InputFileError(EfficientRolloutError):
     """A model, data set or reward file is missing or unreadable."""
 
 
+class MissingPackageError(EfficientRolloutError):
+    """A command needs an optional package that is not installed."""
+
+
 def ours_behind(error: BaseException) -> EfficientRolloutError | None:
     """The error of this package that another one was raised from, or that Ray carried from another process."""
     seen: BaseException | None = error

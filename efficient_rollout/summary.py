@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.files import read_text
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.step_file import FILE_NAME
 from efficient_rollout.tables import aligned
 
 CONFIG_FILE, LOG_FILE = "config.yaml", "train.log"
+# Names that veRL logs under.
+REWARD_MEAN, STEP_SECONDS = "critic/score/mean", "timing_s/step"
+# What OpenRLHF calls the same, so that every reader of a run's steps knows one set of names.
+_OPENRLHF_NAMES = {
+    "rollout/reward_mean": REWARD_MEAN,
+    "rollout/response_length_mean": "response_length/mean",
+    "timing/step_total": STEP_SECONDS,
+    "timing/generation": "timing_s/gen",
+    "timing/make_experience": "timing_s/old_log_prob",
+    "timing/ppo_train": "timing_s/update_actor",
+    "timing/broadcast": "timing_s/update_weights",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +35,27 @@ class Column:
 
     Attributes:
         title: Two lines, the unit in the second.
-        metrics: Keys in `metrics.jsonl`, the first of them that a step has; ours, veRL's or OpenRLHF's.
+        metric: Key in `metrics.jsonl`; ours, or one that veRL logs.
         format_spec: How a number is shown.
     """
 
     title: tuple[str, str]
-    metrics: tuple[str, ...]
+    metric: str
     format_spec: str
-
-    def of(self, step: Mapping[str, Any]) -> Any:
-        """The step's value; None where it has none."""
-        return next((step[metric] for metric in self.metrics if metric in step), None)
 
 
 COLUMNS = (
-    Column(("step", ""), ("step",), ".0f"),
-    Column(("reward", "mean"), ("critic/score/mean", "rollout/reward_mean"), ".3f"),
-    Column(("response", "mean tok"), ("response_length/mean", "rollout/response_length_mean"), ".1f"),
-    Column(("response", "max tok"), ("response_length/max",), ".0f"),
-    Column(("rollout", "s"), (names.ROLLOUT_SECONDS,), ".2f"),
-    Column(("generated", "tok/s"), (names.TOKENS_PER_SECOND,), ".0f"),
-    Column(("accepted", "length"), (names.MEAN_ACCEPTED_LENGTH,), ".2f"),
-    Column(("drafting", "of ticks"), (names.SPECULATIVE_TICK_SHARE,), ".0%"),
-    Column(("requantize", "s"), (names.REQUANTIZE_SECONDS,), ".3f"),
-    Column(("sync", "s"), (names.WEIGHT_SYNC_SECONDS,), ".3f"),
+    Column(("step", ""), "step", ".0f"),
+    Column(("reward", "mean"), REWARD_MEAN, ".3f"),
+    Column(("response", "mean tok"), "response_length/mean", ".1f"),
+    Column(("response", "max tok"), "response_length/max", ".0f"),
+    Column(("rollout", "s"), names.ROLLOUT_SECONDS, ".2f"),
+    Column(("generated", "tok/s"), names.TOKENS_PER_SECOND, ".0f"),
+    Column(("accepted", "length"), names.MEAN_ACCEPTED_LENGTH, ".2f"),
+    Column(("drafting", "of ticks"), names.SPECULATIVE_TICK_SHARE, ".0%"),
+    Column(("requantize", "s"), names.REQUANTIZE_SECONDS, ".3f"),
+    Column(("sync", "s"), names.WEIGHT_SYNC_SECONDS, ".3f"),
 )
-_STEP_SECONDS = ("timing_s/step", "timing/step_total")
 
 
 def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -70,22 +78,53 @@ def run_summary(args: argparse.Namespace) -> int:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The training steps of a metrics file; a record of validation alone is not one.
+    """The training steps of a metrics file, OpenRLHF's under veRL's names; a record of validation alone is not one.
 
     Raises:
         InputFileError: The file is missing, holds no step, or a line of it is not a JSON object.
     """
+    return _steps(path, _text(path))
+
+
+def read_growing_steps(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The same of a file that may be written right now, and whether its last line is only half there and left out.
+
+    Raises:
+        InputFileError: As `read_steps`, but not for that line.
+    """
+    text = _text(path)
+    whole, _, rest = text.rpartition("\n")
+    is_half_written = bool(rest.strip()) and not _is_json(rest)
+    return _steps(path, whole if is_half_written else text), is_half_written
+
+
+def _text(path: Path) -> str:
     if not path.is_file():
         raise InputFileError(f"{path} does not exist: name the run's directory (trainer.default_local_dir)")
+    return read_text(path, what="the metrics")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _steps(path: Path, text: str) -> list[dict[str, Any]]:
     steps = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputFileError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or "step" not in record:
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
             raise InputFileError(f"{path}, line {number}: not the record of a step")
-        if any(column.of(record) is not None for column in COLUMNS[1:]):
+        for theirs, ours in _OPENRLHF_NAMES.items():
+            if theirs in record:
+                record.setdefault(ours, record[theirs])
+        if any(column.metric in record for column in COLUMNS[1:]):
             steps.append(record)
     if not steps:
         raise InputFileError(f"{path} holds no training step: the run ended before its first one")
@@ -94,7 +133,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 def render_table(steps: Sequence[Mapping[str, Any]]) -> str:
     """Columns under two lines of title; a dash where a step did not report a number."""
-    rows = [[_cell(column.of(step), column.format_spec) for column in COLUMNS] for step in steps]
+    rows = [[_cell(step.get(column.metric), column.format_spec) for column in COLUMNS] for step in steps]
     titles = [[column.title[line] for column in COLUMNS] for line in (0, 1)]
     return aligned([*titles, *rows], left=())
 
@@ -110,8 +149,8 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
     if not shared:
         raise InputFileError("the runs share no step after the first: one of them ended too early to be compared")
     tokens, rollout_s, step_s = (
-        [_sum(run, shared, keys) for run in (own, other)]
-        for keys in ((names.GENERATED_TOKENS,), (names.ROLLOUT_SECONDS,), _STEP_SECONDS)
+        [_sum(run, shared, key) for run in (own, other)]
+        for key in (names.GENERATED_TOKENS, names.ROLLOUT_SECONDS, STEP_SECONDS)
     )
     rates = [count / seconds for count, seconds in zip(tokens, rollout_s, strict=True)]
     rows = {"generated tok/s": rates, "rollout s": rollout_s, "step s": step_s, "generated tokens": tokens}
@@ -120,14 +159,11 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
     return f"steps {shared[0]} to {shared[-1]} of both:\n{aligned(lines)}"
 
 
-def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], keys: Sequence[str]) -> float:
-    values = {number: next((run[number][key] for key in keys if key in run[number]), None) for number in numbers}
-    missing = [number for number, value in values.items() if not isinstance(value, int | float)]
+def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], key: str) -> float:
+    missing = [number for number in numbers if not isinstance(run[number].get(key), int | float)]
     if missing:
-        raise InputFileError(
-            f"step {missing[0]} reports no {' or '.join(keys)}, without which the runs cannot be compared"
-        )
-    return float(sum(values.values()))
+        raise InputFileError(f"step {missing[0]} reports no {key}, without which the runs cannot be compared")
+    return float(sum(run[number][key] for number in numbers))
 
 
 def _cell(value: Any, format_spec: str) -> str:

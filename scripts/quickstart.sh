@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install if needed, make or reuse the small policy, train it with GRPO and self-drafting for a few steps, and show
-# what the rollouts did.
+# what the rollouts did: a table, and the path of a page of figures.
 #     bash scripts/quickstart.sh [hydra overrides]     e.g. controller=always, or trainer.total_training_steps=10
 set -euo pipefail
 
@@ -42,3 +42,4 @@ with_heartbeat train "$RUN/train.log" train_progress "$COMMAND" train size=small
   fail "training failed" "$RUN/train.log"
 
 "$COMMAND" summary "$RUN"
+"$COMMAND" report "$RUN"

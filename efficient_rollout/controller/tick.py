@@ -60,6 +60,23 @@ class TickResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TickSpan:
+    """When one tick ran, and with what.
+
+    Attributes:
+        end_s: Its end, by a clock that never runs backwards.
+        seconds: From the finish of the tick before it to its own.
+        num_requests: Requests that had tokens computed.
+        num_draft_tokens: k it was scheduled with; 0 is plain decoding.
+    """
+
+    end_s: float
+    seconds: float
+    num_requests: int
+    num_draft_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTick:
     """What a tick adds to the statistics.
 
@@ -69,6 +86,7 @@ class FinishedTick:
         verified: The drafts that were verified.
         speedup: What the rule predicted and measured since the last tick; None from one that predicts nothing.
         is_drafter_stale: Acceptance shows that the drafter does not follow the policy.
+        span: When it ran; None for the first tick after an idle engine, whose beginning is not known.
     """
 
     reason: str
@@ -76,6 +94,7 @@ class FinishedTick:
     verified: VerifiedDrafts
     speedup: SpeedupSums | None
     is_drafter_stale: bool
+    span: TickSpan | None = None
 
 
 class TickBook:
@@ -114,22 +133,32 @@ class TickBook:
 
     def finish(self, result: TickResult) -> FinishedTick:
         """Show the tick to the rule, and sum it up."""
-        self.rule.observe(self._observation(result))
+        now = self._clock()
+        # From finish to finish, so that nothing between two ticks is free; not across an idle engine.
+        seconds = None if self._last_finish is None else now - self._last_finish
+        self._last_finish = now if result.goes_on else None
+        self.rule.observe(self._observation(result, seconds))
         return FinishedTick(
             reason=self.decision.reason,
             num_emitted_tokens=result.num_emitted_tokens,
             verified=result.verified,
             speedup=self.rule.take_speedup(),
             is_drafter_stale=self.health.is_stale,
+            span=None if seconds is None else self._span(result, now, seconds),
         )
 
-    def _observation(self, result: TickResult) -> TickObservation:
-        now, verified = self._clock(), result.verified
+    def _span(self, result: TickResult, now: float, seconds: float) -> TickSpan:
+        return TickSpan(
+            end_s=now,
+            seconds=seconds,
+            num_requests=result.num_requests,
+            num_draft_tokens=self.decision.num_draft_tokens,
+        )
+
+    def _observation(self, result: TickResult, seconds: float | None) -> TickObservation:
+        verified = result.verified
         # A chain that requests near their end cut short says nothing about the length that was asked for.
         is_cut = result.chain_length < self.decision.num_draft_tokens
-        # From finish to finish, so that nothing between two ticks is free; not across an idle engine.
-        seconds = None if self._last_finish is None or is_cut else now - self._last_finish
-        self._last_finish = now if result.goes_on else None
         return TickObservation(
             num_draft_tokens=self.decision.num_draft_tokens,
             num_requests=result.num_requests,
@@ -137,6 +166,6 @@ class TickBook:
             attempts_per_position=tuple(verified.judged),
             accepted_per_position=tuple(verified.accepted),
             num_tokens=result.num_emitted_tokens,
-            seconds=seconds,
+            seconds=None if is_cut else seconds,
             had_prefill=result.num_computed_tokens != result.num_requests + sum(verified.drafted),
         )

@@ -85,6 +85,12 @@ def all_metrics() -> tuple[Metric, ...]:
     return tuple(_REGISTRY.values())
 
 
+def declared(name: str) -> Metric:
+    """The metric of this name, or the one that ends in a slash and that it begins with; KeyError without."""
+    family = name.rpartition("/")[0] + "/"
+    return _REGISTRY[name if name in _REGISTRY else family]
+
+
 def is_declared(name: str) -> bool:
     """Whether a name is a metric's, or begins with one that ends in a slash."""
     return name in _REGISTRY or any(key.endswith("/") and name.startswith(key) for key in _REGISTRY)

@@ -6,6 +6,7 @@ from typing import Any
 
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.timeline import Bin
 
 VALIDATION_PREFIX = names.PREFIX + "validation/"
 
@@ -66,11 +67,11 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
     engines = [list(segments) for segments in engines if segments]
     if not engines:
         return {}
+    has_validation = _has_validation(engines, validated=validated)
     num_engines = sum(segments[0].stats.num_engines for segments in engines)
     # A sync is counted by the segment that follows it.
     synced = Segment.merge([Segment.merge(segments) for segments in engines]).stats
-    has_validation = validated and any(len(segments) > 1 for segments in engines)
-    training = _merge_engines([segments[:-1] if has_validation else segments for segments in engines])
+    training = _merge_engines(_training(engines, has_validation=has_validation))
     metrics: dict[str, float] = {}
     if training.first_request_time is not None or not has_validation:
         stats = replace(
@@ -87,6 +88,21 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
         reported = stats.to_metrics(rollout_seconds=validation.rollout_seconds)
         metrics |= {VALIDATION_PREFIX + name.removeprefix(names.PREFIX): value for name, value in reported.items()}
     return metrics
+
+
+def step_timelines(engines: Iterable[Sequence[Segment]], *, validated: bool) -> dict[str, list[Bin]]:
+    """The training rollout's timeline of each engine that has one; the arguments of `step_metrics`."""
+    engines = [list(segments) for segments in engines if segments]
+    training = _training(engines, has_validation=_has_validation(engines, validated=validated))
+    return _merge_engines(training).stats.timelines
+
+
+def _has_validation(engines: Sequence[Sequence[Segment]], *, validated: bool) -> bool:
+    return validated and any(len(segments) > 1 for segments in engines)
+
+
+def _training(engines: Sequence[Sequence[Segment]], *, has_validation: bool) -> Sequence[Sequence[Segment]]:
+    return [segments[:-1] if has_validation else segments for segments in engines]
 
 
 def _merge_engines(engines: Sequence[Sequence[Segment]]) -> Segment:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from operator import add
 from typing import Any, Protocol
 
-from efficient_rollout.metrics import names
+from efficient_rollout.metrics import names, timeline
 
 
 class Speedup(Protocol):
@@ -49,6 +49,10 @@ class Tick(Protocol):
     def is_drafter_stale(self) -> bool:
         """Whether acceptance shows that the drafter does not follow the policy."""
 
+    @property
+    def span(self) -> timeline.TickSpan | None:
+        """When it ran, if known."""
+
 
 @dataclass(slots=True, kw_only=True)
 class RolloutStats:
@@ -77,6 +81,7 @@ class RolloutStats:
         predicted_tick_seconds: Of the same ticks: what the controller expected them to take.
         measured_plain_seconds: Of the same ticks: plain decoding, for the tokens that were emitted.
         measured_tick_seconds: Of the same ticks: what they took.
+        timelines: By engine, its running requests and draft lengths over time, bounded (`metrics/timeline.py`).
     """
 
     num_engines: int = 0
@@ -101,20 +106,23 @@ class RolloutStats:
     predicted_tick_seconds: float = 0.0
     measured_plain_seconds: float = 0.0
     measured_tick_seconds: float = 0.0
+    timelines: dict[str, list[timeline.Bin]] = field(default_factory=dict)
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
     _LARGEST = frozenset({"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"})
     # The same policy everywhere: an engine with less of it quantized than others is the one to know of.
     _SMALLEST = frozenset({"packed_weight_share"})
 
-    def add_tick(self, tick: Tick) -> None:
-        """Add one tick of this engine."""
+    def add_tick(self, tick: Tick, *, engine: str = "") -> None:
+        """Add one tick of this engine, whose name keeps its timeline apart from other engines'."""
         verified = tick.verified
         self.num_ticks += 1
         self.ticks_by_reason[tick.reason] = self.ticks_by_reason.get(tick.reason, 0) + 1
         self.num_generated_tokens += tick.num_emitted_tokens
         self.num_stale_drafters = int(tick.is_drafter_stale)
         self.add_speedup(tick.speedup)
+        if tick.span is not None:
+            timeline.add_tick(self.timelines.setdefault(engine, []), tick.span)
         if verified.num_passes:
             self.num_speculative_ticks += 1
             self.num_verify_passes += verified.num_passes
@@ -154,6 +162,9 @@ class RolloutStats:
         for part in parts:
             for item in fields(cls):
                 ours, theirs = getattr(total, item.name), getattr(part, item.name)
+                if item.name == "timelines":
+                    total.timelines = _joined_timelines(ours, theirs)
+                    continue
                 choose = max if item.name in cls._LARGEST else min if item.name in cls._SMALLEST else add
                 setattr(total, item.name, _combine(choose, ours, theirs))
         return total
@@ -209,6 +220,12 @@ class RolloutStats:
             metrics[names.ROLLOUT_SECONDS] = rollout_seconds
             metrics[names.TOKENS_PER_SECOND] = self.num_generated_tokens / rollout_seconds
         return metrics
+
+
+def _joined_timelines(
+    ours: Mapping[str, list[timeline.Bin]], theirs: Mapping[str, list[timeline.Bin]]
+) -> dict[str, list[timeline.Bin]]:
+    return {name: timeline.joined([ours.get(name, []), theirs.get(name, [])]) for name in {**ours, **theirs}}
 
 
 def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:

@@ -16,8 +16,9 @@ import ray
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics
-from efficient_rollout.metrics.step_file import FILE_NAME, append_step
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
+from efficient_rollout.metrics.step_file import StepFiles
+from efficient_rollout.metrics.timeline import StepTimelines
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 from efficient_rollout.vllm_plugin.segments import SegmentRecorder
 from efficient_rollout.vllm_plugin.stats import call_every_engine
@@ -89,7 +90,11 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
 
 
 class _Reporting:
-    """Before a trainer among a class's bases: every step's engine statistics, into its loggers and `metrics.jsonl`."""
+    """Before a trainer among a class's bases: every step's engine statistics, into its loggers and the run's files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._files = StepFiles(Path(self.args.ckpt.output_dir))
 
     def _compute_rollout_stats(self, experiences: Sequence[Any]) -> dict[str, float]:
         """Stock, and how far engine and trainer agree."""
@@ -99,8 +104,10 @@ class _Reporting:
         self, global_step: int, logs_dict: Mapping[str, Any] | None = None, client_states: Any = None
     ) -> None:
         """Stock, with the step's logs completed."""
-        logs = dict(logs_dict or {}) | step_metrics(self._take_segments(), validated=False)
-        self._append(global_step, {name: value for name, value in logs.items() if name != "generated_samples"})
+        segments = self._take_segments()
+        logs = dict(logs_dict or {}) | step_metrics(segments, validated=False)
+        self._files.add_timelines(StepTimelines.of(global_step, step_timelines(segments, validated=False)))
+        self._files.append(global_step, {name: value for name, value in logs.items() if name != "generated_samples"})
         super().save_logs_and_checkpoints(global_step, logs, client_states)
 
     def evaluate(self, global_step: int, **kwargs: Any) -> Any:
@@ -108,17 +115,12 @@ class _Reporting:
         logs = super().evaluate(global_step, **kwargs)
         reported = step_metrics(self._take_segments(), validated=False)
         renamed = {VALIDATION_PREFIX + name.removeprefix(names.PREFIX): value for name, value in reported.items()}
-        self._append(global_step, dict(logs) | renamed)
+        self._files.append(global_step, dict(logs) | renamed)
         return logs
 
     def _take_segments(self) -> list[list[Segment]]:
         replies = ray.get([engine.take_segments.remote() for engine in self.vllm_engines])
         return [[Segment.from_dict(raw) for raw in reply] for reply in replies]
-
-    def _append(self, step: int, record: Mapping[str, Any]) -> None:
-        directory = Path(self.args.ckpt.output_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        append_step(directory / FILE_NAME, step, record)
 
 
 class Trainer(_Reporting, written_class(stock_trainer.PPOTrainer)):

@@ -8,8 +8,9 @@ from typing import Any
 
 import ray
 
-from efficient_rollout.metrics.rollout_record import Segment, step_metrics
-from efficient_rollout.metrics.step_file import FILE_NAME, append_step
+from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
+from efficient_rollout.metrics.step_file import StepFiles
+from efficient_rollout.metrics.timeline import StepTimelines
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 
 logger = logging.getLogger(__name__)
@@ -39,15 +40,16 @@ class StepLogger:
     veRL's backends after it see the completed metrics. Both of veRL's trainers log once a step.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: Path) -> None:
+        self._files = StepFiles(directory)
 
     def log(self, data: MutableMapping[str, Any], step: int) -> None:
         """Complete `data` in place and append it to the file."""
         validated = any(_VALIDATION_KEY.match(key) for key in data)
-        data.update(step_metrics(collect_segments(), validated=validated))
-        append_step(self._path, step, data)
+        segments = collect_segments()
+        data.update(step_metrics(segments, validated=validated))
+        self._files.add_timelines(StepTimelines.of(step, step_timelines(segments, validated=validated)))
+        self._files.append(step, data)
 
 
 def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
@@ -56,4 +58,4 @@ def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
         return None
     if config["actor_rollout_ref"]["rollout"]["name"] != ROLLOUT_NAME:
         return None
-    return StepLogger(Path(config["trainer"]["default_local_dir"]).expanduser().resolve() / FILE_NAME)
+    return StepLogger(Path(config["trainer"]["default_local_dir"]).expanduser().resolve())

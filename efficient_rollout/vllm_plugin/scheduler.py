@@ -1,5 +1,6 @@
 """The adapter between vLLM's scheduler and the controller: decides, hands on, observes."""
 
+import uuid
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -49,6 +50,8 @@ class EfficientScheduler(Scheduler):
         )
         self._book = TickBook(rule, DrafterHealth())
         self._stats = RolloutStats()
+        # Tells this engine's timeline from others', whatever host they run on.
+        self._engine_name = uuid.uuid4().hex
         self.dynamic_sd_lookup = _Decide(self)
 
     def decide(self, num_scheduled_requests: int) -> int:
@@ -114,7 +117,7 @@ class EfficientScheduler(Scheduler):
                 chain_length=0 if report is None else report.chain_length,
                 goes_on=self.has_unfinished_requests(),
             )
-            self._stats.add_tick(self._book.finish(result))
+            self._stats.add_tick(self._book.finish(result), engine=self._engine_name)
         return core_outputs
 
     def _verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> VerifiedDrafts:

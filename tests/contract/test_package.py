@@ -37,7 +37,9 @@ def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path)
     expected = {
         f"efficient_rollout/{path.relative_to(repository)}" for path in (repository / "configs").rglob("*.yaml")
     }
-    expected |= {str(path.relative_to(repository)) for path in (repository / "efficient_rollout").rglob("*.py")}
+    for suffix in ("py", "html"):
+        found = (repository / "efficient_rollout").rglob(f"*.{suffix}")
+        expected |= {str(path.relative_to(repository)) for path in found}
     assert len(expected) > 40
     assert expected <= set(wheel.namelist())
 
@@ -46,7 +48,7 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
     ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
-    assert {path.suffix for path in ours} <= {".py", ".yaml", ".c", ".h"}
+    assert {path.suffix for path in ours} <= {".py", ".yaml", ".c", ".h", ".html"}
     assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == ["common.h", "float32.c", "quantized.c"]
 
 

@@ -1,5 +1,6 @@
 """Whole GRPO and PPO steps through stock veRL, stock vLLM and Ray, on the nano policy."""
 
+import json
 import statistics
 
 import pytest
@@ -8,8 +9,10 @@ pytest.importorskip("verl")
 
 from verl_support import STOCK, Run, assert_engine_follows_trainer, train
 
+from efficient_rollout.__main__ import main
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
+from efficient_rollout.metrics.timeline import MAX_BINS, StepTimelines, seconds_by_length
 from efficient_rollout.tasks import reward
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE
 from efficient_rollout.tasks.dataset import write_dataset
@@ -95,6 +98,21 @@ def ppo_run(tmp_path_factory) -> Run:
     )
 
 
+def assert_drawn(run: Run) -> None:
+    """Timelines that fit the rollouts, and a report of them."""
+    lines = (run.directory / "timeline.jsonl").read_text().splitlines()
+    timelines = {item.step: item for item in (StepTimelines.from_dict(json.loads(line)) for line in lines)}
+    assert sorted(timelines) == [1, 2, 3]
+    for step, item in timelines.items():
+        (bins,) = item.engines
+        assert len(bins) <= MAX_BINS
+        seconds = seconds_by_length(bins)
+        assert 0.0 < sum(seconds) <= run.steps[step][names.ROLLOUT_SECONDS]
+        assert sum(seconds[1:]) > 0.0, "it drafted"
+    assert main(["report", str(run.directory)]) == 0
+    assert "this run holds no timeline" not in (run.directory / "report.html").read_text()
+
+
 def assert_reported(run: Run) -> None:
     """Our metrics, in veRL's own logger and in the file, every step."""
     for step, metrics in run.steps.items():
@@ -117,6 +135,7 @@ def test_a_grpo_step_of_the_legacy_trainer(grpo_run):
     assert sorted(run.steps) == [1, 2, 3]
     assert_engine_follows_trainer(run, steps=(1, 2, 3))
     assert_reported(run)
+    assert_drawn(run)
     for metrics in run.steps.values():
         assert metrics[names.SPECULATIVE_TICK_SHARE] > 0.5
         assert metrics[names.MEAN_ACCEPTED_LENGTH] > 3.0

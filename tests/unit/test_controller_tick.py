@@ -80,6 +80,14 @@ def test_seconds_run_from_finish_to_finish_and_not_across_an_idle_engine(book: T
     assert book.rule.shown[1].mean_context_tokens == 70.0
 
 
+def test_a_tick_tells_when_it_ran_and_with_what_even_if_its_chain_was_cut(book: TickBook) -> None:
+    spans = [run(book).span, run(book, chain_length=2).span, run(book, goes_on=False).span, run(book).span]
+    assert spans[0] is None
+    assert spans[3] is None, "nobody knows when the first tick after an idle engine began"
+    assert [(span.end_s, span.seconds) for span in spans[1:3]] == [(10.5, 0.5), (11.5, 1.0)]
+    assert {(span.num_requests, span.num_draft_tokens) for span in spans[1:3]} == {(2, 3)}
+
+
 def test_a_chain_that_was_cut_teaches_no_seconds(book: TickBook) -> None:
     run(book)
     run(book, chain_length=2)

@@ -1,11 +1,11 @@
 import pytest
 
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 
-def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.0, start=None, end=None):
+def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.0, start=None, end=None, timelines=()):
     stats = RolloutStats(
         num_engines=1,
         num_ticks=ticks,
@@ -16,6 +16,7 @@ def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.
         num_weight_syncs=syncs,
         weight_sync_seconds=sync_seconds,
         requantize_seconds=sync_seconds / 2,
+        timelines=dict(timelines),
     )
     return Segment(stats, start, end)
 
@@ -78,3 +79,14 @@ def test_engines_behind_one_server_are_engines():
     metrics = step_metrics([[two, two], [segment(tokens=3, start=1.0, end=2.0)]], validated=False)
     assert metrics[names.NUM_ENGINES] == 3
     assert metrics[names.GENERATED_TOKENS] == 27
+
+
+def test_the_timeline_of_a_step_is_its_training_rollout_alone():
+    bins = [[0.0, 1.0, 4.0, 1.0], [1.0, 2.0, 4.0, 1.0]]
+    training = segment(ticks=1, start=10.0, end=14.0, timelines={"a": bins[:1]})
+    later = segment(ticks=1, syncs=1, start=20.0, end=21.0, timelines={"a": bins[1:]})
+    other = segment(ticks=1, start=10.0, end=14.0, timelines={"b": bins[:1]})
+    engines = [[training, later], [other, segment(syncs=1)]]
+    assert step_timelines(engines, validated=True) == {"a": bins[:1], "b": bins[:1]}
+    assert step_timelines(engines, validated=False) == {"a": bins, "b": bins[:1]}
+    assert step_timelines([], validated=True) == {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from efficient_rollout.controller.observation import SpeedupSums
-from efficient_rollout.controller.tick import FinishedTick, VerifiedDrafts
+from efficient_rollout.controller.tick import FinishedTick, TickSpan, VerifiedDrafts
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
@@ -214,6 +214,24 @@ def test_a_tick_adds_what_it_verified_and_emitted() -> None:
     assert stats.num_stale_drafters == 1
     stats.add_tick(tick())
     assert stats.num_stale_drafters == 0, "as of the last tick"
+
+
+def span(end_s: float, num_draft_tokens: int = 0) -> TickSpan:
+    return TickSpan(end_s=end_s, seconds=0.5, num_requests=2, num_draft_tokens=num_draft_tokens)
+
+
+def test_a_timeline_goes_on_within_an_engine_and_stays_apart_between_engines() -> None:
+    early, late, other = RolloutStats(), RolloutStats(), RolloutStats()
+    early.add_tick(tick(span=span(1.0)), engine="a")
+    late.add_tick(tick(span=span(1.5, num_draft_tokens=1)), engine="a")
+    late.add_tick(tick(), engine="a")
+    other.add_tick(tick(span=span(1.25)), engine="b")
+    merged = RolloutStats.merge([late, other, early])
+    expected = {"a": [[0.5, 1.0, 1.0, 0.5], [1.0, 1.5, 1.0, 0.0, 0.5]], "b": [[0.75, 1.25, 1.0, 0.5]]}
+    assert merged.timelines == expected
+    assert RolloutStats.from_dict(json.loads(json.dumps(merged.to_dict()))) == merged
+    merged.timelines["a"][0][0] = -1.0
+    assert early.timelines == {"a": [[0.5, 1.0, 1.0, 0.5]]}
 
 
 def test_round_trip_through_json() -> None:

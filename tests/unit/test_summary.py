@@ -66,6 +66,7 @@ def test_command_prints_the_table_and_where_the_rest_is(tmp_path: Path, capsys: 
         ("", "no training step"),
         ('{"step": 0, "val-core/acc": 1}\n', "no training step"),
         ('{"step": 1}\n{"st', "line 2: not JSON"),
+        ('{"step": "1"}\n', "line 1: not the record of a step"),
         ("[1]\n", "line 1: not the record of a step"),
     ],
 )

@@ -1,0 +1,54 @@
+"""What does it cost? Seconds of syncing, requantizing and drafting, and the drafter's memory."""
+
+import numpy as np
+
+from efficient_rollout.dashboards import figures
+from efficient_rollout.dashboards.run import Run
+from efficient_rollout.dashboards.section import Panel, Section, missing
+from efficient_rollout.metrics import names
+
+_SECONDS = {
+    "weight sync": names.WEIGHT_SYNC_SECONDS,
+    "requantizing in it": names.REQUANTIZE_SECONDS,
+    "drafting": names.DRAFT_SECONDS,
+}
+_BYTES_PER_MIB = 2**20
+
+
+def cost_section(own: Run) -> Section:
+    """Seconds by step, and bytes."""
+    panels = [_seconds(own), _bytes(own)]
+    return Section("cost", "What does it cost?", _answer(own), panels, (*_SECONDS.values(), names.DRAFTER_BYTES))
+
+
+def _answer(own: Run) -> str:
+    told = [
+        f"{label} takes {np.nanmedian(own.values(metric)):.3g} s"
+        for label, metric in _SECONDS.items()
+        if own.has(metric)
+    ]
+    size = own.values(names.DRAFTER_BYTES)
+    memory = f" The drafter takes {np.nanmax(size) / _BYTES_PER_MIB:.3g} MiB." if np.isfinite(size).any() else ""
+    if not told:
+        return f"This run reports no seconds of syncing or drafting.{memory}"
+    return f"In the median step {', '.join(told)}.{memory}"
+
+
+def _seconds(own: Run) -> Panel:
+    title = "Seconds a step"
+    series = {label: own.values(metric) for label, metric in _SECONDS.items() if own.has(metric)}
+    if not series:
+        return missing(title, because="No step reports them.")
+    unit = figures.unit_of(names.WEIGHT_SYNC_SECONDS)
+    drawn, note = figures.lines(own.steps, series, y_title=f"seconds of a step ({unit})", unit=unit)
+    said = "Drafting is added up over engines; the other two are the slowest engine's."
+    return Panel(title, drawn, f"{said} {note}".strip())
+
+
+def _bytes(own: Run) -> Panel:
+    title = "Memory of the drafter's own weights"
+    if not own.has(names.DRAFTER_BYTES):
+        return missing(title, because="No step reports it.")
+    series = {"largest engine": own.values(names.DRAFTER_BYTES) / _BYTES_PER_MIB}
+    drawn, note = figures.lines(own.steps, series, y_title="memory (MiB)", unit="MiB")
+    return Panel(title, drawn, note)

@@ -1,0 +1,89 @@
+"""The page around the figures: one HTML file that needs nothing else, no network and no account."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.io
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from efficient_rollout.dashboards.cost import cost_section
+from efficient_rollout.dashboards.decisions import decisions_section
+from efficient_rollout.dashboards.drafting import drafting_section
+from efficient_rollout.dashboards.health import health_section
+from efficient_rollout.dashboards.recipe import comparison_notes
+from efficient_rollout.dashboards.run import Run
+from efficient_rollout.dashboards.section import Panel, Section
+from efficient_rollout.dashboards.speed import speed_section
+from efficient_rollout.dashboards.tail import tail_section
+from efficient_rollout.dashboards.training import training_section
+from efficient_rollout.files import read_text
+
+_TEMPLATE = Path(__file__).parent / "page.html"
+_ORIGIN = ("time", "commit", "python", "argv", "packages", "hardware")
+
+
+def sections(own: Run, baseline: Run | None) -> list[Section]:
+    """The questions in the order a reader asks them."""
+    return [
+        speed_section(own, baseline),
+        training_section(own, baseline),
+        drafting_section(own),
+        decisions_section(own),
+        tail_section(own),
+        cost_section(own),
+        health_section(own),
+    ]
+
+
+def render(own: Run, baseline: Run | None = None) -> str:
+    """The page.
+
+    Raises:
+        InputFileError: The runs follow different recipes.
+    """
+    notes = [*own.notes]
+    if baseline is not None:
+        notes += [f"Baseline: {note}" for note in baseline.notes] + comparison_notes(own, baseline)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(read_text(_TEMPLATE, what="the page's template", remedy="install again"))
+    runs = {"this run": own} | ({"baseline": baseline} if baseline is not None else {})
+    return template.render(
+        title=own.directory.name,
+        runs=[(name, run.directory, _extent(run)) for name, run in runs.items()],
+        notes=notes,
+        sections=sections(own, baseline),
+        drawn=_drawn,
+        origins=[(name, origin) for name, run in runs.items() if (origin := _origin(run.provenance))],
+        # The library's own text, and the only text beside its figures that is not escaped.
+        plotlyjs=Markup(get_plotlyjs()),
+    )
+
+
+def _drawn(panel: Panel) -> Markup:
+    """A panel's figure as the library writes it for a page: it escapes what could end a script in the data."""
+    assert panel.figure is not None, "the template shows the note of one without"
+    text = plotly.io.to_html(
+        panel.figure,
+        full_html=False,
+        include_plotlyjs=False,
+        default_height=f"{panel.figure.layout.height}px",
+        config={"responsive": True, "displayModeBar": False, "displaylogo": False},
+    )
+    return Markup(text)
+
+
+def _extent(run: Run) -> str:
+    steps = run.steps
+    return f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"1 step, number {steps[0]}"
+
+
+def _origin(provenance: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    def flat(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{key} {flat(item)}" for key, item in value.items())
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [(key, flat(provenance[key])) for key in _ORIGIN if provenance.get(key) is not None]

@@ -1,0 +1,132 @@
+"""A run's directory, read with every fault either one clear error or a note that the page shows."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from efficient_rollout.errors import InputFileError
+from efficient_rollout.files import read_json, read_text
+from efficient_rollout.metrics.step_file import FILE_NAME
+from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
+from efficient_rollout.summary import CONFIG_FILE, read_growing_steps
+
+PROVENANCE_FILE = "provenance.json"
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What the files say.
+
+    Attributes:
+        directory: Of the run.
+        records: A step's metrics each, in the order of steps, one a step.
+        config: The resolved configuration; None where the directory has none.
+        provenance: Command, versions and hardware; empty where the directory has none.
+        timelines: Of sampled steps, by step.
+        notes: What a reader must know about the files, a sentence each.
+    """
+
+    directory: Path
+    records: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    timelines: Mapping[int, StepTimelines] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def steps(self) -> list[int]:
+        """Numbers of the steps."""
+        return [int(record["step"]) for record in self.records]
+
+    def values(self, metric: str) -> Values:
+        """A metric at every step; not a number where it was not reported, or is none."""
+        return np.array([as_number(record.get(metric)) for record in self.records])
+
+    def has(self, metric: str) -> bool:
+        """Whether some step reported a finite number."""
+        return bool(np.isfinite(self.values(metric)).any())
+
+    def names_under(self, prefix: str) -> list[str]:
+        """Metrics of some step that begin with `prefix` and are numbers, in order of first appearance."""
+        found = dict.fromkeys(name for record in self.records for name in record if name.startswith(prefix))
+        return [name for name in found if self.has(name)]
+
+
+def as_number(value: Any) -> float:
+    """A finite float; not a number for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run's files.
+
+    Raises:
+        InputFileError: The directory is none, holds no training step, or a file in it is not what its name says.
+    """
+    if not directory.is_dir():
+        raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
+    records, is_half_written = read_growing_steps(directory / FILE_NAME)
+    newest = {int(record["step"]): record for record in records}
+    notes = []
+    if is_half_written:
+        notes.append(f"The last line of {FILE_NAME} is only half written, as when the run goes on: it is left out.")
+    if len(newest) < len(records):
+        notes.append(f"{FILE_NAME} holds some steps more than once, as after a restart: the newest record counts.")
+    timelines, timeline_notes = _timelines(directory / TIMELINE_FILE)
+    return Run(
+        directory=directory,
+        records=[newest[step] for step in sorted(newest)],
+        config=_config(directory / CONFIG_FILE),
+        provenance=_provenance(directory / PROVENANCE_FILE),
+        timelines={step: item for step, item in timelines.items() if step in newest},
+        notes=[*notes, *timeline_notes],
+    )
+
+
+def _config(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(read_text(path, what="the run's configuration"))
+    # A value error: of what looks like a date and is none.
+    except (yaml.YAMLError, ValueError) as fault:
+        raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
+    if not isinstance(config, dict):
+        raise InputFileError(f"{path} holds no keys: it is not a run's configuration")
+    return config
+
+
+def _provenance(path: Path) -> Mapping[str, Any]:
+    content = read_json(path, what="the run's provenance") if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise InputFileError(f"{path} holds no keys: it is not a run's provenance")
+    return content
+
+
+def _timelines(path: Path) -> tuple[dict[int, StepTimelines], list[str]]:
+    """By step, and a note where lines could not be used; a timeline is an extra, so none of it ends the report."""
+    if not path.is_file():
+        return {}, []
+    found, num_bad = {}, 0
+    for line in read_text(path, what="the timeline").splitlines():
+        try:
+            timelines = StepTimelines.from_dict(json.loads(line))
+        except (json.JSONDecodeError, InputFileError):
+            num_bad += 1
+        else:
+            found[timelines.step] = timelines
+    return found, [f"{num_bad} lines of {path.name} are no timelines and are left out."] if num_bad else []

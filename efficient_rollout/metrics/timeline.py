@@ -1,0 +1,142 @@
+"""Running requests and draft lengths of an engine over time, in few numbers however many ticks.
+
+A timeline is a list of bins in the order of time, and a bin is a list of floats, so that it travels as JSON:
+`[start_s, end_s, request_seconds, seconds at k = 0, seconds at k = 1, ...]`, by a clock of the engine's own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from efficient_rollout.errors import InputFileError
+
+TIMELINE_FILE = "timeline.jsonl"
+# Bins of one engine at most, and about half as many as are left when there are more: thinning is seldom then.
+MAX_BINS, _SHARES = 256, 64
+# Engines kept of a step: those that ran longest, which the others waited for.
+MAX_ENGINES = 4
+START, END, REQUEST_SECONDS, FIRST_LENGTH = 0, 1, 2, 3
+
+Bin = list[float]
+
+
+class TickSpan(Protocol):
+    """When one tick ran, and with what (`controller/tick.py`)."""
+
+    @property
+    def end_s(self) -> float:
+        """Its end, by a clock that never runs backwards."""
+
+    @property
+    def seconds(self) -> float:
+        """It took."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that had tokens computed."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Draft length it was scheduled with; 0 is plain decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimelines:
+    """A training step's rollout, a line of `TIMELINE_FILE`.
+
+    Attributes:
+        step: Its number.
+        num_engines: Engines that have a timeline; those in `engines` are the `MAX_ENGINES` that ran longest.
+        engines: Their timelines, the longest first, each in seconds since its own first bin.
+    """
+
+    step: int
+    num_engines: int
+    engines: list[list[Bin]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> "StepTimelines":
+        """Rebuild from `to_dict`.
+
+        Raises:
+            InputFileError: It is not what `to_dict` gives.
+        """
+        if not isinstance(raw, dict) or raw.keys() != {"step", "num_engines", "engines"}:
+            raise InputFileError("not the timelines of a step")
+        engines = raw["engines"]
+        are_whole = all(type(raw[name]) is int for name in ("step", "num_engines"))
+        if not are_whole or not isinstance(engines, list) or not all(_is_timeline(engine) for engine in engines):
+            raise InputFileError("not the timelines of a step")
+        return cls(**raw)
+
+    @classmethod
+    def of(cls, step: int, by_engine: Mapping[str, Sequence[Bin]]) -> "StepTimelines":
+        """Of a step, from what its engines recorded by clocks of their own."""
+        longest = sorted((bins for bins in by_engine.values() if bins), key=_extent, reverse=True)
+        zeroed = [[[b[START] - bins[0][START], b[END] - bins[0][START], *b[2:]] for b in bins] for bins in longest]
+        return cls(step=step, num_engines=len(longest), engines=zeroed[:MAX_ENGINES])
+
+
+def add_tick(bins: list[Bin], span: TickSpan) -> None:
+    """Append one tick, in place."""
+    at_lengths = [0.0] * span.num_draft_tokens + [span.seconds]
+    bins.append([span.end_s - span.seconds, span.end_s, span.seconds * span.num_requests, *at_lengths])
+    if len(bins) > MAX_BINS:
+        bins[:] = _thinned(bins)
+
+
+def joined(parts: Iterable[Sequence[Bin]]) -> list[Bin]:
+    """One engine's timeline from parts of it, in whatever order; the parts stay as they are."""
+    bins = sorted((list(one) for part in parts for one in part), key=lambda one: one[START])
+    return _thinned(bins) if len(bins) > MAX_BINS else bins
+
+
+def seconds_by_length(bins: Iterable[Bin]) -> list[float]:
+    """Seconds at k = 0, 1, and so on."""
+    total: list[float] = []
+    for one in bins:
+        total = _added(total, one[FIRST_LENGTH:])
+    return total
+
+
+def is_sampled(step: int) -> bool:
+    """Whether a step's timeline is kept for good: powers of two, so that a long run keeps few."""
+    return step > 0 and step & (step - 1) == 0
+
+
+def _thinned(bins: Sequence[Bin]) -> list[Bin]:
+    """Neighbours together where both fit into a share of the whole time.
+
+    Any two neighbours that stay apart span more than a share, so no more than twice as many bins as shares stay, and
+    one. Seconds add up: nothing is lost but when exactly in its bin each was spent.
+    """
+    share = (bins[-1][END] - bins[0][START]) / _SHARES
+    kept: list[Bin] = [list(bins[0])]
+    for one in bins[1:]:
+        last = kept[-1]
+        if one[END] - last[START] <= share:
+            kept[-1] = [last[START], max(last[END], one[END]), *_added(last[REQUEST_SECONDS:], one[REQUEST_SECONDS:])]
+        else:
+            kept.append(list(one))
+    return kept
+
+
+def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    longer, shorter = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
+    return [value + (shorter[index] if index < len(shorter) else 0.0) for index, value in enumerate(longer)]
+
+
+def _extent(bins: Sequence[Bin]) -> float:
+    return bins[-1][END] - bins[0][START]
+
+
+def _is_timeline(bins: Any) -> bool:
+    def is_bin(one: Any) -> bool:
+        is_list = isinstance(one, list) and len(one) > FIRST_LENGTH
+        return is_list and all(type(value) in (int, float) and 0.0 <= value < 1e9 for value in one)
+
+    return isinstance(bins, list) and len(bins) > 0 and all(is_bin(one) for one in bins)

@@ -1,0 +1,201 @@
+"""What the page says, and what a browser draws of it."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import browser, contrast, look_at, run_browser
+from report_support import write_run
+
+pytest.importorskip("plotly")
+pytest.importorskip("jinja2")
+
+from efficient_rollout.dashboards.page import render, sections
+from efficient_rollout.dashboards.run import Run, read_run
+from efficient_rollout.metrics import names
+
+KEYS = ["speed", "training", "drafting", "controller", "tail", "cost", "engines"]
+HOSTILE = "</script><img src=x onerror='parent.marked=window.marked=true'><script>window.marked=true</script>"
+
+
+def pair(folder: Path, **changes: Any) -> tuple[Run, Run]:
+    own = write_run(folder / "own", **changes)
+    plain = write_run(folder / "plain", speed=1000.0, drafting=False, seed=1, **changes)
+    return read_run(own), read_run(plain)
+
+
+def rewrite(run: Path, change: Any) -> Run:
+    """The run with `change` applied to every record."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(change(record)) + "\n" for record in records))
+    return read_run(run)
+
+
+def answers(own: Run, baseline: Run | None = None) -> dict[str, str]:
+    return {section.key: section.answer for section in sections(own, baseline)}
+
+
+def num_figures(own: Run, baseline: Run | None = None) -> int:
+    return sum(panel.figure is not None for section in sections(own, baseline) for panel in section.panels)
+
+
+def test_the_questions_come_in_the_order_a_reader_asks_them(tmp_path: Path) -> None:
+    page = render(*pair(tmp_path))
+    assert re.findall(r'<section id="(\w+)">', page) == [*KEYS, "origin"]
+    assert page.count("<h2>Is it faster?</h2>") == 1
+
+
+def test_the_page_needs_no_other_file_and_holds_the_library_once(tmp_path: Path) -> None:
+    page = render(*pair(tmp_path))
+    around = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", around)
+    assert "<script src" not in page
+    assert len(page) < 6e6
+
+
+def test_without_a_baseline_nothing_is_said_to_be_faster(tmp_path: Path) -> None:
+    said = answers(pair(tmp_path)[0])
+    assert said["speed"].startswith("Cannot tell: no baseline was given")
+    assert said["training"].startswith("Cannot tell: no baseline was given")
+
+
+def test_a_run_beside_itself_is_neither_faster_nor_different(tmp_path: Path) -> None:
+    own, _ = pair(tmp_path)
+    said = answers(own, own)
+    assert said["speed"].count("cannot tell") == 2
+    assert said["speed"].count("contains 1") == 2
+    assert said["training"].startswith("No difference can be told")
+
+
+def test_a_run_that_is_slower_is_said_to_be_slower(tmp_path: Path) -> None:
+    own, plain = pair(tmp_path)
+    assert answers(own, plain)["speed"].startswith("Rollouts are faster: 1.4")
+    assert answers(plain, own)["speed"].startswith("Rollouts are slower: 0.6")
+
+
+def test_a_sick_engine_is_named_with_its_first_step(tmp_path: Path) -> None:
+    def fault(record: dict[str, Any]) -> dict[str, Any]:
+        return record | {names.DRAFTER_FAULTS: int(record["step"] == 7), names.STALE_DRAFTER: int(record["step"] > 9)}
+
+    own = write_run(tmp_path / "own")
+    assert answers(read_run(own))["engines"].startswith("No: no fault")
+    said = answers(rewrite(own, fault))["engines"]
+    assert said.startswith(
+        "Yes: faults that turned a drafter off: 1, the first in step 7; a drafter did not follow the"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: {"step": record["step"], "critic/score/mean": math.nan},
+        lambda record: {name: value for name, value in record.items() if not name.startswith(names.PREFIX)},
+        lambda record: dict.fromkeys(record, math.nan) | {"step": record["step"]},
+        lambda record: dict.fromkeys(record) | {"step": record["step"]},
+        lambda record: dict.fromkeys(record, "text") | {"step": record["step"]},
+        lambda record: dict.fromkeys(record, 0.0) | {"step": record["step"]},
+        lambda record: dict.fromkeys(record, -1e300) | {"step": record["step"]},
+        lambda record: record if record["step"] % 2 else {"step": record["step"], "critic/score/mean": 0.5},
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_missing_or_absurd_leave_gaps_in_a_whole_page(change: Any, tmp_path: Path) -> None:
+    own, plain = pair(tmp_path)
+    broken = rewrite(own.directory, change)
+    for runs in ((broken, None), (broken, plain), (plain, broken)):
+        page = render(*runs)
+        assert re.findall(r'<section id="(\w+)">', page)[: len(KEYS)] == KEYS
+        assert page.count('<div class="panel">') == page.count('class="gap"') + num_figures(*runs)
+        told = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
+        assert not re.search(r"\bnan\b", told), "a gap is no number"
+
+
+def test_a_run_without_a_timeline_says_so(tmp_path: Path) -> None:
+    own = write_run(tmp_path / "own")
+    (own / "timeline.jsonl").unlink()
+    assert answers(read_run(own))["tail"] == "Cannot tell: this run holds no timeline."
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 3000])
+def test_any_number_of_steps_is_few_points_and_says_what_they_stand_for(num_steps: int, tmp_path: Path) -> None:
+    drawn = sections(*pair(tmp_path, num_steps=num_steps))
+    by_step = {"training", "controller", "cost", "engines"}
+    panels = [panel for section in drawn if section.key in by_step for panel in section.panels if panel.figure]
+    assert max(len(trace.x) for panel in panels for trace in panel.figure.data) == min(num_steps, 375)
+    assert any("mean of" in panel.note for panel in panels) == (num_steps > 400)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose labels, settings and origin are markup with a script."""
+    run = write_run(tmp_path_factory.mktemp("hostile") / "<b onclick=x>run", num_steps=3)
+
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+        return record | {
+            names.REASON_SHARE_PREFIX + HOSTILE: 0.5,
+            names.REASON_SHARE_PREFIX + "<b>bold</b>": 0.2,
+            names.ACCEPTANCE_RATE_AT_PREFIX + HOSTILE: 0.5,
+        }
+
+    (run / "provenance.json").write_text(json.dumps({"argv": [HOSTILE], "hardware": {HOSTILE: HOSTILE}}))
+    return rewrite(run, change)
+
+
+def test_markup_from_a_file_is_text(hostile: Run) -> None:
+    page = render(hostile)
+    assert HOSTILE not in page
+    assert "<img" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "<b onclick" not in page
+    assert page.count("</script>") == page.count("<script")
+
+
+def written(folder: Path, *runs: Run) -> Path:
+    page = folder / "page.html"
+    page.write_text(render(*runs), encoding="utf-8")
+    return page
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "width", "scheme"), [(12, 1280, "light"), (3, 400, "dark"), (3000, 400, "light")]
+)
+def test_a_browser_draws_every_figure_within_the_page(num_steps: int, width: int, scheme: str, tmp_path: Path) -> None:
+    browser()
+    own, plain = pair(tmp_path, num_steps=num_steps)
+    seen = look_at(written(tmp_path, own, plain), tmp_path, width=width, scheme=scheme)
+    assert (seen["faults"], seen["overflow"], seen["wide"]) == ([], False, [])
+    drawn = {section.key: section for section in sections(own, plain)}
+    for key in KEYS:
+        figures = [panel.figure for panel in drawn[key].panels if panel.figure is not None]
+        assert seen["sections"][key]["figures"] == len(figures), key
+        lines = [
+            trace for figure in figures for trace in figure.data if trace.type == "scatter" and "lines" in trace.mode
+        ]
+        assert seen["sections"][key]["lines"] == len(lines), key
+        assert seen["sections"][key]["gaps"] == 0, key
+        assert drawn[key].answer in seen["sections"][key]["text"]
+    num_bars, num_parts = {12: 12, 3: 3, 3000: 60}[num_steps], 8
+    assert seen["sections"]["speed"]["bars"] == 2 * num_bars * num_parts
+    assert seen["sections"]["drafting"]["bars"] == 4
+    assert seen["sections"]["tail"]["bars"] > 3 * 64
+    assert contrast(seen["back"], seen["text"]) > 7.0
+    assert min(contrast(seen["back"], colour) for colour in seen["ticks"]) > 7.0
+    assert (contrast(seen["back"], "rgb(0, 0, 0)") < 2.0) == (scheme == "dark")
+
+
+def test_a_browser_runs_no_script_of_a_label(hostile: Run, tmp_path: Path) -> None:
+    browser()
+    seen = look_at(written(tmp_path, hostile), tmp_path, width=400, scheme="light")
+    assert (seen["marked"], seen["faults"], seen["images"], seen["overflow"]) == (False, [], 0, False)
+    assert {"<b>bold</b>", HOSTILE} <= set(seen["legends"]), "markup is shown as the text it is"
+
+
+def test_a_browser_prints_every_question(tmp_path: Path) -> None:
+    browser()
+    page = written(tmp_path, *pair(tmp_path))
+    out = tmp_path / "page.pdf"
+    run_browser(f"--print-to-pdf={out}", page.as_uri(), profile=tmp_path / "profile")
+    num_pages = len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))
+    assert 4 <= num_pages <= 14
