@@ -7,7 +7,8 @@ from typing import Any
 from efficient_rollout.dashboards.run import Run
 from efficient_rollout.errors import InputFileError
 
-# A difference in one of these makes the training another one: there is nothing to compare.
+# A difference in one of these makes the training another one: there is nothing to compare. A run has keys of veRL's or of
+# OpenRLHF's.
 _RECIPE_KEYS = (
     "actor_rollout_ref.model.path",
     "algorithm.adv_estimator",
@@ -25,6 +26,20 @@ _RECIPE_KEYS = (
     "actor_rollout_ref.actor.optim.lr",
     "actor_rollout_ref.actor.use_kl_loss",
     "actor_rollout_ref.actor.kl_loss_coef",
+    "openrlhf.actor.model_name_or_path",
+    "openrlhf.actor.adam.lr",
+    "openrlhf.algo.advantage.estimator",
+    "openrlhf.algo.kl.init_coef",
+    "openrlhf.algo.kl.use_loss",
+    "openrlhf.data.max_len",
+    "openrlhf.data.prompt_dataset",
+    "openrlhf.rollout.batch_size",
+    "openrlhf.rollout.max_new_tokens",
+    "openrlhf.rollout.n_samples_per_prompt",
+    "openrlhf.rollout.temperature",
+    "openrlhf.rollout.top_p",
+    "openrlhf.train.async_enable",
+    "openrlhf.train.batch_size",
 )
 # A difference in one of these is named on the page: it is part of what was measured.
 _SPEED_KEYS = (
@@ -39,6 +54,9 @@ _SPEED_KEYS = (
     "actor_rollout_ref.rollout.data_parallel_size",
     "actor_rollout_ref.rollout.gpu_memory_utilization",
     "actor_rollout_ref.rollout.max_num_seqs",
+    "openrlhf.train.seed",
+    "openrlhf.vllm.enforce_eager",
+    "openrlhf.vllm.num_engines",
 )
 _ABSENT = object()
 
@@ -83,7 +101,7 @@ def _look_up(config: Mapping[str, Any], key: str) -> Any:
 
 def _comparable(key: str, value: Any) -> Any:
     # The embedded task's files are written into each run's own directory; their names tell their sizes.
-    if key == "data.train_files":
+    if key in ("data.train_files", "openrlhf.data.prompt_dataset"):
         paths = value if isinstance(value, list) else [value]
         return [PurePath(path).name if isinstance(path, str) else path for path in paths]
     return value
