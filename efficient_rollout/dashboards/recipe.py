@@ -7,8 +7,8 @@ from typing import Any
 from efficient_rollout.dashboards.run import Run
 from efficient_rollout.errors import InputFileError
 
-# A difference in one of these makes the training another one: there is nothing to compare. A run has keys of veRL's or of
-# OpenRLHF's.
+# A difference in one of these makes the training another one: there is nothing to compare. A run has either
+# framework's.
 _RECIPE_KEYS = (
     "actor_rollout_ref.model.path",
     "algorithm.adv_estimator",
