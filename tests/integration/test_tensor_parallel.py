@@ -222,3 +222,19 @@ def test_a_worker_that_is_killed_ends_the_engine_and_leaves_nothing(engine):
     while any(map(is_running, pids)):
         assert time.monotonic() < deadline, "a worker was left behind"
         time.sleep(0.2)
+
+
+def test_an_output_head_of_its_own_is_split_too(tmp_path):
+    policy = engine_support.random_policy(tmp_path / "policy", architecture="Llama", tied=False, vocab_size=131)
+    stock = engine_support.start(policy, None)
+    expected = greedy(stock, OFF)
+    engine_support.stop(stock)
+    engine = engine_support.start(
+        policy, {"drafter": DRAFTERS["unquantized"], "controller": {"rule": "always"}}, tensor_parallel_size=2
+    )
+    try:
+        assert_equal(greedy(engine, ON), expected)
+        stats = take_rollout_stats(engine.collective_rpc)
+        assert stats.num_accepted_tokens == stats.num_draft_tokens > 0
+    finally:
+        engine_support.stop(engine)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from job_support import wait_until
+from job_support import is_alive, wait_until
 from verl_support import start
 
 from efficient_rollout import cleanup
@@ -31,13 +31,6 @@ def mapped_segments(pids: list[int]) -> set[Path]:
 
 def sockets() -> set[Path]:
     return set(Path("/tmp").glob("rl-colocate-zmq-*"))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
