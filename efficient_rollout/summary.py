@@ -26,6 +26,7 @@ _OPENRLHF_NAMES = {
     "timing/make_experience": "timing_s/old_log_prob",
     "timing/ppo_train": "timing_s/update_actor",
     "timing/broadcast": "timing_s/update_weights",
+    names.PROBABILITY_DIFFERENCE: "training/rollout_probs_diff_mean",
 }
 
 

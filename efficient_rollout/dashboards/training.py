@@ -99,8 +99,8 @@ def _disagreement(arms: dict[str, Run]) -> Panel:
     if not shown:
         return missing(
             title,
-            because="veRL logged no comparison of rollout and trainer: set "
-            "actor_rollout_ref.rollout.calculate_log_probs=true for one.",
+            because="No step compares rollout and trainer: in veRL actor_rollout_ref.rollout.calculate_log_probs=true "
+            "asks for it, in OpenRLHF --algo.advantage.is_correction_level token.",
         )
     steps = sorted({step for run, _ in shown.values() for step in run.steps})
     series = {label: _on(steps, run, metric) for label, (run, metric) in shown.items()}

@@ -37,9 +37,13 @@ class Run:
     log: str
 
 
-def arguments(directory: Path, theirs: Sequence[str] = (), *, num_prompts: int = 24) -> list[str]:
+def arguments(
+    directory: Path, theirs: Sequence[str] = (), *, num_prompts: int = 24, num_validation: int = 8
+) -> list[str]:
     """OpenRLHF's arguments for GRPO on the embedded task, a step for each 8 prompts; the later of two wins."""
-    train_file, validation_file = write_dataset(directory, size="nano", num_train=num_prompts, num_validation=8)
+    train_file, validation_file = write_dataset(
+        directory, size="nano", num_train=num_prompts, num_validation=num_validation
+    )
     own = f"""
         --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --critic.num_gpus_per_node 1 --reward.num_gpus_per_node 1
         --vllm.num_engines 1 --vllm.enforce_eager
@@ -62,11 +66,11 @@ def arguments(directory: Path, theirs: Sequence[str] = (), *, num_prompts: int =
 
 
 def start(
-    directory: Path, ours: Sequence[str], theirs: Sequence[str], *, command: Sequence[str] = OURS, num_prompts: int = 24
+    directory: Path, ours: Sequence[str], theirs: Sequence[str], *, command: Sequence[str] = OURS, **sizes: int
 ) -> subprocess.Popen:
-    """Start a job in a session of its own, its output in `directory/train.log`."""
+    """Start a job in a session of its own, its output in `directory/train.log`; `sizes` are those of `arguments`."""
     line = [*command, "--cpu.param_dtype", "float32", "--cpu.kv_cache_bytes", str(256 << 20), *ours]
-    return start_job([*line, "--", *arguments(directory, theirs, num_prompts=num_prompts)], directory)
+    return start_job([*line, "--", *arguments(directory, theirs, **sizes)], directory)
 
 
 def train(
@@ -75,10 +79,10 @@ def train(
     *,
     ours: Sequence[str] = DRAFTING,
     command: Sequence[str] = OURS,
-    num_prompts: int = 24,
+    **sizes: int,
 ) -> Run:
     """Run to the end; a failure shows the log's end."""
-    process = start(directory, ours, theirs, command=command, num_prompts=num_prompts)
+    process = start(directory, ours, theirs, command=command, **sizes)
     log = log_of(process, directory)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return Run(

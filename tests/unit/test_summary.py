@@ -43,6 +43,22 @@ def test_columns_line_up() -> None:
     assert len({len(line) for line in lines[1:]}) == 1
 
 
+def test_openrlhfs_steps_have_the_same_columns(tmp_path: Path) -> None:
+    theirs = {
+        "step": 3,
+        "rollout/reward_mean": 0.5,
+        "rollout/response_length_mean": 70.25,
+        "timing/step_total": 2.5,
+        names.PROBABILITY_DIFFERENCE: 1e-6,
+    }
+    evaluation = {"step": 3, "eval_default_pass1": 0.5, "efficient_rollout/validation/generated_tokens": 12}
+    (step,) = read_steps(write(tmp_path / "metrics.jsonl", theirs, evaluation))
+    *_, row = render_table([step]).splitlines()
+    assert row.split() == ["3", "0.500", "70.2", *["-"] * 7]
+    assert step["timing_s/step"] == 2.5
+    assert step["training/rollout_probs_diff_mean"] == 1e-6
+
+
 def test_a_record_of_validation_alone_is_no_step(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.jsonl", {"step": 0, "val-core/acc": 0.4}, STEP)
     assert [step["step"] for step in read_steps(path)] == [3]
