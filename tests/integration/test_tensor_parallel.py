@@ -35,6 +35,9 @@ DRAFTERS = {
     "int4": COARSEST,
     "mixed": {"scheme": "mixed", "group_size": 32, "int4_max_rows": 8},
 }
+# Of the drafts of greedy completions. Of int8's 0.88 were, and 0.51 where every rank added the bias of a layer whose
+# inputs are split; int4 is too coarse to tell.
+LEAST_ACCEPTED = {"unquantized": 1.0, "int8": 0.75, "int4": 0.3, "mixed": 0.3}
 CONDITIONS = {
     "temperature-1": (Sampling(), {}),
     "top-k-top-p": (Sampling(top_k=40, top_p=0.9), {}),
@@ -93,8 +96,10 @@ def assert_ranks_drafted_alike(engine):
 @pytest.mark.parametrize("drafter", DRAFTERS, indirect=True)
 def test_every_drafter_is_lossless(engine, policy, stock_greedy, drafter):
     take_rollout_stats(engine.collective_rpc)
-    for pattern in (ON, TOGGLING):
-        assert_equal(greedy(engine, pattern), stock_greedy)
+    assert_equal(greedy(engine, ON), stock_greedy)
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert stats.num_accepted_tokens >= LEAST_ACCEPTED[drafter] * stats.num_draft_tokens > 0
+    assert_equal(greedy(engine, TOGGLING), stock_greedy)
     joint = joint_of_second_and_third(policy, PROMPT, Sampling())
     num_samples = NUM_SAMPLES // 2
     assert smallest_power(joint, num_samples, 1.5 * SHIFT, FALSE_ALARM_RATE) > 0.95
