@@ -60,3 +60,4 @@ with_heartbeat train "$RUN/train.log" train_progress "$COMMAND" openrlhf \
   fail "training failed" "$RUN/train.log"
 
 "$COMMAND" summary "$RUN"
+"$COMMAND" report "$RUN"
