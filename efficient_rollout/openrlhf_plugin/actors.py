@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import openrlhf.trainer.ppo_trainer as stock_trainer
-import openrlhf.trainer.ppo_trainer_async as stock_async
-import openrlhf.trainer.ray.vllm_engine as stock_engine
 import ray
+from openrlhf.trainer import ppo_trainer as stock_trainer
+from openrlhf.trainer import ppo_trainer_async as stock_async
+from openrlhf.trainer.ray import vllm_engine as stock_engine
 
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import PluginInactiveError

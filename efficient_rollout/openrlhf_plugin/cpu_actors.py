@@ -10,10 +10,10 @@ from efficient_rollout.openrlhf_plugin import cpu
 # Before anything of OpenRLHF's: some of it imports GPU packages, and takes functions out of modules.
 cpu.install()
 
-import openrlhf.trainer.ppo_trainer_async as stock_async
-import openrlhf.trainer.ray.launcher as stock_launcher
-import openrlhf.trainer.ray.ppo_actor as stock_actor
-import openrlhf.trainer.ray.ppo_critic as stock_critic
+from openrlhf.trainer import ppo_trainer_async as stock_async
+from openrlhf.trainer.ray import launcher as stock_launcher
+from openrlhf.trainer.ray import ppo_actor as stock_actor
+from openrlhf.trainer.ray import ppo_critic as stock_critic
 
 from efficient_rollout.openrlhf_plugin import actors
 

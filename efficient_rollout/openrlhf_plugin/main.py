@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
-from efficient_rollout.errors import ours_behind
+from efficient_rollout.errors import ConfigError, ours_behind
 from efficient_rollout.openrlhf_plugin.options import Options, parse_options
 
 ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
@@ -45,6 +45,7 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
     from efficient_rollout.openrlhf_plugin.seams import check_seams
 
     check_seams()
+    import ray
     from ray.exceptions import RayError
 
     try:
@@ -55,23 +56,21 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
         if ours is None:
             raise
         raise ours from error
+    except AssertionError as error:
+        if ray.is_initialized():
+            raise
+        raise ConfigError(f"OpenRLHF refuses its arguments: {error}") from error
     finally:
-        import ray
-
         ray.shutdown()
 
 
 @contextmanager
 def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> Iterator[None]:
     """OpenRLHF's entry point takes its actors by name out of these modules."""
-    import openrlhf.trainer.ppo_trainer
-    import openrlhf.trainer.ppo_trainer_async
-    import openrlhf.trainer.ray.launcher
-    import openrlhf.trainer.ray.ppo_actor
-    import openrlhf.trainer.ray.ppo_critic
-    import openrlhf.trainer.ray.vllm_engine
-    import openrlhf.utils.config
     import ray
+    from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+    from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine
+    from openrlhf.utils import config
 
     from efficient_rollout.openrlhf_plugin import actors, checks, cpu, cpu_actors
 
@@ -88,20 +87,19 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
         take_signals()
         return started
 
-    launcher, engine = openrlhf.trainer.ray.launcher, openrlhf.trainer.ray.vllm_engine
     door = actors.EngineActorDoor(cpu_actors.CpuEngineActor, options.settings, cpu.vllm_arguments(options.cpu))
     on_a_gpu = ray.remote(num_gpus=1)
     places = [
         (sys, "argv", [ENTRY_POINT, *options.openrlhf]),
-        (openrlhf.utils.config, "hierarchize", functools.partial(hierarchize, openrlhf.utils.config.hierarchize)),
+        (config, "hierarchize", functools.partial(hierarchize, config.hierarchize)),
         (ray, "init", functools.partial(start_ray, ray.init)),
-        (engine, "RolloutRayActor", door),
-        (openrlhf.trainer.ray.ppo_actor, "PolicyModelActor", on_a_gpu(cpu_actors.CpuPolicy)),
-        (openrlhf.trainer.ray.ppo_critic, "CriticModelActor", on_a_gpu(cpu_actors.CpuCritic)),
+        (vllm_engine, "RolloutRayActor", door),
+        (ppo_actor, "PolicyModelActor", on_a_gpu(cpu_actors.CpuPolicy)),
+        (ppo_critic, "CriticModelActor", on_a_gpu(cpu_actors.CpuCritic)),
         (launcher, "ReferenceModelActor", on_a_gpu(cpu_actors.CpuReference)),
         (launcher, "RewardModelActor", on_a_gpu(cpu_actors.CpuReward)),
-        (openrlhf.trainer.ppo_trainer, "PPOTrainer", ray.remote(cpu_actors.CpuTrainer)),
-        (openrlhf.trainer.ppo_trainer_async, "PPOTrainerAsync", ray.remote(cpu_actors.CpuAsyncTrainer)),
+        (ppo_trainer, "PPOTrainer", ray.remote(cpu_actors.CpuTrainer)),
+        (ppo_trainer_async, "PPOTrainerAsync", ray.remote(cpu_actors.CpuAsyncTrainer)),
     ]
     with ExitStack() as stack:
         for module, name, ours in places:

@@ -1,4 +1,4 @@
-"""Every name of vLLM's and veRL's that this package uses is on the list that is checked at the start, and exists."""
+"""Every name of vLLM, veRL and OpenRLHF that this package uses is on the list checked at the start, and exists."""
 
 import ast
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from efficient_rollout.openrlhf_plugin.seams import SYMBOLS as OPENRLHF_SYMBOLS
 from efficient_rollout.upstream import check_symbols
 from efficient_rollout.verl_plugin.compat import REQUIRED_SYMBOLS
 from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS, MEASURING_SYMBOLS, SERVER_SYMBOLS
@@ -49,6 +50,7 @@ def unlisted(sources: Collection[Path], package: str, listed: Collection[str]) -
         ("vllm_plugin/*.py", "vllm", ENGINE_SYMBOLS),
         ("vllm_plugin/measuring/*.py", "vllm", ALL_OF_VLLM),
         ("verl_plugin/*.py", "verl", REQUIRED_SYMBOLS),
+        ("openrlhf_plugin/*.py", "openrlhf", OPENRLHF_SYMBOLS),
     ],
 )
 def test_every_import_is_listed(repository: Path, folder: str, package: str, listed: Collection[str]) -> None:
@@ -73,7 +75,7 @@ def test_everything_listed_of_verl_exists() -> None:
     check_symbols("verl", REQUIRED_SYMBOLS)
 
 
-@pytest.mark.parametrize("listed", [ENGINE_SYMBOLS, MEASURING_SYMBOLS, REQUIRED_SYMBOLS])
+@pytest.mark.parametrize("listed", [ENGINE_SYMBOLS, MEASURING_SYMBOLS, REQUIRED_SYMBOLS, OPENRLHF_SYMBOLS])
 def test_no_name_is_listed_twice(listed: Collection[str]) -> None:
     assert len(set(listed)) == len(listed)
 

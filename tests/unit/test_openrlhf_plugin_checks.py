@@ -1,6 +1,7 @@
 """What is wrong with an OpenRLHF job is said before Ray starts; its own parser reads the arguments."""
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,19 @@ def test_a_policy_must_be_named(prepare: Callable[..., Any], job: dict[str, str]
     del job["--actor.model_name_or_path"]
     with pytest.raises(ConfigError, match=r"--actor.model_name_or_path is not set"):
         prepare()
+
+
+def test_openrlhfs_own_refusal_ends_the_command_before_ray(job: dict[str, str], tmp_path: Path) -> None:
+    arguments = [part for pair in job.items() for part in pair]
+    command = [sys.executable, "-m", "efficient_rollout.openrlhf_plugin", "--", *PRORL_V2.split(), *arguments]
+    ended = subprocess.run(
+        [*command, "--rollout.n_samples_per_prompt", "1"], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.endswith("OpenRLHF refuses its arguments: reinforce_baseline requires n_samples_per_prompt > 1")
+    assert "Traceback" not in ended.stderr
+    assert "local Ray instance" not in ended.stderr
 
 
 def test_code_that_has_drifted_is_named() -> None:
