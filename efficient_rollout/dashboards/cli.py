@@ -1,12 +1,12 @@
 """`efficient-rollout report`: a run, and what it gained over a baseline, as one HTML file."""
 
 import argparse
-import importlib
 import sys
 import webbrowser
 from pathlib import Path
 
-from efficient_rollout.errors import InputFileError, MissingPackageError
+from efficient_rollout.dashboards.packages import require
+from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import written_whole
 
 REPORT_FILE = "report.html"
@@ -31,7 +31,7 @@ def run_report(args: argparse.Namespace) -> int:
         MissingPackageError: What draws is not installed.
         InputFileError: A directory holds no run, the runs cannot be compared, or the file cannot be written.
     """
-    _require_packages()
+    require("the report", _NEEDED)
     # Not before: both need what may be missing.
     from efficient_rollout.dashboards.page import render
     from efficient_rollout.dashboards.run import read_run
@@ -49,14 +49,3 @@ def run_report(args: argparse.Namespace) -> int:
     if args.open and not webbrowser.open(path.as_uri()):
         sys.stderr.write("efficient-rollout: no browser found to open it with\n")
     return 0
-
-
-def _require_packages() -> None:
-    missing = []
-    for package, module in _NEEDED.items():
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        raise MissingPackageError(f"the report needs {', '.join(missing)}: pip install {' '.join(missing)}")

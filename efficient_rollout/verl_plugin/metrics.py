@@ -2,12 +2,14 @@
 
 import logging
 import re
+import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.step_file import StepFiles
 from efficient_rollout.metrics.timeline import StepTimelines
@@ -42,14 +44,27 @@ class StepLogger:
 
     def __init__(self, directory: Path) -> None:
         self._files = StepFiles(directory)
+        self._is_defined = False
 
     def log(self, data: MutableMapping[str, Any], step: int) -> None:
         """Complete `data` in place and append it to the file."""
+        self._define_in_wandb()
         validated = any(_VALIDATION_KEY.match(key) for key in data)
         segments = collect_segments()
         data.update(step_metrics(segments, validated=validated))
         self._files.add_timelines(StepTimelines.of(step, step_timelines(segments, validated=validated)))
         self._files.append(step, data)
+
+    def _define_in_wandb(self) -> None:
+        """Tell a run of wandb's, where the job has one, how to sum our metrics up; once, before the first is logged."""
+        wandb = sys.modules.get("wandb")
+        if self._is_defined or wandb is None or wandb.run is None:
+            return
+        self._is_defined = True
+        for metric in names.all_metrics():
+            pattern = f"{metric.name}*" if metric.name.endswith("/") else metric.name
+            best = {"up": ",max", "down": ",min", None: ""}[metric.good]
+            wandb.run.define_metric(pattern, summary=f"last,mean{best}")
 
 
 def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:

@@ -50,7 +50,7 @@ UPSTREAM = {
     "controller": {"numpy"},
     "simulator": {"numpy"},
     "drafter": {"torch", "triton"},
-    "dashboards": {"wandb", "numpy", "yaml", "plotly", "jinja2", "markupsafe"},
+    "dashboards": {"wandb_workspaces", "numpy", "yaml", "plotly", "jinja2", "markupsafe"},
     "policy_config": {"huggingface_hub"},
     "upstream": {"packaging"},
     "cleanup": {"psutil"},

@@ -156,7 +156,10 @@ def test_verls_other_loggers_get_the_metrics(grpo_run):
         assert logged == pytest.approx({step: metrics[name] for step, metrics in grpo_run.steps.items()})
     # The protocol buffers of a run that is yet to be synced; wandb reads them only to send them.
     (offline_run,) = (grpo_run.directory / "wandb").glob("offline-run-*/*.wandb")
-    assert names.ACCEPTANCE_RATE.encode() in offline_run.read_bytes()
+    content = offline_run.read_bytes()
+    assert names.ACCEPTANCE_RATE.encode() in content
+    # How to sum them up; no step logs a name with a star.
+    assert f"{names.REASON_SHARE_PREFIX}*".encode() in content
 
 
 def test_a_ppo_step_with_a_critic(ppo_run):

@@ -1,0 +1,121 @@
+"""A saved view of a wandb project, in the order of a user's questions; built without a network."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
+
+from efficient_rollout.metrics import names
+
+Framework = Literal["verl", "openrlhf"]
+NAME = "EfficientRollout: rollout latency"
+_VERL, _OPENRLHF = 0, 1
+# What the frameworks call the same themselves: veRL, OpenRLHF.
+_REWARD = ("critic/score/mean", "rollout/reward_mean")
+_STEP_SECONDS = ("timing_s/step", "timing/step_total")
+_PROBABILITY_DIFFERENCE = ("training/rollout_probs_diff_mean", names.PROBABILITY_DIFFERENCE)
+_STEP_PARTS = (
+    ("timing_s/gen", "timing_s/old_log_prob", "timing_s/update_actor", "timing_s/update_weights"),
+    ("timing/generation", "timing/make_experience", "timing/ppo_train", "timing/broadcast"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chart:
+    """One line plot; a metric is one name, or a name for each framework."""
+
+    title: str
+    metrics: tuple[str | tuple[str, str], ...]
+    unit: str
+    is_stacked: bool = False
+
+
+_QUESTIONS: dict[str, tuple[_Chart, ...]] = {
+    "Is it faster?": (
+        _Chart("Rollout", (names.ROLLOUT_SECONDS,), "s"),
+        _Chart("Generated tokens per second", (names.TOKENS_PER_SECOND,), "tokens/s"),
+        _Chart("Whole step", (_STEP_SECONDS,), "s"),
+        _Chart("Where a step's seconds go", tuple(zip(*_STEP_PARTS, strict=True)), "s", is_stacked=True),
+    ),
+    "Is it the same training?": (
+        _Chart("Reward", (_REWARD,), "mean of a step's responses"),
+        _Chart("Rollout against trainer", (_PROBABILITY_DIFFERENCE,), "mean difference of probabilities"),
+    ),
+    "Is drafting good?": (
+        _Chart("Mean accepted length", (names.MEAN_ACCEPTED_LENGTH,), "tokens per verify pass"),
+        _Chart("Acceptance rate", (names.ACCEPTANCE_RATE,), "ratio"),
+        _Chart(
+            "Acceptance by position of the draft",
+            tuple(f"{names.ACCEPTANCE_RATE_AT_PREFIX}{position}" for position in range(1, 5)),
+            "ratio",
+        ),
+    ),
+    "Is the controller right?": (
+        _Chart("Speed-up of ticks that drafted", (names.PREDICTED_SPEEDUP, names.MEASURED_SPEEDUP), "ratio"),
+        _Chart("Ticks that drafted", (names.SPECULATIVE_TICK_SHARE,), "ratio"),
+    ),
+    "What does it cost?": (
+        _Chart("Weight sync", (names.WEIGHT_SYNC_SECONDS, names.REQUANTIZE_SECONDS), "s"),
+        _Chart("Drafting", (names.DRAFT_SECONDS,), "s"),
+        _Chart("The drafter's memory", (names.DRAFTER_BYTES,), "bytes"),
+    ),
+    "Is an engine sick?": (
+        _Chart("Drafter faults and stale drafters", (names.DRAFTER_FAULTS, names.STALE_DRAFTER), "count"),
+        _Chart("Engines that reported", (names.NUM_ENGINES,), "count"),
+    ),
+}
+
+
+def build_view(
+    entity: str, project: str, *, framework: Framework = "verl", baseline: str | None = None
+) -> workspaces.Workspace:
+    """The view as an object; `save()` sends it to the server.
+
+    Args:
+        entity: wandb's team or user.
+        project: Of the runs.
+        framework: Whose names the runs' other metrics have.
+        baseline: Id of the run that the others are compared with.
+    """
+    sections = [
+        workspaces.Section(
+            name=question,
+            panels=[*(_line_plot(chart, framework) for chart in charts), _meanings(charts)],
+            is_open=True,
+        )
+        for question, charts in _QUESTIONS.items()
+    ]
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=sections,
+        settings=workspaces.WorkspaceSettings(sort_panels_alphabetically=False),
+        runset_settings=workspaces.RunsetSettings(baseline_run=baseline),
+    )
+
+
+def _line_plot(chart: _Chart, framework: Framework) -> reports.LinePlot:
+    index = _VERL if framework == "verl" else _OPENRLHF
+    chosen = [metric if isinstance(metric, str) else metric[index] for metric in chart.metrics]
+    return reports.LinePlot(
+        title=chart.title,
+        x="Step" if framework == "verl" else "train/global_step",
+        # OpenRLHF puts everything it logs of a step under one prefix.
+        y=[f"train/{name}" if framework == "openrlhf" else name for name in chosen],
+        title_x="training step",
+        title_y=chart.unit,
+        plot_type="stacked-area" if chart.is_stacked else None,
+    )
+
+
+def _meanings(charts: tuple[_Chart, ...]) -> reports.MarkdownPanel:
+    """What the numbers of a section mean, from where they are declared: a plot has no room for it."""
+    shown = {metric for chart in charts for metric in chart.metrics if isinstance(metric, str)}
+    lines = [
+        f"- `{metric.name}` ({metric.unit}{f', {metric.good} is better' if metric.good else ''}): {metric.meaning}"
+        for metric in names.all_metrics()
+        if metric.name in shown or (metric.name.endswith("/") and any(name.startswith(metric.name) for name in shown))
+    ]
+    return reports.MarkdownPanel(markdown="\n".join(lines) or "The framework's own numbers.")
