@@ -24,6 +24,9 @@ CONFIG_NAME = "efficient_rollout"
 # The size that embeds nothing.
 _OWN = "own"
 _MODEL_PATH = "actor_rollout_ref.model.path"
+_RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
+# Ray takes these for a cluster that it starts, and refuses them for one that runs.
+_OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
 
 
 def config_dir() -> Path:
@@ -49,11 +52,25 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base=None):
             config = hydra.compose(CONFIG_NAME, overrides=[*size, *overrides])
+        if f"{_RAY_INIT}.address" not in chosen:
+            _join_running_cluster(config)
         OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         first_lines = " ".join(str(error).split("\n")[:2]).strip()
         raise ConfigError(f"cannot compose the configuration: {first_lines}") from error
     return config
+
+
+def _join_running_cluster(config: DictConfig) -> None:
+    """Where Ray's own variable names a cluster, as in `ray job submit`, run there, not in one that the job starts."""
+    address = os.environ.get(_RAY_ADDRESS)
+    ray_init = config.ray_kwargs.ray_init
+    if not address or ray_init.get("address") != "local":
+        return
+    logger.warning("joining the Ray cluster at %s (%s), whose own slots count", address, _RAY_ADDRESS)
+    with open_dict(ray_init):
+        for name in _OF_A_NEW_CLUSTER:
+            ray_init.pop(name, None)
 
 
 def run_directory(config: DictConfig) -> Path:
