@@ -116,7 +116,7 @@ def _check_reward(args: Any) -> None:
 
 
 def _check_source(option: str, name: str, wanted: str) -> None:
-    path = Path(name).expanduser()
+    path = Path(name)  # OpenRLHF expands no "~"
     if path.suffix != ".py" or not path.is_file():
         raise InputFileError(f"{option}: {path} does not exist or is no Python file")
     try:
@@ -131,7 +131,7 @@ def _check_dataset(option: str, names: str | None, input_key: str) -> None:
     if not names:
         raise ConfigError(f"{option} is not set")
     for name in (part.strip().split("@")[0].strip() for part in names.split(",")):
-        path = Path(name).expanduser()
+        path = Path(name)
         is_local = path.suffix in _TABLES or name.startswith((".", "/", "~"))
         if is_local and not path.exists():
             raise InputFileError(f"{option}: {path} does not exist")
