@@ -191,3 +191,9 @@ def test_code_that_has_drifted_is_named() -> None:
     with pytest.raises(PatchDriftError) as raised:
         seams.check_seams([changed, gone, *rest])
     assert f"at {first.target}, openrlhf.utils.config:none: install" in str(raised.value)
+
+
+def test_every_patch_is_documented(repository: Path) -> None:
+    text = (repository / "docs" / "openrlhf.md").read_text(encoding="utf-8")
+    assert [patch.name for patch in cpu.PATCHES if f"| `{patch.name}` |" not in text] == []
+    assert text.count("| `openrlhf-") == len(cpu.PATCHES)

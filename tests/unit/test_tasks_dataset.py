@@ -12,18 +12,19 @@ from efficient_rollout.tasks.reward import compute_score
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def test_rows_have_verls_columns(tmp_path):
+def test_rows_have_verls_columns_and_a_label_for_openrlhf(tmp_path):
     train, validation = write_dataset(tmp_path, size="small", num_train=50, num_validation=20, seed=1)
     for path, split, count in ((train, "train", 50), (validation, "validation", 20)):
         rows = parquet.read_table(path).to_pylist()
         assert len(rows) == count
         assert path.name == f"{split}.parquet"
         for index, row in enumerate(rows):
-            assert set(row) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+            assert set(row) == {"data_source", "prompt", "label", "ability", "reward_model", "extra_info"}
             assert row["prompt"] == [{"role": "user", "content": row["extra_info"]["question"]}]
             assert row["reward_model"]["style"] == "rule"
             assert (row["extra_info"]["split"], row["extra_info"]["index"]) == (split, index)
             truth = row["reward_model"]["ground_truth"]
+            assert row["label"] == truth
             assert compute_score(row["data_source"], row["extra_info"]["answer"], truth)["score"] == 1.0
 
 
