@@ -22,6 +22,8 @@ from efficient_rollout.openrlhf_plugin.options import CpuOptions
 from efficient_rollout.patching import Patch, apply_patches
 from efficient_rollout.vllm_plugin.gloo_group import GlooGroup
 
+# Ray's words where it has found a cluster that runs, and nothing is started yet.
+_JOINS = "When connecting to an existing cluster"
 # DeepSpeed's own variable for which accelerator it uses.
 _ACCELERATOR = "DS_ACCELERATOR"
 
@@ -244,28 +246,34 @@ def _num_slots(args: Any, group: str) -> int:
     return getattr(args, group).num_nodes * getattr(args, group).num_gpus_per_node
 
 
-def ray_arguments(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
-    """OpenRLHF's arguments of `ray.init`, with a logical GPU for each part of the job that asks for one.
+def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> Any:
+    """Call `ray.init`: join the cluster that it finds (RAY_ADDRESS, or `ray start` on this machine), or else start one.
 
-    A cluster that runs already has its own slots, and must have been started with as many (`ray start --num-gpus`).
+    A cluster that runs has its own slots, and must have been started with as many as the job has parts
+    (`ray start --num-gpus`). One that is started gets a logical GPU for each part.
 
     Args:
-        given: OpenRLHF's.
+        init: Ray's own.
+        given: OpenRLHF's arguments.
         args: Its tree of arguments.
     """
     runtime_env = dict(given.get("runtime_env") or {})
     variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
-    if "address" in given or "RAY_ADDRESS" in os.environ:
-        return {**given, "runtime_env": runtime_env}
-    num_slots = sum(_num_slots(args, group) for group in _groups(args)) + args.vllm.num_engines
+    given = {**given, "runtime_env": runtime_env}
+    num_slots = args.vllm.num_engines + sum(_num_slots(args, group) for group in _groups(args))
     ours = {
         "num_gpus": num_slots,
         "num_cpus": num_slots + 4,  # the controllers and queues
-        "include_dashboard": False,
         "object_store_memory": 512 << 20,
+        "include_dashboard": False,
     }
-    return {**given, **ours, "runtime_env": runtime_env}
+    try:
+        return init(**given, **ours)
+    except ValueError as error:
+        if _JOINS not in str(error):
+            raise
+        return init(**given)
 
 
 def vllm_arguments(options: CpuOptions) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
         return parsed["args"]
 
     def start_ray(stock: Callable[..., Any], **given: Any) -> Any:
-        started = stock(**cpu.ray_arguments(given, parsed["args"]))
+        started = cpu.start_ray(stock, given, parsed["args"])
         # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
         take_signals()
         return started

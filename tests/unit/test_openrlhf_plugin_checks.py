@@ -183,6 +183,25 @@ def test_openrlhfs_own_refusal_ends_the_command_before_ray(job: dict[str, str], 
     assert "local Ray instance" not in ended.stderr
 
 
+@pytest.mark.parametrize("runs_already", [False, True])
+def test_a_cluster_that_runs_is_joined_with_its_own_slots(prepare: Callable[..., Any], runs_already: bool) -> None:
+    calls = []
+
+    def init(**given: Any) -> str:
+        calls.append(given)
+        if runs_already and "num_gpus" in given:
+            # Ray's own words; a cluster of another job is no cluster to join, so Ray itself has to look for one.
+            raise ValueError("When connecting to an existing cluster, num_cpus and num_gpus must not be provided.")
+        return "started"
+
+    assert cpu.start_ray(init, {"runtime_env": {"env_vars": {"A": "1"}}}, prepare()) == "started"
+    variables = calls[-1]["runtime_env"]["env_vars"]
+    assert (variables["A"], variables["DS_ACCELERATOR"]) == ("1", "cpu")
+    # An actor, a reference, an engine; the reward is a file, and there is no critic.
+    assert calls[0]["num_gpus"] == 3
+    assert ("num_gpus" in calls[-1]) is not runs_already
+
+
 def test_code_that_has_drifted_is_named() -> None:
     seams.check_seams()
     first, *rest = seams.SEAMS
