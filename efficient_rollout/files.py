@@ -66,3 +66,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     with written_whole(path) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+def names_in_python(path: Path, *, option: str) -> tuple[str, ...]:
+    """Names at the top of a Python file, which is compiled and not run.
+
+    Args:
+        path: The file.
+        option: That names it, for the message.
+
+    Raises:
+        InputFileError: It is not readable as Python.
+    """
+    try:
+        return compile(path.read_text(encoding="utf-8"), str(path), "exec").co_names
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputFileError(f"{option}: {path} is not readable as Python: {error}") from error

@@ -18,7 +18,7 @@ CONFIG_FILE, LOG_FILE = "config.yaml", "train.log"
 # Names that veRL logs under.
 REWARD_MEAN, STEP_SECONDS = "critic/score/mean", "timing_s/step"
 # What OpenRLHF calls the same, so that every reader of a run's steps knows one set of names.
-_OPENRLHF_NAMES = {
+OPENRLHF_NAMES = {
     "rollout/reward_mean": REWARD_MEAN,
     "rollout/response_length_mean": "response_length/mean",
     "timing/step_total": STEP_SECONDS,
@@ -122,7 +122,7 @@ def _steps(path: Path, text: str) -> list[dict[str, Any]]:
             raise InputFileError(f"{path}, line {number}: not JSON ({error.msg})") from error
         if not isinstance(record, dict) or type(record.get("step")) is not int:
             raise InputFileError(f"{path}, line {number}: not the record of a step")
-        for theirs, ours in _OPENRLHF_NAMES.items():
+        for theirs, ours in OPENRLHF_NAMES.items():
             if theirs in record:
                 record.setdefault(ours, record[theirs])
         if any(column.metric in record for column in COLUMNS[1:]):

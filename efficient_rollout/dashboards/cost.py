@@ -22,11 +22,7 @@ def cost_section(own: Run) -> Section:
 
 
 def _answer(own: Run) -> str:
-    told = [
-        f"{label} takes {np.nanmedian(own.values(metric)):.3g} s"
-        for label, metric in _SECONDS.items()
-        if own.has(metric)
-    ]
+    told = [f"{label} takes {np.nanmedian(values):.3g} s" for label, values in own.reported(_SECONDS).items()]
     size = own.values(names.DRAFTER_BYTES)
     memory = f" The drafter takes {np.nanmax(size) / _BYTES_PER_MIB:.3g} MiB." if np.isfinite(size).any() else ""
     if not told:
@@ -36,7 +32,7 @@ def _answer(own: Run) -> str:
 
 def _seconds(own: Run) -> Panel:
     title = "Seconds a step"
-    series = {label: own.values(metric) for label, metric in _SECONDS.items() if own.has(metric)}
+    series = own.reported(_SECONDS)
     if not series:
         return missing(title, because="No step reports them.")
     unit = figures.unit_of(names.WEIGHT_SYNC_SECONDS)

@@ -20,7 +20,7 @@ def health_section(own: Run) -> Section:
 
 
 def _answer(own: Run) -> str:
-    if not any(own.has(metric) for metric in _COUNTS.values()):
+    if not own.reported(_COUNTS):
         return "Cannot tell: no step reports its engines."
     signs = []
     faults, stale = own.values(names.DRAFTER_FAULTS), own.values(names.STALE_DRAFTER)
@@ -40,7 +40,7 @@ def _answer(own: Run) -> str:
 
 def _counts(own: Run) -> Panel:
     title = "Engines and their faults"
-    series = {label: own.values(metric) for label, metric in _COUNTS.items() if own.has(metric)}
+    series = own.reported(_COUNTS)
     if not series:
         return missing(title, because="No step reports its engines.")
     drawn, note = figures.lines(own.steps, series, y_title=figures.unit_of(names.NUM_ENGINES), unit="")

@@ -54,6 +54,10 @@ class Run:
         """Whether some step reported a finite number."""
         return bool(np.isfinite(self.values(metric)).any())
 
+    def reported(self, metrics: Mapping[str, str]) -> dict[str, Values]:
+        """By label, the values of those metrics that some step reported."""
+        return {label: self.values(metric) for label, metric in metrics.items() if self.has(metric)}
+
     def names_under(self, prefix: str) -> list[str]:
         """Metrics of some step that begin with `prefix` and are numbers, in order of first appearance."""
         found = dict.fromkeys(name for record in self.records for name in record if name.startswith(prefix))

@@ -100,7 +100,7 @@ def _step_parts(run: Run, title: str) -> Panel:
     whole = run.values(STEP_SECONDS)
     if not np.isfinite(whole).any():
         return missing(title, because=f"This run reports no {STEP_SECONDS}.")
-    parts = {shown: run.values(_TIMING + part) for part, shown in _PARTS.items() if run.has(_TIMING + part)}
+    parts = run.reported({shown: _TIMING + part for part, shown in _PARTS.items()})
     known: Values = np.nansum(np.stack(list(parts.values())), axis=0) if parts else np.zeros_like(whole)
     parts["rest"] = np.maximum(0.0, whole - known)
     drawn, note = figures.stacked_bars(run.steps, parts, y_title="seconds of a step (s)", unit="s")

@@ -7,26 +7,20 @@ import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 from efficient_rollout.metrics import names
+from efficient_rollout.summary import OPENRLHF_NAMES, REWARD_MEAN, STEP_SECONDS
 
 Framework = Literal["verl", "openrlhf"]
 NAME = "EfficientRollout: rollout latency"
-_VERL, _OPENRLHF = 0, 1
-# What the frameworks call the same themselves: veRL, OpenRLHF.
-_REWARD = ("critic/score/mean", "rollout/reward_mean")
-_STEP_SECONDS = ("timing_s/step", "timing/step_total")
-_PROBABILITY_DIFFERENCE = ("training/rollout_probs_diff_mean", names.PROBABILITY_DIFFERENCE)
-_STEP_PARTS = (
-    ("timing_s/gen", "timing_s/old_log_prob", "timing_s/update_actor", "timing_s/update_weights"),
-    ("timing/generation", "timing/make_experience", "timing/ppo_train", "timing/broadcast"),
-)
+# veRL's name of a metric to OpenRLHF's.
+_IN_OPENRLHF = {verl: openrlhf for openrlhf, verl in OPENRLHF_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Chart:
-    """One line plot; a metric is one name, or a name for each framework."""
+    """One line plot, of metrics under veRL's names."""
 
     title: str
-    metrics: tuple[str | tuple[str, str], ...]
+    metrics: tuple[str, ...]
     unit: str
     is_stacked: bool = False
 
@@ -35,12 +29,17 @@ _QUESTIONS: dict[str, tuple[_Chart, ...]] = {
     "Is it faster?": (
         _Chart("Rollout", (names.ROLLOUT_SECONDS,), "s"),
         _Chart("Generated tokens per second", (names.TOKENS_PER_SECOND,), "tokens/s"),
-        _Chart("Whole step", (_STEP_SECONDS,), "s"),
-        _Chart("Where a step's seconds go", tuple(zip(*_STEP_PARTS, strict=True)), "s", is_stacked=True),
+        _Chart("Whole step", (STEP_SECONDS,), "s"),
+        _Chart(
+            "Where a step's seconds go",
+            ("timing_s/gen", "timing_s/old_log_prob", "timing_s/update_actor", "timing_s/update_weights"),
+            "s",
+            is_stacked=True,
+        ),
     ),
     "Is it the same training?": (
-        _Chart("Reward", (_REWARD,), "mean of a step's responses"),
-        _Chart("Rollout against trainer", (_PROBABILITY_DIFFERENCE,), "mean difference of probabilities"),
+        _Chart("Reward", (REWARD_MEAN,), "mean of a step's responses"),
+        _Chart("Rollout against trainer", ("training/rollout_probs_diff_mean",), "mean difference of probabilities"),
     ),
     "Is drafting good?": (
         _Chart("Mean accepted length", (names.MEAN_ACCEPTED_LENGTH,), "tokens per verify pass"),
@@ -97,13 +96,11 @@ def build_view(
 
 
 def _line_plot(chart: _Chart, framework: Framework) -> reports.LinePlot:
-    index = _VERL if framework == "verl" else _OPENRLHF
-    chosen = [metric if isinstance(metric, str) else metric[index] for metric in chart.metrics]
     return reports.LinePlot(
         title=chart.title,
         x="Step" if framework == "verl" else "train/global_step",
         # OpenRLHF puts everything it logs of a step under one prefix.
-        y=[f"train/{name}" if framework == "openrlhf" else name for name in chosen],
+        y=[f"train/{_IN_OPENRLHF.get(name, name)}" if framework == "openrlhf" else name for name in chart.metrics],
         title_x="training step",
         title_y=chart.unit,
         plot_type="stacked-area" if chart.is_stacked else None,
@@ -112,10 +109,10 @@ def _line_plot(chart: _Chart, framework: Framework) -> reports.LinePlot:
 
 def _meanings(charts: tuple[_Chart, ...]) -> reports.MarkdownPanel:
     """What the numbers of a section mean, from where they are declared: a plot has no room for it."""
-    shown = {metric for chart in charts for metric in chart.metrics if isinstance(metric, str)}
+    shown = {names.declared(name) for chart in charts for name in chart.metrics if names.is_declared(name)}
     lines = [
         f"- `{metric.name}` ({metric.unit}{f', {metric.good} is better' if metric.good else ''}): {metric.meaning}"
         for metric in names.all_metrics()
-        if metric.name in shown or (metric.name.endswith("/") and any(name.startswith(metric.name) for name in shown))
+        if metric in shown
     ]
     return reports.MarkdownPanel(markdown="\n".join(lines) or "The framework's own numbers.")

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.files import write_json
+from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import package_versions, provenance
@@ -119,11 +119,7 @@ def _check_source(option: str, name: str, wanted: str) -> None:
     path = Path(name)  # OpenRLHF expands no "~"
     if path.suffix != ".py" or not path.is_file():
         raise InputFileError(f"{option}: {path} does not exist or is no Python file")
-    try:
-        source = compile(path.read_text(encoding="utf-8"), str(path), "exec")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputFileError(f"{option}: {path} is not readable as Python: {error}") from error
-    if wanted not in source.co_names:
+    if wanted not in names_in_python(path, option=option):
         raise InputFileError(f"{option}: {path} defines no {wanted!r}")
 
 

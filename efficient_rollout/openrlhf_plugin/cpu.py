@@ -192,20 +192,19 @@ def adapt(args: Any, options: CpuOptions) -> list[str]:
     """
     _refuse_gpu_only(args)
     wanted = [
-        (args.ds, "attn_implementation", "sdpa", args.ds.attn_implementation not in ("sdpa", "eager")),
-        (args.ds, "packing_samples", False, args.ds.packing_samples),
-        (args.ds, "enable_sleep", False, args.ds.enable_sleep),
-        (args.ds, "adam_offload", False, args.ds.adam_offload),
-        (args.train, "dynamic_batch_enable", False, args.train.dynamic_batch_enable),
-        (args.vllm, "enable_sleep", False, args.vllm.enable_sleep),
-        (args.vllm, "sync_backend", "gloo", args.vllm.sync_backend == "nccl"),
+        ("ds", "attn_implementation", "sdpa", args.ds.attn_implementation not in ("sdpa", "eager")),
+        ("ds", "packing_samples", False, args.ds.packing_samples),
+        ("ds", "enable_sleep", False, args.ds.enable_sleep),
+        ("ds", "adam_offload", False, args.ds.adam_offload),
+        ("train", "dynamic_batch_enable", False, args.train.dynamic_batch_enable),
+        ("vllm", "enable_sleep", False, args.vllm.enable_sleep),
+        ("vllm", "sync_backend", "gloo", args.vllm.sync_backend == "nccl"),
     ]
-    groups = {id(getattr(args, name)): name for name in ("ds", "train", "vllm")}
     changes = []
     for group, name, value, is_wanted in wanted:
         if is_wanted:
-            changes.append(f"--{groups[id(group)]}.{name} is {value}, not {getattr(group, name)}")
-            setattr(group, name, value)
+            changes.append(f"--{group}.{name} is {value}, not {getattr(getattr(args, group), name)}")
+            setattr(getattr(args, group), name, value)
     if options.param_dtype == "float32":
         args.ds.param_dtype = "fp32"
     return changes

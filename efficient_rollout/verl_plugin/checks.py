@@ -16,6 +16,7 @@ from efficient_rollout.errors import (
     PluginInactiveError,
     ours_behind,
 )
+from efficient_rollout.files import names_in_python
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
@@ -176,13 +177,7 @@ def _check_reward(function: DictConfig) -> None:
     path = Path(function.path).expanduser()
     if not path.is_file():
         raise InputFileError(f"reward.custom_reward_function.path: {path} does not exist or is not a file")
-    try:
-        source = compile(path.read_text(encoding="utf-8"), str(path), "exec")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputFileError(
-            f"reward.custom_reward_function.path: {path} is not readable as Python: {error}"
-        ) from error
-    if function.name not in source.co_names:
+    if function.name not in names_in_python(path, option="reward.custom_reward_function.path"):
         raise InputFileError(f"reward.custom_reward_function.name: {path} defines no {function.name!r}")
 
 
