@@ -138,11 +138,15 @@ def _check_fits_drafting(config: DictConfig) -> None:
         )
 
 
+def needs_stock_replay_buffer(config: DictConfig) -> bool:
+    """Whether the job asks for more than `replay_buffer.py` does: dynamic sampling, or an asynchronous trainer."""
+    return config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable
+
+
 def _check_replay_buffer(config: DictConfig) -> None:
     sampler = config.trainer.v1.sampler.custom_sampler
     ours = sampler.path is not None and "efficient_rollout" in sampler.path
-    needs_stock = config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable
-    if config.trainer.use_v1 and ours and needs_stock:
+    if config.trainer.use_v1 and ours and needs_stock_replay_buffer(config):
         raise ConfigError(
             "algorithm.filter_groups and the asynchronous trainers need veRL's own replay buffer: add "
             "trainer.v1.sampler.custom_sampler.path=null trainer.v1.sampler.custom_sampler.name=null"

@@ -11,11 +11,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-import efficient_rollout
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.provenance import provenance
+from efficient_rollout.verl_plugin.checks import needs_stock_replay_buffer
+from efficient_rollout.verl_plugin.recipes import register_recipes, shipped
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 logger = logging.getLogger(__name__)
@@ -24,18 +25,15 @@ CONFIG_NAME = "efficient_rollout"
 # The size that embeds nothing.
 _OWN = "own"
 _MODEL_PATH = "actor_rollout_ref.model.path"
+_SAMPLER = "trainer.v1.sampler.custom_sampler"
 _RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
 # Ray takes these for a cluster that it starts, and refuses them for one that runs.
 _OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
 
 
 def config_dir() -> Path:
-    """Our hydra groups: beside the package's modules in a wheel, beside the package in a checkout."""
-    package = Path(efficient_rollout.__file__).parent
-    for candidate in (package / "configs", package.parent / "configs"):
-        if (candidate / f"{CONFIG_NAME}.yaml").is_file():
-            return candidate
-    raise ConfigError(f"the hydra configs are missing beside {package}: reinstall efficient-rollout")
+    """Our hydra groups."""
+    return shipped("configs", proof=f"{CONFIG_NAME}.yaml")
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -47,6 +45,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         ConfigError: An override names nothing, or cannot be resolved.
     """
     GlobalHydra.instance().clear()
+    register_recipes(config_dir())
     chosen = {override.partition("=")[0].lstrip("+") for override in overrides}
     size = [f"size={_OWN}"] if _MODEL_PATH in chosen and "size" not in chosen else []
     try:
@@ -54,6 +53,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             config = hydra.compose(CONFIG_NAME, overrides=[*size, *overrides])
         if f"{_RAY_INIT}.address" not in chosen:
             _join_running_cluster(config)
+        if f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
+            OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
         OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         first_lines = " ".join(str(error).split("\n")[:2]).strip()

@@ -11,17 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from wheel_support import build_wheel
 
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     """The package, built from the checkout without isolation."""
-    folder = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(repository)]
-    subprocess.run(command, check=True, cwd=folder)
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(build_wheel(repository, tmp_path_factory.mktemp("wheel"))) as archive:
         yield archive
 
 
@@ -35,7 +31,10 @@ def unpacked(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path) -> None:
     expected = {
-        f"efficient_rollout/{path.relative_to(repository)}" for path in (repository / "configs").rglob("*.yaml")
+        f"efficient_rollout/{path.relative_to(repository)}"
+        for folder in ("configs", "recipes")
+        for path in (repository / folder).rglob("*.*")
+        if "__pycache__" not in path.parts
     }
     for suffix in ("py", "html"):
         found = (repository / "efficient_rollout").rglob(f"*.{suffix}")
@@ -48,7 +47,8 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
     ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
-    assert {path.suffix for path in ours} <= {".py", ".yaml", ".c", ".h", ".html"}
+    assert {path.suffix for path in ours} <= {".py", ".yaml", ".md", ".c", ".h", ".html"}
+    assert {path.parts[1] for path in ours if path.suffix == ".md"} == {"recipes"}
     assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == ["common.h", "float32.c", "quantized.c"]
 
 

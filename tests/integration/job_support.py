@@ -12,14 +12,14 @@ TIMEOUT_SECONDS = 600
 LOG_FILE = "train.log"
 
 
-def start_job(arguments: Sequence[str], directory: Path) -> subprocess.Popen:
+def start_job(arguments: Sequence[str], directory: Path, python: str | Path = sys.executable) -> subprocess.Popen:
     """Start Python with these arguments in a session of its own, its output in `directory/train.log`."""
     directory.mkdir(parents=True, exist_ok=True)
     modules_of_tests = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": modules_of_tests}
     with (directory / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
+            [str(python), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
             preexec_fn=_take_ctrl_c, env=environment,
         )  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""The folders of `recipes/` as options of hydra's group `recipe`, and one step of any of them on a CPU."""
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+import efficient_rollout
+from efficient_rollout.errors import ConfigError
+
+_CONFIG_FILE = "recipe.yaml"
+_GROUP, _SMOKE_GROUP = "recipe", "smoke"
+_PACKAGE = "_global_"
+
+
+def shipped(folder: str, *, proof: str) -> Path:
+    """A folder that is beside the package's modules in a wheel, and beside the package in a checkout.
+
+    Args:
+        folder: Its name.
+        proof: A file in it, relative to it.
+
+    Raises:
+        ConfigError: It is in neither place.
+    """
+    package = Path(efficient_rollout.__file__).parent
+    for candidate in (package / folder, package.parent / folder):
+        if (candidate / proof).is_file():
+            return candidate
+    raise ConfigError(f"the folder {folder} is missing beside {package}: reinstall efficient-rollout")
+
+
+def recipe_folders() -> dict[str, Path]:
+    """Every recipe's folder, by the name that `recipe=` takes."""
+    folder = shipped("recipes", proof=f"grpo_quickstart/{_CONFIG_FILE}")
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_CONFIG_FILE}"))}
+
+
+def register_recipes(configs: Path) -> None:
+    """Make the recipes, and the small hardware and policy to try them on, known to hydra.
+
+    A recipe's file stands beside its README and its code, which `${recipe.directory}` in it names, and not where hydra
+    looks for options of a group.
+
+    Args:
+        configs: This package's own groups.
+    """
+    store = ConfigStore.instance()
+    for name, directory in recipe_folders().items():
+        recipe = _load(directory / _CONFIG_FILE)
+        recipe[_GROUP] = {"name": name, "directory": str(directory)}
+        store.store(name=name, node=recipe, group=_GROUP, package=_PACKAGE)
+    small = ("device/cpu.yaml", "size/nano.yaml", "smoke_nano.yaml")
+    # An option of its own, since a recipe's values stand above those of the device and the size.
+    smoke = OmegaConf.merge(*[_load(configs / name) for name in small])
+    store.store(name="nano", node=smoke, group=_SMOKE_GROUP, package=_PACKAGE)
+
+
+def _load(path: Path) -> DictConfig:
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} is not a mapping of options")
+    return config

@@ -1,0 +1,77 @@
+"""One step of every recipe, on the nano policy; from the installed wheel, outside the checkout."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+from job_support import log_of, start_job
+from wheel_support import build_wheel, make_environment
+
+from efficient_rollout.metrics import names
+from efficient_rollout.tasks.policy import ensure_policy
+
+pytestmark = pytest.mark.verl
+
+# Jobs of a kind each; the others differ from the first in sizes alone, and in sizes nano takes their place.
+KINDS = ("grpo_qwen3_8b_gsm8k_math", "ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool")
+SIZES = ("grpo_quickstart", "grpo_qwen2_5_7b_math", "grpo_qwen2_5_14b_math", "grpo_llama3_1_8b_math")
+# Sizes that a README gives beside the smoke step.
+BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16",)}
+
+
+@pytest.fixture(scope="module")
+def programs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an environment that has this package from its wheel."""
+    ensure_policy("nano")
+    wheel = build_wheel(repository, tmp_path_factory.mktemp("wheel"))
+    return make_environment(tmp_path_factory.mktemp("environment"), wheel)
+
+
+def step_of(recipe: str, programs: Path, directory: Path) -> dict[str, Any]:
+    """The metrics of a step that always drafts, once the job has ended well."""
+    overrides = (f"recipe={recipe}", "smoke=nano", "efficient_rollout=always", *BESIDE.get(recipe, ()))
+    arguments = ["-P", "-m", "efficient_rollout", "train", f"trainer.default_local_dir={directory}", *overrides]
+    log_of(start_job(arguments, directory, python=programs / "python"), directory)
+    (line,) = (directory / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    assert metrics["training/rollout_probs_diff_mean"] < 1e-4, (
+        "the engine samples from the trainer's policy, in float32"
+    )
+    assert metrics[names.SPECULATIVE_TICK_SHARE] > 0.5
+    assert metrics[names.MEAN_ACCEPTED_LENGTH] > 3.0
+    assert metrics[names.DRAFTER_FAULTS] == 0
+    assert metrics["actor/grad_norm"] > 0.0
+    return metrics
+
+
+@pytest.mark.parametrize("recipe", KINDS)
+def test_a_step(recipe: str, programs: Path, tmp_path: Path) -> None:
+    metrics = step_of(recipe, programs, tmp_path)
+    assert ("critic/vf_loss" in metrics) is recipe.startswith("ppo")
+    if recipe == "grpo_multi_turn_tool":
+        # Counted with the prompt: six are three of the policy's, and two of the tool's between them.
+        assert metrics["num_turns/max"] == 6
+        assert metrics["num_turns/mean"] > 3, "most sums have more than two operands, and call the tool"
+    assert json.loads((tmp_path / "provenance.json").read_text())["commit"] is None, "not the checkout's modules"
+    assert_drawn(programs, tmp_path)
+
+
+def assert_drawn(programs: Path, directory: Path) -> None:
+    """The installed command draws the run."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(programs / "efficient-rollout"), "report", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "this run holds no timeline" not in (directory / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SIZES)
+def test_a_step_of_other_sizes(recipe: str, programs: Path, tmp_path: Path) -> None:
+    step_of(recipe, programs, tmp_path)

@@ -1,0 +1,34 @@
+"""The wheel that users install, and environments with and without it."""
+
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+
+
+def build_wheel(repository: Path, folder: Path) -> Path:
+    """Build the checkout's wheel, without isolation, into a folder."""
+    options = ("--no-deps", "--no-build-isolation", "--wheel-dir", str(folder))
+    subprocess.run([*_PIP, "wheel", *options, str(repository)], check=True, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def make_environment(folder: Path, wheel: Path | None) -> Path:
+    """An environment that sees the packages of this one but for this package, which it has from the wheel, if given.
+
+    Returns:
+        Its folder of programs.
+    """
+    # No copies: Ray's processes start the same interpreter.
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # An editable install is a .pth file, and those are read in an environment's own folder alone.
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    programs = folder / "bin"
+    if wheel is not None:
+        subprocess.run([*_PIP, "--python", str(programs / "python"), "install", "--no-deps", str(wheel)], check=True)
+    return programs
