@@ -72,6 +72,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
     from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine
     from openrlhf.utils import config
 
+    from efficient_rollout.nodes import require_on_every_node
     from efficient_rollout.openrlhf_plugin import actors, checks, cpu, cpu_actors
 
     parsed: dict[str, Any] = {}
@@ -85,6 +86,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
         started = cpu.start_ray(stock, given, parsed["args"])
         # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
         take_signals()
+        require_on_every_node()
         return started
 
     door = actors.EngineActorDoor(cpu_actors.CpuEngineActor, options.settings, cpu.vllm_arguments(options.cpu))

@@ -33,6 +33,14 @@ def _attention_without_flash(original: Callable[..., Any]) -> Callable[..., Any]
     return load_valuehead_model
 
 
+def _nothing_to_offload(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def apply_fsdp2(model: Any, fsdp_kwargs: dict[str, Any], config: Any) -> Any:
+        return original(model, {**fsdp_kwargs, "offload_policy": None}, config)
+
+    return apply_fsdp2
+
+
 def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def __init__(
@@ -74,6 +82,18 @@ CPU_PATCHES = (
         tested_versions="verl 0.9.1",
         source_sha256=frozenset({"d7528f4ff909c7c31e6485e97756fd076f2cddd7004a0feab8ff89be2a14fa17"}),
         remove_when="load_valuehead_model honours override_config.attn_implementation.",
+        is_needed=cpu_is_chosen,
+    ),
+    Patch(
+        name="no-offload-on-cpu",
+        target="verl.utils.fsdp_utils:apply_fsdp2",
+        make_replacement=_nothing_to_offload,
+        reason="A reference model's parameters are always offloaded, to memory that is pinned for the copies to an "
+        "accelerator; torch refuses to pin without one. On a CPU they are where they are computed with: the policy "
+        "that offloads is left out, and nothing else changes.",
+        tested_versions="verl 0.9.1",
+        source_sha256=frozenset({"149338289b614e135a93d114e123047bcee5ab28accc93b2ad428f6ba84a4c5e"}),
+        remove_when="veRL pins no memory where there is no accelerator.",
         is_needed=cpu_is_chosen,
     ),
 )

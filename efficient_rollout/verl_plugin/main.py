@@ -48,13 +48,18 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
     from ray.exceptions import RayError
     from verl.trainer.main_ppo import run_ppo
 
+    from efficient_rollout.nodes import require_on_every_node
     from efficient_rollout.verl_plugin.checks import explain
     from efficient_rollout.verl_plugin.task_runner import AfterRayStarted, task_runner_class
 
-    try:
+    def once_ray_runs() -> None:
         # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
+        take_signals()
+        require_on_every_node()
+
+    try:
         runner_class = task_runner_class(use_v1=config.trainer.use_v1)
-        run_ppo(config, AfterRayStarted(runner_class, take_signals))
+        run_ppo(config, AfterRayStarted(runner_class, once_ray_runs))
     except RayError as error:
         explained = explain(error)
         if explained is None:

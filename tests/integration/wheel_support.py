@@ -23,11 +23,12 @@ def make_environment(folder: Path, wheel: Path | None) -> Path:
     Returns:
         Its folder of programs.
     """
-    # No copies: Ray's processes start the same interpreter.
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # An editable install is a .pth file, and those are read in an environment's own folder alone.
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    for entry in (entry for place in site.getsitepackages() for entry in Path(place).iterdir()):
+        # An editable install is a .pth file, the metadata, and the files that are no modules.
+        if "efficient_rollout" not in entry.name and not (packages / entry.name).exists():
+            (packages / entry.name).symlink_to(entry)
     programs = folder / "bin"
     if wheel is not None:
         subprocess.run([*_PIP, "--python", str(programs / "python"), "install", "--no-deps", str(wheel)], check=True)
