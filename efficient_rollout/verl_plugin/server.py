@@ -68,8 +68,8 @@ class EfficientServer(vLLMHttpServer):
             await self._record.close(self.engine)
         await super().collective_rpc(method, *args, **kwargs)
 
-    async def take_segments(self) -> list[dict[str, Any]]:
-        """What the engine did since the last call, a segment for each weight sync and one since the last."""
+    async def take_segments(self) -> list[list[dict[str, Any]]]:
+        """What each engine did since the last call, a segment for each weight sync and one since the last."""
         return await self._record.take(self.engine)
 
     async def plugin_statuses(self) -> dict[str, dict[str, Any]]:

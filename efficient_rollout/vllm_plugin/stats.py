@@ -33,10 +33,15 @@ def take_rollout_stats(collective_rpc: Callable[[str], list[dict[str, Any]]]) ->
     return merge_calls([collective_rpc(RPC_NAME) for _ in range(NUM_CALLS)])
 
 
+async def take_rollout_stats_by_engine(server: Any) -> list[RolloutStats]:
+    """Statistics since the last call, of each data-parallel engine behind an `AsyncLLM`."""
+    calls = [await call_every_engine(server, RPC_NAME) for _ in range(NUM_CALLS)]
+    return [merge_calls(of_engine) for of_engine in zip(*calls, strict=True)]
+
+
 async def take_rollout_stats_behind(server: Any) -> RolloutStats:
     """Statistics since the last call, of all data-parallel engines behind an `AsyncLLM` together."""
-    calls = [await call_every_engine(server, RPC_NAME) for _ in range(NUM_CALLS)]
-    return RolloutStats.merge(merge_calls(of_engine) for of_engine in zip(*calls, strict=True))
+    return RolloutStats.merge(await take_rollout_stats_by_engine(server))
 
 
 async def call_every_engine(server: Any, method: str) -> list[list[Any]]:
