@@ -44,6 +44,16 @@ async def take_rollout_stats_behind(server: Any) -> RolloutStats:
     return RolloutStats.merge(await take_rollout_stats_by_engine(server))
 
 
+async def rollout_totals_by_engine(server: Any) -> dict[int, RolloutStats]:
+    """Statistics of each engine behind an `AsyncLLM` since it started, by the number that vLLM labels it with.
+
+    Takes nothing. Of a running engine the last 32 ticks may be missing.
+    """
+    answers = await call_every_engine(server, "rollout_totals")
+    engines = [RolloutStats.of_ranks([RolloutStats.from_dict(rank) for rank in ranks]) for ranks in answers]
+    return dict(zip(server.engine_core.engine_ranks_managed, engines, strict=True))
+
+
 async def call_every_engine(server: Any, method: str) -> list[list[Any]]:
     """Call a method of every worker behind an `AsyncLLM`; answers by engine, then by rank.
 
