@@ -151,8 +151,9 @@ def test_every_exported_number_is_the_engine_s_own(address: str, worked: Rollout
     assert ours["efficient_rollout_draft_seconds_total", ""] > 0.0
     assert ours["efficient_rollout_drafter_bytes", ""] > 1e5
     assert {label for name, label in ours if name == "efficient_rollout_ticks_total"} >= {
-        "below_threshold", "above_threshold",
-    }  # fmt: skip
+        "batch_above_threshold",
+        "batch_below_threshold",
+    }
 
 
 def test_vllm_s_counters_of_drafts_are_right_for_this_engine(address: str, worked: RolloutStats) -> None:
@@ -203,4 +204,4 @@ def test_the_answer_is_whole_for_whoever_asks(address: str, worked: RolloutStats
     assert asked.count("# TYPE efficient_rollout_ticks_total counter") == 1
     assert "vllm:num_requests_running" in asked
     assert asked.endswith("\n")
-    assert "efficient_rollout" not in get(f"{address}/v1/models")
+    assert "# TYPE" not in get(f"{address}/v1/models")
