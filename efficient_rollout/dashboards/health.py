@@ -1,4 +1,4 @@
-"""Is an engine sick? Faults, drafters that do not follow the policy, and engines that reported."""
+"""Is an engine sick? Faults, drafters that do not follow the policy, and how far engines are apart."""
 
 import numpy as np
 
@@ -14,9 +14,25 @@ _COUNTS = {
 }
 
 
+# Of `names.PER_ENGINE`, those that a reader sees a sick engine in at a glance; the others stand in the file.
+_SPREAD = {
+    "Generated tokens per second of an engine": names.TOKENS_PER_SECOND,
+    "Mean accepted length of an engine": names.MEAN_ACCEPTED_LENGTH,
+}
+_PREFIXES = {
+    "smallest engine": names.ENGINE_MIN_PREFIX,
+    "mean": names.ENGINE_MEAN_PREFIX,
+    "largest engine": names.ENGINE_MAX_PREFIX,
+}
+
+
 def health_section(own: Run) -> Section:
-    """Counts by step."""
-    return Section("engines", "Is an engine sick?", _answer(own), [_counts(own)], tuple(_COUNTS.values()))
+    """Counts by step, and the smallest and the largest engine beside the mean where there are several."""
+    panels = [_counts(own)]
+    if np.nanmax(np.append(own.values(names.NUM_ENGINES), 1.0)) > 1:
+        panels += [_spread(own, title, quantity) for title, quantity in _SPREAD.items()]
+    metrics = (*_COUNTS.values(), *_SPREAD.values())
+    return Section("engines", "Is an engine sick?", _answer(own), panels, metrics)
 
 
 def _answer(own: Run) -> str:
@@ -33,9 +49,32 @@ def _answer(own: Run) -> str:
     engines = own.values(names.NUM_ENGINES)
     if np.isfinite(engines).any() and np.nanmin(engines) < np.nanmax(engines):
         signs.append(f"between {np.nanmin(engines):.0f} and {np.nanmax(engines):.0f} engines reported")
+    apart = _apart(own)
     if not signs:
-        return "No: no fault, no stale drafter, and the same number of engines in every step."
-    return f"Yes: {'; '.join(signs)}. The run's log says what happened."
+        return f"No: no fault, no stale drafter, and the same number of engines in every step.{apart}"
+    return f"Yes: {'; '.join(signs)}. The run's log says what happened.{apart}"
+
+
+def _apart(own: Run) -> str:
+    """How far the slowest and the fastest engine are apart; nothing with one engine."""
+    smallest, largest = (
+        own.values(names.over_engines(prefix, names.TOKENS_PER_SECOND))
+        for prefix in (names.ENGINE_MIN_PREFIX, names.ENGINE_MAX_PREFIX)
+    )
+    ratios = smallest[largest > 0] / largest[largest > 0]
+    ratios = ratios[np.isfinite(ratios)]
+    if not ratios.size:
+        return ""
+    return f" In the median step the slowest engine gives {np.median(ratios):.2f} of the fastest one's tokens a second."
+
+
+def _spread(own: Run, title: str, quantity: str) -> Panel:
+    series = own.reported({label: names.over_engines(prefix, quantity) for label, prefix in _PREFIXES.items()})
+    if not series:
+        return missing(title, because="No step reports it of two engines.")
+    unit = figures.unit_of(quantity)
+    drawn, note = figures.lines(own.steps, series, y_title=unit, unit=unit)
+    return Panel(title, drawn, note)
 
 
 def _counts(own: Run) -> Panel:

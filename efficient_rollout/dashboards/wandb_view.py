@@ -25,6 +25,12 @@ class _Chart:
     is_stacked: bool = False
 
 
+def _over_engines(title: str, quantity: str, unit: str) -> _Chart:
+    """Smallest, mean and largest engine."""
+    prefixes = (names.ENGINE_MIN_PREFIX, names.ENGINE_MEAN_PREFIX, names.ENGINE_MAX_PREFIX)
+    return _Chart(title, tuple(names.over_engines(prefix, quantity) for prefix in prefixes), unit)
+
+
 _QUESTIONS: dict[str, tuple[_Chart, ...]] = {
     "Is it faster?": (
         _Chart("Rollout", (names.ROLLOUT_SECONDS,), "s"),
@@ -62,6 +68,10 @@ _QUESTIONS: dict[str, tuple[_Chart, ...]] = {
     "Is an engine sick?": (
         _Chart("Drafter faults and stale drafters", (names.DRAFTER_FAULTS, names.STALE_DRAFTER), "count"),
         _Chart("Engines that reported", (names.NUM_ENGINES,), "count"),
+        _over_engines("Rollout of an engine", names.ROLLOUT_SECONDS, "s"),
+        _over_engines("Generated tokens per second of an engine", names.TOKENS_PER_SECOND, "tokens/s"),
+        _over_engines("Ticks of an engine that drafted", names.SPECULATIVE_TICK_SHARE, "ratio"),
+        _over_engines("Mean accepted length of an engine", names.MEAN_ACCEPTED_LENGTH, "tokens per verify pass"),
     ),
 }
 

@@ -78,6 +78,27 @@ PROBABILITY_DIFFERENCE = _declare(
     "down",
 )
 REASON_SHARE_PREFIX = _declare("decision_share/", "ratio", "Share of ticks decided for this reason.")
+ENGINE_MIN_PREFIX = _declare("engine_min/", "as the quantity", "Smallest over engines, of the quantity that follows.")
+ENGINE_MEAN_PREFIX = _declare(
+    "engine_mean/", "as the quantity", "Plain mean over engines, a busy one like an idle one."
+)
+ENGINE_MAX_PREFIX = _declare("engine_max/", "as the quantity", "Largest over engines, of the quantity that follows.")
+
+# What tells a sick engine from its neighbours: it takes longer, or gives less in the same time, does not draft while
+# others do, or has its drafts rejected.
+PER_ENGINE = (
+    ROLLOUT_SECONDS,
+    TOKENS_PER_SECOND,
+    ENGINE_TICKS,
+    SPECULATIVE_TICK_SHARE,
+    ACCEPTANCE_RATE,
+    MEAN_ACCEPTED_LENGTH,
+)
+
+
+def over_engines(prefix: str, quantity: str) -> str:
+    """The name of one of `PER_ENGINE` under one of the three prefixes for the spread over engines."""
+    return prefix + quantity.removeprefix(PREFIX)
 
 
 def all_metrics() -> tuple[Metric, ...]:

@@ -17,7 +17,8 @@ class Segment:
 
     Attributes:
         stats: Counts of the engine.
-        first_request_time: Unix time of the first request in, None without requests.
+        first_request_time: Unix time of the first request in, None without requests. Engines behind one server have
+            its times in common.
         last_response_time: Unix time of the last response out.
     """
 
@@ -59,9 +60,12 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
     A step is: rollout, training, weight sync, then perhaps validation. Where the step validated, each engine's
     segment after its last weight sync is the validation's, reported apart; all other segments are training.
 
+    Counts of all engines come first; then, for the quantities in `names.PER_ENGINE`, the smallest, the mean and the
+    largest over the engines that have them, where two do: a sum hides the engine that is sick. Data-parallel engines
+    behind one server count alone here, but share the seconds of its rollout.
+
     Args:
-        engines: For each server, of one or more engines, its segments, oldest first; each ends with a weight sync,
-            the last one is open.
+        engines: For each engine its segments, oldest first; each ends with a weight sync, the last one is open.
         validated: The step's own metrics contain validation results.
     """
     engines = [list(segments) for segments in engines if segments]
@@ -71,21 +75,23 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
     num_engines = sum(segments[0].stats.num_engines for segments in engines)
     # A sync is counted by the segment that follows it.
     synced = Segment.merge([Segment.merge(segments) for segments in engines]).stats
-    training = _merge_engines(_training(engines, has_validation=has_validation))
+    training = _training(engines, has_validation=has_validation)
+    merged = _merge_engines(training)
     metrics: dict[str, float] = {}
-    if training.first_request_time is not None or not has_validation:
+    if merged.first_request_time is not None or not has_validation:
         stats = replace(
-            training.stats,
+            merged.stats,
             num_weight_syncs=synced.num_weight_syncs,
             weight_sync_seconds=synced.weight_sync_seconds,
             requantize_seconds=synced.requantize_seconds,
             num_engines=num_engines,
         )
-        metrics |= stats.to_metrics(rollout_seconds=training.rollout_seconds)
+        metrics |= stats.to_metrics(rollout_seconds=merged.rollout_seconds) | _over_engines(training)
     if has_validation:
-        validation = _merge_engines([segments[-1:] for segments in engines])
-        stats = replace(validation.stats, num_weight_syncs=0, num_engines=num_engines)
-        reported = stats.to_metrics(rollout_seconds=validation.rollout_seconds)
+        validation = [segments[-1:] for segments in engines]
+        merged = _merge_engines(validation)
+        stats = replace(merged.stats, num_weight_syncs=0, num_engines=num_engines)
+        reported = stats.to_metrics(rollout_seconds=merged.rollout_seconds) | _over_engines(validation)
         metrics |= {VALIDATION_PREFIX + name.removeprefix(names.PREFIX): value for name, value in reported.items()}
     return metrics
 
@@ -103,6 +109,19 @@ def _has_validation(engines: Sequence[Sequence[Segment]], *, validated: bool) ->
 
 def _training(engines: Sequence[Sequence[Segment]], *, has_validation: bool) -> Sequence[Sequence[Segment]]:
     return [segments[:-1] if has_validation else segments for segments in engines]
+
+
+def _over_engines(engines: Sequence[Sequence[Segment]]) -> dict[str, float]:
+    merged = [Segment.merge(segments) for segments in engines if segments]
+    by_engine = [one.stats.to_metrics(rollout_seconds=one.rollout_seconds) for one in merged]
+    spread: dict[str, float] = {}
+    for quantity in names.PER_ENGINE:
+        values = [metrics[quantity] for metrics in by_engine if quantity in metrics]
+        if len(values) > 1:
+            spread[names.over_engines(names.ENGINE_MIN_PREFIX, quantity)] = min(values)
+            spread[names.over_engines(names.ENGINE_MEAN_PREFIX, quantity)] = sum(values) / len(values)
+            spread[names.over_engines(names.ENGINE_MAX_PREFIX, quantity)] = max(values)
+    return spread
 
 
 def _merge_engines(engines: Sequence[Sequence[Segment]]) -> Segment:

@@ -169,6 +169,15 @@ class RolloutStats:
                 setattr(total, item.name, _combine(choose, ours, theirs))
         return total
 
+    def followed_by(self, later: "RolloutStats") -> "RolloutStats":
+        """One engine's record over both times: counts and seconds add, a state is the later one's; no timelines."""
+        total = RolloutStats.merge([replace(self, timelines={}), replace(later, timelines={})])
+        for name in ("weight_sync_seconds", "requantize_seconds", "num_weight_syncs"):
+            setattr(total, name, getattr(self, name) + getattr(later, name))
+        for name in ("num_engines", "num_stale_drafters", "drafter_bytes", "packed_weight_share"):
+            setattr(total, name, getattr(later, name))
+        return total
+
     @classmethod
     def of_ranks(cls, ranks: Sequence["RolloutStats"]) -> "RolloutStats":
         """One engine's record from those of its ranks, which all count every tick: the first's counts.

@@ -84,8 +84,8 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         if starts:
             await self._record.close(self.llm)
 
-    async def take_segments(self) -> list[dict[str, Any]]:
-        """What the engine did since the last call, a segment for each weight sync and one since the last."""
+    async def take_segments(self) -> list[list[dict[str, Any]]]:
+        """What each engine did since the last call, a segment for each weight sync and one since the last."""
         return await self._record.take(self.llm)
 
 
@@ -120,7 +120,7 @@ class _Reporting:
 
     def _take_segments(self) -> list[list[Segment]]:
         replies = ray.get([engine.take_segments.remote() for engine in self.vllm_engines])
-        return [[Segment.from_dict(raw) for raw in reply] for reply in replies]
+        return [[Segment.from_dict(raw) for raw in segments] for reply in replies for segments in reply]
 
 
 class Trainer(_Reporting, written_class(stock_trainer.PPOTrainer)):

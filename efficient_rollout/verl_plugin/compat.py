@@ -36,6 +36,7 @@ REQUIRED_SYMBOLS = (
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.generate",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.model_config",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.node_rank",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.run_server",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMReplica._get_server_name_prefix",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMReplica.launch_servers",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMReplica.replica_rank",

@@ -33,7 +33,7 @@ def engine_servers() -> list[Any]:
 def collect_segments() -> list[list[Segment]]:
     """Take, and thereby reset, what every engine recorded since the last call."""
     replies = ray.get([server.take_segments.remote() for server in engine_servers()])
-    return [[Segment.from_dict(raw) for raw in reply] for reply in replies]
+    return [[Segment.from_dict(raw) for raw in segments] for reply in replies for segments in reply]
 
 
 class StepLogger:

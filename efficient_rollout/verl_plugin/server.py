@@ -1,5 +1,6 @@
 """veRL's vLLM server, with this package's engine arguments and a record of what the engine did."""
 
+import argparse
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
 from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.prometheus import MIDDLEWARE
 from efficient_rollout.vllm_plugin.segments import SegmentRecorder
 from efficient_rollout.vllm_plugin.stats import call_every_engine
 
@@ -55,6 +57,11 @@ class EfficientServer(vLLMHttpServer):
         if _MERGED in ours:
             engine_kwargs[_MERGED] = theirs | ours[_MERGED]
 
+    async def run_server(self, args: argparse.Namespace) -> None:
+        """Stock, with this package's counters on the server's `/metrics`."""
+        args.middleware = [*args.middleware, MIDDLEWARE]
+        await super().run_server(args)
+
     async def generate(self, *args: Any, **kwargs: Any) -> TokenOutput:
         """Stock generation, inside the clock of the rollout."""
         self._record.request_came()
@@ -68,8 +75,8 @@ class EfficientServer(vLLMHttpServer):
             await self._record.close(self.engine)
         await super().collective_rpc(method, *args, **kwargs)
 
-    async def take_segments(self) -> list[dict[str, Any]]:
-        """What the engine did since the last call, a segment for each weight sync and one since the last."""
+    async def take_segments(self) -> list[list[dict[str, Any]]]:
+        """What each engine did since the last call, a segment for each weight sync and one since the last."""
         return await self._record.take(self.engine)
 
     async def plugin_statuses(self) -> dict[str, dict[str, Any]]:

@@ -4,14 +4,15 @@ import time
 from typing import Any
 
 from efficient_rollout.metrics.rollout_record import Segment
-from efficient_rollout.vllm_plugin.stats import take_rollout_stats_behind
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats_by_engine
 
 
 class SegmentRecorder:
     """The record of one `AsyncLLM`, kept by the process that owns it."""
 
     def __init__(self) -> None:
-        self._closed: list[Segment] = []
+        # One list a weight sync, one segment in it an engine.
+        self._closed: list[list[Segment]] = []
         self._first_request_time: float | None = None
         self._last_response_time: float | None = None
 
@@ -28,13 +29,14 @@ class SegmentRecorder:
         """End the running segment: a weight sync begins."""
         self._closed.append(await self._running(engine))
 
-    async def take(self, engine: Any) -> list[dict[str, Any]]:
-        """As plain types: what was done since the last call, a segment a weight sync and one since the last of them."""
+    async def take(self, engine: Any) -> list[list[dict[str, Any]]]:
+        """As plain types, by engine: its segments since the last call, one a weight sync and one since the last."""
         segments = [*self._closed, await self._running(engine)]
         self._closed = []
-        return [segment.to_dict() for segment in segments]
+        return [[segment.to_dict() for segment in of_engine] for of_engine in zip(*segments, strict=True)]
 
-    async def _running(self, engine: Any) -> Segment:
-        segment = Segment(await take_rollout_stats_behind(engine), self._first_request_time, self._last_response_time)
+    async def _running(self, engine: Any) -> list[Segment]:
+        by_engine = await take_rollout_stats_by_engine(engine)
+        segments = [Segment(stats, self._first_request_time, self._last_response_time) for stats in by_engine]
         self._first_request_time = self._last_response_time = None
-        return segment
+        return segments

@@ -33,10 +33,25 @@ def take_rollout_stats(collective_rpc: Callable[[str], list[dict[str, Any]]]) ->
     return merge_calls([collective_rpc(RPC_NAME) for _ in range(NUM_CALLS)])
 
 
+async def take_rollout_stats_by_engine(server: Any) -> list[RolloutStats]:
+    """Statistics since the last call, of each data-parallel engine behind an `AsyncLLM`."""
+    calls = [await call_every_engine(server, RPC_NAME) for _ in range(NUM_CALLS)]
+    return [merge_calls(of_engine) for of_engine in zip(*calls, strict=True)]
+
+
 async def take_rollout_stats_behind(server: Any) -> RolloutStats:
     """Statistics since the last call, of all data-parallel engines behind an `AsyncLLM` together."""
-    calls = [await call_every_engine(server, RPC_NAME) for _ in range(NUM_CALLS)]
-    return RolloutStats.merge(merge_calls(of_engine) for of_engine in zip(*calls, strict=True))
+    return RolloutStats.merge(await take_rollout_stats_by_engine(server))
+
+
+async def rollout_totals_by_engine(server: Any) -> dict[int, RolloutStats]:
+    """Statistics of each engine behind an `AsyncLLM` since it started, by the number that vLLM labels it with.
+
+    Takes nothing. Of a running engine the last 32 ticks may be missing.
+    """
+    answers = await call_every_engine(server, "rollout_totals")
+    engines = [RolloutStats.of_ranks([RolloutStats.from_dict(rank) for rank in ranks]) for ranks in answers]
+    return dict(zip(server.engine_core.engine_ranks_managed, engines, strict=True))
 
 
 async def call_every_engine(server: Any, method: str) -> list[list[Any]]:

@@ -176,8 +176,9 @@ ENGINE_SYMBOLS = (
 
 # What only a server of several engines needs.
 SERVER_SYMBOLS = (
-    "vllm.v1.engine.async_llm:AsyncLLM.engine_core",
-    *_of("vllm.v1.engine.core_client:AsyncMPClient", "_call_utility_async", "core_engines"),
+    *_of("vllm.v1.engine.async_llm:AsyncLLM", "engine_core", "vllm_config"),
+    *_of("vllm.v1.engine.core_client:AsyncMPClient", "_call_utility_async", "core_engines", "engine_ranks_managed"),
+    "vllm.config:ModelConfig.served_model_name",
 )
 
 # What only the measuring gear needs: no engine of a user's is refused for it.

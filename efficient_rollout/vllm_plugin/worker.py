@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -56,6 +57,8 @@ class CpuWorker(WeightDoors, CPUWorker):
         check_engine(self.vllm_config, self.settings)
         ledger.apply()
         self.stats = RolloutStats(num_engines=1)
+        self._past_stats = RolloutStats(num_engines=1)
+        self._num_stale_drafters = 0
         self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
         self._unseen_finished_ids: set[str] = set()
         self._is_plain_tick = False
@@ -109,6 +112,8 @@ class CpuWorker(WeightDoors, CPUWorker):
         tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
         if tick_stats is not None:
             self.stats = RolloutStats.merge([self.stats, tick_stats])
+            if tick_stats.num_ticks:
+                self._num_stale_drafters = tick_stats.num_stale_drafters
             self.evidence.observe(sum(tick_stats.drafted_per_position[:1]), sum(tick_stats.accepted_per_position[:1]))
         if self.weights_fault is not None and scheduler_output.total_num_scheduled_tokens:
             return self._refuse(scheduler_output, self.weights_fault)
@@ -202,14 +207,29 @@ class CpuWorker(WeightDoors, CPUWorker):
 
     def take_rollout_stats(self) -> dict[str, Any]:
         """Counts since the last call, as `RolloutStats.to_dict()`."""
-        stats, self.stats = self.stats, RolloutStats(num_engines=1)
-        drafter = self.self_drafter
-        if drafter is not None:
-            stats.draft_seconds, drafter.draft_seconds = drafter.draft_seconds, 0.0
-            stats.num_drafter_faults, drafter.num_faults = drafter.num_faults, 0
-            stats.drafter_bytes = drafter.packed.num_bytes
-            stats.packed_weight_share = drafter.links.packed_weight_share if drafter.links else None
+        stats = self._untaken_stats()
+        self._past_stats = self._past_stats.followed_by(stats)
+        self.stats = RolloutStats(num_engines=1)
+        if self.self_drafter is not None:
+            self.self_drafter.draft_seconds, self.self_drafter.num_faults = 0.0, 0
         return stats.to_dict()
+
+    def rollout_totals(self) -> dict[str, Any]:
+        """Counts since the engine started, as `RolloutStats.to_dict()`; takes nothing."""
+        total = self._past_stats.followed_by(self._untaken_stats())
+        return replace(total, num_stale_drafters=self._num_stale_drafters).to_dict()
+
+    def _untaken_stats(self) -> RolloutStats:
+        drafter = self.self_drafter
+        if drafter is None:
+            return self.stats
+        return replace(
+            self.stats,
+            draft_seconds=drafter.draft_seconds,
+            num_drafter_faults=drafter.num_faults,
+            drafter_bytes=drafter.packed.num_bytes,
+            packed_weight_share=drafter.links.packed_weight_share if drafter.links else None,
+        )
 
     def plugin_status(self) -> dict[str, Any]:
         """What is active in this worker, for a check before the first rollout."""

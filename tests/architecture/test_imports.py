@@ -58,7 +58,7 @@ UPSTREAM = {
     "nodes": {"ray"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},
-    "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock"},
+    "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client"},
     "verl_plugin": {
         "verl",
         "ray",

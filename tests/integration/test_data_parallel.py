@@ -11,7 +11,12 @@ from scripted_engine import PATTERN
 
 from efficient_rollout.config import Settings
 from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.stats import call_every_engine, take_rollout_stats_behind
+from efficient_rollout.vllm_plugin.segments import SegmentRecorder
+from efficient_rollout.vllm_plugin.stats import (
+    call_every_engine,
+    rollout_totals_by_engine,
+    take_rollout_stats_behind,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.several_cores]
 
@@ -87,6 +92,24 @@ def test_engines_choose_their_own_draft_lengths_and_all_are_counted(server, loop
     assert by_engine[0] + rest.num_draft_tokens == 4 * (NUM_TOKENS - 1) // 5
     assert rest.num_engines == 2
     assert sum(stats["num_generated_tokens"] for (stats,) in engines) + rest.num_generated_tokens == 2 * NUM_TOKENS
+
+
+def test_engines_are_told_apart_in_a_step_s_segments_and_on_the_metrics_page(server, loop):
+    record = SegmentRecorder()
+
+    async def both():
+        await record.take(server)
+        before = await rollout_totals_by_engine(server)
+        await asyncio.gather(generate(server, 0, [4]), generate(server, 1, [0]))
+        await record.close(server)
+        return before, await record.take(server), await rollout_totals_by_engine(server)
+
+    before, segments, after = loop.run_until_complete(both())
+    assert [len(of_engine) for of_engine in segments] == [2, 2], "before the sync, and since"
+    drafted = [of_engine[0]["stats"]["num_draft_tokens"] for of_engine in segments]
+    assert drafted == [4 * (NUM_TOKENS - 1) // 5, 0]
+    assert list(before) == list(after) == [0, 1]
+    assert [after[engine].num_draft_tokens - before[engine].num_draft_tokens for engine in (0, 1)] == drafted
 
 
 def test_no_engine_waits_for_another(server, loop):

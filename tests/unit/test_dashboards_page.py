@@ -88,6 +88,27 @@ def test_a_sick_engine_is_named_with_its_first_step(tmp_path: Path) -> None:
     )
 
 
+def test_a_slow_engine_stands_beside_the_mean(tmp_path: Path) -> None:
+    def of_three(record: dict[str, Any]) -> dict[str, Any]:
+        tokens = {names.ENGINE_MIN_PREFIX: 300.0, names.ENGINE_MEAN_PREFIX: 900.0, names.ENGINE_MAX_PREFIX: 1200.0}
+        spread = {names.over_engines(prefix, names.TOKENS_PER_SECOND): value for prefix, value in tokens.items()}
+        return record | spread | {names.NUM_ENGINES: 3}
+
+    own = write_run(tmp_path / "own")
+    (alone,) = [section for section in sections(read_run(own), None) if section.key == "engines"]
+    assert [panel.title for panel in alone.panels] == ["Engines and their faults"]
+    (engines,) = [section for section in sections(rewrite(own, of_three), None) if section.key == "engines"]
+    assert engines.answer.endswith(
+        "In the median step the slowest engine gives 0.25 of the fastest one's tokens a second."
+    )
+    _, speed, length = engines.panels
+    assert speed.figure is not None
+    assert {trace.name: trace.y[0] for trace in speed.figure.data} == {
+        "smallest engine": 300.0, "mean": 900.0, "largest engine": 1200.0,
+    }  # fmt: skip
+    assert (length.figure, length.note) == (None, "No step reports it of two engines.")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -45,6 +45,11 @@ def test_every_metric_is_one_that_somebody_logs(framework: wandb_view.Framework)
     assert [name for name in ours if not names.is_declared(name)] == []
     assert {names.ROLLOUT_SECONDS, names.MEAN_ACCEPTED_LENGTH, names.PREDICTED_SPEEDUP} <= set(ours)
     assert f"{names.ACCEPTANCE_RATE_AT_PREFIX}1" in ours
+    spread = {name for name in ours if name.startswith(f"{names.PREFIX}engine_m")}
+    assert {name.rpartition("/")[2] for name in spread} <= {
+        name.removeprefix(names.PREFIX) for name in names.PER_ENGINE
+    }
+    assert f"{names.ENGINE_MIN_PREFIX}generated_tokens_per_second" in spread
     theirs = "rollout/reward_mean" if framework == "openrlhf" else "critic/score/mean"
     assert f"{prefix}{theirs}" in metrics
     assert len(set(metrics)) == len(metrics)

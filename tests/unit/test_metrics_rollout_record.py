@@ -81,6 +81,49 @@ def test_engines_behind_one_server_are_engines():
     assert metrics[names.GENERATED_TOKENS] == 27
 
 
+def spread(metrics, quantity, prefix=names.PREFIX):
+    keys = (f"{prefix}{kind}/{quantity}" for kind in ("engine_min", "engine_mean", "engine_max"))
+    return [metrics[key] for key in keys]
+
+
+def test_one_sick_engine_of_several_shows_beside_the_others():
+    healthy = segment(tokens=900, ticks=90, drafts=100, accepted=300, start=10.0, end=19.0)
+    sick = segment(tokens=100, ticks=100, drafts=50, accepted=10, start=10.0, end=20.0)
+    metrics = step_metrics([[healthy, segment(syncs=1)], [sick, segment(syncs=1)]], validated=False)
+    assert spread(metrics, "rollout_seconds") == pytest.approx([9.0, 9.5, 10.0])
+    assert spread(metrics, "generated_tokens_per_second") == pytest.approx([10.0, 55.0, 100.0])
+    assert spread(metrics, "engine_ticks") == [90, 95, 100]
+    assert spread(metrics, "acceptance_rate") == pytest.approx([0.05, 0.4, 0.75])
+    assert spread(metrics, "mean_accepted_length") == pytest.approx([1.2, 2.6, 4.0])
+    assert {name for name in metrics if "/engine_" in name} == {
+        names.over_engines(prefix, quantity)
+        for prefix in (names.ENGINE_MIN_PREFIX, names.ENGINE_MEAN_PREFIX, names.ENGINE_MAX_PREFIX)
+        for quantity in names.PER_ENGINE
+    } | {names.ENGINE_TICKS}
+
+
+def test_the_spread_is_over_the_engines_that_have_the_quantity_two_at_least():
+    drafting = segment(tokens=900, ticks=90, drafts=100, accepted=300, start=10.0, end=19.0)
+    idle = segment()
+    metrics = step_metrics([[drafting], [idle]], validated=False)
+    assert spread(metrics, "engine_ticks") == [0, 45, 90]
+    assert not any(name.startswith(names.ENGINE_MIN_PREFIX) and "ticks" not in name for name in metrics)
+    alone = step_metrics([[drafting]], validated=False)
+    assert not any("/engine_m" in name for name in alone)
+
+
+def test_the_spread_of_a_validation_is_its_own():
+    def engine(*, tokens, validated):
+        return [
+            segment(tokens=tokens, ticks=10, start=10.0, end=11.0),
+            segment(tokens=validated, ticks=1, syncs=1, start=20.0, end=21.0),
+        ]
+
+    metrics = step_metrics([engine(tokens=30, validated=5), engine(tokens=10, validated=7)], validated=True)
+    assert spread(metrics, "generated_tokens_per_second") == pytest.approx([10.0, 20.0, 30.0])
+    assert spread(metrics, "generated_tokens_per_second", VALIDATION_PREFIX) == pytest.approx([5.0, 6.0, 7.0])
+
+
 def test_the_timeline_of_a_step_is_its_training_rollout_alone():
     bins = [[0.0, 1.0, 4.0, 1.0], [1.0, 2.0, 4.0, 1.0]]
     training = segment(ticks=1, start=10.0, end=14.0, timelines={"a": bins[:1]})

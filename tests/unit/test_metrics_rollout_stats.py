@@ -250,3 +250,19 @@ def test_the_ranks_of_one_engine_count_once() -> None:
     expected = replace(first, drafter_bytes=220, weight_sync_seconds=3.0, draft_seconds=0.5)
     assert RolloutStats.of_ranks([first, second]) == expected
     assert RolloutStats.of_ranks([first]) == first
+
+
+def test_one_engine_s_record_goes_on() -> None:
+    earlier = RolloutStats(
+        num_engines=1, num_ticks=5, num_weight_syncs=2, weight_sync_seconds=0.5, requantize_seconds=0.25,
+        ticks_by_reason={"below": 5}, drafter_bytes=10, num_stale_drafters=1, timelines={"a": [[0.0, 1.0, 1.0, 1.0]]},
+    )  # fmt: skip
+    later = RolloutStats(
+        num_engines=1, num_ticks=3, num_weight_syncs=1, weight_sync_seconds=0.125, requantize_seconds=0.0625,
+        ticks_by_reason={"above": 3}, drafter_bytes=20, packed_weight_share=0.5,
+    )  # fmt: skip
+    assert earlier.followed_by(later) == RolloutStats(
+        num_engines=1, num_ticks=8, num_weight_syncs=3, weight_sync_seconds=0.625, requantize_seconds=0.3125,
+        ticks_by_reason={"above": 3, "below": 5}, drafter_bytes=20, packed_weight_share=0.5,
+    )  # fmt: skip
+    assert earlier.timelines, "the parts stay as they are"

@@ -1,0 +1,207 @@
+"""What vLLM's own server tells of a self-drafting engine on `/metrics`, with real requests through its HTTP door."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efficient_rollout.metrics.exported import all_exported
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.vllm_plugin.engine_args import CPU_WORKER, EXECUTOR, SCHEDULER
+from efficient_rollout.vllm_plugin.prometheus import MIDDLEWARE
+
+pytestmark = pytest.mark.engine
+
+SETTINGS = {"drafter": {"scheme": "int8"}, "controller": {"rule": "batch_threshold", "max_running_requests": 2}}
+MAX_DRAFT_TOKENS, START_SECONDS = 4, 300
+SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+Samples = dict[tuple[str, str], float]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Path:
+    from efficient_rollout.tasks.policy import ensure_policy
+
+    return Path(ensure_policy("nano"))
+
+
+@pytest.fixture(scope="module")
+def address(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server as docs/vllm.md starts it; vLLM's development mode lets the test call its workers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    speculation = {
+        "method": "draft_model", "model": str(policy), "num_speculative_tokens": MAX_DRAFT_TOKENS,
+        "draft_sample_method": "probabilistic",
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "256",
+        "--max-num-seqs", "16", "--kv-cache-memory-bytes", str(256 << 20), "--served-model-name", "nano",
+        "--worker-cls", CPU_WORKER, "--scheduler-cls", SCHEDULER, "--distributed-executor-backend", EXECUTOR,
+        "--no-async-scheduling", "--speculative-config", json.dumps(speculation),
+        "--additional-config", json.dumps({"efficient_rollout": SETTINGS}), "--middleware", MIDDLEWARE,
+    ]  # fmt: skip
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_up(server, address, log)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    for _ in range(START_SECONDS):
+        assert server.poll() is None, log.read_text()[-4000:]
+        try:
+            get(f"{address}/health")
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(1)
+        else:
+            return
+    pytest.fail(log.read_text()[-4000:])
+
+
+def get(url: str, **headers: str) -> str:
+    """The body, as text."""
+    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode()
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    """The answer's JSON."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read())
+
+
+def generate(address: str, *, num_responses: int, max_tokens: int) -> None:
+    """Responses to one prompt, together."""
+    post(
+        f"{address}/v1/completions",
+        {"model": "nano", "prompt": [5, 7, 9, 11], "n": num_responses, "max_tokens": max_tokens, "ignore_eos": True,
+         "temperature": 1.0, "seed": 3},
+    )  # fmt: skip
+
+
+def samples(text: str) -> Samples:
+    """Value by name and by what labels there are beside model and engine; those must be this server's."""
+    found = {}
+    for line in text.splitlines():
+        if (match := SAMPLE.fullmatch(line)) and match["name"].startswith(("efficient_rollout_", "vllm:spec_decode")):
+            labels = dict(LABEL.findall(match["labels"]))
+            assert (labels.pop("model_name"), labels.pop("engine")) == ("nano", "0")
+            found[match["name"], ",".join(labels.values())] = float(match["value"])
+    return found
+
+
+def totals(address: str) -> RolloutStats:
+    """The engine's own counts since it started."""
+    (rank,) = post(f"{address}/collective_rpc", {"method": "rollout_totals"})["results"]
+    return RolloutStats.from_dict(rank)
+
+
+@pytest.fixture(scope="module")
+def worked(address: str) -> RolloutStats:
+    """The engine's record after ticks above the threshold and below it, responses that end within a draft included."""
+    generate(address, num_responses=4, max_tokens=30)
+    for max_tokens in (23, 41, 58):
+        generate(address, num_responses=1, max_tokens=max_tokens)
+    # An engine runs one more, empty tick after its last request, which brings the rest of the counts.
+    for _ in range(50):
+        stats = totals(address)
+        if stats.num_generated_tokens == 4 * 30 + 23 + 41 + 58:
+            return stats
+        time.sleep(0.1)
+    pytest.fail(f"counted {stats.num_generated_tokens} tokens")
+
+
+def test_every_exported_number_is_the_engine_s_own(address: str, worked: RolloutStats) -> None:
+    found = samples(get(f"{address}/metrics"))
+    expected = {
+        (name, label): value for name, one in all_exported().items() for label, value in one.values(worked).items()
+    }
+    ours = {key: value for key, value in found.items() if key[0].startswith("efficient_rollout_")}
+    assert ours == pytest.approx(expected)
+    assert ours["efficient_rollout_speculative_ticks_total", ""] > 20
+    assert ours["efficient_rollout_draft_seconds_total", ""] > 0.0
+    assert ours["efficient_rollout_drafter_bytes", ""] > 1e5
+    assert {label for name, label in ours if name == "efficient_rollout_ticks_total"} >= {
+        "batch_above_threshold",
+        "batch_below_threshold",
+    }
+
+
+def test_vllm_s_counters_of_drafts_are_right_for_this_engine(address: str, worked: RolloutStats) -> None:
+    found = samples(get(f"{address}/metrics"))
+    assert found["vllm:spec_decode_num_drafts_total", ""] == worked.num_verify_passes
+    assert found["vllm:spec_decode_num_draft_tokens_total", ""] == worked.num_draft_tokens
+    assert found["vllm:spec_decode_num_accepted_tokens_total", ""] == worked.num_accepted_tokens
+    by_position = [
+        found["vllm:spec_decode_num_accepted_tokens_per_pos_total", str(position)]
+        for position in range(MAX_DRAFT_TOKENS)
+    ]
+    assert by_position == worked.accepted_per_position
+    # What vLLM has no number of: drafts were cut at the ends of responses, so fewer are at later positions.
+    assert worked.drafted_per_position[-1] < worked.num_verify_passes
+
+
+def test_counters_only_grow_whoever_takes_the_statistics(address: str, worked: RolloutStats) -> None:
+    (taken,) = post(f"{address}/collective_rpc", {"method": "take_rollout_stats"})["results"]
+    assert RolloutStats.from_dict(taken).num_generated_tokens == worked.num_generated_tokens
+    after = samples(get(f"{address}/metrics"))
+    assert after["efficient_rollout_speculative_ticks_total", ""] == worked.num_speculative_ticks
+    assert after["efficient_rollout_draft_seconds_total", ""] == pytest.approx(worked.draft_seconds)
+
+
+def test_a_weight_sync_is_counted(address: str, worked: RolloutStats, policy: Path) -> None:
+    before = samples(get(f"{address}/metrics"))
+    body = {"method": "reload_weights", "kwargs": {"weights_path": str(policy)}}
+    post(f"{address}/collective_rpc", body)
+    post(f"{address}/collective_rpc", body)
+    after = samples(get(f"{address}/metrics"))
+    assert before["efficient_rollout_weight_syncs_total", ""] == 0
+    assert after["efficient_rollout_weight_syncs_total", ""] == 2
+    assert (
+        after["efficient_rollout_weight_sync_seconds_total", ""]
+        > after["efficient_rollout_requantize_seconds_total", ""]
+    )
+    assert after["efficient_rollout_requantize_seconds_total", ""] > 0.0
+
+
+def test_the_answer_is_whole_for_whoever_asks(address: str, worked: RolloutStats) -> None:
+    """As Prometheus asks: for another text format, and for a packed answer."""
+    asked = get(
+        f"{address}/metrics",
+        Accept="application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+        Accept_Encoding="gzip",
+    )
+    assert "# EOF" not in asked
+    assert asked.count("# TYPE efficient_rollout_ticks_total counter") == 1
+    assert "vllm:num_requests_running" in asked
+    assert asked.endswith("\n")
+    assert "# TYPE" not in get(f"{address}/v1/models")
