@@ -25,8 +25,11 @@ def stats(**changes: Any) -> RolloutStats:
 
 
 def values(text: bytes) -> dict[tuple[str, ...], float]:
-    families = list(text_string_to_metric_families(text.decode()))
-    return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    found = {}
+    for one in (one for family in text_string_to_metric_families(text.decode()) for one in family.samples):
+        labels = dict(one.labels)
+        found[one.name, labels.pop("model_name"), labels.pop("engine"), *labels.values()] = one.value
+    return found
 
 
 def test_every_engine_has_a_label_of_its_own() -> None:
