@@ -14,6 +14,8 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.step_file import FILE_NAME
 from efficient_rollout.tables import aligned
 
+# veRL's, of the measure that a validation is about.
+_VALIDATION = "val-core/"
 CONFIG_FILE, LOG_FILE = "config.yaml", "train.log"
 # Names that veRL logs under.
 REWARD_MEAN, STEP_SECONDS = "critic/score/mean", "timing_s/step"
@@ -74,7 +76,8 @@ def run_summary(args: argparse.Namespace) -> int:
     comparison = ""
     if args.against is not None:
         comparison = f"against {args.against}, {compare(steps, read_steps(args.against / FILE_NAME))}"
-    sys.stdout.write(f"{render_table(steps)}{comparison}{_where(directory)}")
+    validation = _validation({"this run": directory, **({"the other": args.against} if args.against else {})})
+    sys.stdout.write(f"{render_table(steps)}{comparison}{validation}{_where(directory)}")
     return 0
 
 
@@ -158,6 +161,27 @@ def compare(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
     lines = [["", "this run", "the other", "times as much"]]
     lines += [[name, f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}"] for name, (ours, theirs) in rows.items()]
     return f"steps {shared[0]} to {shared[-1]} of both:\n{aligned(lines)}"
+
+
+def _validation(runs: Mapping[str, Path]) -> str:
+    """What each run's first and last validation measured: the same questions every time, while a step has its own."""
+    rows = []
+    for name, directory in runs.items():
+        lines = _text(directory / FILE_NAME).splitlines()
+        records = [record for line in lines if _is_json(line) and isinstance(record := json.loads(line), dict)]
+        measured = [
+            {"step": record.get("step"), **{key: value for key, value in record.items() if key.startswith(_VALIDATION)}}
+            for record in records
+        ]
+        measured = [record for record in measured if len(record) > 1]
+        if len(measured) > 1:
+            first, last = measured[0], measured[-1]
+            rows += [
+                [name, f"{key.removeprefix(_VALIDATION)}:", _cell(first[key], ".3f"), f"at step {first['step']},"]
+                + [_cell(last[key], ".3f"), f"at step {last['step']}"]
+                for key in first.keys() & last.keys() - {"step"}
+            ]
+    return f"validation, the same questions each time:\n{aligned(rows, left=(0, 1, 3, 5))}" if rows else ""
 
 
 def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], key: str) -> float:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install if needed, make or reuse the small policy, train it with GRPO and self-drafting for a few steps, and show
-# what the rollouts did: a table, and the path of a page of figures.
+# Install if needed, make or reuse the small policy, train it with GRPO for a few steps, with self-drafting and without, and
+# show both: the same questions before and after, how fast, and the path of a page of figures.
 #     bash scripts/quickstart.sh [hydra overrides]     e.g. controller=always, or trainer.total_training_steps=10
 set -euo pipefail
 
@@ -18,28 +18,31 @@ fail() { # message, log
 
 policy_progress() { tail -n 1 "$RUN/policy.log"; }
 
-train_progress() {
-  if [[ -f "$RUN/metrics.jsonl" ]]; then
-    echo "$(wc -l <"$RUN/metrics.jsonl") of $STEPS steps"
+train_progress() { # of the arm that runs
+  if [[ -f "$RUN/$arm/metrics.jsonl" ]]; then
+    echo "$(grep -c '"training/global_step"' "$RUN/$arm/metrics.jsonl") of $STEPS steps"
   else
-    echo "starting Ray, veRL and vLLM"
+    echo "0 of $STEPS steps, starting Ray, veRL and vLLM"
   fi
 }
 
 bash "$ROOT/scripts/install.sh"
 cd "$ROOT"
 mkdir -p "$RUN"
-rm -f "$RUN/metrics.jsonl"
 
 echo "quickstart: the small policy (trained on first use, about 3 minutes)"
 with_heartbeat policy "$RUN/policy.log" policy_progress "$COMMAND" policy --size small ||
   fail "the policy could not be made" "$RUN/policy.log"
 
-echo "quickstart: $STEPS GRPO steps, self-drafting on"
-with_heartbeat train "$RUN/train.log" train_progress "$COMMAND" train size=small recipe=grpo \
-  "trainer.total_training_steps=$STEPS" trainer.val_before_train=false trainer.test_freq=-1 trainer.save_freq=-1 \
-  "trainer.default_local_dir=$RUN" "$@" ||
-  fail "training failed" "$RUN/train.log"
+for arm in threshold off; do
+  if [[ $arm == off ]]; then what="plain vLLM"; else what="self-drafting"; fi
+  mkdir -p "$RUN/$arm"
+  rm -f "$RUN/$arm/metrics.jsonl"
+  echo "quickstart: $STEPS GRPO steps, $what"
+  with_heartbeat "train, $what" "$RUN/$arm/train.log" train_progress "$COMMAND" train recipe=grpo_quickstart \
+    "efficient_rollout=$arm" "trainer.total_training_steps=$STEPS" "trainer.default_local_dir=$RUN/$arm" "$@" ||
+    fail "training failed" "$RUN/$arm/train.log"
+done
 
-"$COMMAND" summary "$RUN"
-"$COMMAND" report "$RUN"
+"$COMMAND" summary "$RUN/threshold" --against "$RUN/off"
+"$COMMAND" report "$RUN/threshold" --baseline "$RUN/off"

@@ -20,8 +20,11 @@ def add(terms: str) -> str:
 
     Args:
         terms: The numbers with plus signs between them, such as 17+5+9.
+
+    Returns:
+        The sum, as a question that the policy was made for: it has never seen a tool's answer.
     """
-    return str(sum(int(term) for term in terms.split("+")))
+    return f"{sum(int(term) for term in terms.split('+'))}+0="
 
 
 @ToolParser.register("embedded_sum")

@@ -46,7 +46,6 @@ def step_of(recipe: str, programs: Path, directory: Path) -> dict[str, Any]:
     assert metrics[names.SPECULATIVE_TICK_SHARE] > 0.5
     assert metrics[names.MEAN_ACCEPTED_LENGTH] > 3.0
     assert metrics[names.DRAFTER_FAULTS] == 0
-    assert metrics["actor/grad_norm"] > 0.0
     return metrics
 
 
@@ -54,6 +53,8 @@ def step_of(recipe: str, programs: Path, directory: Path) -> dict[str, Any]:
 def test_a_step(recipe: str, programs: Path, tmp_path: Path) -> None:
     metrics = step_of(recipe, programs, tmp_path)
     assert ("critic/vf_loss" in metrics) is recipe.startswith("ppo")
+    # Few of the tool's questions are answered right at first: a step's groups may be right or wrong as a whole.
+    assert metrics["actor/grad_norm"] > 0.0 or recipe == "grpo_multi_turn_tool"
     if recipe == "grpo_multi_turn_tool":
         # Counted with the prompt: six are three of the policy's, and two of the tool's between them.
         assert metrics["num_turns/max"] == 6
