@@ -140,3 +140,33 @@ def test_runs_that_cannot_be_compared_are_one_clear_error(
         write(baseline / "metrics.jsonl", *map(json.loads, lines[:-1]), {"step": 3, names.ROLLOUT_SECONDS: 1.0})
     assert main(["summary", str(ours), "--against", str(baseline)]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_the_first_and_the_last_validation_stand_beside_the_baselines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for name, last in (("plain", 0.75), ("ours", 0.7)):
+        directory = run_of(tmp_path / name, tokens=100, rollout_s=4.0, step_s=8.0)
+        steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        validated = [{"step": step, "val-core/sums/acc/mean@1": acc} for step, acc in ((0, 0.5), (2, 0.6), (3, last))]
+        write(directory / "metrics.jsonl", validated[0], *steps, *validated[1:])
+        runs.append(str(directory))
+    plain, ours = runs
+    assert main(["summary", ours, "--against", plain]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    start = printed.index("validation, the same questions each time:")
+    measured = [" ".join(line.split()) for line in printed[start + 1 : start + 3]]
+    assert measured == [
+        "this run sums/acc/mean@1: 0.500 at step 0, 0.700 at step 3",
+        "the other sums/acc/mean@1: 0.500 at step 0, 0.750 at step 3",
+    ]
+
+
+def test_a_run_that_validated_once_has_nothing_to_set_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = run_of(tmp_path / "run", tokens=100, rollout_s=4.0, step_s=8.0)
+    write(directory / "metrics.jsonl", {"step": 1, names.ROLLOUT_SECONDS: 1.0, "val-core/sums/acc/mean@1": 0.5})
+    assert main(["summary", str(directory)]) == 0
+    assert "validation" not in capsys.readouterr().out
