@@ -175,13 +175,11 @@ def _validation(runs: Mapping[str, Path]) -> str:
         ]
         measured = [record for record in measured if len(record) > 1]
         if len(measured) > 1:
-            first, last = measured[0], measured[-1]
-            rows += [
-                [name, f"{key.removeprefix(_VALIDATION)}:", _cell(first[key], ".3f"), f"at step {first['step']},"]
-                + [_cell(last[key], ".3f"), f"at step {last['step']}"]
-                for key in first.keys() & last.keys() - {"step"}
-            ]
-    return f"validation, the same questions each time:\n{aligned(rows, left=(0, 1, 3, 5))}" if rows else ""
+            ends = (measured[0], measured[-1])
+            for key in sorted(set.intersection(*map(set, ends)) - {"step"}):
+                before, after = (f"{_cell(record[key], '.3f')} at step {record['step']}" for record in ends)
+                rows.append([name, f"{key.removeprefix(_VALIDATION)}:", f"{before},", after])
+    return f"validation, the same questions each time:\n{aligned(rows, left=(0, 1))}" if rows else ""
 
 
 def _sum(run: Mapping[int, Mapping[str, Any]], numbers: Sequence[int], key: str) -> float:
