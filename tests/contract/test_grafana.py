@@ -1,0 +1,62 @@
+"""The Grafana dashboard asks for numbers that exist, in the order of a user's questions."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.metrics import loggers
+from vllm.v1.spec_decode import metrics as spec_decode_metrics
+
+from efficient_rollout.metrics.exported import all_exported
+
+QUESTIONS = [
+    "Is it faster?",
+    "Is drafting good?",
+    "Is the controller right?",
+    "What does it cost?",
+    "Is an engine sick?",
+]
+METRIC = re.compile(r"\b(?:vllm:|efficient_rollout_)\w+")
+LABELS = {"model_name", "engine", "position", "reason"}
+
+
+@pytest.fixture(scope="module")
+def dashboard(repository: Path) -> dict[str, Any]:
+    return json.loads((repository / "docs" / "grafana" / "efficient_rollout.json").read_text())
+
+
+def test_its_rows_are_the_questions(dashboard: dict[str, Any]) -> None:
+    assert [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"] == QUESTIONS
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_query_asks_for_what_engines_export(dashboard: dict[str, Any]) -> None:
+    vllms = inspect.getsource(loggers) + inspect.getsource(spec_decode_metrics)
+    asked = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            found = METRIC.findall(target["expr"])
+            assert found, panel["title"]
+            asked.update(found)
+            assert set(re.findall(r"by \((\w+)\)", target["expr"])) <= LABELS
+    ours = {name for name in asked if not name.startswith("vllm:")}
+    assert ours == set(all_exported()), "each of our numbers is drawn, and no other"
+    assert [name for name in asked - ours if f'"{name.removesuffix("_total")}"' not in vllms] == []
+
+
+def test_every_panel_explains_itself_and_takes_the_chosen_source(dashboard: dict[str, Any]) -> None:
+    drawn = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    for panel in drawn:
+        assert panel["description"].endswith(".")
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert panel["fieldConfig"]["defaults"]["unit"]
+    # A panel covers no other.
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in drawn]
+    assert len(places) == len(set(places))
