@@ -79,16 +79,11 @@ class ControllerSettings(_Group):
 
 
 class Settings(_Group):
-    """The whole tree.
+    """The whole tree."""
 
-    Attributes:
-        enabled: False is plain vLLM, with the same rollout name: the baseline arm.
-        verify_kernel: Whose products the policy's own linear layers are computed with.
-        drafter: How the policy is quantized to draft for itself.
-        controller: How many tokens to draft, decided at every engine tick.
-    """
-
-    enabled: bool = True
+    enabled: bool = Field(
+        default=True, description="false: plain vLLM, with the same rollout name; the baseline of a comparison."
+    )
     verify_kernel: Literal["auto", "stock", "native"] = Field(
         default="auto",
         description="Whose products the policy's own linear layers are computed with, verifying and decoding: vLLM's "

@@ -1,0 +1,82 @@
+"""The documentation as a site: built without a warning, and whole without any other host."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+OTHER_HOST = r"[\"']?(?:https?:)?//"
+LOADED = re.compile(
+    rf"<(?:script|img|iframe|source)\b[^>]*\bsrc={OTHER_HOST}"
+    rf"|<link\b[^>]*\brel=[\"']?(?:stylesheet|preload)[^>]*\bhref={OTHER_HOST}"
+)
+QUOTED = re.compile(r"^\| `([^`]+)`", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=repository)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_every_page_is_there(site: Path, repository: Path) -> None:
+    names = [path.stem for path in (repository / "docs").glob("*.md")] + ["get_started", "changelog"]
+    missing = [name for name in names if name != "index" and not (site / name / "index.html").is_file()]
+    missing += [
+        str(path)
+        for path in (repository / "recipes").glob("*/README.md")
+        if not (site / "recipes" / path.parent.name / "index.html").is_file()
+    ]
+    assert missing == []
+    assert (site / "index.html").is_file()
+
+
+def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 25
+    assert [page for page in pages if LOADED.search(page.read_text(encoding="utf-8"))] == []
+    assert LOADED.search('<script src="https://cdn.example/x.js">')
+    assert LOADED.search('<link rel="stylesheet" href="//fonts.example/x.css">')
+
+
+def test_links_lead_to_pages_of_the_site(site: Path) -> None:
+    recipes = (site / "recipes" / "index.html").read_text(encoding="utf-8")
+    assert 'href="grpo_quickstart/"' in recipes
+    quickstart = (site / "recipes" / "grpo_quickstart" / "index.html").read_text(encoding="utf-8")
+    assert 'href="../../task/"' in quickstart
+    assert 'href="recipes/"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+def reference(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", repository / "scripts" / "reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_references_are_what_the_code_says(repository: Path) -> None:
+    for path, text in reference(repository).pages().items():
+        assert path.read_text(encoding="utf-8") == text, "run .venv/bin/python scripts/reference.py"
+        assert text.count("\n| `") > 10
+
+
+def test_every_message_that_is_quoted_is_in_the_sources(repository: Path) -> None:
+    page = (repository / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    folded = [re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) for path in _sources(repository)]
+    # Strings that go on in the next line are one.
+    sources = "\n".join(re.sub(r'" f?"', "", text) for text in folded)
+    messages = [quoted for quoted in QUOTED.findall(page) if " " in quoted]
+    assert len(messages) > 10
+    known = {"Unknown rollout mode: efficient_vllm": "Unknown rollout mode: {ROLLOUT_NAME}"}
+    assert [message for message in messages if known.get(message, message) not in sources] == []
+
+
+def _sources(repository: Path) -> list[Path]:
+    return list((repository / "efficient_rollout").rglob("*.py"))
