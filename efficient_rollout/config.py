@@ -5,16 +5,20 @@ In veRL it stands under `actor_rollout_ref.rollout.custom.efficient_rollout`; in
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 CONFIG_KEY = "efficient_rollout"
 SchemeName = Literal["int8", "int4", "mixed", "unquantized"]
 SCHEME_NAMES: tuple[str, ...] = get_args(SchemeName)
-RULES_WITH_PROFILE = ("batch_table", "published", "cost_model")
+if TYPE_CHECKING:
+    RuleName = str
+else:
+    RuleName = Literal[tuple(RULES)]
 
 
 class _Group(BaseModel):
@@ -53,8 +57,9 @@ class DrafterSettings(_Group):
 class ControllerSettings(_Group):
     """How many tokens to draft, decided at every engine tick."""
 
-    rule: Literal["never", "always", "batch_threshold", "batch_table", "published", "cost_model"] = Field(
-        default="batch_threshold", description="Which rule decides; the last three need a profile."
+    rule: RuleName = Field(
+        default="batch_threshold",
+        description=f"Which rule decides; {', '.join(RULES_WITH_PROFILE)} predict from a profile.",
     )
     profile: str | None = Field(
         default=None,

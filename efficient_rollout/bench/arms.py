@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from efficient_rollout.config import RULES_WITH_PROFILE
-from efficient_rollout.controller.registry import ALIASES, RULES, RuleInputs, make_rule, split_names
+from efficient_rollout.controller.inputs import RuleInputs
+from efficient_rollout.controller.registry import ALIASES, make_rule, split_names
 from efficient_rollout.controller.rule import Always, BatchThreshold
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 PLAIN = "plain"
 _NGRAM_DRAFT_TOKENS = 4

@@ -1,16 +1,20 @@
 """vLLM's own rule: a table from batch size to draft tokens, and how to make one from a latency profile."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.inputs import RuleInputs
+from efficient_rollout.controller.rule import Rule, Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError
 
 Range = tuple[int, int, int]
+_REFERENCE_CONTEXT_TOKENS = 1024.0  # of a compiled table, which knows no context
+_MAX_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +79,23 @@ def table_from_lists(rows: Sequence[Sequence[int]]) -> BatchTable:
         if len(row) != 3 or any(isinstance(n, bool) or not isinstance(n, int) for n in row):
             raise ConfigError(f"batch table entry {row!r} must be three integers [first, last, k]")
     return BatchTable(tuple((row[0], row[1], row[2]) for row in rows))
+
+
+def make(inputs: RuleInputs, argument: str) -> Rule:
+    """`batch_table`, compiled from the latency table; or `batch_table:[[1,8,7],[9,32,3]]`, as it is."""
+    if argument:
+        try:
+            rows = json.loads(argument)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"batch_table needs JSON such as [[1,8,7],[9,32,3]], got {argument!r}") from error
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise ConfigError(f"batch_table needs a list of [first, last, k], got {argument!r}")
+        return table_from_lists(rows)
+    ranges = compile_table(
+        inputs.require_table("batch_table"),
+        acceptance=inputs.prior_acceptance,
+        context_tokens=_REFERENCE_CONTEXT_TOKENS,
+        max_draft_tokens=inputs.max_draft_tokens,
+        max_batch=_MAX_BATCH,
+    )
+    return BatchTable(tuple(ranges))

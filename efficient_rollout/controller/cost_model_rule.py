@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from efficient_rollout.controller.acceptance import AcceptanceEstimator
 from efficient_rollout.controller.exploration import Exploration, ExplorationSettings, Outlook
+from efficient_rollout.controller.inputs import RuleInputs, no_argument
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.correction import OnlineCorrection
 from efficient_rollout.cost_model.latency import TickTable
@@ -148,3 +150,10 @@ class CostModelRule:
             reach *= max(0.0, probability - lower)
             tokens += reach
         return tokens / seconds[k] > rates[0]
+
+
+def make(inputs: RuleInputs, argument: str) -> Rule:
+    """`cost_model`."""
+    no_argument("cost_model", argument)
+    settings = CostModelRuleSettings(prior_acceptance=inputs.prior_acceptance)
+    return CostModelRule(inputs.require_table("cost_model"), inputs.max_draft_tokens, settings)

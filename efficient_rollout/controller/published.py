@@ -7,7 +7,9 @@ rollout's acceptance was at least 0.94 twice in a row, down when it was at most 
 
 from dataclasses import dataclass, field
 
+from efficient_rollout.controller.inputs import RuleInputs, integers
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -80,3 +82,9 @@ class Published:
 
     def _present(self) -> float:
         return self._accepted / self._attempts if self._attempts else self.acceptance
+
+
+def make(inputs: RuleInputs, argument: str) -> Rule:
+    """`published`, or `published:7`, which starts at another rung of the ladder."""
+    table = inputs.require_table("published")
+    return Published(table, integers("published", argument, [LADDER[0]])[0], inputs.prior_acceptance)

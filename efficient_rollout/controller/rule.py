@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from efficient_rollout.controller.inputs import RuleInputs, integers, no_argument
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
 
@@ -81,3 +82,20 @@ class BatchThreshold(Unlearning):
         if state.num_running_requests + state.num_waiting_requests > self.max_running_requests:
             return Decision(0, "batch_above_threshold")
         return Decision(min(self.num_draft_tokens, state.max_draft_tokens), "batch_below_threshold")
+
+
+def make_never(_: RuleInputs, argument: str) -> Rule:
+    """`never`."""
+    no_argument("never", argument)
+    return Never()
+
+
+def make_always(inputs: RuleInputs, argument: str) -> Rule:
+    """`always`, or `always:4`."""
+    return Always(integers("always", argument, [inputs.draft_tokens_when_drafting])[0])
+
+
+def make_batch_threshold(inputs: RuleInputs, argument: str) -> Rule:
+    """`batch_threshold`, or `batch_threshold:4,8`."""
+    defaults = [inputs.draft_tokens_when_drafting, inputs.max_running_requests]
+    return BatchThreshold(*integers("batch_threshold", argument, defaults))

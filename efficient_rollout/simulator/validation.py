@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from efficient_rollout.controller.registry import ALIASES, RULES, RuleInputs, make_rule
+from efficient_rollout.controller.inputs import RuleInputs
+from efficient_rollout.controller.registry import ALIASES, make_rule
 from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_json
+from efficient_rollout.rule_table import RULES
 from efficient_rollout.simulator.fleet import World, simulate
 from efficient_rollout.simulator.trace import Trace
 from efficient_rollout.tables import aligned, bracketed, spread

@@ -1,4 +1,4 @@
-"""The folders of `recipes/` as options of hydra's group `recipe`, and one step of any of them on a CPU."""
+"""What hydra finds in no folder: the recipes, one step of any of them on a CPU, and rules without a yaml file."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import efficient_rollout
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.rule_table import RULES
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 _CONFIG_FILE = "recipe.yaml"
 _GROUP, _SMOKE_GROUP = "recipe", "smoke"
@@ -37,7 +39,7 @@ def recipe_folders() -> dict[str, Path]:
 
 
 def register_recipes(configs: Path) -> None:
-    """Make the recipes, and the small hardware and policy to try them on, known to hydra.
+    """Make the recipes, the small hardware and policy to try them on, and every rule known to hydra.
 
     A recipe's file stands beside its README and its code, which `${recipe.directory}` in it names, and not where hydra
     looks for options of a group.
@@ -50,6 +52,8 @@ def register_recipes(configs: Path) -> None:
         recipe = _load(directory / _CONFIG_FILE)
         recipe[_GROUP] = {"name": name, "directory": str(directory)}
         store.store(name=name, node=recipe, group=_GROUP, package=_PACKAGE)
+    for rule in RULES.keys() - {path.stem for path in (configs / "controller").glob("*.yaml")}:
+        store.store(name=rule, node={"rule": rule}, group="controller", package=f"{SETTINGS_PATH}.controller")
     small = ("device/cpu.yaml", "size/nano.yaml", "smoke_nano.yaml")
     # An option of its own, since a recipe's values stand above those of the device and the size.
     smoke = OmegaConf.merge(*[_load(configs / name) for name in small])

@@ -16,9 +16,10 @@ from typing import Any
 
 from efficient_rollout import __version__
 from efficient_rollout.cache import cache_directory
-from efficient_rollout.config import RULES_WITH_PROFILE, Settings
+from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import ProfileKey, load_profile
 from efficient_rollout.errors import InputFileError, ProfileError
+from efficient_rollout.rule_table import RULES_WITH_PROFILE
 from efficient_rollout.vllm_plugin.environment import with_cores_of_first
 from efficient_rollout.vllm_plugin.rules import check_profile, profile_key, profiled_scheme
 

@@ -24,6 +24,7 @@ ENVIRONMENT_USERS = {
 }
 # Tests in `tests/unit` of what no module does alone, each with what that is. Every other one is named after its module.
 ACROSS_MODULES = {
+    "adding_a_rule": "the page on rules, carried out",
     "adding_a_scheme": "the page on adding a scheme, carried out",
     "bench": "what the benchmark's commands are asked, and what they make of rounds",
     "compatibility": "the table of versions, and what scripts/compat.py does for it",

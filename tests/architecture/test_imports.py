@@ -8,8 +8,8 @@ import pytest
 from source_tree import Source, imports, package_sources, parse
 
 # Room -> rooms of this package it may import. A room may always import itself and the package's version.
-# Files, tables and versions, for every room.
-TOOLS = {"errors", "files", "policy_config", "provenance", "tables"}
+# Files, tables, versions and the names of rules, for every room.
+TOOLS = {"rule_table", "errors", "files", "policy_config", "provenance", "tables"}
 PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator", "metrics"}
 ROOMS = {
     "__init__": set(),
@@ -23,7 +23,8 @@ ROOMS = {
     "patching": {"errors"},
     "cleanup": {"errors"},
     "nodes": {"errors"},
-    "config": {"errors"},
+    "rule_table": set(),
+    "config": {"errors", "rule_table"},
     "cost_model": TOOLS | {"config"},
     "controller": TOOLS | {"config", "cost_model"},
     "simulator": TOOLS | {"config", "cost_model", "controller"},

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from page_support import apply, code_blocks
 
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme
@@ -19,38 +20,11 @@ MODULE = Path("efficient_rollout/drafter/fp16.py")
 BUILT_IN_TESTS = Path("tests/unit/test_drafter_schemes.py")
 
 
-def code_blocks(repository: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (repository / PAGE).read_text(), re.MULTILINE | re.DOTALL)
-
-
-def hunks(diff: str) -> tuple[Path, list[tuple[str, str]]]:
-    """The file a diff changes, and pairs of the old lines it expects there and the new ones."""
-    header, *bodies = diff.split("@@\n")
-    name = re.search(r"^--- a/(\S+)$", header, re.MULTILINE).group(1)
-    pairs = []
-    for body in bodies:
-        lines = body.splitlines(keepends=True)
-        old = "".join(line[1:] for line in lines if line[0] in " -")
-        new = "".join(line[1:] for line in lines if line[0] in " +")
-        pairs.append((old, new))
-    return Path(name), pairs
-
-
-def apply(diff: str, root: Path) -> Path:
-    name, pairs = hunks(diff)
-    text = (root / name).read_text()
-    for old, new in pairs:
-        assert text.count(old) == 1, f"{PAGE} changes lines that {name} does not have once:\n{old}"
-        text = text.replace(old, new)
-    (root / name).write_text(text)
-    return name
-
-
 @pytest.fixture(scope="module")
 def fp16(repository, tmp_path_factory) -> ModuleType:
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("the example's kernel needs FBGEMM")
-    (block,) = code_blocks(repository, "python")
+    (block,) = code_blocks(repository / PAGE, "python")
     path = tmp_path_factory.mktemp("page") / MODULE.name
     path.write_text(block)
     spec = importlib.util.spec_from_file_location("fp16_of_the_page", path)
@@ -96,7 +70,7 @@ def test_the_page_carried_out_passes_the_tests_it_names(fp16, repository, tmp_pa
     (tmp_path / BUILT_IN_TESTS).parent.mkdir(parents=True)
     shutil.copy(repository / BUILT_IN_TESTS, tmp_path / BUILT_IN_TESTS)
     shutil.copy(fp16.__file__, tmp_path / MODULE)
-    changed = {str(apply(diff, tmp_path)) for diff in code_blocks(repository, "diff")}
+    changed = {str(apply(diff, tmp_path)) for diff in code_blocks(repository / PAGE, "diff")}
     assert changed == {"efficient_rollout/drafter/schemes.py", "efficient_rollout/config.py", str(BUILT_IN_TESTS)}
     # In a process of its own, whose working directory comes before the installed package.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(BUILT_IN_TESTS), "-k", "fp16"]

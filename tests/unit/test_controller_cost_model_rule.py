@@ -8,10 +8,12 @@ from controller_support import KnownTicks, a100_ticks, state
 
 from efficient_rollout.controller.cost_model_rule import CostModelRule, CostModelRuleSettings
 from efficient_rollout.controller.exploration import ExplorationSettings
+from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
-from efficient_rollout.controller.registry import RULES, RuleInputs, make_rule
+from efficient_rollout.controller.registry import make_rule
 from efficient_rollout.controller.state import Decision
 from efficient_rollout.cost_model.speedup import expected_tokens
+from efficient_rollout.rule_table import RULES
 
 CURIOUS = CostModelRuleSettings(exploration=ExplorationSettings(time_share=1e9, tick_share=1.0))
 

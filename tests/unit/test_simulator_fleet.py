@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from controller_support import a100_profile, a100_ticks
 
+from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.registry import RuleInputs, make_rule
+from efficient_rollout.controller.registry import make_rule
 from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable

@@ -12,7 +12,8 @@ from vllm.model_executor.model_loader.weight_utils import safetensors_weights_it
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
-from efficient_rollout.controller.registry import RuleInputs, make_rule
+from efficient_rollout.controller.inputs import RuleInputs
+from efficient_rollout.controller.registry import make_rule
 from efficient_rollout.controller.rule import Never, Rule, Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
