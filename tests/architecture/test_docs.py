@@ -12,7 +12,31 @@ PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
 MAX_README_LINES = 150
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 REPOSITORY_PATH = re.compile(r"`((?:configs|docs|efficient_rollout|requirements|scripts|tests)/[\w./-]+)`")
+DOTTED = re.compile(r"`(efficient_rollout(?:\.[a-z_]+)+\.[A-Za-z_]\w*(?:\.\w+)?)`")
 OUR_COMMAND = re.compile(r"^\s*(?:\.venv/bin/)?efficient-rollout (\w+)", re.MULTILINE)
+
+
+def names_nothing(dotted: str) -> bool:
+    """Whether a dotted name is in no module of the package, read without importing it."""
+    *path, name = dotted.split(".")
+    for length in range(len(path), 0, -1):
+        module = REPOSITORY.joinpath(*path[:length]).with_suffix(".py")
+        if module.is_file():
+            text = module.read_text(encoding="utf-8")
+            wanted = [*path[length:], name]
+            return not all(re.search(rf"^\s*(?:(?:async )?(?:def|class) {part}\b|{part}: )", text, re.MULTILINE) for part in wanted)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_the_code_exist(page: Path) -> None:
+    assert [name for name in DOTTED.findall(page.read_text(encoding="utf-8")) if names_nothing(name)] == []
+
+
+def test_a_name_that_does_not_exist_is_seen() -> None:
+    assert not names_nothing("efficient_rollout.cost_model.latency.LatencyModel.tick_seconds")
+    assert names_nothing("efficient_rollout.cost_model.latency.LatencyModel.tick_second")
+    assert names_nothing("efficient_rollout.cost_model.late.LatencyModel")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
