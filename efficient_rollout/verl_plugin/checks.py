@@ -1,7 +1,6 @@
 """Everything that can be known to be wrong before Ray starts, with the way out."""
 
-import importlib
-import sys
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from efficient_rollout.errors import (
     ours_behind,
 )
 from efficient_rollout.files import names_in_python
-from efficient_rollout.patching import refuse_drifted
-from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME, compat
+from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.environment import bind_workers
@@ -31,42 +29,6 @@ _WITHOUT_PLUGIN = (
     f"Rollout {ROLLOUT_NAME} with mode",
     "vllm version None not supported",
 )
-
-
-def check_environment() -> None:
-    """Versions, vLLM's device, and the plugin in this process.
-
-    Raises:
-        UnsupportedVersionError: veRL or vLLM is missing or not supported.
-        UnsupportedDeviceError: vLLM does not run on a CPU.
-        PluginInactiveError: `import verl` did not load the plugin.
-        PatchDriftError: A patch does not know this version of veRL.
-    """
-    compat.check_versions()
-    check_vllm_version()
-    check_device()
-    import verl  # noqa: F401 - the import loads the plugins
-
-    if PLUGIN_MODULE not in sys.modules:
-        try:
-            importlib.import_module(PLUGIN_MODULE)
-        except Exception as error:
-            raise PluginInactiveError(f"the veRL plugin of efficient_rollout cannot load: {error}") from error
-        raise PluginInactiveError(
-            "`import verl` did not load the plugin of efficient_rollout: install the package (an entry point in the "
-            "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
-            "'efficient_rollout'"
-        )
-    allowed = sys.modules[PLUGIN_MODULE].vllm_plugins_allowed()
-    if allowed is not None and "efficient_rollout" not in allowed:
-        raise PluginInactiveError(
-            f"VLLM_PLUGINS is set to {','.join(allowed)!r}, so vLLM will not load the plugin of efficient_rollout in "
-            "its processes: unset it, or add 'efficient_rollout' to it"
-        )
-    compat.check_verl_symbols()
-    from efficient_rollout.verl_plugin.ledger import PATCHES
-
-    refuse_drifted(PATCHES)
 
 
 def check_job(config: DictConfig) -> Settings:
@@ -101,6 +63,22 @@ def check_job(config: DictConfig) -> Settings:
         _check_parquet(f"data.{name}", config.data[name], config.data.prompt_key)
     _check_reward(config.reward.custom_reward_function)
     return settings
+
+
+def check_stock_job(config: DictConfig) -> None:
+    """The same for a job of veRL's own entry point, before it starts Ray; nothing where Ray runs already.
+
+    Raises:
+        EfficientRolloutError: As `check_job`; or veRL, vLLM or its device are not supported.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    compat.check_versions()
+    check_vllm_version()
+    check_device()
+    check_job(config)
 
 
 def prepare_profile(config: DictConfig) -> None:
@@ -196,8 +174,10 @@ def validate(config: DictConfig) -> None:
     from verl.utils.device import auto_set_device
 
     auto_set_device(config)
+    # This package's own checks behind it have run.
+    stock = inspect.unwrap(validate_config)
     try:
-        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+        stock(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     except (AssertionError, ValueError, NotImplementedError, InstantiationException) as error:
         # Hydra wraps what a configuration class of veRL's raised.
         fault = error.__cause__ if isinstance(error, InstantiationException) else error

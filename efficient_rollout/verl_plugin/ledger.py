@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from efficient_rollout.patching import Patch
+from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.platform import cpu_is_chosen
 
 
@@ -39,6 +40,18 @@ def _nothing_to_offload(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(model, {**fsdp_kwargs, "offload_policy": None}, config)
 
     return apply_fsdp2
+
+
+def _with_our_checks(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def validate_config(config: Any, use_reference_policy: bool, use_critic: bool) -> None:
+        original(config, use_reference_policy, use_critic)
+        if config.actor_rollout_ref.rollout.name == ROLLOUT_NAME:
+            from efficient_rollout.verl_plugin.checks import check_stock_job
+
+            check_stock_job(config)
+
+    return validate_config
 
 
 def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,9 +111,25 @@ CPU_PATCHES = (
     ),
 )
 
+# For every process: nobody knows yet whose job it is.
+JOB_PATCHES = (
+    Patch(
+        name="job-checks",
+        target="verl.utils.config:validate_config",
+        make_replacement=_with_our_checks,
+        reason="It is the one function that a job of veRL's own entry point passes before Ray starts. For jobs with "
+        "this rollout name, what this package would refuse later, when models are loaded, is refused there. Every "
+        "other job gets veRL's own answer.",
+        tested_versions="verl 0.9.1",
+        source_sha256=frozenset({"9e2d82e4b51e7099f5c295c96ba1d117c7255965a1ed14e8bc25f289f56f2028"}),
+        remove_when="A rollout can have checks of its own in veRL's registry.",
+    ),
+)
+
 # For the process that starts a job's engines.
 PATCHES = (
     *CPU_PATCHES,
+    *JOB_PATCHES,
     Patch(
         name="step-metrics",
         target="verl.utils.tracking:Tracking.__init__",

@@ -28,8 +28,9 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _start(argv: Sequence[str]) -> DictConfig:
-    from efficient_rollout.verl_plugin.checks import check_environment, check_job, prepare_profile, validate
+    from efficient_rollout.verl_plugin.checks import check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.compose import compose_config, prepare
+    from efficient_rollout.verl_plugin.environment_checks import check_environment
     from efficient_rollout.verl_plugin.settings import rollout_settings
 
     check_environment()

@@ -1,8 +1,9 @@
 """Entry point `verl.plugins`: runs inside `import verl`, in every process of every job beside which this package is.
 
-All that any job gets is two entries in veRL's registries and a platform that nothing chooses on a machine with an
-accelerator. What else a process needs comes when it shows that it belongs to a job of ours: the replica is loaded in
-the one that starts engines. On a CPU, where stock veRL does not run at all, what makes it run comes at once.
+All that any job gets is two entries in veRL's registries, a platform that nothing chooses on a machine with an
+accelerator, and a question behind veRL's own check of a configuration: whether the rollout is ours. What else a process
+needs comes when it shows that it belongs to a job of ours: the replica is loaded in the one that starts engines. On a
+CPU, where stock veRL does not run at all, what makes it run comes at once.
 
 veRL logs a plugin that fails to load at DEBUG and goes on. Nothing depends on it silently: without it the rollout name
 does not exist, and `replica.py` asks every process.
@@ -15,7 +16,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from efficient_rollout.patching import apply_patches
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, metadata_bridge
-from efficient_rollout.verl_plugin.ledger import CPU_PATCHES, PATCHES
+from efficient_rollout.verl_plugin.ledger import CPU_PATCHES, JOB_PATCHES, PATCHES
 from efficient_rollout.verl_plugin.platform import cpu_is_chosen
 
 _SERVER_ADAPTER = "efficient_rollout.verl_plugin.adapter.EfficientServerAdapter"
@@ -54,5 +55,6 @@ def vllm_plugins_allowed() -> list[str] | None:
 
 _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _SERVER_ADAPTER
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
+apply_patches(JOB_PATCHES, leave_drifted=True)
 if cpu_is_chosen():
     _prepare_cpu()

@@ -23,8 +23,9 @@ def names_nothing(dotted: str) -> bool:
         module = REPOSITORY.joinpath(*path[:length]).with_suffix(".py")
         if module.is_file():
             text = module.read_text(encoding="utf-8")
-            wanted = [*path[length:], name]
-            return not all(re.search(rf"^\s*(?:(?:async )?(?:def|class) {part}\b|{part}: )", text, re.MULTILINE) for part in wanted)
+            definition = r"^\s*(?:(?:async )?(?:def|class) {0}\b|{0}: )"
+            wanted = [re.compile(definition.format(part), re.MULTILINE) for part in (*path[length:], name)]
+            return not all(pattern.search(text) for pattern in wanted)
     return True
 
 

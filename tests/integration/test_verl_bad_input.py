@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("verl")
 
+from verl_support import STOCK
+
 from efficient_rollout.tasks.dataset import write_dataset
 from efficient_rollout.tasks.tokenizer import build_tokenizer
 
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.verl
 
 SETTINGS = "actor_rollout_ref.rollout.custom.efficient_rollout"
 MODEL = "actor_rollout_ref.model.path"
+SAMPLER = "trainer.v1.sampler.custom_sampler"
 
 # Many cases in one process: importing veRL and vLLM takes longer than all of them.
 MANY_RUNS = """
@@ -54,7 +57,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unreadable reward": (["reward.custom_reward_function.path={tmp}/bad.py"], ["bad.py", "not readable as Python"]),
     "reward without function": (["reward.custom_reward_function.path={tmp}/other.py"], ["compute_score"]),
     "another rollout": (["actor_rollout_ref.rollout.name=vllm"], ["efficient_vllm", "enabled=false"]),
-    "group filtering": (["algorithm.filter_groups.enable=true"], ["custom_sampler.path=null"]),
+    "group filtering": (
+        ["algorithm.filter_groups.enable=true", f"{SAMPLER}.path=pkg://efficient_rollout.verl_plugin.replay_buffer"],
+        ["custom_sampler.path=null"],
+    ),
     "LoRA": (["actor_rollout_ref.model.lora_rank=8"], ["lora_rank"]),
     "veRL's own check": (["actor_rollout_ref.actor.use_dynamic_bsz=false"], ["veRL refuses", "micro_batch_size"]),
 }
@@ -150,3 +156,22 @@ def test_a_plugin_missing_in_the_jobs_processes_stops_the_job(tmp_path):
     )
     assert result.returncode == 2, result.stderr[-3000:]
     assert "did not load in the processes of the job" in result.stderr.splitlines()[-1]
+
+
+def test_under_verls_own_entry_point_it_is_named_before_ray_starts_too(tmp_path):
+    train_file, validation_file = write_dataset(tmp_path, size="nano", num_train=64, num_validation=8)
+    result = subprocess.run(
+        [
+            *(sys.executable, *STOCK, f"trainer.default_local_dir={tmp_path}"),
+            *(f"{MODEL}={write_model(tmp_path / 'moe', num_experts=8)}", f"data.train_files={train_file}"),
+            f"data.val_files={validation_file}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "UnsupportedModelError" in result.stderr, result.stderr[-3000:]
+    assert "mixture of experts" in result.stderr
+    assert "ray init kwargs" not in result.stdout, "veRL prints them as it starts Ray"
