@@ -101,13 +101,22 @@ def read_run(directory: Path) -> Run:
     )
 
 
+class _LoaderWithoutDates(yaml.SafeLoader):
+    """What looks like a date is text: other packages change what PyYAML makes of one, in every loader of a process."""
+
+
+_LoaderWithoutDates.yaml_implicit_resolvers = {
+    start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _config(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = yaml.safe_load(read_text(path, what="the run's configuration"))
-    # A value error: of what looks like a date and is none.
-    except (yaml.YAMLError, ValueError) as fault:
+        config = yaml.load(read_text(path, what="the run's configuration"), _LoaderWithoutDates)
+    except yaml.YAMLError as fault:
         raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
     if not isinstance(config, dict):
         raise InputFileError(f"{path} holds no keys: it is not a run's configuration")

@@ -63,3 +63,17 @@ def test_timelines_of_steps_of_this_run_are_read_and_others_are_said(tmp_path: P
     assert list(read.timelines) == [2]
     assert read.timelines[2] == step_timelines(2)
     assert read.notes == ["2 lines of timeline.jsonl are no timelines and are left out."]
+
+
+def test_what_looks_like_a_date_is_text_whatever_else_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    run = write_run(tmp_path / "run", num_steps=2)
+    with (run / "config.yaml").open("a") as file:
+        file.write("name: 2026-99-99\n")
+    assert read_run(run).config["name"] == "2026-99-99"
+    # What a package that vLLM imports does.
+    monkeypatch.setitem(yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:timestamp", lambda loader, node: 1 / 0)
+    assert read_run(run).config["name"] == "2026-99-99"
