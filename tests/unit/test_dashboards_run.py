@@ -75,5 +75,5 @@ def test_what_looks_like_a_date_is_text_whatever_else_is_imported(
         file.write("name: 2026-99-99\n")
     assert read_run(run).config["name"] == "2026-99-99"
     # What a package that vLLM imports does.
-    monkeypatch.setitem(yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:timestamp", lambda loader, node: 1 / 0)
+    monkeypatch.setitem(yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:timestamp", lambda *_: 1 / 0)
     assert read_run(run).config["name"] == "2026-99-99"
