@@ -11,7 +11,7 @@ from pathlib import Path
 
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError
-from efficient_rollout.tasks.training_plans import CARD_FILE, TrainingPlan, plan_of
+from efficient_rollout.tasks.training_plans import CARD_FILE, TRAINED_FILE, TrainingPlan, plan_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,16 @@ def ensure_policy(
 
 def is_finished(directory: Path, plan: TrainingPlan) -> bool:
     """Whether `directory` holds every file of this very plan's policy."""
+    return _is_of(directory / CARD_FILE, plan) and all((directory / name).is_file() for name in _FILES)
+
+
+def _is_of(file: Path, plan: TrainingPlan) -> bool:
+    """Whether a file says that what lies beside it came of this very plan."""
     try:
-        card = json.loads((directory / CARD_FILE).read_text())
+        said = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
-    same = isinstance(card, dict) and card.get("plan") == json.loads(json.dumps(plan.as_dict()))
-    return same and all((directory / name).is_file() for name in _FILES)
+    return isinstance(said, dict) and said.get("plan") == json.loads(json.dumps(plan.as_dict()))
 
 
 def _ensure_cached(plan: TrainingPlan, cache: Path) -> Path:
@@ -92,15 +96,17 @@ def _ensure_cached(plan: TrainingPlan, cache: Path) -> Path:
         if is_finished(final, plan):
             return final
         partial = cache / f"{plan.key}.partial"
-        if partial.exists():
+        # Weights that were trained and not yet measured are kept: measuring is a good part of the time.
+        if partial.exists() and not _is_of(partial / TRAINED_FILE, plan):
             shutil.rmtree(partial)
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)
 
         from efficient_rollout.tasks.training import train
 
         logger.info("training the %s policy (%.1f M parameters)", plan.size, plan.shape.num_parameters / 1e6)
         train(plan, partial)
         shutil.rmtree(partial / "trainer", ignore_errors=True)
+        (partial / TRAINED_FILE).unlink(missing_ok=True)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.files import write_json
 from efficient_rollout.tasks.arithmetic import Level
 from efficient_rollout.tasks.batches import WorkedAnswerBatches
 from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
@@ -33,6 +34,7 @@ from efficient_rollout.tasks.training_plans import (
     MAX_ACCURACY,
     MAX_POSITIONS,
     MIN_ACCURACY,
+    TRAINED_FILE,
     Schedule,
     TrainingPlan,
 )
@@ -71,39 +73,57 @@ def build_model(shape: PolicyShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3
 def train(plan: TrainingPlan, work_dir: Path) -> None:
     """Train the plan's policy; leave float32 weights, tokenizer and `CARD_FILE` in `work_dir`.
 
+    Weights are written before they are measured. Where `work_dir` holds those of this plan, with `TRAINED_FILE`, an
+    interrupted call is taken up there.
+
     Raises:
         EfficientRolloutError: The policy is not partly right when training ends.
     """
-    set_seed(plan.seed)
     tokenizer = build_tokenizer(MAX_POSITIONS)
-    growth = plan.growth
-    model = build_model(growth.core if growth else plan.shape, tokenizer)
     with Progress(f"{plan.size} policy") as progress:
+        is_taken_up = (work_dir / TRAINED_FILE).is_file()
+        if not is_taken_up:
+            _train_and_save(plan, tokenizer, work_dir, progress)
+        trained = json.loads((work_dir / TRAINED_FILE).read_text())
+        trained_seconds = sum(stage["seconds"] for stage in trained["stages"]) if is_taken_up else 0.0
+        model = Qwen3ForCausalLM.from_pretrained(work_dir, local_files_only=True)
 
-        def train_stage(model: Qwen3ForCausalLM, level: Level, schedule: Schedule) -> dict[str, float]:
-            return _train_stage(model, tokenizer, level, schedule, plan.seed, work_dir, progress)
+        def measured(share: float) -> None:
+            progress.status = f"measuring the finished policy, {share:.0%}"
 
-        first_level = plan.level.capped(growth.core_response_tokens) if growth else plan.level
-        stages = [train_stage(model, first_level, plan.schedule)]
-        if growth:
-            stages.append(train_stage(model, plan.level, growth.core_schedule))
-            model = grow(model, plan.shape, spread=growth.spread)
-            stages.append(train_stage(model, plan.level, growth.schedule))
-        progress.status = "measuring the finished policy"
-        with _threads((growth.schedule if growth else plan.schedule).num_threads):
-            result = measure(model, tokenizer, plan.level, plan.final_problems, seed=1)
+        measured(0.0)
+        with _threads((plan.growth.schedule if plan.growth else plan.schedule).num_threads):
+            result = measure(model, tokenizer, plan.level, plan.final_problems, seed=1, on_progress=measured)
         _check_partly_right(plan, result)
-        model.config.use_cache = True  # the Trainer turns it off
-        model.save_pretrained(work_dir)
-        tokenizer.save_pretrained(work_dir)
         card = {
             "plan": plan.as_dict(),
             "num_parameters": model.num_parameters(),
             "measured": asdict(result),
-            "training": {"stages": stages, "seconds": round(progress.seconds, 1)},
+            "training": {"stages": trained["stages"], "seconds": round(trained_seconds + progress.seconds, 1)},
             "torch": version("torch"),
         }
     (work_dir / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _train_and_save(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, work_dir: Path, progress: Progress) -> None:
+    set_seed(plan.seed)
+    growth = plan.growth
+    model = build_model(growth.core if growth else plan.shape, tokenizer)
+
+    def train_stage(model: Qwen3ForCausalLM, level: Level, schedule: Schedule) -> dict[str, float]:
+        return _train_stage(model, tokenizer, level, schedule, plan.seed, work_dir, progress)
+
+    first_level = plan.level.capped(growth.core_response_tokens) if growth else plan.level
+    stages = [train_stage(model, first_level, plan.schedule)]
+    if growth:
+        stages.append(train_stage(model, plan.level, growth.core_schedule))
+        model = grow(model, plan.shape, spread=growth.spread)
+        stages.append(train_stage(model, plan.level, growth.schedule))
+    model.config.use_cache = True  # the Trainer turns it off
+    model.save_pretrained(work_dir)
+    tokenizer.save_pretrained(work_dir)
+    # Last, whole: it says that the weights are.
+    write_json(work_dir / TRAINED_FILE, {"plan": plan.as_dict(), "stages": stages})
 
 
 def _train_stage(

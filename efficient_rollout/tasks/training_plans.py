@@ -14,7 +14,7 @@ from efficient_rollout.tasks.tokenizer import CHAT_TEMPLATE, vocabulary
 Size = Literal["nano", "small", "bench"]
 SIZES: tuple[str, ...] = get_args(Size)
 
-CARD_FILE = "training.json"  # beside the weights, written last: the plan, what was measured, and the versions
+CARD_FILE, TRAINED_FILE = "training.json", "trained.json"  # plan and results, last of all; plan, before measuring
 MIN_ACCURACY, MAX_ACCURACY = 0.2, 0.8
 """Validation accuracy at temperature 1 of a finished policy: rewarded often enough, and with something to learn."""
 

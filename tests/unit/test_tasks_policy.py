@@ -94,6 +94,16 @@ def test_an_interrupted_policy_is_never_taken_for_finished(training, tmp_path):
     assert training.found == []
 
 
+@pytest.mark.parametrize(("seed", "is_kept"), [(0, True), (1, False)])
+def test_weights_that_were_trained_and_not_yet_measured_are_taken_up(seed, is_kept, training, tmp_path):
+    partial = tmp_path / f"{plan_of('nano').key}.partial"
+    partial.mkdir()
+    (partial / training_plans.TRAINED_FILE).write_text(json.dumps({"plan": plan_of("nano", seed=seed).as_dict()}))
+    directory = ensure_policy("nano", cache_dir=tmp_path)
+    assert training.found == ([training_plans.TRAINED_FILE] if is_kept else [])
+    assert not (directory / training_plans.TRAINED_FILE).exists()
+
+
 @pytest.mark.parametrize("damage", ["model.safetensors", training_plans.CARD_FILE])
 def test_a_damaged_policy_is_made_again(training, tmp_path, damage):
     (ensure_policy("nano", cache_dir=tmp_path) / damage).unlink()

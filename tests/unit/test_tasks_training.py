@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from efficient_rollout.tasks import training  # noqa: E402
 from efficient_rollout.tasks.batches import IGNORED, WorkedAnswerBatches  # noqa: E402
+from efficient_rollout.tasks.evaluation import measure  # noqa: E402
 from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
 
 
@@ -140,3 +141,33 @@ def test_a_grown_policy_is_trained_before_and_after_it_grows(toy, tmp_path, monk
     assert model.model.layers[1].mlp.down_proj.weight.count_nonzero() > 0  # the inserted block has begun to be used
     assert model.config.use_cache
     assert model.generation_config.eos_token_id == build_tokenizer(64).eos_token_id
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_an_interruption_while_measuring_loses_no_training(toy, tmp_path, monkeypatch):
+    def interrupted(*arguments, on_progress=None, **options):
+        if on_progress is None:
+            return measure(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(toy, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    monkeypatch.setattr(training, "_train_stage", lambda *_: pytest.fail("trained again"))
+    training.train(toy, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    card = json.loads((tmp_path / "training.json").read_text())
+    assert [stage["steps"] for stage in card["training"]["stages"]] == [4]
+    assert card["training"]["seconds"] >= card["training"]["stages"][0]["seconds"]
+
+
+def test_measuring_tells_how_far_it_is(toy):
+    tokenizer = build_tokenizer(512)
+    model = training.build_model(toy.shape, tokenizer)
+    told = []
+    result = training.measure(model, tokenizer, toy.level, 6, seed=1, on_progress=told.append)
+    assert told == sorted(told)
+    assert 0.0 < told[0] < 0.5 < told[-1] <= 1.0
+    assert result == training.measure(model, tokenizer, toy.level, 6, seed=1), "and changes nothing"
