@@ -15,12 +15,14 @@ from wheel_support import build_wheel, make_environment
 
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks.policy import ensure_policy
+from efficient_rollout.verl_plugin.recipes import recipe_folders
 
 pytestmark = pytest.mark.verl
 
-# Jobs of a kind each; the others differ from the first in sizes alone, and in sizes nano takes their place.
-KINDS = ("grpo_qwen3_8b_gsm8k_math", "ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool")
-SIZES = ("grpo_quickstart", "grpo_qwen2_5_7b_math", "grpo_qwen2_5_14b_math", "grpo_llama3_1_8b_math")
+# Jobs of a kind each. The others differ in sizes alone from the first of them, which test_verl_nodes.py runs on two
+# nodes, and in sizes nano takes their place.
+KINDS = ("ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool")
+SIZES = tuple(name for name in recipe_folders() if name not in KINDS)
 # Sizes that a README gives beside the smoke step.
 BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16",)}
 
