@@ -40,6 +40,10 @@ class PluginInactiveError(EfficientRolloutError):
     """The plugin did not load in a process that needs it."""
 
 
+class ClusterError(EfficientRolloutError):
+    """The Ray cluster that a job would join does not answer."""
+
+
 class WeightSyncError(EfficientRolloutError):
     """New weights for an engine are not a whole policy's, or came through a door that cannot take them."""
 

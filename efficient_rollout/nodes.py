@@ -1,15 +1,49 @@
-"""Whether every node of a Ray cluster has this package, asked before a job's processes start there."""
+"""Whether the Ray cluster that a job would join answers, and every node of it has this package."""
 
+import os
+import socket
 from collections.abc import Callable
 
 import ray
+from ray._private.utils import read_ray_address
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from efficient_rollout import __version__
-from efficient_rollout.errors import PluginInactiveError
+from efficient_rollout.errors import ClusterError, PluginInactiveError
 
 _TIMEOUT_SECONDS = 120
+_CONNECT_TIMEOUT_SECONDS = 10
+_ADDRESS_VARIABLE = "RAY_ADDRESS"
+
+
+def require_running_cluster(address: str | None) -> None:
+    """Raise where `ray.init(address)` would join a cluster that does not answer: Ray tries again without end.
+
+    A cluster that was killed leaves its address in Ray's own record of the last `ray start`, which `ray.init` follows.
+
+    Args:
+        address: The argument of `ray.init`; None or "auto" is whatever Ray finds.
+
+    Raises:
+        ClusterError: Names the address, and where it was found.
+    """
+    found = "ray_init.address" if address not in (None, "auto") else _ADDRESS_VARIABLE
+    chosen = address if address not in (None, "auto") else os.environ.get(_ADDRESS_VARIABLE)
+    if not chosen:
+        chosen, found = read_ray_address(), "Ray's record of the last `ray start` on this machine"
+    host, _, port = (chosen or "").rpartition(":")
+    # "local" starts one; a Ray client ("ray://") says itself what is wrong.
+    if not host or not port.isdecimal() or "://" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"the Ray cluster at {chosen} does not answer ({error}); {found} names it. Start it again; or, for a job "
+            f"that starts a cluster of its own, set {_ADDRESS_VARIABLE}=local (`ray stop` forgets the record of a "
+            "cluster that is gone)"
+        ) from error
 
 
 def require_on_every_node() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
+from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.openrlhf_plugin.options import CpuOptions
 from efficient_rollout.patching import Patch, apply_patches
 from efficient_rollout.vllm_plugin.gloo_group import GlooGroup
@@ -255,7 +256,11 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
         init: Ray's own.
         given: OpenRLHF's arguments.
         args: Its tree of arguments.
+
+    Raises:
+        ClusterError: The cluster that it finds does not answer.
     """
+    require_running_cluster(given.get("address"))
     runtime_env = dict(given.get("runtime_env") or {})
     variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}

@@ -16,6 +16,7 @@ from efficient_rollout.errors import (
     ours_behind,
 )
 from efficient_rollout.files import names_in_python
+from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
@@ -43,6 +44,7 @@ def check_job(config: DictConfig) -> Settings:
         UnsupportedModelError: The drafter cannot handle the policy.
         SchemeUnavailableError: The drafter's scheme has no kernel on this device, or takes no layer of the policy.
         ProfileError: The latency profile is missing, malformed, or belongs to another machine, policy or version.
+        ClusterError: The Ray cluster that the job would join does not answer.
     """
     rollout = config.actor_rollout_ref.rollout
     settings = rollout_settings(rollout.get("custom"))
@@ -62,6 +64,7 @@ def check_job(config: DictConfig) -> Settings:
     for name in ("train_files", "val_files"):
         _check_parquet(f"data.{name}", config.data[name], config.data.prompt_key)
     _check_reward(config.reward.custom_reward_function)
+    require_running_cluster(config.ray_kwargs.get("ray_init", {}).get("address"))
     return settings
 
 

@@ -66,7 +66,7 @@ def _join_running_cluster(config: DictConfig) -> None:
     """Where Ray's own variable names a cluster, as in `ray job submit`, run there, not in one that the job starts."""
     address = os.environ.get(_RAY_ADDRESS)
     ray_init = config.ray_kwargs.ray_init
-    if not address or ray_init.get("address") != "local":
+    if address in (None, "", "local") or ray_init.get("address") != "local":
         return
     logger.warning("joining the Ray cluster at %s (%s), whose own slots count", address, _RAY_ADDRESS)
     with open_dict(ray_init):

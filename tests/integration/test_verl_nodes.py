@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,13 +37,15 @@ StartNode = Callable[..., None]
 def start_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartNode]:
     """`ray start`, the first time of the head, whose address jobs find in Ray's own variable."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # Ray keeps the cluster's address there, for every later job; and sockets, whose paths must be short.
+    kept = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     started: list[subprocess.Popen] = []
 
     def start_one(python: str | Path = sys.executable) -> None:
-        role = (*HEAD, f"--port={port}") if not started else (f"--address=127.0.0.1:{port}",)
+        role = (*HEAD, f"--port={port}", f"--temp-dir={kept}") if not started else (f"--address=127.0.0.1:{port}",)
         log = tmp_path / f"node_{len(started)}.log"
         command = [str(python), "-m", "ray.scripts.scripts", "start", "--block", *role, *SLOTS]
         with log.open("wb") as output:
@@ -54,6 +58,7 @@ def start_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Star
     for process in reversed(started):
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+    shutil.rmtree(kept)
 
 
 def start_on_two_nodes(directory: Path) -> subprocess.Popen:

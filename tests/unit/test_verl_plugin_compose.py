@@ -30,3 +30,10 @@ def test_a_submitted_job_runs_in_the_cluster_it_was_submitted_to(
 def test_an_address_of_the_users_own_stands(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert compose_config(["size=nano", f"{ADDRESS}={address}"]).ray_kwargs.ray_init.address == address
+
+
+def test_a_cluster_of_its_own_by_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    ray_init = compose_config(["size=nano"]).ray_kwargs.ray_init
+    assert ray_init.address == "local"
+    assert ray_init.num_cpus == 16
