@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        parsed = _parse(arguments)
+        parsed = command_parser(arguments).parse_args(arguments)
         return int(parsed.run(parsed))
     except EfficientRolloutError as error:
         sys.stderr.write(f"efficient-rollout: error: {error}\n")
@@ -91,7 +91,8 @@ def _run_openrlhf(parsed: argparse.Namespace) -> int:
     return launch(parsed.arguments)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def command_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these arguments: it has every command, and only of the one that they name the options."""
     parser = argparse.ArgumentParser(prog="efficient-rollout", description="Faster rollouts by lossless self-drafting.")
     parser.add_argument("--version", action="version", version=f"efficient-rollout {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -102,7 +103,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             getattr(importlib.import_module(module_name), function)(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":
