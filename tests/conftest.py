@@ -59,8 +59,12 @@ def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Ite
     items[:] = kept
 
 
+# Minutes each.
+_LONGEST = ("test_verl_training", "test_verl_recipes", "test_verl_nodes", "test_verl_reproducible")
+
+
 def _place(item: pytest.Item) -> int:
-    if item.path.stem == "test_verl_training":
+    if item.path.stem in _LONGEST:
         return 0
     if item.get_closest_marker("engine") is not None:
         return 1

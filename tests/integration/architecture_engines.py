@@ -1,7 +1,7 @@
 """Engine after engine in one process, over tiny policies of many architectures: a child of test_architectures.py.
 
-Usage: python architecture_engines.py stock|drafting FOLDER. A line of JSON per arm, as it comes, to FOLDER/MODE.jsonl;
-policies are FOLDER/ARCHITECTURE. An engine costs seconds, where one with processes of its own costs twenty.
+Usage: python architecture_engines.py stock|drafting common|rare FOLDER. A line of JSON per arm, as it comes, to
+FOLDER/MODE.jsonl; policies are FOLDER/ARCHITECTURE. An engine costs seconds, one with its own processes twenty.
 """
 
 import gc
@@ -18,7 +18,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
 
 import engine_support
-from architecture_cases import ARCHITECTURES, ARMS, ENGINES, WITH_WINDOWS
+from architecture_cases import ARCHITECTURES, ARMS, ENGINES, RARE, WITH_WINDOWS
 from vllm import SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.layers.linear import LinearBase
@@ -126,8 +126,9 @@ def drafting(folder: Path, arm: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    which, folder = sys.argv[1], Path(sys.argv[2])
-    run, arms = (stock, ARCHITECTURES) if which == "stock" else (drafting, ARMS)
+    which, how_often, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    run, every = (stock, ARCHITECTURES) if which == "stock" else (drafting, ARMS)
+    arms = [arm for arm in every if (arm in RARE) == (how_often == "rare")]
     with (folder / f"{which}.jsonl").open("w") as file:
         for arm in arms:
             started = time.perf_counter()

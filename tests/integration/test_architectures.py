@@ -1,5 +1,6 @@
 """Many architectures, tiny: greedy tokens equal stock vLLM's, and an unquantized drafter has every draft accepted."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import engine_support
 import pytest
-from architecture_cases import ARCHITECTURES, ARMS
+from architecture_cases import ARCHITECTURES, ARMS, RARE
 
 pytestmark = pytest.mark.engine
 
@@ -18,15 +19,25 @@ UNQUANTIZED = [arm for arm, (_, drafter, _) in ARMS.items() if drafter["scheme"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """By mode and arm; the engines run in two processes, one after the other in each."""
-    folder = tmp_path_factory.mktemp("policies")
+def results_of(tmp_path_factory):
+    """Of common or rare architectures, by mode and arm; engines run in two processes, one after the other in each."""
+    return functools.cache(lambda how_often: run_engines(how_often, tmp_path_factory.mktemp(how_often)))
+
+
+@pytest.fixture
+def results(request, results_of):
+    """Those of the test's arm."""
+    arm = request.node.callspec.params["arm"] if hasattr(request.node, "callspec") else None
+    return results_of("rare" if arm in RARE else "common")
+
+
+def run_engines(how_often, folder):
     for name, config in ARCHITECTURES.items():
         engine_support.random_policy(folder / name, **config)
     rows = {}
     # One after the other: two engines would wait for each other's threads.
     for mode in ("stock", "drafting"):
-        command = [sys.executable, str(FOLDER / "architecture_engines.py"), mode, str(folder)]
+        command = [sys.executable, str(FOLDER / "architecture_engines.py"), mode, how_often, str(folder)]
         child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
         assert child.returncode == 0, child.stderr[-3000:]
         lines = (folder / f"{mode}.jsonl").read_text().splitlines()
@@ -48,7 +59,11 @@ def row_of(results, arm):
     return row
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != REFUSED])
+def cases(arms):
+    return [pytest.param(arm, marks=pytest.mark.slow if arm in RARE else ()) for arm in arms]
+
+
+@pytest.mark.parametrize("arm", cases(arm for arm in ARMS if arm != REFUSED))
 def test_greedy_tokens_equal_stock(results, arm):
     stock = results["stock"][ARMS[arm][0]]
     assert "error" not in stock, stock["error"]
@@ -58,7 +73,7 @@ def test_greedy_tokens_equal_stock(results, arm):
     assert len({tuple(completion["tokens"]) for completion in stock["greedy"]}) > 3, "the policy must say something"
 
 
-@pytest.mark.parametrize("arm", UNQUANTIZED)
+@pytest.mark.parametrize("arm", cases(UNQUANTIZED))
 def test_an_unquantized_drafter_has_every_draft_accepted(results, arm):
     for accepted, drafted, faults in row_of(results, arm)["drafts"]:
         assert faults == 0

@@ -39,7 +39,8 @@ def test_grpo_with_two_engines(grpo_run):
     assert_drafted(grpo_run, 3)
     assert_engine_follows_trainer(grpo_run)
     assert all(record[names.NUM_ENGINES] == 2 for record in grpo_run.steps.values())
-    assert all(record["actor_grad_norm"] > 0 for record in grpo_run.steps.values())
+    # Of 8 groups, all may be right or wrong as a whole in a step.
+    assert any(record["actor_grad_norm"] > 0 for record in grpo_run.steps.values())
 
 
 def test_every_response_token_is_counted_once(grpo_run):
