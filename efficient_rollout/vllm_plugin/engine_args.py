@@ -66,8 +66,6 @@ def engine_args(
                 "method": "draft_model",
                 "model": model,
                 "num_speculative_tokens": settings.controller.max_draft_tokens,
-                # Greedy drafts would be accepted far less often at temperature 1.
-                "draft_sample_method": "probabilistic",
             },
         }
     return args

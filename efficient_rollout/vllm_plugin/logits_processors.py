@@ -1,8 +1,7 @@
 """Requests that vLLM refuses beside speculation, served: `min_p`, `logit_bias` and custom logits processors.
 
-vLLM's rejection sampler knows none of these, so that it builds a speculating engine without them. Its plain sampler,
-which also draws the token of a request that has no drafts, knows all: they are built as for an engine without
-speculation, and the requests they concern are not drafted for.
+vLLM's rejection sampler knows none of these, so that it builds a speculating engine without them. The verifier of this
+package asks vLLM's plain sampler, which knows all: they are built as for an engine without speculation.
 """
 
 import copy
@@ -14,12 +13,12 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.sample.logits_processor import (
     AdapterLogitsProcessor,
     LogitBiasLogitsProcessor,
-    LogitsProcessor,
-    LogitsProcessors,
     MinPLogitsProcessor,
     MinTokensLogitsProcessor,
     build_logitsprocs,
 )
+
+_STATELESS = (AdapterLogitsProcessor, LogitBiasLogitsProcessor, MinPLogitsProcessor, MinTokensLogitsProcessor)
 
 
 @contextmanager
@@ -43,22 +42,13 @@ def use_every_processor(runner: Any, vllm_config: VllmConfig) -> None:
     batch.sampling_metadata = batch._make_sampling_metadata()
 
 
-def rows_without_drafts(processors: LogitsProcessors, num_requests: int) -> set[int]:
-    """Rows of the batch whose tokens the rejection sampler would draw from another distribution than asked for."""
-    rows: set[int] = set()
-    for processor in processors.all:
-        rows.update(_rows_of(processor, num_requests))
-    return rows
+def can_look_ahead(batch: Any) -> bool:
+    """Whether what is asked for the tokens behind a draft can be known before the draft is accepted.
 
-
-def _rows_of(processor: LogitsProcessor, num_requests: int) -> Any:
-    if isinstance(processor, MinTokensLogitsProcessor):
-        return ()
-    if isinstance(processor, MinPLogitsProcessor):
-        return processor.min_p_cpu[:num_requests].nonzero()[0].tolist() if processor.min_p_count else ()
-    if isinstance(processor, LogitBiasLogitsProcessor):
-        return processor.biases
-    if isinstance(processor, AdapterLogitsProcessor):
-        return processor.req_info
-    # Whom a processor of the user's own concerns, only it knows.
-    return range(num_requests)
+    A processor of the user's own that is no `AdapterLogitsProcessor` may keep a state that advances with each token,
+    and so does vLLM's rule of thinking budgets.
+    """
+    holder = batch.sampling_metadata.thinking_budget_state_holder
+    if holder is not None and holder.has_tracked_requests():
+        return False
+    return all(isinstance(processor, _STATELESS) for processor in batch.logitsprocs.all)

@@ -1,6 +1,5 @@
 """Draft with the quantized self, on the policy's own KV cache."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -23,20 +22,11 @@ from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan,
 from efficient_rollout.vllm_plugin.draft_sampling import DraftSampler
 from efficient_rollout.vllm_plugin.drafter_model import build_drafter
 from efficient_rollout.vllm_plugin.link_report import LinkReport, link_report
-from efficient_rollout.vllm_plugin.logits_processors import rows_without_drafts
+from efficient_rollout.vllm_plugin.logits_processors import can_look_ahead
+from efficient_rollout.vllm_plugin.noise_sampler import NoiseSampler
 from efficient_rollout.vllm_plugin.ranks import DrafterFault, Ranks
 
 logger = logging.getLogger(__name__)
-
-
-def _draft_noise(seed: int) -> torch.Generator:
-    """Noise of drafts, the same on every rank of an engine, whatever else of a rank draws random numbers.
-
-    Far from the generator that vLLM seeds with the same number: whether a draft is accepted must not depend on the
-    numbers that it was drawn with.
-    """
-    digest = hashlib.sha256(f"efficient_rollout drafts {seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
@@ -65,9 +55,11 @@ class SelfDraftProposer(DraftModelProposer):
         runner: Any,
         packed: PackedWeights,
         window: AttentionWindow | None,
+        noise_sampler: NoiseSampler,
     ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
         self.runner = runner
+        self._noise_sampler = noise_sampler
         self.packed = packed
         self.window = window
         self.chain_length = 0
@@ -76,8 +68,7 @@ class SelfDraftProposer(DraftModelProposer):
         self.num_faults = 0
         self.fault: str | None = None
         self.links: LinkReport | None = None
-        self._noise = _draft_noise(vllm_config.model_config.seed)
-        self._ranks = Ranks(packed, self._noise)
+        self._ranks = Ranks(packed)
         # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
         # the model's maximum length. Capacity is checked per request here.
         runner.effective_drafter_max_model_len = self.max_model_len + self.num_speculative_tokens + 1
@@ -143,7 +134,6 @@ class SelfDraftProposer(DraftModelProposer):
             int64 [num_requests, chain_length], which is 0 where no request can use a draft, or after a fault;
             the same on every rank.
         """
-        self._last_draft_probs = None
         num_requests = common_attn_metadata.batch_size()
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
         if num_speculative_tokens == 0 or self.fault is not None:
@@ -155,7 +145,7 @@ class SelfDraftProposer(DraftModelProposer):
         if num_drafts == 0:
             return none
         try:
-            drafts, self._last_draft_probs = self._draft_chain(
+            drafts = self._draft_chain(
                 num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
@@ -180,27 +170,24 @@ class SelfDraftProposer(DraftModelProposer):
     def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
         """Draft tokens that each request can use; the one place where this is asked.
 
-        None while its prompt is still being computed, and none for a request that the rejection sampler cannot serve.
-        Verifying k emits up to k + 1: so many must be left before `max_tokens`. And vLLM's rule for the token behind
-        the drafts is that of the first draft, so that none may reach beyond `min_tokens` from before it.
+        None while its prompt is still being computed, and none where a processor cannot be asked what comes after a
+        draft. Verifying k emits up to k + 1: so many must be left before `max_tokens`.
 
         Args:
             num_computed: int64 [num_requests], tokens before the one just sampled.
         """
         batch = self.runner.input_batch
         is_prompt_left = self.runner.discard_request_mask.np
-        undrafted = rows_without_drafts(batch.logitsprocs, num_computed.shape[0])
+        if not can_look_ahead(batch):
+            return [0] * num_computed.shape[0]
         useful = []
         for row, computed in enumerate(num_computed.tolist()):
-            if is_prompt_left[row] or row in undrafted:
+            if is_prompt_left[row]:
                 useful.append(0)
                 continue
             parameters = self.runner.requests[batch.req_ids[row]].sampling_params
             num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
-            tokens_left = parameters.max_tokens - num_sampled
-            if num_sampled < parameters.min_tokens:
-                tokens_left = min(tokens_left, parameters.min_tokens - num_sampled)
-            useful.append(drafts_left(tokens_left))
+            useful.append(drafts_left(parameters.max_tokens - num_sampled))
         return useful
 
     def _draft_chain(
@@ -210,28 +197,40 @@ class SelfDraftProposer(DraftModelProposer):
         num_computed: torch.Tensor,
         metadata: CommonAttentionMetadata,
         sampling: SamplingMetadata,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns drafts [num_requests, num_drafts] and their distributions [num_requests, num_drafts, vocab]."""
+    ) -> torch.Tensor:
+        """Returns drafts, int64 [num_requests, num_drafts]."""
         num_requests = num_computed.shape[0]
         plans = self.attention.plan(num_drafts, num_computed)
         metadata.num_actual_tokens = num_requests
         metadata.max_query_len = 1
         metadata.query_start_loc = self.arange[: num_requests + 1]
         metadata.query_start_loc_cpu = torch.from_numpy(self.token_arange_np[: num_requests + 1])
-        known = torch.from_numpy(self.runner.input_batch.num_tokens_no_spec[:num_requests]).long()
-        sampler = DraftSampler(self.runner.sampler, sampling, next_token_ids, num_computed + 1 - known, self._noise)
-        tokens, drafts, probabilities = next_token_ids, [], []
-        self._ranks.begin(sampling.generators.values())
+        sampler = self._draft_sampler(next_token_ids, num_computed, sampling)
+        tokens, drafts = next_token_ids, []
+        self._ranks.begin()
         for step in range(num_drafts):
             hidden_states = self._forward(tokens, plans, step, metadata)
             logits = self.model.compute_logits(hidden_states)
-            tokens, token_probabilities = self._ranks.draw(partial(self._sample, sampler), logits)
+            tokens = self._ranks.draw(partial(self._sample, sampler), logits)
             drafts.append(tokens)
-            probabilities.append(token_probabilities)
         self._ranks.end()
-        if sampling.all_greedy:
-            return torch.stack(drafts, dim=1), None
-        return torch.stack(drafts, dim=1), torch.stack(probabilities, dim=1)
+        return torch.stack(drafts, dim=1)
+
+    def _draft_sampler(
+        self, newest: torch.Tensor, num_computed: torch.Tensor, sampling: SamplingMetadata
+    ) -> DraftSampler:
+        """Of a chain behind these tokens; the runner may not know them yet, nor the accepted drafts before them."""
+        batch = self.runner.input_batch
+        num_requests = num_computed.shape[0]
+        known = torch.from_numpy(batch.num_tokens_no_spec[:num_requests]).long()
+        num_new = (num_computed + 1 - known).tolist()
+        drafts = batch.spec_token_ids[:num_requests]
+        new_tokens = [
+            [*of_request[: new - 1], token] if new > 0 else []
+            for of_request, new, token in zip(drafts, num_new, newest.tolist(), strict=True)
+        ]
+        outputs = batch.req_output_token_ids
+        return DraftSampler(self.runner.sampler, self._noise_sampler, sampling, new_tokens, outputs)
 
     def _forward(
         self, tokens: torch.Tensor, plans: list[DraftPlan], step: int, metadata: CommonAttentionMetadata
@@ -246,5 +245,5 @@ class SelfDraftProposer(DraftModelProposer):
                 input_ids=self.input_ids[:num_requests], positions=self.positions[:num_requests], inputs_embeds=None
             )
 
-    def _sample(self, sampler: DraftSampler, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, sampler: DraftSampler, logits: torch.Tensor) -> torch.Tensor:
         return sampler.draw(logits)

@@ -73,22 +73,10 @@ class EfficientScheduler(Scheduler):
         """Stock, with the statistics of the ticks since the last report riding along now and then."""
         self._book.begin()
         output = super().schedule(*args, **kwargs)
-        self._drop_drafts_left_behind(output)
         if self._stats.num_ticks >= _TICKS_PER_REPORT or not self.has_unfinished_requests():
             setattr(output, STATS_ATTRIBUTE, self._stats)
             self._stats = RolloutStats()
         return output
-
-    def _drop_drafts_left_behind(self, output: SchedulerOutput) -> None:
-        """Of requests that found no room in this tick: the distributions of drafts are kept for one tick.
-
-        Verified later, they would be judged without, and so would every other draft of that tick: exactly, but most of
-        them would be rejected.
-        """
-        if len(output.num_scheduled_tokens) < len(self.running):
-            for request in self.running:
-                if request.request_id not in output.num_scheduled_tokens:
-                    request.spec_token_ids = []
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Stock, with what was verified and what was emitted told to the controller."""

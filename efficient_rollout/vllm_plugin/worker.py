@@ -26,12 +26,14 @@ from efficient_rollout.vllm_plugin.graph_cache import name_policy_graph
 from efficient_rollout.vllm_plugin.link_report import require_quantized
 from efficient_rollout.vllm_plugin.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.vllm_plugin.native_attention import use_native_attention
+from efficient_rollout.vllm_plugin.noise_sampler import NoiseSampler, RequestNoise
 from efficient_rollout.vllm_plugin.plain_ticks import is_plain, speculation_hidden
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.refusal import without_tokens
 from efficient_rollout.vllm_plugin.register import is_registered
 from efficient_rollout.vllm_plugin.scheduler import STATS_ATTRIBUTE
 from efficient_rollout.vllm_plugin.tapped_target import TappedTargetConfig
+from efficient_rollout.vllm_plugin.verifier import Verifier
 from efficient_rollout.vllm_plugin.weight_doors import WeightDoors
 from efficient_rollout.vllm_plugin.worker_report import WorkerReport, attach
 
@@ -63,6 +65,7 @@ class CpuWorker(WeightDoors, CPUWorker):
         self._unseen_finished_ids: set[str] = set()
         self._is_plain_tick = False
         self._told_health: DrafterReport | None = None
+        self.noise: RequestNoise | None = None
         self.self_drafter: SelfDraftProposer | None = None
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
@@ -71,7 +74,10 @@ class CpuWorker(WeightDoors, CPUWorker):
         name_policy_graph(self.vllm_config, native_products=native_products)
         with custom_processors_hidden(self.model_config) if self.settings.enabled else nullcontext():
             super().init_device()
+        # N-gram lookup too, in the benchmark: vLLM's own rejection sampler is wrong on a CPU.
+        noise_sampler = self._share_noise() if self.vllm_config.speculative_config is not None else None
         if scheme is not None:
+            assert noise_sampler is not None
             use_every_processor(self.model_runner, self.vllm_config)
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
             self.vllm_config.quant_config = TappedTargetConfig(packed, native_products=native_products)
@@ -82,8 +88,19 @@ class CpuWorker(WeightDoors, CPUWorker):
                 vllm_config=self.vllm_config,
                 device=self.device,
                 runner=self.model_runner,
+                noise_sampler=noise_sampler,
             )
             self.model_runner.drafter = self.self_drafter
+
+    def _share_noise(self) -> NoiseSampler:
+        """Every token of a request, drafted, verified or decoded, is drawn with the noise of its position."""
+        runner, model_config = self.model_runner, self.model_config
+        use_float64 = bool(getattr(model_config, "use_fp64_gumbel", False))
+        self.noise = RequestNoise(runner, model_config.seed, use_float64=use_float64)
+        noise_sampler = NoiseSampler(self.noise, runner, model_config.logprobs_mode)
+        runner.sampler.topk_topp_sampler = noise_sampler
+        runner.rejection_sampler = Verifier(runner.sampler, noise_sampler, runner)
+        return noise_sampler
 
     def load_model(self, **kwargs: Any) -> None:
         """Stock, and the drafter with it.
@@ -123,6 +140,8 @@ class CpuWorker(WeightDoors, CPUWorker):
         stock_scheduler = not self.settings.enabled
         if stock_scheduler and scheduler_output.total_num_scheduled_tokens:
             self.stats.num_ticks += 1
+        if self.noise is not None:
+            self.noise.forget(scheduler_output.finished_req_ids)
         self._is_plain_tick = is_plain(scheduler_output)
         with self._speculating_where_asked():
             return self._count(super().execute_model(scheduler_output), stock_scheduler)

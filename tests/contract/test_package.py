@@ -49,7 +49,12 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
     assert {path.suffix for path in ours} <= {".py", ".yaml", ".md", ".c", ".h", ".html"}
     assert {path.parts[1] for path in ours if path.suffix == ".md"} == {"recipes"}
-    assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == ["common.h", "float32.c", "quantized.c"]
+    assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == [
+        "common.h",
+        "float32.c",
+        "quantized.c",
+        "sampling.c",
+    ]
 
 
 def test_licence_ships(wheel: zipfile.ZipFile) -> None:

@@ -8,6 +8,7 @@ import types
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 from file_transfer import tensors
 from vllm.compilation.counter import compilation_counter
@@ -16,6 +17,7 @@ from efficient_rollout.config import DrafterSettings
 from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.vllm_plugin import verifier
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
 from efficient_rollout.vllm_plugin.link_report import link_report
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
@@ -25,6 +27,7 @@ from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 PATTERN = "draft_tokens_per_tick"
+_EMITTED = verifier._emitted
 
 
 class ScriptedScheduler(EfficientScheduler):
@@ -63,17 +66,24 @@ class FaultyProposer(SelfDraftProposer):
         self.digest = hashlib.sha256(self.digest.encode() + drafts.numpy().tobytes()).hexdigest()
         return drafts
 
-    def _sample(self, sampler: Any, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, sampler: Any, logits: torch.Tensor) -> torch.Tensor:
         if self.mode == "raise":
             raise RuntimeError("deliberate fault")
         if self.mode == "nan":
             logits = torch.full_like(logits, torch.nan)
-        tokens, probabilities = super()._sample(sampler, logits)
-        if self.mode == "misreport":
-            # Claims to have drawn from a distribution a little flatter than the one it drew from.
-            flat = probabilities.clamp_min(0.0).sqrt()
-            probabilities = flat / flat.sum(dim=-1, keepdim=True)
-        return tokens, probabilities
+        if self.mode == "other-noise":
+            logits = logits.roll(1, dims=-1)
+        tokens = super()._sample(sampler, logits)
+        return (tokens * 31 + 7) % logits.shape[1] if self.mode == "lie" else tokens
+
+
+def accept_everything(sampled: np.ndarray, drafts: list[list[int]]) -> Any:
+    """What the verifier would keep if it took the drafts for what the policy sampled."""
+    believed, row = sampled.copy(), 0
+    for tokens in drafts:
+        believed[row : row + len(tokens)] = tokens
+        row += len(tokens) + 1
+    return _EMITTED(believed, drafts)
 
 
 class FaultyWorker(CpuWorker):
@@ -119,10 +129,19 @@ class FaultyWorker(CpuWorker):
 
     def set_fault(self, mode: str | None, rank: int | None = None) -> None:
         """Switch a fault on, on one rank or on all, or off and the drafter on again."""
+        verifier._emitted = accept_everything if mode == "credulous" else _EMITTED
         if mode is None or rank in (None, self.rank):
             self.self_drafter.mode = None if mode == "product" else mode
             self.break_products(is_broken=mode == "product")
         self.self_drafter.fault = None
+
+    def num_noise_streams(self) -> int:
+        """Requests whose noise is kept."""
+        return len(self.noise._streams)
+
+    def forget_requests(self) -> None:
+        """Number requests without a seed from the first again: they get the noise of those before."""
+        self.noise._num_requests = 0
 
     def break_products(self, *, is_broken: bool) -> None:
         """Let the drafter's first layer raise, or compute again."""

@@ -162,11 +162,14 @@ def test_joint_distribution_is_exact_while_toggling_with_longer_drafts(engine, p
 
 def test_a_broken_acceptance_is_noticed(engine, policy):
     joint = joint_of_second_and_third(policy, PROMPT, Sampling())
-    engine.collective_rpc("set_fault", args=("misreport",))
+    engine.collective_rpc("set_fault", args=("credulous",))
+    engine.collective_rpc("scramble_drafter", args=(3,))
     try:
         assert p_value(sample_pairs(engine, Sampling(), {}, [1]), joint) < FALSE_ALARM_RATE
     finally:
         engine.collective_rpc("set_fault", args=(None,))
+        engine.collective_rpc("sync_from", args=(str(policy),))
+        engine.reset_prefix_cache()
 
 
 def test_a_seed_gives_the_same_tokens_again(engine):

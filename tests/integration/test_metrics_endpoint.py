@@ -46,7 +46,6 @@ def address(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port = free.getsockname()[1]
     speculation = {
         "method": "draft_model", "model": str(policy), "num_speculative_tokens": MAX_DRAFT_TOKENS,
-        "draft_sample_method": "probabilistic",
     }  # fmt: skip
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--host", "127.0.0.1",

@@ -94,8 +94,8 @@ def test_requests_that_wait_for_a_tick_keep_their_acceptance(engine):
     take_rollout_stats(engine.collective_rpc)
     completions(engine, temperature=1.0, logprobs=0)
     stats = take_rollout_stats(engine.collective_rpc)
-    # A draft judged without its distribution is accepted with the policy's probability of it, here below one half.
-    assert stats.accepted_per_position[0] > 0.8 * stats.drafted_per_position[0]
+    # A draft with the noise of another position is accepted with the policy's probability of it, here below one half.
+    assert stats.accepted_per_position[0] > 0.65 * stats.drafted_per_position[0]
 
 
 def test_structured_output_equals_stock(engine, stock):

@@ -13,7 +13,7 @@ from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.files import written_whole
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "quantized.c"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "quantized.c", "sampling.c"))
 _HEADER = Path(__file__).with_name("common.h")
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
@@ -59,7 +59,7 @@ def load_library() -> ctypes.CDLL:
             f"its kernel cannot be kept in {path.parent}: {error}; make room there, or set XDG_CACHE_HOME to a "
             f"directory that can be written"
         ) from error
-    for name in ("er_f32_pack", "er_f32_multiply", "er_q4_multiply", "er_q8_multiply"):
+    for name in ("er_f32_pack", "er_f32_multiply", "er_gumbel_draw", "er_q4_multiply", "er_q8_multiply"):
         getattr(library, name).restype = None
     return library
 

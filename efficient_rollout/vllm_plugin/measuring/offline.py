@@ -160,7 +160,7 @@ def start_plain(model: str, limits: EngineLimits) -> Any:
 
 
 def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-    """Stock vLLM's n-gram drafts. Our worker, disabled, only brings the ledger's repair of the rejection sampler."""
+    """Stock vLLM's n-gram drafts. Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly."""
     return LLM(
         **limits.to_args(model),
         **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),

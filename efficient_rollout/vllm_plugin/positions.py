@@ -1,0 +1,206 @@
+"""Logits of several positions of a request at once, each processed and sampled as stock vLLM's sampler would its own.
+
+Stock's sampler knows one row of logits for each request of the batch. Here every position is a row, with its request's
+parameters, and with the tokens before it: those that the runner knows, and those that are only drafted so far.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from vllm.v1.sample.logits_processor import (
+    AdapterLogitsProcessor,
+    LogitBiasLogitsProcessor,
+    LogitsProcessor,
+    LogitsProcessors,
+    MinPLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
+from vllm.v1.sample.metadata import SamplingMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Rows of logits, in the order of requests, and of positions within a request.
+
+    Attributes:
+        requests: Each row's request, as its row in the batch.
+        steps: Each row's place among its request's.
+        new_tokens: Tokens before each row that the runner does not know yet.
+        outputs: The runner's lists of each request's sampled tokens.
+    """
+
+    requests: list[int]
+    steps: list[int]
+    new_tokens: list[list[int]]
+    outputs: list[list[int]]
+
+    @classmethod
+    def one_each(cls, new_tokens: list[list[int]], outputs: list[list[int]]) -> "Positions":
+        """A row for each request, behind these tokens."""
+        num_requests = len(new_tokens)
+        return cls(list(range(num_requests)), [0] * num_requests, new_tokens, outputs)
+
+    @classmethod
+    def of_drafts(cls, drafts: Sequence[list[int]], outputs: list[list[int]]) -> "Positions":
+        """A row for each draft, and one behind the last, of every request."""
+        rows = [(request, step) for request, tokens in enumerate(drafts) for step in range(len(tokens) + 1)]
+        return cls(
+            [request for request, _ in rows],
+            [step for _, step in rows],
+            [drafts[request][:step] for request, step in rows],
+            outputs,
+        )
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of the batch, each of which has a row at least."""
+        return self.requests[-1] + 1
+
+
+def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMetadata:
+    """The batch's metadata, with a row for each position.
+
+    Args:
+        sampling: Of the batch.
+        positions: Of the logits it is for.
+    """
+    rows = positions.requests
+    index = None if len(rows) == positions.num_requests else torch.tensor(rows)
+
+    def repeated(values: torch.Tensor | None) -> torch.Tensor | None:
+        return values if values is None or index is None else values[index]
+
+    changed: dict[str, Any] = {name: repeated(getattr(sampling, name)) for name in ("temperature", "top_p", "top_k")}
+    if not sampling.no_penalties:
+        penalties = ("prompt_token_ids", "frequency_penalties", "presence_penalties", "repetition_penalties")
+        changed |= {name: repeated(getattr(sampling, name)) for name in penalties}
+    if not sampling.no_penalties or sampling.bad_words_token_ids:
+        known = zip(rows, positions.new_tokens, strict=True)
+        changed["output_token_ids"] = [[*sampling.output_token_ids[request], *new] for request, new in known]
+    for name in ("bad_words_token_ids", "logprob_token_ids"):
+        of_requests = getattr(sampling, name, None)
+        if of_requests:
+            changed[name] = {row: of_requests[request] for row, request in enumerate(rows) if request in of_requests}
+    return replace(
+        sampling,
+        **changed,
+        generators={},
+        allowed_token_ids_mask=repeated(sampling.allowed_token_ids_mask),
+        logitsprocs=LogitsProcessors(processors_at(sampling.logitsprocs, positions)),
+        spec_token_ids=None,
+        thinking_budget_state_holder=_holder_at(sampling.thinking_budget_state_holder, positions),
+    )
+
+
+def processors_at(processors: LogitsProcessors, positions: Positions) -> Iterator[LogitsProcessor]:
+    """For each processor that concerns a request of the batch, one that knows these positions."""
+    for processor in processors.all:
+        if isinstance(processor, MinTokensLogitsProcessor):
+            if processor.min_toks:
+                yield _MinTokensAt(processor, positions)
+        elif not _is_idle(processor):
+            yield _ProcessorAt(processor, positions)
+
+
+def _is_idle(processor: LogitsProcessor) -> bool:
+    if isinstance(processor, MinPLogitsProcessor):
+        return not processor.min_p_count
+    if isinstance(processor, LogitBiasLogitsProcessor):
+        return not processor.biases
+    return isinstance(processor, AdapterLogitsProcessor) and not processor.req_info
+
+
+class _At(LogitsProcessor):
+    """A processor of the batch, for rows that are positions."""
+
+    def __init__(self, processor: Any, positions: Positions) -> None:
+        self._processor, self._positions = processor, positions
+
+    def is_argmax_invariant(self) -> bool:
+        return self._processor.is_argmax_invariant()
+
+    def update_state(self, batch_update: Any) -> None:
+        raise NotImplementedError("it lives for one batch")
+
+
+class _MinTokensAt(_At):
+    """No stop token before a request has its `min_tokens`; stock keeps the rule of a tick's first position."""
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        positions = self._positions
+        for row, (request, new) in enumerate(zip(positions.requests, positions.new_tokens, strict=True)):
+            if request not in self._processor.min_toks:
+                continue
+            min_tokens, known, stop_ids, *is_structured = self._processor.min_toks[request]
+            if len(known) + len(new) >= min_tokens or not stop_ids:
+                continue
+            stops = torch.tensor(sorted(stop_ids), device=logits.device)
+            before = logits[row, stops]
+            logits[row, stops] = -torch.inf
+            # As stock: a grammar that allows nothing but to stop goes before.
+            if any(is_structured) and logits[row].isneginf().all():
+                logits[row, stops] = before
+        return logits
+
+
+class _ProcessorAt(_At):
+    """Stock or the user's, which takes a row for each request: asked once for each place, with the tokens before it."""
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        for rows, requests in _passes(self._positions):
+            with _known(self._positions, rows):
+                logits[rows] = self._processor.apply(_whole_batch(logits, rows, requests, self._positions))[requests]
+        return logits
+
+
+class _HolderAt:
+    """vLLM's rule of thinking budgets, which concerns requests without drafts only (`SelfDraftProposer`)."""
+
+    def __init__(self, holder: Any, positions: Positions) -> None:
+        self._holder, self._positions = holder, positions
+
+    def has_tracked_requests(self) -> bool:
+        return True
+
+    def update_state(self, _outputs: Any, _drafts: Any, repeat_indices: None = None) -> None:
+        self._holder.update_state(self._positions.outputs, None, repeat_indices=repeat_indices)
+
+    def apply_to_logits(self, logits: torch.Tensor, predict_bonus_token: bool, _drafts: Any) -> torch.Tensor:
+        rows, requests = next(_passes(self._positions))
+        whole = _whole_batch(logits, rows, requests, self._positions)
+        logits[rows] = self._holder.apply_to_logits(whole, predict_bonus_token, None)[requests]
+        return logits
+
+
+def _holder_at(holder: Any, positions: Positions) -> Any:
+    return _HolderAt(holder, positions) if holder is not None and holder.has_tracked_requests() else None
+
+
+def _passes(positions: Positions) -> Iterator[tuple[list[int], list[int]]]:
+    """Rows with one for a request at most, and their requests; every request is in the first."""
+    for step in range(max(positions.steps) + 1):
+        rows = [row for row, at in enumerate(positions.steps) if at == step]
+        yield rows, [positions.requests[row] for row in rows]
+
+
+def _whole_batch(logits: torch.Tensor, rows: list[int], requests: list[int], positions: Positions) -> torch.Tensor:
+    whole = logits.new_zeros(positions.num_requests, logits.shape[1])
+    whole[requests] = logits[rows]
+    return whole
+
+
+@contextmanager
+def _known(positions: Positions, rows: list[int]) -> Iterator[None]:
+    """The runner's lists, which processors hold, have these rows' new tokens meanwhile."""
+    lengths = [(positions.outputs[positions.requests[row]], positions.new_tokens[row]) for row in rows]
+    held = [(output, len(output)) for output, _ in lengths]
+    try:
+        for output, new in lengths:
+            output.extend(new)
+        yield
+    finally:
+        for output, length in held:
+            del output[length:]
