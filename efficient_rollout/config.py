@@ -94,6 +94,13 @@ class Settings(_Group):
         description="Whose products the policy's own linear layers are computed with, verifying and decoding: vLLM's "
         "(stock) or this package's for AVX2 and float32 (native). auto: native where there is no AVX512.",
     )
+    rollout_seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="In a training job every request gets a seed of its own, from this one, the step, the prompt and "
+        "the sample, so that a run samples the same tokens whatever its engines, their load, or drafting; unset, "
+        "requests have none.",
+    )
     drafter: DrafterSettings = DrafterSettings()
     controller: ControllerSettings = ControllerSettings()
 

@@ -3,6 +3,7 @@
 Ray ships a class that can be imported by its name, so a job's processes import this module, and its subclasses by name.
 """
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.step_file import StepFiles
 from efficient_rollout.metrics.timeline import StepTimelines
+from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 from efficient_rollout.vllm_plugin.segments import SegmentRecorder
 from efficient_rollout.vllm_plugin.stats import call_every_engine
@@ -45,7 +47,9 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
     async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
         self._record = SegmentRecorder()
         self._is_syncing = False
+        self._num_syncs = 0
         settings = Settings.parse(efficient_rollout)
+        self._rollout_seed = settings.rollout_seed
         kwargs["worker_extension_cls"] = self.worker_extension
         kwargs |= engine_args(kwargs["model"], settings, dtype=kwargs["dtype"], enforce_eager=kwargs["enforce_eager"])
         await super().__init__(*args, **kwargs)
@@ -60,10 +64,29 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
                     "Run `efficient-rollout doctor` on its node."
                 )
 
-    async def generate(self, *args: Any, **kwargs: Any) -> Any:
+    async def generate_responses(
+        self, prompt: str, label: str, sampling_params: Any, *args: Any, num_samples: int = 1, **kwargs: Any
+    ) -> list[Any]:
+        """Stock; where rollouts are to be reproducible, each sample is asked for with a seed of its own."""
+        stock = super().generate_responses
+        if self._rollout_seed is None:
+            return await stock(prompt, label, sampling_params, *args, num_samples=num_samples, **kwargs)
+        answers = await asyncio.gather(
+            *(
+                stock(prompt, label, _seeded(sampling_params, self._rollout_seed, self._num_syncs, prompt, sample),
+                      *args, num_samples=1, **kwargs)
+                for sample in range(num_samples)
+            )
+        )  # fmt: skip
+        return [response for responses in answers for response in responses]
+
+    async def generate(self, prompt_token_ids: list[int], sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         """Stock generation, inside the clock of the rollout."""
+        if self._rollout_seed is not None and sampling_params.seed is not None:
+            # Several requests of one trajectory must not share their noise.
+            sampling_params = _seeded(sampling_params, sampling_params.seed, len(prompt_token_ids))
         self._record.request_came()
-        output = await super().generate(*args, **kwargs)
+        output = await super().generate(prompt_token_ids, sampling_params, *args, **kwargs)
         self._record.response_went()
         return output
 
@@ -82,11 +105,16 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
     async def _close_segment(self, *, is_last: bool) -> None:
         starts, self._is_syncing = not self._is_syncing, not is_last
         if starts:
+            self._num_syncs += 1
             await self._record.close(self.llm)
 
     async def take_segments(self) -> list[list[dict[str, Any]]]:
         """What each engine did since the last call, a segment for each weight sync and one since the last."""
         return await self._record.take(self.llm)
+
+    async def has_rollout_seed(self) -> bool:
+        """Whether rollouts are to be reproducible."""
+        return self._rollout_seed is not None
 
 
 class _Reporting:
@@ -95,6 +123,13 @@ class _Reporting:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._files = StepFiles(Path(self.args.ckpt.output_dir))
+        self._is_reproducible = ray.get(self.vllm_engines[0].has_rollout_seed.remote())
+
+    def train_step(self, rollout_samples: Sequence[Any], global_step: int) -> Any:
+        """Stock; groups come in the order in which they were finished, which a reproducible run must not depend on."""
+        if self._is_reproducible:
+            rollout_samples = sorted(rollout_samples, key=lambda sample: (sample.prompts, sample.labels))
+        return super().train_step(rollout_samples, global_step)
 
     def _compute_rollout_stats(self, experiences: Sequence[Any]) -> dict[str, float]:
         """Stock, and how far engine and trainer agree."""
@@ -170,6 +205,13 @@ class EngineActorDoor:
         """Start the engine, with this package's settings beside OpenRLHF's arguments."""
         actor_class = ray.remote(self.actor_class).options(**self.options_given)
         return actor_class.remote(**{**kwargs, **self.vllm_arguments}, efficient_rollout=self.settings.to_dict())
+
+
+def _seeded(sampling_params: Any, seed: int, *parts: int | str) -> Any:
+    """The same sampling parameters with the seed of what is named."""
+    seeded = sampling_params.clone()
+    seeded.seed = request_seed(seed, *parts)
+    return seeded
 
 
 def probability_difference(experiences: Sequence[Any]) -> dict[str, float]:

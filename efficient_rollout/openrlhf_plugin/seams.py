@@ -46,6 +46,11 @@ SEAMS = (
         "a1c7276aea26dcb85291fd5c730030247dc841fe6a1597b962482a2ce5a7363a",
     ),
     Seam(
+        f"{_ENGINE}:RolloutRayActor.{_ACTOR}.generate_responses",
+        "asks for all samples of a prompt, and takes them in any order",
+        "0a4c58b5a1ec45b24a8036b7d72622b5c743b1de5d98c87b362205ed54bbe0db",
+    ),
+    Seam(
         f"{_ENGINE}:RolloutRayActor.{_ACTOR}.update_weight",
         "one call a parameter, to every worker",
         "4ae3eb47981a5cc7603e4cd22f9972d65d252c7533026cd36bfc2df99a476509",
@@ -79,6 +84,11 @@ SEAMS = (
         "openrlhf.trainer.ppo_trainer:BasePPOTrainer.save_logs_and_checkpoints",
         "called once a step",
         "616d0be4a78443e998bf4ed6963384d1dfee0ff8de5e489c064114a6bc28c920",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.train_step",
+        "takes the samples of a step, prompt after prompt, in any order of prompts",
+        "06fbbd9f0f5e497d10679353f1fc504157af2fcf8333fdc1c8bfeb20a60d866c",
     ),
     Seam(
         "openrlhf.trainer.ppo_trainer:BasePPOTrainer._compute_rollout_stats",

@@ -18,7 +18,7 @@ from efficient_rollout.errors import (
 from efficient_rollout.files import names_in_python
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
-from efficient_rollout.verl_plugin.settings import rollout_settings
+from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.environment import bind_workers
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
@@ -81,7 +81,11 @@ def check_stock_job(config: DictConfig) -> None:
     compat.check_versions()
     check_vllm_version()
     check_device()
-    check_job(config)
+    settings = check_job(config)
+    # It imports veRL, which has to load the plugin by itself first.
+    from efficient_rollout.verl_plugin.seeded_loops import make_reproducible
+
+    make_reproducible(config, settings)
 
 
 def prepare_profile(config: DictConfig) -> None:
@@ -117,11 +121,6 @@ def _check_fits_drafting(config: DictConfig) -> None:
             f"self-drafting does not work together with {', '.join(found)}: unset it, or set "
             "actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false"
         )
-
-
-def needs_stock_replay_buffer(config: DictConfig) -> bool:
-    """Whether the job asks for more than `replay_buffer.py` does: dynamic sampling, or an asynchronous trainer."""
-    return config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable
 
 
 def _check_replay_buffer(config: DictConfig) -> None:

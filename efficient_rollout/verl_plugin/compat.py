@@ -4,6 +4,8 @@ from efficient_rollout.provenance import package_versions
 from efficient_rollout.upstream import check_symbols, check_version
 
 REQUIRED_SYMBOLS = (
+    "verl.experimental.agent_loop.agent_loop:AgentLoopManager",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopWorker._run_agent_loop",
     "verl.plugin.platform:PlatformBase.is_ipc_supported",
     "verl.plugin.platform:PlatformBase.rollout_env_vars",
     "verl.plugin.platform:PlatformRegistry.register",
@@ -13,6 +15,8 @@ REQUIRED_SYMBOLS = (
     "verl.trainer.main_ppo_v0:TaskRunner",
     "verl.trainer.ppo.utils:need_critic",
     "verl.trainer.ppo.utils:need_reference_policy",
+    "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopManagerTQ",
+    "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ",
     "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer",
     "verl.utils.config:validate_config",
     "verl.utils.device:auto_set_device",

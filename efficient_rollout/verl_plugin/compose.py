@@ -15,9 +15,8 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.provenance import provenance
-from efficient_rollout.verl_plugin.checks import needs_stock_replay_buffer
 from efficient_rollout.verl_plugin.recipes import register_recipes, shipped
-from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, needs_stock_replay_buffer
 
 logger = logging.getLogger(__name__)
 

@@ -34,9 +34,12 @@ def _start(argv: Sequence[str]) -> DictConfig:
     from efficient_rollout.verl_plugin.settings import rollout_settings
 
     check_environment()
+    # It imports veRL, which has to load the plugin by itself first.
+    from efficient_rollout.verl_plugin.seeded_loops import make_reproducible
+
     config = compose_config(argv)
     # Before `prepare`, which may train a policy for minutes.
-    rollout_settings(config.actor_rollout_ref.rollout.get("custom"))
+    make_reproducible(config, rollout_settings(config.actor_rollout_ref.rollout.get("custom")))
     prepare(config)
     check_job(config)
     validate(config)

@@ -1,6 +1,7 @@
 """veRL's replay buffer, polled more often: a step on a CPU can be shorter than veRL's two seconds."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
@@ -12,3 +13,29 @@ class FastPollingReplayBuffer(ReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"poll_interval": POLL_INTERVAL_SECONDS, **kwargs})
+
+
+class OrderedReplayBuffer(FastPollingReplayBuffer):
+    """Its batches come in the order of their prompts; veRL's in that in which responses were finished.
+
+    Attributes:
+        places: Of prompts that were asked for, by veRL's name for each, in this process.
+    """
+
+    places: ClassVar[dict[str, int]] = {}
+
+    @classmethod
+    def asked_for(cls, uids: Sequence[str]) -> None:
+        """Prompts go out to be answered, in this order."""
+        for uid in uids:
+            cls.places[uid] = len(cls.places)
+
+    def _materialize_batch(self, partition_id: str, selected_prompt_uids: list[str], snapshot: dict[str, Any]) -> Any:
+        """Stock, of an ordered snapshot of `{uid}_{session}_{index}` keys."""
+
+        def place(key: str) -> tuple[int, int, int]:
+            uid, session, index = key.split("_")
+            return self.places[uid], int(session), int(index)
+
+        ordered = {key: snapshot[key] for key in sorted(snapshot, key=place)}
+        return super()._materialize_batch(partition_id, selected_prompt_uids, ordered)

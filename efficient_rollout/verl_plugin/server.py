@@ -8,6 +8,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
@@ -62,10 +63,15 @@ class EfficientServer(vLLMHttpServer):
         args.middleware = [*args.middleware, MIDDLEWARE]
         await super().run_server(args)
 
-    async def generate(self, *args: Any, **kwargs: Any) -> TokenOutput:
+    async def generate(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> TokenOutput:
         """Stock generation, inside the clock of the rollout."""
+        if rollout_settings(self.config.custom).rollout_seed is not None and "seed" in sampling_params:
+            # Several requests of one trajectory, as between the calls of a tool, must not share their noise.
+            sampling_params = {**sampling_params, "seed": request_seed(sampling_params["seed"], len(prompt_ids))}
         self._record.request_came()
-        output = await super().generate(*args, **kwargs)
+        output = await super().generate(prompt_ids, sampling_params, *args, **kwargs)
         self._record.response_went()
         return output
 

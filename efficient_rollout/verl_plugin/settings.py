@@ -1,9 +1,9 @@
-"""Where this package's settings stand in a veRL configuration."""
+"""Where this package's settings stand in a veRL configuration, and what they find there."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 
@@ -20,3 +20,8 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
     if OmegaConf.is_config(raw):
         raw = OmegaConf.to_container(raw, resolve=True)
     return Settings.parse(raw, where=SETTINGS_PATH)
+
+
+def needs_stock_replay_buffer(config: DictConfig) -> bool:
+    """Whether the job asks for more than `replay_buffer.py` does: dynamic sampling, or an asynchronous trainer."""
+    return config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable

@@ -1,5 +1,7 @@
 """veRL's jobs with several workers an engine, and with several engines: whole steps on the nano policy."""
 
+import functools
+
 import pytest
 
 pytest.importorskip("verl")
@@ -23,6 +25,8 @@ COMMON = (
     "trainer.total_training_steps=2",
     "trainer.val_before_train=false",
     "trainer.n_gpus_per_node=2",
+    "data.seed=1",
+    f"{ROLLOUT}.custom.efficient_rollout.rollout_seed=1",
 )
 # Overrides of a layout, and the engines it makes.
 LAYOUTS = {
@@ -34,6 +38,8 @@ LAYOUTS = {
         2,
     ),
 }
+# What is left of it besides tensor parallel engines is in test_verl_training.py.
+RARE = ("tensor-parallel-ppo",)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,10 +53,22 @@ def nothing_bound(monkeypatch) -> None:
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_engines_follow_the_trainer_and_all_are_counted(layout, tmp_path):
-    overrides, num_engines = LAYOUTS[layout]
-    run: Run = train([*COMMON, *overrides], tmp_path)
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """The job of a layout, run once."""
+
+    @functools.cache
+    def run(layout: str) -> Run:
+        return train([*COMMON, *LAYOUTS[layout][0]], tmp_path_factory.mktemp(layout))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in LAYOUTS]
+)
+def test_engines_follow_the_trainer_and_all_are_counted(run_of, layout):
+    run, num_engines = run_of(layout), LAYOUTS[layout][1]
     assert sorted(run.steps) == [1, 2]
     assert_engine_follows_trainer(run, steps=(1, 2))
     for metrics in run.steps.values():
@@ -61,3 +79,10 @@ def test_engines_follow_the_trainer_and_all_are_counted(layout, tmp_path):
         # Every response is counted once; the engine also emits the token that ends a response.
         responses = metrics["response_length/mean"] * NUM_PROMPTS * NUM_RESPONSES
         assert metrics[names.GENERATED_TOKENS] == pytest.approx(responses, rel=0.15)
+
+
+def test_one_engine_on_two_cores_and_two_engines_sample_the_same(run_of):
+    one, two = (run_of(layout).steps[1] for layout in ("tensor-parallel-grpo", "two-engines"))
+    for name in ("critic/rewards/mean", "response_length/mean", "response_length/max", "response_length/min"):
+        assert one[name] == two[name]
+    assert one["actor/loss"] == pytest.approx(two["actor/loss"], rel=1e-2, abs=1e-4)

@@ -1,0 +1,99 @@
+"""With `rollout_seed`, training with drafting is the same training: every response, reward, loss and gradient norm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+from verl_support import Run, train
+
+from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.metrics import names
+from efficient_rollout.tasks.arithmetic import DATA_SOURCE
+from efficient_rollout.tasks.policy import ensure_policy
+
+pytestmark = [
+    pytest.mark.verl,
+    pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2"),
+]
+
+SETTINGS = "actor_rollout_ref.rollout.custom.efficient_rollout"
+COMMON = (
+    "recipe=grpo",
+    "size=nano",
+    # The coarsest: every position of a chain has been wrong somewhere.
+    "drafter=int4",
+    f"+{SETTINGS}.verify_kernel=native",
+    f"{SETTINGS}.rollout_seed=5",
+    "data.seed=1",
+    "data.train_batch_size=16",
+    "actor_rollout_ref.rollout.n=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.optim.lr=1e-4",
+    "actor_rollout_ref.rollout.dtype=float32",
+    "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
+    "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+)
+ARMS = {"drafting": ("controller=always",), "never": ("controller=never",), "plain": ("efficient_rollout=off",)}
+# What differs between two runs of one command: times, and what engines did.
+NOT_TRAINING = ("time", "timing", "perf", names.PREFIX.rstrip("/"), "agent_loop", "num_preempted")
+
+
+def run_arm(arm: str, directory: Path, *, num_steps: int, use_v1: bool, num_validation: int) -> Run:
+    overrides = (
+        *COMMON,
+        *ARMS[arm],
+        f"trainer.use_v1={str(use_v1).lower()}",
+        f"embedded_task.num_validation={num_validation}",
+        f"trainer.total_training_steps={num_steps}",
+        f"trainer.test_freq={num_steps}",
+        f"trainer.rollout_data_dir={directory / 'responses'}",
+    )
+    return train(overrides, directory)
+
+
+def training(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a step trained on, and did."""
+    return {name: value for name, value in metrics.items() if not any(part in name for part in NOT_TRAINING)}
+
+
+def responses(run: Run, step: int) -> list[tuple[str, str, float]]:
+    """Prompts, responses and scores; the file's order is that in which responses were finished."""
+    lines = (run.directory / "responses" / f"{step}.jsonl").read_text().splitlines()
+    return sorted((row["input"], row["output"], row["score"]) for row in map(json.loads, lines))
+
+
+def assert_identical(one: Run, other: Run, *, num_steps: int) -> None:
+    assert sorted(one.steps) == sorted(other.steps) == list(range(1, num_steps + 1))
+    for step in one.steps:
+        assert responses(one, step) == responses(other, step)
+        assert training(one.steps[step]) == training(other.steps[step])
+        assert {"actor/loss", "actor/grad_norm", "critic/rewards/mean"} <= training(one.steps[step]).keys()
+    for step in one.validations:
+        assert training(one.validations[step]) == training(other.validations[step])
+    drafted = sum(metrics[names.DRAFT_TOKENS] for metrics in one.steps.values())
+    accepted = sum(metrics[names.ACCEPTANCE_RATE] * metrics[names.DRAFT_TOKENS] for metrics in one.steps.values())
+    assert 0.5 * drafted < accepted < drafted, "both outcomes must have happened"
+    assert sum(metrics[names.DRAFT_TOKENS] for metrics in other.steps.values()) == 0
+
+
+def test_drafting_changes_no_number_of_two_steps(tmp_path: Path) -> None:
+    ensure_policy("nano")
+    sizes = {"num_steps": 2, "use_v1": True, "num_validation": 32}
+    one, other = (run_arm(arm, tmp_path / arm, **sizes) for arm in ("drafting", "never"))
+    assert_identical(one, other, num_steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_v1", [False, True], ids=["legacy-trainer", "current-trainer"])
+@pytest.mark.parametrize("baseline", ["never", "plain"])
+def test_drafting_changes_no_number_of_a_run(tmp_path: Path, baseline: str, use_v1: bool) -> None:
+    ensure_policy("nano")
+    sizes = {"num_steps": 20, "use_v1": use_v1, "num_validation": 768}
+    one, other = (run_arm(arm, tmp_path / arm, **sizes) for arm in ("drafting", baseline))
+    assert_identical(one, other, num_steps=20)
+    accuracy = f"val-core/{DATA_SOURCE}/acc/mean@1"
+    assert one.validations[20][accuracy] > one.validations[0][accuracy], "it learns"
