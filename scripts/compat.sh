@@ -12,7 +12,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 TOOL=("$ROOT/.venv/bin/python" "$ROOT/scripts/compat.py")
 RESULTS="$ROOT/docs/compatibility"
 # What a change of vLLM's breaks first: verification and sampling, what requests ask for, the KV cache, loading weights.
-ENGINE_TESTS=(test_shared_kv test_requests test_pressure test_lossless test_weight_sync test_weight_doors)
+ENGINE_TESTS=(test_shared_kv test_same_samples test_requests test_pressure test_lossless test_weight_sync test_weight_doors)
 VERL_TESTS=(test_verl_training)
 source "$ROOT/scripts/heartbeat.sh"
 
