@@ -65,8 +65,8 @@ def server(policy, loop):
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
-async def generate(server, rank, pattern):
-    """Tokens of one greedy response of the engine of this rank."""
+async def generate(server, rank, pattern, has_begun=None):
+    """Tokens of one greedy response of the engine of this rank; an event to be set with the first."""
     from vllm import SamplingParams
 
     params = SamplingParams(
@@ -75,6 +75,8 @@ async def generate(server, rank, pattern):
     name = f"{rank}-{pattern}-{time.monotonic_ns()}"
     async for output in server.generate({"prompt_token_ids": PROMPT}, params, name, data_parallel_rank=rank):
         last = output
+        if has_begun is not None:
+            has_begun.set()
     return last.outputs[0].token_ids
 
 
@@ -122,8 +124,9 @@ def test_no_engine_waits_for_another(server, loop):
 
     async def other():
         # Alone, so that it is in the middle of its own response when it is stopped.
-        waiting = asyncio.create_task(generate(server, 1, [0]))
-        await asyncio.sleep(0.05)
+        has_begun = asyncio.Event()
+        waiting = asyncio.create_task(generate(server, 1, [0], has_begun))
+        await has_begun.wait()
         os.kill(stopped["process_id"], signal.SIGSTOP)
         try:
             first = await one()
