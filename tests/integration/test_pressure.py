@@ -14,6 +14,12 @@ ROUNDING = 2e-4
 OPTIONS = {"logprobs_mode": "processed_logprobs", "skip_tokenizer_init": False}
 PRESSED = {"kv_cache_memory_bytes": 13 << 15, "block_size": 32, "max_num_batched_tokens": 48, "max_num_seqs": 12}
 PENALTIES = {"presence_penalty": 0.8, "repetition_penalty": 1.3}
+KINDS = {
+    "plain": {},
+    "penalties": PENALTIES,
+    "seeds": {"temperature": 1.0, "seed": 11},
+    "seeds-and-top-p": {"temperature": 0.7, "seed": 12, "top_p": 0.9},
+}
 REGEX = "[a-f]{6}[0-9]{20}"
 
 
@@ -52,11 +58,8 @@ def policies(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stock(policies):
     engine = engine_support.start(policies[0], None, **OPTIONS)
-    facts = {
-        "plain": completions(engine),
-        "penalties": completions(engine, **PENALTIES),
-        "structured": completions(engine, **structured()),
-    }
+    facts = {name: completions(engine, **params) for name, params in KINDS.items()}
+    facts["structured"] = completions(engine, **structured())
     engine_support.stop(engine)
     return facts
 
@@ -80,11 +83,11 @@ def assert_equal(ours, theirs):
         assert logprobs == pytest.approx(expected_logprobs, abs=ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["plain", "penalties"])
+@pytest.mark.parametrize("name", KINDS)
 def test_preempted_requests_and_processed_logprobs_equal_stock(engine, stock, name):
     take_rollout_stats(engine.collective_rpc)
     before = engine.collective_rpc("num_resumed_requests")[0]
-    assert_equal(completions(engine, **(PENALTIES if name == "penalties" else {})), stock[name])
+    assert_equal(completions(engine, **KINDS[name]), stock[name])
     assert engine.collective_rpc("num_resumed_requests")[0] > before, "the cache must have been too small"
     stats = take_rollout_stats(engine.collective_rpc)
     assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
