@@ -5,11 +5,13 @@ Ray ships a class that can be imported by its name, so a job's processes import 
 
 import asyncio
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
+import torch
 from openrlhf.trainer import ppo_trainer as stock_trainer
 from openrlhf.trainer import ppo_trainer_async as stock_async
 from openrlhf.trainer.ray import vllm_engine as stock_engine
@@ -112,18 +114,23 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         """What each engine did since the last call, a segment for each weight sync and one since the last."""
         return await self._record.take(self.llm)
 
-    async def has_rollout_seed(self) -> bool:
-        """Whether rollouts are to be reproducible."""
-        return self._rollout_seed is not None
+    async def rollout_seed(self) -> int | None:
+        """The setting; None where rollouts need not be reproducible."""
+        return self._rollout_seed
 
 
 class _Reporting:
     """Before a trainer among a class's bases: every step's engine statistics, into its loggers and the run's files."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        engines = inspect.signature(super().__init__).bind(*args, **kwargs).arguments["vllm_engines"]
+        seed = ray.get(engines[0].rollout_seed.remote())
+        self._is_reproducible = seed is not None
+        if seed is not None:
+            # OpenRLHF shuffles prompts by a number that this process draws while it makes its data loaders.
+            torch.manual_seed(request_seed(seed, "prompts"))
         super().__init__(*args, **kwargs)
         self._files = StepFiles(Path(self.args.ckpt.output_dir))
-        self._is_reproducible = ray.get(self.vllm_engines[0].has_rollout_seed.remote())
 
     def train_step(self, rollout_samples: Sequence[Any], global_step: int) -> Any:
         """Stock; groups come in the order in which they were finished, which a reproducible run must not depend on."""
