@@ -28,11 +28,13 @@ def require_running_cluster(address: str | None) -> None:
     Raises:
         ClusterError: Names the address, and where it was found.
     """
-    found = "ray_init.address" if address not in (None, "auto") else _ADDRESS_VARIABLE
-    chosen = address if address not in (None, "auto") else os.environ.get(_ADDRESS_VARIABLE)
-    if not chosen:
-        chosen, found = read_ray_address(), "Ray's record of the last `ray start` on this machine"
-    host, _, port = (chosen or "").rpartition(":")
+    places = {
+        "ray_init.address": None if address == "auto" else address,
+        _ADDRESS_VARIABLE: os.environ.get(_ADDRESS_VARIABLE),
+        "Ray's record of the last `ray start` on this machine": read_ray_address(),
+    }
+    found, chosen = next(((place, named) for place, named in places.items() if named), ("", ""))
+    host, _, port = chosen.rpartition(":")
     # "local" starts one; a Ray client ("ray://") says itself what is wrong.
     if not host or not port.isdecimal() or "://" in host:
         return

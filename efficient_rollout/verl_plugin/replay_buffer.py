@@ -1,6 +1,7 @@
 """veRL's replay buffer, polled more often: a step on a CPU can be shorter than veRL's two seconds."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -19,23 +20,26 @@ class OrderedReplayBuffer(FastPollingReplayBuffer):
     """Its batches come in the order of their prompts; veRL's in that in which responses were finished.
 
     Attributes:
-        places: Of prompts that were asked for, by veRL's name for each, in this process.
+        places: Of prompts that were asked for and not handed out, by veRL's name for each, in this process.
     """
 
     places: ClassVar[dict[str, int]] = {}
+    _next_place: ClassVar[Iterator[int]] = itertools.count()
 
     @classmethod
     def asked_for(cls, uids: Sequence[str]) -> None:
         """Prompts go out to be answered, in this order."""
         for uid in uids:
-            cls.places[uid] = len(cls.places)
+            cls.places[uid] = next(cls._next_place)
 
     def _materialize_batch(self, partition_id: str, selected_prompt_uids: list[str], snapshot: dict[str, Any]) -> Any:
         """Stock, of an ordered snapshot of `{uid}_{session}_{index}` keys."""
+        places = {uid: self.places.pop(uid) for uid in selected_prompt_uids}
 
         def place(key: str) -> tuple[int, int, int]:
             uid, session, index = key.split("_")
-            return self.places[uid], int(session), int(index)
+            return places[uid], int(session), int(index)
 
-        ordered = {key: snapshot[key] for key in sorted(snapshot, key=place)}
+        selected = (key for key in snapshot if key.split("_")[0] in places)
+        ordered = {key: snapshot[key] for key in sorted(selected, key=place)}
         return super()._materialize_batch(partition_id, selected_prompt_uids, ordered)

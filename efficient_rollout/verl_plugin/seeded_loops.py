@@ -29,12 +29,15 @@ class _Seeding:
 
     config: DictConfig
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rollout_seed = rollout_settings(self.config.actor_rollout_ref.rollout.custom).rollout_seed
+        assert self._rollout_seed is not None
+
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         """Stock, for a trajectory whose requests are seeded by step, prompt and sample."""
-        settings = rollout_settings(self.config.actor_rollout_ref.rollout.custom)
-        assert settings.rollout_seed is not None
         seed = request_seed(
-            settings.rollout_seed,
+            self._rollout_seed,
             "validation" if trajectory["validate"] else "training",
             int(kwargs.get("global_steps", trajectory["step"])),
             int(trajectory["sample_index"]),

@@ -27,6 +27,7 @@ class EfficientServer(vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._record = SegmentRecorder()
         super().__init__(*args, **kwargs)
+        self._is_seeded = rollout_settings(self.config.custom).rollout_seed is not None
         announce_job_id()
 
     def _get_worker_extension_cls(self) -> str:
@@ -67,7 +68,7 @@ class EfficientServer(vLLMHttpServer):
         self, prompt_ids: list[int], sampling_params: dict[str, Any], *args: Any, **kwargs: Any
     ) -> TokenOutput:
         """Stock generation, inside the clock of the rollout."""
-        if rollout_settings(self.config.custom).rollout_seed is not None and "seed" in sampling_params:
+        if self._is_seeded and "seed" in sampling_params:
             # Several requests of one trajectory, as between the calls of a tool, must not share their noise.
             sampling_params = {**sampling_params, "seed": request_seed(sampling_params["seed"], len(prompt_ids))}
         self._record.request_came()

@@ -38,6 +38,16 @@ class RequestNoise:
         streams = [self._streams.get(request_id) or self._begin(request_id) for request_id in ids]
         return streams + [self._new(None, 0) for _ in range(num_requests - len(ids))]
 
+    def advance(self, streams: Sequence[NoiseStream], num_emitted: Sequence[int]) -> None:
+        """The first rows of the batch have so many tokens more.
+
+        But for requests whose prompts are still being computed: the runner throws their tokens away.
+        """
+        is_prompt_left = self._runner.discard_request_mask.np
+        for row, (stream, emitted) in enumerate(zip(streams, num_emitted, strict=True)):
+            if not is_prompt_left[row]:
+                stream.advance(emitted)
+
     def forget(self, request_ids: set[str]) -> None:
         """Requests that have ended."""
         for request_id in request_ids:
@@ -60,13 +70,12 @@ class NoiseSampler(torch.nn.Module):
 
     Args:
         noise: Of the engine's requests.
-        runner: Which says whose prompts are still being computed.
         logprobs_mode: The engine's.
     """
 
-    def __init__(self, noise: RequestNoise, runner: Any, logprobs_mode: str) -> None:
+    def __init__(self, noise: RequestNoise, logprobs_mode: str) -> None:
         super().__init__()
-        self.noise, self._runner, self._logprobs_mode = noise, runner, logprobs_mode
+        self.noise, self._logprobs_mode = noise, logprobs_mode
         self._rows: tuple[Sequence[NoiseStream], Sequence[int]] | None = None
 
     @contextmanager
@@ -83,8 +92,7 @@ class NoiseSampler(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Stock's contract: tokens int64 [rows], and the processed logits or log-probabilities where asked for.
 
-        Outside of `rows`, logits are of the batch's next tokens, and its streams advance, but for requests whose
-        prompts are still being computed: the runner throws their tokens away.
+        Outside of `rows`, logits are of the batch's next tokens, and its streams advance.
         """
         logits = apply_top_k_top_p(logits, k, p)
         returned = None
@@ -96,8 +104,5 @@ class NoiseSampler(torch.nn.Module):
             return draw(logits, *self._rows), returned
         streams = self.noise.streams(logits.shape[0])
         tokens = draw(logits, streams, [0] * len(streams))
-        is_prompt_left = self._runner.discard_request_mask.np
-        for row, stream in enumerate(streams):
-            if not is_prompt_left[row]:
-                stream.advance(1)
+        self.noise.advance(streams, [1] * len(streams))
         return tokens, returned

@@ -58,10 +58,7 @@ class Verifier(torch.nn.Module):
         with self._noise_sampler.rows([streams[request] for request in positions.requests], positions.steps):
             sampled = self.sampler(logits, metadata_at(sampling_metadata, positions))
         tokens, num_emitted, sources = _emitted(sampled.sampled_token_ids[:, 0].numpy(), drafts)
-        is_prompt_left = self._runner.discard_request_mask.np
-        for row, (stream, emitted) in enumerate(zip(streams, num_emitted.tolist(), strict=True)):
-            if not is_prompt_left[row]:
-                stream.advance(emitted)
+        self._noise_sampler.noise.advance(streams, num_emitted.tolist())
         return SamplerOutput(torch.from_numpy(tokens), _rows_of(sampled.logprobs_tensors, sources))
 
 

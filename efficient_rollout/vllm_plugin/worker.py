@@ -97,7 +97,7 @@ class CpuWorker(WeightDoors, CPUWorker):
         runner, model_config = self.model_runner, self.model_config
         use_float64 = bool(getattr(model_config, "use_fp64_gumbel", False))
         self.noise = RequestNoise(runner, model_config.seed, use_float64=use_float64)
-        noise_sampler = NoiseSampler(self.noise, runner, model_config.logprobs_mode)
+        noise_sampler = NoiseSampler(self.noise, model_config.logprobs_mode)
         runner.sampler.topk_topp_sampler = noise_sampler
         runner.rejection_sampler = Verifier(runner.sampler, noise_sampler, runner)
         return noise_sampler

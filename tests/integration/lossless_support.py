@@ -1,8 +1,12 @@
 """What every test of losslessness draws from an engine, and compares."""
 
+from contextlib import contextmanager
+
 import engine_support
 import pytest
 from scripted_engine import PATTERN
+
+from efficient_rollout.drafter.native.library import native_missing
 
 OFF, ON, TOGGLING = [0], [4], [4, 0, 0, 2, 1, 0, 3]
 
@@ -18,6 +22,49 @@ GREEDY_PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(
 BLOCK_SIZE = 32
 # Log-probabilities of one token from passes over other numbers of rows: float32 rounding.
 ROUNDING = 2e-4
+
+# vLLM's own kernels stand in the weight-sync and shared-cache tests; where these can run, they are compared with stock.
+KERNEL = "auto" if native_missing() else "native"
+# The coarsest scheme: the more drafts are rejected, the more a fault of verifying would show.
+COARSEST = {"scheme": "int4", "group_size": 128}
+DRAFTERS = {
+    "int8": {"scheme": "int8"},
+    "int4-32": {"scheme": "int4", "group_size": 32},
+    "mixed": {"scheme": "mixed", "group_size": 128, "int4_max_rows": 8},
+    "output-head-of-the-policy": {**COARSEST, "quantize_output_head": False},
+    "window": {**COARSEST, "attention_window_tokens": 8},
+}
+
+
+@contextmanager
+def faulty_engine(policy, settings, **arguments):
+    """An engine with the coarsest drafter, whose ticks requests decide and which can be given faults."""
+    controller = {"rule": "always", "max_draft_tokens": 4}
+    engine = engine_support.start(
+        policy,
+        {"drafter": COARSEST, "controller": controller, **settings},
+        scheduler_cls="scripted_engine.ScriptedScheduler",
+        worker_cls="scripted_engine.FaultyWorker",
+        block_size=BLOCK_SIZE,
+        **arguments,
+    )
+    yield engine
+    engine_support.stop(engine)
+
+
+@contextmanager
+def drafting_with(engine, policy, drafter):
+    """The engine's drafter made anew with other settings, and back afterwards."""
+    engine.collective_rpc("use_drafter", args=(drafter, str(policy)))
+    engine.reset_prefix_cache()
+    yield
+    engine.collective_rpc("use_drafter", args=(COARSEST, str(policy)))
+    engine.reset_prefix_cache()
+
+
+def facts(completions):
+    """Tokens and their log-probabilities, to be compared bit for bit."""
+    return [[(t, c.logprobs[i][t].logprob) for i, t in enumerate(c.token_ids)] for c in completions]
 
 
 def greedy(engine, pattern):

@@ -9,6 +9,7 @@ from pathlib import Path
 import engine_support
 import pytest
 from architecture_cases import ARCHITECTURES, ARMS, RARE
+from rare_cases import cases
 
 pytestmark = pytest.mark.engine
 
@@ -59,11 +60,7 @@ def row_of(results, arm):
     return row
 
 
-def cases(arms):
-    return [pytest.param(arm, marks=pytest.mark.slow if arm in RARE else ()) for arm in arms]
-
-
-@pytest.mark.parametrize("arm", cases(arm for arm in ARMS if arm != REFUSED))
+@pytest.mark.parametrize("arm", cases((arm for arm in ARMS if arm != REFUSED), rare=RARE))
 def test_greedy_tokens_equal_stock(results, arm):
     stock = results["stock"][ARMS[arm][0]]
     assert "error" not in stock, stock["error"]
@@ -73,7 +70,7 @@ def test_greedy_tokens_equal_stock(results, arm):
     assert len({tuple(completion["tokens"]) for completion in stock["greedy"]}) > 3, "the policy must say something"
 
 
-@pytest.mark.parametrize("arm", cases(UNQUANTIZED))
+@pytest.mark.parametrize("arm", cases(UNQUANTIZED, rare=RARE))
 def test_an_unquantized_drafter_has_every_draft_accepted(results, arm):
     for accepted, drafted, faults in row_of(results, arm)["drafts"]:
         assert faults == 0

@@ -4,9 +4,10 @@ import engine_support
 import pytest
 from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from lossless_support import (
-    BLOCK_SIZE,
+    DRAFTERS,
     FALSE_ALARM_RATE,
     GREEDY_PROMPTS,
+    KERNEL,
     LONG_PROMPT,
     NUM_SAMPLES,
     OFF,
@@ -15,6 +16,9 @@ from lossless_support import (
     SHIFT,
     TOGGLING,
     assert_equal,
+    drafting_with,
+    facts,
+    faulty_engine,
     greedy,
     sample_pairs,
 )
@@ -26,19 +30,6 @@ from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 pytestmark = pytest.mark.engine
 
 PATTERNS = {"off": OFF, "on": ON, "toggling": TOGGLING}
-
-# vLLM's own kernels stand in the weight-sync and shared-cache tests; where these can run, they are compared with stock.
-KERNEL = "auto" if native_missing() else "native"
-
-# The coarsest scheme: the more drafts are rejected, the more a fault of the rejection would show.
-COARSEST = {"scheme": "int4", "group_size": 128}
-DRAFTERS = {
-    "int8": {"scheme": "int8"},
-    "int4-32": {"scheme": "int4", "group_size": 32},
-    "mixed": {"scheme": "mixed", "group_size": 128, "int4_max_rows": 8},
-    "output-head-of-the-policy": {**COARSEST, "quantize_output_head": False},
-    "window": {**COARSEST, "attention_window_tokens": 8},
-}
 
 CONDITIONS = {
     "temperature-1": (Sampling(), {}),
@@ -65,16 +56,8 @@ def stock_greedy(policy):
 
 @pytest.fixture(scope="module")
 def engine(policy, stock_greedy):
-    engine = engine_support.start(
-        policy,
-        {"verify_kernel": KERNEL, "drafter": COARSEST, "controller": {"rule": "always", "max_draft_tokens": 4}},
-        scheduler_cls="scripted_engine.ScriptedScheduler",
-        worker_cls="scripted_engine.FaultyWorker",
-        enable_prefix_caching=True,
-        block_size=BLOCK_SIZE,
-    )
-    yield engine
-    engine_support.stop(engine)
+    with faulty_engine(policy, {"verify_kernel": KERNEL}, enable_prefix_caching=True) as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("arm", PATTERNS)
@@ -103,9 +86,6 @@ def test_ticks_without_drafts_prepare_nothing_for_the_drafter(engine):
 
 @pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
 def test_native_kernels_verify_what_they_decode_bit_for_bit(engine):
-    def facts(completions):
-        return [[(t, c.logprobs[i][t].logprob) for i, t in enumerate(c.token_ids)] for c in completions]
-
     alone = facts(greedy(engine, OFF))
     assert facts(greedy(engine, ON)) == alone
     assert facts(greedy(engine, TOGGLING)) == alone
@@ -127,12 +107,8 @@ def test_joint_distribution_is_exact(engine, policy, condition):
 
 @pytest.fixture
 def drafter(request, engine, policy):
-    """The engine's drafter made anew with other settings, and back afterwards."""
-    engine.collective_rpc("use_drafter", args=(DRAFTERS[request.param], str(policy)))
-    engine.reset_prefix_cache()
-    yield request.param
-    engine.collective_rpc("use_drafter", args=(COARSEST, str(policy)))
-    engine.reset_prefix_cache()
+    with drafting_with(engine, policy, DRAFTERS[request.param]):
+        yield request.param
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS, indirect=True)

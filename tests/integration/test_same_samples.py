@@ -2,7 +2,7 @@
 
 import engine_support
 import pytest
-from lossless_support import BLOCK_SIZE, OFF, ON, ROUNDING, TOGGLING
+from lossless_support import DRAFTERS, KERNEL, OFF, ON, ROUNDING, TOGGLING, drafting_with, facts, faulty_engine
 from scripted_engine import PATTERN
 
 from efficient_rollout.drafter.native.library import native_missing
@@ -13,17 +13,8 @@ pytestmark = pytest.mark.engine
 VOCABULARY = 128
 NUM_TOKENS = 40
 PROMPTS = [[3 + i, 40 + 2 * i, 100 - i, 17] * (1 + i % 3) for i in range(32)]
-KERNEL = "auto" if native_missing() else "native"
-COARSEST = {"scheme": "int4", "group_size": 128}
 PATTERNS = {"off": OFF, "on": ON, "toggling": TOGGLING, **{f"k={k}": [k] for k in (1, 2, 3)}}
-DRAFTERS = {
-    "int8": {"scheme": "int8"},
-    "int4-32": {"scheme": "int4", "group_size": 32},
-    "mixed": {"scheme": "mixed", "group_size": 128, "int4_max_rows": 8},
-    "output-head-of-the-policy": {**COARSEST, "quantize_output_head": False},
-    "window": {**COARSEST, "attention_window_tokens": 8},
-    "unquantized": {"scheme": "unquantized"},
-}
+SCHEMES = {**DRAFTERS, "unquantized": {"scheme": "unquantized"}}
 CONDITIONS = {
     "temperature-1": {},
     "temperature-0.7": {"temperature": 0.7},
@@ -95,17 +86,9 @@ def stock(policy):
 
 @pytest.fixture(scope="module")
 def engine(policy, stock):
-    engine = engine_support.start(
-        policy,
-        {"verify_kernel": KERNEL, "drafter": COARSEST, "controller": {"rule": "always", "max_draft_tokens": 4}},
-        scheduler_cls="scripted_engine.ScriptedScheduler",
-        worker_cls="scripted_engine.FaultyWorker",
-        enable_prefix_caching=True,
-        block_size=BLOCK_SIZE,
-        max_logprobs=VOCABULARY,
-    )
-    yield engine
-    engine_support.stop(engine)
+    arguments = {"enable_prefix_caching": True, "max_logprobs": VOCABULARY}
+    with faulty_engine(policy, {"verify_kernel": KERNEL}, **arguments) as engine:
+        yield engine
 
 
 ARMS = [
@@ -135,28 +118,17 @@ def test_alone_as_among_others(engine, stock):
 
 @pytest.fixture
 def drafter(request, engine, policy):
-    """The engine's drafter made anew with other settings, and back afterwards."""
-    engine.collective_rpc("use_drafter", args=(DRAFTERS[request.param], str(policy)))
-    engine.reset_prefix_cache()
-    yield request.param
-    engine.collective_rpc("use_drafter", args=(COARSEST, str(policy)))
-    engine.reset_prefix_cache()
+    with drafting_with(engine, policy, SCHEMES[request.param]):
+        yield request.param
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS, indirect=True)
+@pytest.mark.parametrize("drafter", SCHEMES, indirect=True)
 def test_with_every_scheme(engine, stock, drafter):
     take_rollout_stats(engine.collective_rpc)
     assert_same(sampled(engine, ON), stock["temperature-1"])
     stats = take_rollout_stats(engine.collective_rpc)
     share = stats.num_accepted_tokens / stats.num_draft_tokens
     assert share == 1 if drafter == "unquantized" else 0.1 < share < 1
-
-
-def facts(responses):
-    return [
-        [(token, response.logprobs[position][token].logprob) for position, token in enumerate(response.token_ids)]
-        for response in responses
-    ]
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from lossless_support import (
-    BLOCK_SIZE,
+    COARSEST,
     FALSE_ALARM_RATE,
     NUM_SAMPLES,
     OFF,
@@ -19,6 +19,8 @@ from lossless_support import (
     SHIFT,
     TOGGLING,
     assert_equal,
+    drafting_with,
+    faulty_engine,
     greedy,
     sample_pairs,
 )
@@ -28,7 +30,6 @@ from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = [pytest.mark.engine, pytest.mark.several_cores]
 
-COARSEST = {"scheme": "int4", "group_size": 128}
 DRAFTERS = {
     "unquantized": {"scheme": "unquantized"},
     "int8": {"scheme": "int8"},
@@ -65,26 +66,14 @@ def stock_greedy(policy):
 
 @pytest.fixture(scope="module")
 def engine(policy, stock_greedy):
-    engine = engine_support.start(
-        policy,
-        {"drafter": COARSEST, "controller": {"rule": "always", "max_draft_tokens": 4}},
-        tensor_parallel_size=2,
-        scheduler_cls="scripted_engine.ScriptedScheduler",
-        worker_cls="scripted_engine.FaultyWorker",
-        block_size=BLOCK_SIZE,
-    )
-    yield engine
-    engine_support.stop(engine)
+    with faulty_engine(policy, {}, tensor_parallel_size=2) as engine:
+        yield engine
 
 
 @pytest.fixture
 def drafter(request, engine, policy):
-    """The engine's drafter made anew with other settings, and back afterwards."""
-    engine.collective_rpc("use_drafter", args=(DRAFTERS[request.param], str(policy)))
-    engine.reset_prefix_cache()
-    yield request.param
-    engine.collective_rpc("use_drafter", args=(COARSEST, str(policy)))
-    engine.reset_prefix_cache()
+    with drafting_with(engine, policy, DRAFTERS[request.param]):
+        yield request.param
 
 
 def assert_ranks_drafted_alike(engine):

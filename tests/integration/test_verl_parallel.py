@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+from rare_cases import cases
 from verl_support import Run, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
@@ -64,9 +65,7 @@ def run_of(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", cases(LAYOUTS, rare=RARE))
 def test_engines_follow_the_trainer_and_all_are_counted(run_of, layout):
     run, num_engines = run_of(layout), LAYOUTS[layout][1]
     assert sorted(run.steps) == [1, 2]

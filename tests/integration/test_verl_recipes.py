@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("verl")
 
 from job_support import log_of, start_job
+from rare_cases import cases
 from wheel_support import build_wheel, make_environment
 
 from efficient_rollout.metrics import names
@@ -21,13 +22,10 @@ pytestmark = pytest.mark.verl
 
 # Jobs of a kind each. The others differ in sizes alone from the first of them, which test_verl_nodes.py runs on two
 # nodes, and in sizes nano takes their place.
-KINDS = (
-    # Its steps are those of test_verl_training.py.
-    pytest.param("ppo_qwen3_8b_gsm8k_math", marks=pytest.mark.slow),
-    "dapo_qwen2_5_32b",
-    "grpo_multi_turn_tool",
-)
-SIZES = tuple(sorted(set(recipe_folders()) - {"ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool"}))
+KINDS = ("ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool")
+# Its steps are those of test_verl_training.py.
+RARE = ("ppo_qwen3_8b_gsm8k_math",)
+SIZES = tuple(name for name in recipe_folders() if name not in KINDS)
 # Sizes that a README gives beside the smoke step.
 BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16",)}
 
@@ -56,7 +54,7 @@ def step_of(recipe: str, programs: Path, directory: Path) -> dict[str, Any]:
     return metrics
 
 
-@pytest.mark.parametrize("recipe", KINDS)
+@pytest.mark.parametrize("recipe", cases(KINDS, rare=RARE))
 def test_a_step(recipe: str, programs: Path, tmp_path: Path) -> None:
     metrics = step_of(recipe, programs, tmp_path)
     assert ("critic/vf_loss" in metrics) is recipe.startswith("ppo")
