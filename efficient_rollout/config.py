@@ -13,7 +13,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 CONFIG_KEY = "efficient_rollout"
-SchemeName = Literal["int8", "int4", "mixed", "unquantized"]
+SchemeName = Literal["int8", "int4", "fp8", "mixed", "unquantized"]
 SCHEME_NAMES: tuple[str, ...] = get_args(SchemeName)
 if TYPE_CHECKING:
     RuleName = str
@@ -31,6 +31,7 @@ class DrafterSettings(_Group):
     scheme: SchemeName = Field(
         default="int8",
         description="int8: W8A8, per output channel. int4: weight only, group-wise, asymmetric. "
+        "fp8: e4m3 weights and activations, per output channel, on GPUs that multiply it. "
         "mixed: both in memory, int4 for few rows. unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
@@ -100,6 +101,11 @@ class Settings(_Group):
         description="In a training job every request gets a seed of its own, from this one, the step, the prompt and "
         "the sample, so that a run samples the same tokens whatever its engines, their load, or drafting; unset, "
         "requests have none.",
+    )
+    gpu_certificate: str | None = Field(
+        default=None,
+        description="On a GPU: certificate of `efficient-rollout gpu-check` that nodes of one kind share; unset, this "
+        "user's own.",
     )
     drafter: DrafterSettings = DrafterSettings()
     controller: ControllerSettings = ControllerSettings()

@@ -182,7 +182,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _schemes() -> Iterator[Finding]:
-    from efficient_rollout.drafter.native.library import has_avx512, native_missing
+    from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
     from efficient_rollout.drafter.schemes import make_scheme
     from efficient_rollout.vllm_plugin.compat import check_device, check_scheme
 

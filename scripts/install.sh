@@ -2,6 +2,7 @@
 # Install everything into .venv: the pinned CPU packages, the tools, and this package itself, editable.
 #     bash scripts/install.sh
 #     bash scripts/install.sh --openrlhf      the same with OpenRLHF, into .venv-openrlhf
+#     bash scripts/install.sh --triton        Triton in .venv-triton, which sees all of .venv; for tests of the CUDA path
 # Uses the package index pip is set up with, and the Python in $PYTHON, or else the first 3.11 or 3.12 found.
 # Run it again after an interruption: it takes up what is missing. With nothing to do it returns at once.
 set -euo pipefail
@@ -10,12 +11,17 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 REQUIREMENTS=("$ROOT/requirements/cpu.txt" "$ROOT/requirements/dev.txt")
 WITH_OPENRLHF=0
+ONTO=
 if [[ "${1:-}" == --openrlhf ]]; then
   WITH_OPENRLHF=1
   VENV="$ROOT/.venv-openrlhf"
   REQUIREMENTS+=("$ROOT/requirements/openrlhf.txt")
+elif [[ "${1:-}" == --triton ]]; then
+  ONTO="$VENV"
+  VENV="$ROOT/.venv-triton"
+  REQUIREMENTS=("$ROOT/requirements/triton.txt")
 elif (($#)); then
-  echo "install: unknown argument $1; there is only --openrlhf" >&2
+  echo "install: unknown argument $1; there are only --openrlhf and --triton" >&2
   exit 2
 fi
 STAMP="$VENV/.efficient_rollout_stamp"
@@ -119,7 +125,22 @@ build_deepspeed() {
   rm -r "$bare"
 }
 
+# An environment that finds the packages of another one too, this package among them.
+install_onto() {
+  local site
+  site="$(echo "$ONTO"/lib/python*/site-packages)"
+  if ! with_heartbeat "packages" "$LOG" : "${PIP_INSTALL[@]}" -r "${REQUIREMENTS[0]}"; then
+    tail -n 15 "$LOG" >&2
+    fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
+  fi
+  echo "import site; site.addsitedir('$site')" >"$(echo "$VENV"/lib/python*/site-packages)/onto.pth"
+}
+
 install_packages() {
+  if [[ -n "$ONTO" ]]; then
+    install_onto
+    return
+  fi
   local torch_pin file files=(--find-links "$WHEELS")
   mkdir -p "$WHEELS"
   for file in "${REQUIREMENTS[@]}"; do files+=(-r "$file"); done
@@ -179,4 +200,8 @@ main() {
   echo "install: done in $((SECONDS - started)) s"
 }
 
+if [[ -n "$ONTO" ]]; then
+  bash "$ROOT/scripts/install.sh"
+  PYTHON="$ONTO/bin/python"
+fi
 main

@@ -38,6 +38,13 @@ run_tests() { # a part of the tests, in an environment; one that the arguments c
 # Most of the time goes to starting processes that use one core each; with more than two, engines would wait for cores.
 check run_tests .venv --numprocesses=2 "$@"
 check run_tests .venv --several-cores "$@"
+# Triton is a gigabyte that engines on a CPU are tested without.
+if ((!$#)) || [[ -d .venv-triton ]]; then
+  bash scripts/install.sh --triton
+  check run_tests .venv-triton --triton --numprocesses=2 "$@"
+else
+  echo "test: the CUDA path's tests are left out; for them, once: bash scripts/install.sh --triton"
+fi
 # OpenRLHF's pins are not veRL's, and its environment is 3 GB more, which a part of the tests does not ask for.
 if ((!$#)) || [[ -d .venv-openrlhf ]]; then
   bash scripts/install.sh --openrlhf

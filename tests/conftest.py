@@ -3,9 +3,10 @@
 Two processes with a core each run all but tests marked `several_cores`, whose engines have workers with a core each.
 Those follow, in one process with every core: `pytest --several-cores`. A single process without that option runs all.
 Tests of the OpenRLHF plugin need OpenRLHF, which has an environment of its own, and are skipped in any other: `pytest
---openrlhf` there runs these alone.
+--openrlhf` there runs these alone. So it is with the tests of the CUDA path, Triton and `pytest --triton`.
 """
 
+import importlib
 import os
 from pathlib import Path
 
@@ -19,9 +20,10 @@ def repository() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Two options more."""
+    """Three options more."""
     parser.addoption("--several-cores", action="store_true", help="only tests that need several cores; no -n beside it")
     parser.addoption("--openrlhf", action="store_true", help="only tests of the OpenRLHF plugin")
+    parser.addoption("--triton", action="store_true", help="only tests of the CUDA path, in Triton's interpreter")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Threads that wait for each other by spinning, as OpenMP's do, stand still for long where they share a core.
     """
+    if config.getoption("--triton"):
+        importlib.import_module("interpreter")
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         cores = sorted(os.sched_getaffinity(0))
@@ -42,8 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     While one trains, the other starts engines.
     """
     items.sort(key=_place)
-    if config.getoption("--openrlhf"):
-        _keep(config, items, [item for item in items if item.path.stem.startswith("test_openrlhf")])
+    for name in ("openrlhf", "triton"):
+        if config.getoption(f"--{name}"):
+            _keep(config, items, [item for item in items if item.path.stem.startswith(f"test_{name}")])
     is_alone, takes_only_several = not hasattr(config, "workerinput"), config.getoption("--several-cores")
     if is_alone and not takes_only_several:
         return

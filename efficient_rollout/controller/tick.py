@@ -1,6 +1,7 @@
 """The bookkeeping of one engine's ticks: what was decided, what was verified, what is learned from it."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -97,72 +98,88 @@ class FinishedTick:
     span: TickSpan | None = None
 
 
+@dataclass(slots=True)
+class _Begun:
+    """A tick that has begun, and not finished."""
+
+    decision: Decision
+    mean_context_tokens: float = 0.0
+
+
 class TickBook:
     """One engine's rule, the health of its drafter, and the clock between ticks.
+
+    An engine that schedules asynchronously begins a tick before the one before it is finished; ticks finish in the
+    order they began in.
 
     Args:
         rule: Decides where the drafter may draft, and learns from every tick.
         health: Of the drafter.
         clock: Seconds that never run backwards.
-
-    Attributes:
-        decision: Of the running tick, or of the last one.
     """
 
     def __init__(self, rule: Rule, health: DrafterHealth, clock: Callable[[], float] = time.perf_counter) -> None:
         self.rule, self.health, self._clock = rule, health, clock
-        self.decision = Decision(0, "idle")
-        self._mean_context_tokens = 0.0
+        self._begun: deque[_Begun] = deque()
         self._last_finish: float | None = None
+
+    @property
+    def decision(self) -> Decision:
+        """Of the tick that began last."""
+        return self._begun[-1].decision
 
     def begin(self) -> None:
         """A tick begins; unless something decides in it, it is idle."""
-        self.decision = Decision(0, "idle")
+        self._begun.append(_Begun(Decision(0, "idle")))
 
     def decide(self, state: DecodeState) -> Decision:
         """Draft tokens per request to ask the worker for at the end of this tick."""
         why_not = self.health.why_not()
-        self._mean_context_tokens = state.mean_context_tokens
-        self.decision = self.rule.decide(state) if why_not is None else Decision(0, why_not)
-        return self.decision
+        decision = self.rule.decide(state) if why_not is None else Decision(0, why_not)
+        self._begun[-1] = _Begun(decision, state.mean_context_tokens)
+        return decision
 
     def hear(self, report: DrafterReport) -> None:
         """Take the worker's word, before the tick it came with is finished."""
         if self.health.take_report(report):
             self.rule.mark_stale()
 
+    def leave_out(self) -> None:
+        """The first tick that has not finished computed nothing."""
+        self._begun.popleft()
+
     def finish(self, result: TickResult) -> FinishedTick:
-        """Show the tick to the rule, and sum it up."""
+        """Show the first tick that has not finished to the rule, and sum it up."""
+        begun = self._begun.popleft()
         now = self._clock()
         # From finish to finish, so that nothing between two ticks is free; not across an idle engine.
         seconds = None if self._last_finish is None else now - self._last_finish
         self._last_finish = now if result.goes_on else None
-        self.rule.observe(self._observation(result, seconds))
+        self.rule.observe(self._observation(begun, result, seconds))
         return FinishedTick(
-            reason=self.decision.reason,
+            reason=begun.decision.reason,
             num_emitted_tokens=result.num_emitted_tokens,
             verified=result.verified,
             speedup=self.rule.take_speedup(),
             is_drafter_stale=self.health.is_stale,
-            span=None if seconds is None else self._span(result, now, seconds),
+            span=None
+            if seconds is None
+            else TickSpan(
+                end_s=now,
+                seconds=seconds,
+                num_requests=result.num_requests,
+                num_draft_tokens=begun.decision.num_draft_tokens,
+            ),
         )
 
-    def _span(self, result: TickResult, now: float, seconds: float) -> TickSpan:
-        return TickSpan(
-            end_s=now,
-            seconds=seconds,
-            num_requests=result.num_requests,
-            num_draft_tokens=self.decision.num_draft_tokens,
-        )
-
-    def _observation(self, result: TickResult, seconds: float | None) -> TickObservation:
+    def _observation(self, begun: _Begun, result: TickResult, seconds: float | None) -> TickObservation:
         verified = result.verified
         # A chain that requests near their end cut short says nothing about the length that was asked for.
-        is_cut = result.chain_length < self.decision.num_draft_tokens
+        is_cut = result.chain_length < begun.decision.num_draft_tokens
         return TickObservation(
-            num_draft_tokens=self.decision.num_draft_tokens,
+            num_draft_tokens=begun.decision.num_draft_tokens,
             num_requests=result.num_requests,
-            mean_context_tokens=self._mean_context_tokens,
+            mean_context_tokens=begun.mean_context_tokens,
             attempts_per_position=tuple(verified.judged),
             accepted_per_position=tuple(verified.accepted),
             num_tokens=result.num_emitted_tokens,

@@ -12,6 +12,7 @@ _library.define("packed_linear(Tensor x, str layer, int out_features) -> Tensor"
 _named_layers: "WeakValueDictionary[str, PackedLinear]" = WeakValueDictionary()
 
 
+@torch.library.impl(_library, "packed_linear", "CUDA")
 @torch.library.impl(_library, "packed_linear", "CPU")
 def _packed_linear(x: torch.Tensor, layer: str, out_features: int) -> torch.Tensor:  # noqa: ARG001 - for the shape
     return _named_layers[layer].multiply(x)
@@ -57,7 +58,10 @@ class PackedLinear(ABC):
                 f"got {weight.dtype} {list(weight.shape)}"
             )
         self._pack(weight.detach())
-        self.bias = None if bias is None else bias.detach().to(self.dtype, copy=True)
+        if bias is None or self.bias is None:
+            self.bias = None if bias is None else bias.detach().to(self.dtype, copy=True)
+        else:  # in place: what a captured graph reads keeps its address
+            self.bias.copy_(bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """As `multiply`; in compiled code, one operator, for a layer that has a name."""

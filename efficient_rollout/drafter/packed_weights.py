@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from efficient_rollout.drafter.packed_linear import PackedLinear
-from efficient_rollout.drafter.schemes import Scheme
+from efficient_rollout.drafter.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)

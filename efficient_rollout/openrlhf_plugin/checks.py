@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.errors import ConfigError, InputFileError, UnsupportedDeviceError
 from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.openrlhf_plugin.options import Options
@@ -15,11 +15,12 @@ from efficient_rollout.provenance import package_versions, provenance
 from efficient_rollout.upstream import check_version
 from efficient_rollout.vllm_plugin.compat import (
     check_device,
-    check_model,
     check_scheme,
     check_vllm_symbols,
     check_vllm_version,
+    device_type,
 )
+from efficient_rollout.vllm_plugin.model_checks import check_model
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 from efficient_rollout.vllm_plugin.rules import check_profile
 
@@ -39,6 +40,11 @@ def check_environment() -> None:
     check_version("openrlhf", package_versions(("openrlhf",)).get("openrlhf"))
     check_vllm_version()
     check_device()
+    if device_type() != "cpu":
+        raise UnsupportedDeviceError(
+            f"vLLM runs on {device_type()} here, and jobs of this package's OpenRLHF plugin run on CPUs, so far: train "
+            "with OpenRLHF's own command, or on a CPU"
+        )
     check_vllm_symbols()
 
 

@@ -75,7 +75,7 @@ class EfficientWorkerWrap(WorkerWrap):
                     WeightSyncError(f"{name} came a second time: a sync began before the one before it had ended")
                 )
             return sync
-        self._openrlhf_sync = WeightSync(self)
+        self._openrlhf_sync = self.weight_sync(self)
         self._openrlhf_sync.begin()
         self._names: set[str] = set()
         return self._openrlhf_sync

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from efficient_rollout.drafter.native.library import address, load_library, size
+from efficient_rollout.drafter.cpu.native.library import address, load_library, size
 from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, NoiseStream
 
 _CHUNK = 8192  # tokens; `er_gumbel_draw` splits a row so

@@ -19,8 +19,9 @@ from efficient_rollout.files import names_in_python
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
-from efficient_rollout.vllm_plugin.compat import check_device, check_model, check_scheme, check_vllm_version
+from efficient_rollout.vllm_plugin.compat import check_certificate, check_device, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.environment import bind_workers
+from efficient_rollout.vllm_plugin.model_checks import check_model
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 from efficient_rollout.vllm_plugin.rules import check_profile
 
@@ -56,6 +57,7 @@ def check_job(config: DictConfig) -> Settings:
     num_workers = rollout.tensor_model_parallel_size
     check_model(config.actor_rollout_ref.model.path, settings, dtype=rollout.dtype, tensor_parallel_size=num_workers)
     check_scheme(settings, config.trainer.device)
+    check_certificate(settings)
     bind_workers(num_workers * rollout.data_parallel_size)
     check_profile(settings, config.actor_rollout_ref.model.path, tensor_parallel_size=num_workers)
     if settings.enabled:

@@ -5,7 +5,6 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from efficient_rollout.errors import EfficientRolloutError, UnsupportedModelError, WeightSyncError
-from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 
 
 class EfficientWorkerExtension(vLLMColocateWorkerExtension):
@@ -20,7 +19,7 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
             UnsupportedModelError: The bucket stream is that of a LoRA adapter.
             WeightSyncError: The stream is not the policy's, or another sync is open.
         """
-        sync = WeightSync(self)
+        sync = self.weight_sync(self)
         fault: EfficientRolloutError | None = None
         try:
             _refuse_adapter(peft_config, base_sync_done)

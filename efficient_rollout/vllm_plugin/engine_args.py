@@ -4,21 +4,26 @@ from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.vllm_plugin.compat import (
+    check_certificate,
     check_device,
-    check_model,
+    check_gpu_settings,
     check_scheme,
     check_vllm_symbols,
     check_vllm_version,
+    device_type,
 )
 from efficient_rollout.vllm_plugin.environment import bind_workers, choose_runner
+from efficient_rollout.vllm_plugin.model_checks import check_model
 from efficient_rollout.vllm_plugin.profile_cache import with_profile
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 CPU_WORKER = "efficient_rollout.vllm_plugin.worker.CpuWorker"
+GPU_WORKER = "efficient_rollout.vllm_plugin.v2.gpu_worker.GpuWorker"
 EXECUTOR = "efficient_rollout.vllm_plugin.executor.EfficientExecutor"
 SCHEDULER = "efficient_rollout.vllm_plugin.scheduler.EfficientScheduler"
+V2_SCHEDULER = "efficient_rollout.vllm_plugin.v2.scheduler.AsyncEfficientScheduler"
 
 
 def engine_args(
@@ -47,28 +52,48 @@ def engine_args(
     """
     check_vllm_version()
     check_device()
+    check_certificate(settings)
     check_vllm_symbols()
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
     check_scheme(settings)
+    if device_type() == "cuda":
+        return _gpu_engine_args(model, settings, tensor_parallel_size=tensor_parallel_size)
     bind_workers(tensor_parallel_size * data_parallel_size)
     settings = with_profile(
         model, settings, dtype=dtype, is_compiled=not enforce_eager, tensor_parallel_size=tensor_parallel_size
     )
     args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
-    if settings.enabled:
-        choose_runner()
-        args |= {
-            "scheduler_cls": SCHEDULER,
-            "distributed_executor_backend": EXECUTOR,
-            # Decisions are made per tick from results of the tick before: both must be in hand.
-            "async_scheduling": False,
-            "speculative_config": {
-                "method": "draft_model",
-                "model": model,
-                "num_speculative_tokens": settings.controller.max_draft_tokens,
-            },
-        }
-    return args
+    return args | (_cpu_drafting_args(model, settings) if settings.enabled else {})
+
+
+def _cpu_drafting_args(model: str, settings: Settings) -> dict[str, Any]:
+    choose_runner()
+    return drafting_args(model, settings) | {
+        "scheduler_cls": SCHEDULER,
+        "distributed_executor_backend": EXECUTOR,
+        # Decisions are made per tick from results of the tick before: both must be in hand.
+        "async_scheduling": False,
+    }
+
+
+def _gpu_engine_args(model: str, settings: Settings, *, tensor_parallel_size: int) -> dict[str, Any]:
+    check_gpu_settings(settings)
+    if settings.controller.profile is not None:  # there is none to be measured
+        settings = with_profile(model, settings, tensor_parallel_size=tensor_parallel_size)
+    args: dict[str, Any] = {"worker_cls": GPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
+    return args | (drafting_args(model, settings) if settings.enabled else {})
+
+
+def drafting_args(model: str, settings: Settings) -> dict[str, Any]:
+    """Those that make an engine on vLLM's V2 model runner draft, beside its worker and settings."""
+    return {
+        "scheduler_cls": V2_SCHEDULER,
+        "speculative_config": {
+            "method": "draft_model",
+            "model": model,
+            "num_speculative_tokens": settings.controller.max_draft_tokens,
+        },
+    }
 
 
 def settings_of(vllm_config: "VllmConfig") -> Settings:

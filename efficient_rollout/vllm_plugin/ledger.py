@@ -50,12 +50,15 @@ def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., An
 
 
 def _is_self_drafting(speculative_config: Any) -> bool:
-    """Whether an engine was configured with `engine_args`; its executor tells."""
-    from efficient_rollout.vllm_plugin.engine_args import EXECUTOR
+    """Whether an engine was configured with `engine_args`; its executor tells, or on a GPU its worker."""
+    from efficient_rollout.vllm_plugin.engine_args import EXECUTOR, GPU_WORKER
 
     if speculative_config is None:
         return False
-    backend = speculative_config.target_parallel_config.distributed_executor_backend
+    parallel_config = speculative_config.target_parallel_config
+    if parallel_config.worker_cls == GPU_WORKER:
+        return True
+    backend = parallel_config.distributed_executor_backend
     return backend == EXECUTOR or f"{getattr(backend, '__module__', '')}.{getattr(backend, '__name__', '')}" == EXECUTOR
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.sampling.draw import draw
 from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, NoiseStream, stream_key
 

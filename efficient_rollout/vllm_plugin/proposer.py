@@ -167,6 +167,10 @@ class SelfDraftProposer(DraftModelProposer):
         self.num_faults += 1
         logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
 
+    def forget_counts(self) -> None:
+        """Count from here on."""
+        self.draft_seconds, self.num_faults = 0.0, 0
+
     def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
         """Draft tokens that each request can use; the one place where this is asked.
 

@@ -1,7 +1,7 @@
 """The adapter between vLLM's scheduler and the controller: decides, hands on, observes."""
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -26,18 +26,30 @@ _TICKS_PER_REPORT = 32
 class _Decide:
     """Stands where stock keeps its table by batch size: `schedule()` indexes it once per tick."""
 
-    def __init__(self, scheduler: "EfficientScheduler") -> None:
+    def __init__(self, scheduler: "Controlled") -> None:
         self._scheduler = scheduler
 
     def __getitem__(self, num_scheduled_requests: int) -> int:
         return self._scheduler.decide(num_scheduled_requests)
 
 
-class EfficientScheduler(Scheduler):
-    """Stock scheduling; only the number of draft tokens is the controller's.
+class Controlled:
+    """Before one of vLLM's schedulers among the bases: only the number of draft tokens is the controller's.
 
     The number asked for at one tick is drafted at the end of it and verified at the next.
+
+    Attributes:
+        num_drafts_asked: Draft tokens per request that the tick scheduled last asks for.
     """
+
+    num_drafts_asked = 0
+
+    if TYPE_CHECKING:
+        vllm_config: Any
+        running: list[Request]
+        waiting: Any
+        requests: dict[str, Request]
+        has_unfinished_requests: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,6 +85,7 @@ class EfficientScheduler(Scheduler):
         """Stock, with the statistics of the ticks since the last report riding along now and then."""
         self._book.begin()
         output = super().schedule(*args, **kwargs)
+        self.num_drafts_asked = self._book.decision.num_draft_tokens
         if self._stats.num_ticks >= _TICKS_PER_REPORT or not self.has_unfinished_requests():
             setattr(output, STATS_ATTRIBUTE, self._stats)
             self._stats = RolloutStats()
@@ -106,6 +119,8 @@ class EfficientScheduler(Scheduler):
                 goes_on=self.has_unfinished_requests(),
             )
             self._stats.add_tick(self._book.finish(result), engine=self._engine_name)
+        else:
+            self._book.leave_out()
         return core_outputs
 
     def _verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> VerifiedDrafts:
@@ -123,6 +138,10 @@ class EfficientScheduler(Scheduler):
                 num_accepted += len(sampled) > 1
         self._book.health.observe_first_drafts(num_telling, num_accepted)
         return verified
+
+
+class EfficientScheduler(Controlled, Scheduler):
+    """For an engine that knows a tick's result before it schedules the next."""
 
 
 def _tells_of_the_drafter(request: Request) -> bool:

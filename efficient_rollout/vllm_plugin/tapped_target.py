@@ -7,7 +7,7 @@ second read of the checkpoint nor a second copy of the weights. The policy itsel
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from vllm.model_executor.layers.linear import (
@@ -23,10 +23,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
-from efficient_rollout.drafter.float32_native import Float32NativeLinear, takes
+from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, takes
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.drafter.schemes import FLOAT_DTYPES
+from efficient_rollout.drafter.scheme import FLOAT_DTYPES
+
+# How the policy's own layers compute: stock; on this package's float32 kernel where that takes them; or with the weight
+# as it was loaded, which a weight sync then writes into.
+Products = Literal["stock", "native", "in place"]
 
 
 class _InternalConfig(QuantizationConfig):
@@ -56,13 +60,12 @@ class TappedTargetConfig(_InternalConfig):
 
     Args:
         packed: Receives every linear layer's weight, and every output head's where it quantizes those.
-        native_products: Layers that this package's float32 kernel takes are computed with it; otherwise all of them
-            are stock.
+        products: How the policy's layers compute.
     """
 
-    def __init__(self, packed: PackedWeights, *, native_products: bool) -> None:
+    def __init__(self, packed: PackedWeights, *, products: Products) -> None:
         super().__init__()
-        self._packed, self._native_products = packed, native_products
+        self._packed, self._products = packed, products
         self._num_named: Counter[str] = Counter()
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
@@ -77,7 +80,7 @@ class TappedTargetConfig(_InternalConfig):
         self._num_named[prefix] += 1
         number = self._num_named[prefix]
         name = prefix if number == 1 else f"{prefix}#{number}"
-        return _Tap(self._packed, name, native_products=self._native_products)
+        return _Tap(self._packed, name, self._products)
 
 
 def packed_twin(layer: torch.nn.Module, packed: PackedWeights) -> PackedLinear | None:
@@ -89,8 +92,8 @@ def packed_twin(layer: torch.nn.Module, packed: PackedWeights) -> PackedLinear |
 class _Tap:
     """What happens to one layer's weight beside what stock vLLM does."""
 
-    def __init__(self, packed: PackedWeights, name: str, *, native_products: bool) -> None:
-        self.packed, self.name, self._native_products = packed, name, native_products
+    def __init__(self, packed: PackedWeights, name: str, products: Products) -> None:
+        self.packed, self.name, self._products = packed, name, products
         self._product: Float32NativeLinear | None = None
 
     def show(self, layer: torch.nn.Module) -> None:
@@ -99,10 +102,21 @@ class _Tap:
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
         self.packed.refresh(self.name, layer.weight.data, layer.bias if adds_bias else None)
 
+    def keep(self, layer: torch.nn.Module) -> bool:
+        """Leave the weight where it was loaded; False where stock does with it as it pleases.
+
+        On a GPU stock leaves it there too. On a CPU it would pack it, but for this hook of its own.
+        """
+        if self._products != "in place":
+            return False
+        if layer.weight.device.type == "cpu":
+            layer.cpu_linear = torch.nn.functional.linear
+        return True
+
     def take_over(self, layer: torch.nn.Module) -> bool:
         """Compute the layer's products natively from now on, through vLLM's own hook; False where stock must."""
         weight = layer.weight.data
-        if not self._native_products or not takes(weight):
+        if self._products != "native" or not takes(weight):
             return False
         if self._product is None:
             self._product = Float32NativeLinear(weight)
@@ -121,6 +135,8 @@ class _TappedLinearMethod(UnquantizedLinearMethod):
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         self.tap.show(layer)
+        if self.tap.keep(layer):
+            return
         if self.tap.take_over(layer):
             # As stock does, which packs the weight too and keeps the pack alone.
             empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
@@ -138,7 +154,7 @@ class _TappedHeadMethod(UnquantizedEmbeddingMethod):
         if self.tap.packed.quantize_output_head:
             self.tap.show(layer)
         # A head keeps its weight, which may be the embedding's.
-        if not self.tap.take_over(layer):
+        if not self.tap.keep(layer) and not self.tap.take_over(layer):
             super().process_weights_after_loading(layer)
 
 

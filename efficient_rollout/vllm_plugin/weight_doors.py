@@ -8,7 +8,7 @@ import torch
 from vllm.model_executor.model_loader import get_model_loader
 
 from efficient_rollout.errors import WeightSyncError
-from efficient_rollout.vllm_plugin.weight_sync import WeightSync, restore_layers
+from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 
 _OPEN_DOORS = (
     "collective_rpc('reload_weights'), start_weight_update with update_weights and finish_weight_update, or "
@@ -27,11 +27,13 @@ class WeightDoors:
     """Stands before vLLM's worker class. Doors that cannot keep a weight sync's promises are closed.
 
     Attributes:
+        weight_sync: How this engine's layers take new weights.
         weights_version: Weight syncs that finished since the engine's start, through whichever door.
         weights_fault: Why the weights in the engine are no policy's; None while they are.
         open_weight_sync: The sync that began and has not ended.
     """
 
+    weight_sync = WeightSync
     weights_version = 0
     weights_fault: str | None = None
     open_weight_sync: WeightSync | None = None
@@ -50,7 +52,7 @@ class WeightDoors:
 
     def _load_into_open_sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         if self.open_weight_sync is None:
-            restore_layers(self.model_runner.get_model())
+            self.weight_sync.restore_layers(self.model_runner.get_model())
             raise WeightSyncError(
                 "model.load_weights was called outside a weight sync, where neither a CPU engine's packed layers nor "
                 f"the drafter would follow. Nothing was loaded. Use {_OPEN_DOORS}."
@@ -71,7 +73,7 @@ class WeightDoors:
         if not is_checkpoint_format:
             raise _refuse_packed("reload_weights")
         weights = self._on_disk(weights_path) if weights_iterator is None else weights_iterator
-        with WeightSync(self) as sync:
+        with self.weight_sync(self) as sync:
             sync.load(weights)
         self.model_runner.reset_encoder_cache()
         self.model_runner.reset_mm_cache()
@@ -106,7 +108,7 @@ class WeightDoors:
         if not is_checkpoint_format:
             raise _refuse_packed("start_weight_update")
         self._check_weight_transfer_engine()
-        sync = WeightSync(self)
+        sync = self.weight_sync(self)
         sync.begin()
         with sync.step():
             super().start_weight_update()

@@ -1,4 +1,4 @@
-"""New weights into a running engine on a CPU: the policy's, and through the taps the drafter's."""
+"""New weights into a running engine: the policy's, and through the taps the drafter's."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -88,7 +88,7 @@ class WeightSync:
             # Of a quantized policy (in an engine without a drafter) only vLLM knows what a checkpoint holds.
             is_quantized = self._config.model_config.quantization is not None
             expected = set() if is_quantized else {name for name, _ in self._model.named_parameters()}
-            initialize_layerwise_reload(self._model)
+            self._open_layers()
             self._arrivals = Arrivals(self._model, expected, is_exact=self._worker.self_drafter is not None)
 
     @contextmanager
@@ -114,8 +114,7 @@ class WeightSync:
         """Load one bucket of checkpoint tensors.
 
         Args:
-            weights: Names as in the checkpoint, and tensors; copied, because the loader keeps them until their
-                layer is complete while a bucket's memory is used again.
+            weights: Names as in the checkpoint, and tensors, whose memory may be used again afterwards.
 
         Returns:
             The model's names of what was loaded.
@@ -124,8 +123,7 @@ class WeightSync:
             WeightSyncError: A tensor has an unknown name, a wrong shape, or values that are no finite numbers.
         """
         with self.step():
-            copies = ((name, tensor.clone()) for name, tensor in weights)
-            return self._worker.load_checkpoint_tensors(self._arrivals.named(copies)) or set()
+            return self._worker.load_checkpoint_tensors(self._arrivals.named(self._owned(weights))) or set()
 
     def require_complete(self) -> None:
         """Raise, and end the sync, unless every parameter got all its values.
@@ -144,8 +142,7 @@ class WeightSync:
         """
         self.require_complete()
         with self.step():
-            finalize_layerwise_reload(self._model, self._config.model_config)
-            self._repack_tied_heads()
+            self._close_layers()
         worker, stats, drafter = self._worker, self._worker.stats, self._worker.self_drafter
         self._arrivals.close()
         worker.open_weight_sync, worker.weights_fault = None, None
@@ -169,12 +166,23 @@ class WeightSync:
         text = f"the weight sync failed: {text}. {_WAY_OUT}"
         if self._arrivals is not None:
             self._arrivals.close()
-        restore_layers(self._model)
+        self.restore_layers(self._model)
         self._worker.open_weight_sync, self._worker.weights_fault = None, text
         if self._worker.self_drafter is not None:
             # Makes the next sync requantize, whatever the evidence says.
             self._worker.self_drafter.packed.fault = self._worker.self_drafter.fault = text
         return WeightSyncError(text)
+
+    def _open_layers(self) -> None:
+        initialize_layerwise_reload(self._model)
+
+    def _owned(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+        # The loader keeps tensors until their layer is complete.
+        return ((name, tensor.clone()) for name, tensor in weights)
+
+    def _close_layers(self) -> None:
+        finalize_layerwise_reload(self._model, self._config.model_config)
+        self._repack_tied_heads()
 
     def _repack_tied_heads(self) -> None:
         # A tied head shares the embedding's tensor but owns a packed copy of it, and the layerwise reload
@@ -188,15 +196,15 @@ class WeightSync:
             if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
                 module.quant_method.process_weights_after_loading(module)
 
+    @staticmethod
+    def restore_layers(model: torch.nn.Module) -> None:
+        """Undo vLLM's preparation of a reload: layers that were not loaded again get their old tensors back.
 
-def restore_layers(model: torch.nn.Module) -> None:
-    """Undo vLLM's preparation of a reload: layers that were not loaded again get their old tensors back.
-
-    Without it the model can neither run nor be prepared again.
-    """
-    for layer in model.modules():
-        info = get_layerwise_info(layer)
-        if info.can_load():
-            _place_kernel_tensors(layer, info)
-            info.reset()
-    LOADING_LAYERS.clear()
+        Without it the model can neither run nor be prepared again.
+        """
+        for layer in model.modules():
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                _place_kernel_tensors(layer, info)
+                info.reset()
+        LOADING_LAYERS.clear()

@@ -23,6 +23,7 @@ ROOMS = {
     "patching": {"errors"},
     "cleanup": {"errors"},
     "nodes": {"errors"},
+    "certificate": {"cache", "errors", "files", "provenance"},
     "rule_table": set(),
     "config": {"errors", "rule_table"},
     "cost_model": TOOLS | {"config"},
@@ -34,10 +35,11 @@ ROOMS = {
     "dashboards": {"errors", "files", "config", "metrics", "provenance", "summary"},
     "summary": {"errors", "files", "metrics", "tables"},
     "tasks": TOOLS | {"config", "cache"},
-    "vllm_plugin": PURE | {"drafter", "sampling", "cache", "patching"},
+    "vllm_plugin": PURE | {"drafter", "sampling", "cache", "patching", "certificate"},
     "verl_plugin": PURE | {"drafter", "sampling", "vllm_plugin", "tasks", "patching", "cleanup", "nodes"},
     "openrlhf_plugin": PURE | {"drafter", "sampling", "vllm_plugin", "tasks", "patching", "cleanup", "nodes"},
     "bench": PURE,
+    "gpu_check": PURE | {"drafter", "vllm_plugin", "certificate", "cleanup"},
     "doctor": PURE,
     "__main__": {"errors"},
 }
@@ -49,6 +51,7 @@ LAZY_ROOMS = {"__main__", "doctor", "bench", "tasks"}
 # omegaconf with veRL, psutil with TransferQueue.
 UPSTREAM = {
     "config": {"pydantic"},
+    "certificate": {"pydantic"},
     "cost_model": {"numpy", "scipy"},
     "controller": {"numpy"},
     "simulator": {"numpy"},
@@ -61,7 +64,7 @@ UPSTREAM = {
     "nodes": {"ray"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},
-    "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client"},
+    "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client", "packaging"},
     "verl_plugin": {
         "verl",
         "ray",
@@ -75,6 +78,7 @@ UPSTREAM = {
     },
     "openrlhf_plugin": {"openrlhf", "ray", "torch", "omegaconf", "yaml", "deepspeed"},
     "bench": {"numpy", "torch"},
+    "gpu_check": {"vllm", "torch", "transformers", "numpy", "scipy", "pydantic"},
 }
 
 

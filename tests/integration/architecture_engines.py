@@ -25,7 +25,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.vllm_plugin.executor import DraftsRideAlong
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats

@@ -6,7 +6,7 @@ import engine_support
 import pytest
 from scripted_engine import PATTERN
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 
 OFF, ON, TOGGLING = [0], [4], [4, 0, 0, 2, 1, 0, 3]
 

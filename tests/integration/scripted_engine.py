@@ -23,7 +23,6 @@ from efficient_rollout.vllm_plugin.link_report import link_report
 from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
 from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
-from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 PATTERN = "draft_tokens_per_tick"
@@ -173,7 +172,7 @@ class FaultyWorker(CpuWorker):
     def sync_all_but_one_tensor(self, path: str, rank: int) -> None:
         """A weight sync in which one rank misses a tensor."""
         weights = tensors(path)
-        with WeightSync(self) as sync:
+        with self.weight_sync(self) as sync:
             sync.load(weights[: -1 if rank == self.rank else None])
 
     def use_drafter(self, settings: dict[str, Any], policy: str) -> None:
@@ -210,7 +209,7 @@ class FaultyWorker(CpuWorker):
     def sync_from(self, path: str, bucket_size: int = 5) -> None:
         """A weight sync from a checkpoint on disk, in buckets, as a trainer would send it."""
         weights = tensors(path)
-        with WeightSync(self) as sync:
+        with self.weight_sync(self) as sync:
             for start in range(0, len(weights), bucket_size):
                 sync.load(weights[start : start + bucket_size])
 

@@ -9,7 +9,7 @@ import engine_support
 import pytest
 from weight_support import PROMPTS, fingerprints, logprobs, sync
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine

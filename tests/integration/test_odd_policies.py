@@ -5,8 +5,8 @@ import pytest
 
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import SchemeUnavailableError
-from efficient_rollout.vllm_plugin.compat import check_engine
 from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.engine_checks import check_engine
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine

@@ -5,7 +5,7 @@ import pytest
 from lossless_support import DRAFTERS, KERNEL, OFF, ON, ROUNDING, TOGGLING, drafting_with, facts, faulty_engine
 from scripted_engine import PATTERN
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine

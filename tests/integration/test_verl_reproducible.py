@@ -10,7 +10,7 @@ pytest.importorskip("verl")
 
 from verl_support import Run, train
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE
 from efficient_rollout.tasks.policy import ensure_policy

@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 
-from efficient_rollout.drafter.attention_native import attend
-from efficient_rollout.drafter.float32_native import Float32NativeLinear, takes
-from efficient_rollout.drafter.int4 import quantize_int4
-from efficient_rollout.drafter.int4_native import Int4NativeLinear
-from efficient_rollout.drafter.int8 import quantize_int8
-from efficient_rollout.drafter.int8_native import Int8NativeLinear
-from efficient_rollout.drafter.native import library
+from efficient_rollout.drafter.cpu.attention_native import attend
+from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, takes
+from efficient_rollout.drafter.cpu.int4 import quantize_int4
+from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
+from efficient_rollout.drafter.cpu.int8 import quantize_int8
+from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
+from efficient_rollout.drafter.cpu.native import library
 from efficient_rollout.errors import SchemeUnavailableError
 
 if (reason := library.native_missing()) is not None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter import schemes
-from efficient_rollout.drafter.int4 import quantize_int4
-from efficient_rollout.drafter.int8 import quantize_int8
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu import schemes
+from efficient_rollout.drafter.cpu.int4 import quantize_int4
+from efficient_rollout.drafter.cpu.int8 import quantize_int8
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.drafter.padded import PaddedLinear
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme
 

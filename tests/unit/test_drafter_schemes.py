@@ -1,11 +1,13 @@
 """The packed kernels multiply by exactly the weights the reference quantizers chose, also after a requantization."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
-from efficient_rollout.drafter.int4 import Int4Linear, quantize_int4
-from efficient_rollout.drafter.int8 import quantize_int8
+from efficient_rollout.drafter.cpu.int4 import Int4Linear, quantize_int4
+from efficient_rollout.drafter.cpu.int8 import quantize_int8
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme, require_taken
 from efficient_rollout.errors import SchemeUnavailableError
@@ -176,7 +178,17 @@ def test_another_shape_is_refused():
         packed.requantize(torch.randn(64, 128), None)
 
 
-@pytest.mark.parametrize("name", SCHEME_NAMES)
-def test_no_scheme_is_offered_on_a_device_where_none_has_run(name):
-    with pytest.raises(SchemeUnavailableError, match=rf"{name} is not available here.*not on cuda.*Available: none"):
-        make_scheme(DrafterSettings(scheme=name), "cuda")
+@pytest.mark.parametrize(
+    ("name", "device", "why"),
+    [
+        *((name, "xpu", "there is none for xpu.*Available: none") for name in SCHEME_NAMES),
+        ("fp8", "cpu", "there is none for cpu.*Available: int8"),
+        ("mixed", "cuda", "there is none for cuda"),
+        ("int4", "cuda", "its kernels need Triton.*Available: unquantized"),
+    ],
+)
+def test_no_scheme_is_offered_on_a_device_without_its_kernel(name, device, why):
+    if device == "cuda" and importlib.util.find_spec("triton"):
+        pytest.skip("this environment has Triton")
+    with pytest.raises(SchemeUnavailableError, match=f"{name} is not available here: .*{why}"):
+        make_scheme(DrafterSettings(scheme=name), device)

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.sampling.draw import draw, gumbel_draw
 from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, stream_key
 

@@ -15,7 +15,7 @@ from efficient_rollout.errors import (
     UnsupportedModelError,
     UnsupportedVersionError,
 )
-from efficient_rollout.vllm_plugin import compat
+from efficient_rollout.vllm_plugin import compat, engine_checks, model_checks
 from efficient_rollout.vllm_plugin.engine_args import engine_args
 
 ON, OFF = Settings(), Settings(enabled=False)
@@ -37,7 +37,7 @@ def checkpoint(tmp_path):
 
 
 def test_a_dense_policy_is_accepted(checkpoint):
-    compat.check_model(checkpoint(), ON)
+    model_checks.check_model(checkpoint(), ON)
 
 
 @pytest.mark.parametrize(
@@ -56,69 +56,69 @@ def test_a_dense_policy_is_accepted(checkpoint):
 def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkpoint, changes, fault):
     path = checkpoint(**changes)
     with pytest.raises(UnsupportedModelError, match=rf"(?s){fault}.*enabled=false"):
-        compat.check_model(path, ON)
-    compat.check_model(path, OFF)
+        model_checks.check_model(path, ON)
+    model_checks.check_model(path, OFF)
 
 
 def test_sliding_windows_are_no_fault(checkpoint):
-    compat.check_model(checkpoint(layer_types=["sliding_attention"], use_sliding_window=True), ON)
+    model_checks.check_model(checkpoint(layer_types=["sliding_attention"], use_sliding_window=True), ON)
 
 
 def test_a_policy_too_narrow_for_the_scheme_is_refused_before_anything_starts(checkpoint):
     int4 = {"scheme": "int4", "group_size": 128}
     narrow = {"hidden_size": 40, "intermediate_size": 48, "num_attention_heads": 1}
     with pytest.raises(SchemeUnavailableError, match=r"(?s)int4 takes no layer.*48 x 40, in float16.*group_size=64"):
-        compat.check_model(checkpoint(**narrow), Settings(drafter=int4), dtype="half")
+        model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4), dtype="half")
     with pytest.raises(SchemeUnavailableError, match=r"are 32 x 40, 40 x 32, 40 x 48, 48 x 40\. It takes"):
-        compat.check_model(checkpoint(**narrow), Settings(drafter=int4))
-    compat.check_model(checkpoint(**narrow), Settings(drafter=int4 | {"group_size": 64}))
-    compat.check_model(checkpoint(**narrow), Settings(drafter=int4, enabled=False))
+        model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4))
+    model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4 | {"group_size": 64}))
+    model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4, enabled=False))
     # One of its layers is enough, and of a configuration without widths nothing is said.
-    compat.check_model(checkpoint(**narrow | {"intermediate_size": 96}), Settings(drafter=int4))
-    compat.check_widths(SimpleNamespace(n_embd=40), Settings(drafter=int4), torch.float32)
+    model_checks.check_model(checkpoint(**narrow | {"intermediate_size": 96}), Settings(drafter=int4))
+    model_checks.check_widths(SimpleNamespace(n_embd=40), Settings(drafter=int4), torch.float32)
 
 
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(InputFileError, match=r"no policy at .*nowhere"):
-        compat.check_model(str(tmp_path / "nowhere"), ON)
+        model_checks.check_model(str(tmp_path / "nowhere"), ON)
 
 
 def test_an_unreadable_configuration_is_named(checkpoint, tmp_path):
     path = checkpoint()
     (tmp_path / "config.json").write_text("{ this is no JSON")
     with pytest.raises(InputFileError, match="cannot read the policy's configuration"):
-        compat.check_model(path, ON)
+        model_checks.check_model(path, ON)
 
 
 def test_a_folder_without_weights_is_named(checkpoint, tmp_path):
     path = checkpoint()
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputFileError, match="no weights at"):
-        compat.check_model(path, ON)
+        model_checks.check_model(path, ON)
 
 
 def test_a_split_that_does_not_divide_the_heads_is_refused_with_those_that_do(checkpoint):
     path = checkpoint()
-    compat.check_model(path, ON, tensor_parallel_size=2)
+    model_checks.check_model(path, ON, tensor_parallel_size=2)
     for settings in (ON, OFF):
         with pytest.raises(UnsupportedModelError, match=r"tensor_parallel_size=3 does not divide .* 2 .*one of 1, 2$"):
-            compat.check_model(path, settings, tensor_parallel_size=3)
+            model_checks.check_model(path, settings, tensor_parallel_size=3)
         with pytest.raises(UnsupportedModelError, match="tensor_parallel_size=0 is no number of workers"):
-            compat.check_model(path, settings, tensor_parallel_size=0)
+            model_checks.check_model(path, settings, tensor_parallel_size=0)
 
 
 def test_a_scheme_is_asked_whether_it_takes_a_ranks_part(checkpoint):
     path = checkpoint(hidden_size=24, intermediate_size=16, head_dim=4, num_attention_heads=8)
-    compat.check_model(path, ON)
+    model_checks.check_model(path, ON)
     with pytest.raises(SchemeUnavailableError, match=r"takes no layer of this policy: .* 4 x 24"):
-        compat.check_model(path, ON, tensor_parallel_size=4)
+        model_checks.check_model(path, ON, tensor_parallel_size=4)
 
 
 @pytest.mark.parametrize("name", ["pipeline_parallel_size", "decode_context_parallel_size"])
 def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
-    compat.check_split(SimpleNamespace(tensor_parallel_size=8))
+    engine_checks.check_split(SimpleNamespace(tensor_parallel_size=8))
     with pytest.raises(UnsupportedModelError, match=rf"this one has {name}=2: set it to 1"):
-        compat.check_split(SimpleNamespace(**{name: 2}))
+        engine_checks.check_split(SimpleNamespace(**{name: 2}))
 
 
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):
@@ -177,4 +177,4 @@ def test_a_weight_transfer_between_gpus_is_refused_with_what_to_use(backend):
 
     config = VllmConfig(weight_transfer_config=WeightTransferConfig(backend=backend))
     with pytest.raises(UnsupportedDeviceError, match=rf"backend={backend} .*collective_rpc\('reload_weights'\)"):
-        compat.check_engine(config, Settings(enabled=False))
+        engine_checks.check_engine(config, Settings(enabled=False))

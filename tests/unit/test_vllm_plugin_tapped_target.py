@@ -30,7 +30,7 @@ def packed():
 
 
 def test_layers_of_one_prefix_are_packed_apart(packed):
-    config = TappedTargetConfig(packed, native_products=False)
+    config = TappedTargetConfig(packed, products="stock")
     layers = [tapped_layer(config, prefix, 16 * (1 + i)) for i, prefix in enumerate(["mlp.up", "mlp.up", "", ""])]
     twins = [packed_twin(layer, packed) for layer in layers]
     assert [twin.out_features for twin in twins] == [16, 32, 48, 64]

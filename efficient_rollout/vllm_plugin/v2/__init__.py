@@ -1,0 +1,1 @@
+"""vLLM's V2 model runner: what GPUs run."""

@@ -1,0 +1,75 @@
+"""vLLM's V2 model runner, which GPUs have, whole on a CPU: Triton's interpreter runs its kernels."""
+
+from typing import Any
+
+import interpreter  # noqa: F401 - first: vLLM looks for Triton once
+from vllm import LLM
+from vllm.platforms.cpu import CpuPlatform
+from vllm.v1.sample.ops import topk_topp_sampler
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.vllm_plugin.v2.worker import V2Worker
+
+# The interpreter cannot run stock's kernel for these two; a CPU without Triton has stock's other way.
+topk_topp_sampler.apply_top_k_top_p_triton = topk_topp_sampler.apply_top_k_top_p_pytorch
+
+
+class InterpretedWorker(V2Worker, CPUWorker):
+    """What a GPU's worker is, over the CPU's."""
+
+
+def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool = True, **options: Any) -> LLM:
+    """An engine in this process, drafting as the settings say; without any it is stock vLLM.
+
+    Args:
+        policy: Path.
+        settings: Of this package.
+        asynchronous: Whether a tick is scheduled before the one before it has ended, as on a GPU.
+        options: vLLM's.
+    """
+    if settings is not None:
+        options |= {
+            "worker_cls": f"{__name__}.InterpretedWorker",
+            "scheduler_cls": "efficient_rollout.vllm_plugin.v2.scheduler.AsyncEfficientScheduler",
+            "additional_config": {CONFIG_KEY: settings.to_dict()},
+            "speculative_config": {
+                "method": "draft_model",
+                "model": policy,
+                "num_speculative_tokens": settings.controller.max_draft_tokens,
+            },
+        }
+    with _scheduling(asynchronous=asynchronous):
+        return LLM(
+            policy,
+            **{
+                "dtype": "float32",
+                "skip_tokenizer_init": True,
+                "enforce_eager": True,
+                "max_model_len": 64,
+                "max_num_seqs": 8,
+                "max_num_batched_tokens": 256,
+                "enable_prefix_caching": False,
+                "disable_log_stats": True,
+                **options,
+            },
+        )
+
+
+class _scheduling:
+    """Meanwhile, vLLM's CPU platform leaves scheduling as it is wanted; it would always turn it synchronous."""
+
+    def __init__(self, *, asynchronous: bool) -> None:
+        self._asynchronous = asynchronous
+
+    def __enter__(self) -> None:
+        self._stock = stock = CpuPlatform.check_and_update_config
+
+        def check_and_update_config(config: Any) -> None:
+            stock(config)
+            config.scheduler_config.async_scheduling = self._asynchronous
+
+        CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
+
+    def __exit__(self, *_: Any) -> None:
+        CpuPlatform.check_and_update_config = self._stock

@@ -1,0 +1,276 @@
+"""Drafting in vLLM's V2 model runner, which GPUs have: every token is the one that stock vLLM samples without.
+
+The runner, its sampler, and this package's kernels run whole, in Triton's interpreter; products of quantized layers are
+those of `drafter/cuda/products.py`'s references.
+"""
+
+import gc
+import itertools
+
+import pytest
+
+pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
+
+import interpreted
+import torch
+import transformers
+from vllm import SamplingParams
+
+from efficient_rollout.config import Settings
+from efficient_rollout.vllm_plugin import engine_args
+from efficient_rollout.vllm_plugin.v2.scheduler import AsyncEfficientScheduler
+
+VOCABULARY, NUM_TOKENS, MOST_DRAFTS = 96, 14, 3
+PROMPTS = [[(7 * number + place) % VOCABULARY for place in range(5 + 9 * number)] for number in range(4)]
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+POLICIES = {
+    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=False)),
+    "qwen2-tied": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**SMALL, tie_word_embeddings=True)),
+    "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)),
+}
+CONDITIONS = {
+    "greedy": {"temperature": 0.0},
+    "temperature-1": {},
+    "top-k-top-p-0.7": {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
+    "penalties": {"presence_penalty": 0.7, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
+    "bias-and-min-p": {"min_p": 0.05, "logit_bias": {5: 3.0}},
+    "bad-words": {"min_tokens": 6, "stop_token_ids": list(range(20, 60))},
+}
+# The drafter draws with the verifier's noise and temperature, and knows of nothing else that changes logits.
+FOLLOWED = ("greedy", "temperature-1", "bad-words")
+
+
+class CyclingScheduler(AsyncEfficientScheduler):
+    """The product's, with another number of drafts at every tick, zero among them."""
+
+    cycle = (MOST_DRAFTS, 0, 1, 2, 3, 3, 0, 0, 2)
+
+    def decide(self, num_scheduled_requests):
+        """Never mind what the rule says."""
+        super().decide(num_scheduled_requests)
+        self._tick = getattr(self, "_tick", -1) + 1
+        return self.cycle[self._tick % len(self.cycle)]
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """Paths of random policies, by name; `other` has the shape of `qwen3`."""
+    paths = {}
+    for seed, (name, of) in enumerate([*POLICIES.items(), ("other", "qwen3")]):
+        model_class, config = POLICIES[of] if isinstance(of, str) else of
+        torch.manual_seed(seed)
+        policy = model_class(config)
+        for parameter in policy.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.12)
+            else:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        paths[name] = str(tmp_path_factory.mktemp(name))
+        policy.save_pretrained(paths[name])
+    return paths
+
+
+def settings(scheme="int8", rule="always"):
+    return Settings.parse(
+        {
+            "drafter": {"scheme": scheme, "group_size": 128},
+            "controller": {"rule": rule, "max_draft_tokens": MOST_DRAFTS},
+        }
+    )
+
+
+def sampled(engine, seeds=True, **condition):
+    """Token ids and log-probabilities of each prompt's response."""
+    parameters = [
+        SamplingParams(
+            seed=100 + number if seeds else None,
+            max_tokens=NUM_TOKENS,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=0,
+            **{"temperature": 1.0, **condition},
+        )
+        for number in range(len(PROMPTS))
+    ]
+    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters, use_tqdm=False)
+    drain(engine)
+    responses = [output.outputs[0] for output in outputs]
+    return [
+        (
+            list(response.token_ids),
+            [at[token].logprob for at, token in zip(response.logprobs, response.token_ids, strict=True)],
+        )
+        for response in responses
+    ]
+
+
+def drain(engine):
+    """The engine's last, empty tick, which brings its statistics to the worker."""
+    core = engine.llm_engine.engine_core.engine_core
+    while core.scheduler.has_requests() or core.batch_queue:
+        core.step_fn()
+
+
+def assert_same(ours, stock):
+    assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in stock]
+    for (_, our), (_, their) in zip(ours, stock, strict=True):
+        assert our == pytest.approx(their, abs=1e-4)
+
+
+def worker_of(engine):
+    return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+@pytest.fixture(scope="module")
+def stock(policies):
+    """What stock samples, by policy and condition; one engine at a time."""
+    engines, answers = {}, {}
+
+    def answer(policy, condition, **options):
+        key = policy, condition, tuple(options.items())
+        if key not in answers:
+            if (policy, tuple(options.items())) not in engines:
+                engines.clear()
+                gc.collect()
+                engines[policy, tuple(options.items())] = interpreted.engine(policies[policy], **options)
+            answers[key] = sampled(engines[policy, tuple(options.items())], **CONDITIONS[condition])
+        return answers[key]
+
+    for condition in CONDITIONS:
+        answer("qwen3", condition)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def engine(policies, stock):
+    """Drafts in int8, cycling through every number of drafts, scheduling asynchronously."""
+    return interpreted.engine(policies["qwen3"], settings(), scheduler_cls=CyclingScheduler)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_samples_are_those_of_stock(engine, stock, condition, monkeypatch):
+    # Requests with a bias are let through for engines with a worker of this package.
+    monkeypatch.setattr(engine_args, "GPU_WORKER", "interpreted.InterpretedWorker")
+    engine.collective_rpc("take_rollout_stats")
+    assert_same(sampled(engine, **CONDITIONS[condition]), stock("qwen3", condition))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    drafted, accepted = (sum(stats[f"{what}_per_position"]) for what in ("drafted", "accepted"))
+    assert drafted > 30
+    assert accepted > (0.5 if condition in FOLLOWED else 0.2) * drafted
+    assert stats["draft_seconds"] > 0
+
+
+def test_the_drafter_owns_no_kv_cache(engine):
+    config = engine.llm_engine.engine_core.engine_core.scheduler.kv_cache_config
+    assert sum(len(group.layer_names) for group in config.kv_cache_groups) == SMALL["num_hidden_layers"]
+
+
+def test_a_drafter_of_other_weights_changes_no_token(engine, stock):
+    packed = worker_of(engine).self_drafter.packed
+    for number, layer in enumerate(packed.layers.values()):
+        weight = torch.randn(layer.out_features, layer.in_features, generator=torch.Generator().manual_seed(number))
+        layer.requantize(weight, layer.bias)
+    engine.collective_rpc("take_rollout_stats")
+    assert_same(sampled(engine), stock("qwen3", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert sum(stats["accepted_per_position"]) < 0.3 * sum(stats["drafted_per_position"])
+
+
+def test_a_weight_sync_reaches_policy_and_drafter_in_place(engine, stock, policies):
+    worker = worker_of(engine)
+    version = worker.weights_version
+    buffers = [tensor.data_ptr() for tensor in worker.model_runner.get_model().parameters()]
+    packs = {name: layer.dequantize() for name, layer in worker.self_drafter.packed.layers.items()}
+    addresses = {name: pointers(layer) for name, layer in worker.self_drafter.packed.layers.items()}
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["other"]})
+    assert worker.weights_version == version + 1
+    assert [tensor.data_ptr() for tensor in worker.model_runner.get_model().parameters()] == buffers
+    assert {name: pointers(layer) for name, layer in worker.self_drafter.packed.layers.items()} == addresses
+    assert all(not torch.equal(layer.dequantize(), packs[n]) for n, layer in worker.self_drafter.packed.layers.items())
+    assert_same(sampled(engine), stock("other", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert sum(stats["accepted_per_position"]) > 0.5 * sum(stats["drafted_per_position"])
+    assert stats["num_weight_syncs"] == 1
+
+
+def pointers(layer):
+    return [value.data_ptr() for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+
+
+def test_what_a_sleep_discards_is_not_drafted_with_before_the_next_sync(engine, stock, policies):
+    worker = worker_of(engine)
+    worker.sleep(1)
+    assert worker.self_drafter.fault is None
+    worker.sleep(2)
+    engine.collective_rpc("take_rollout_stats")
+    assert_same(sampled(engine), stock("other", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert stats["draft_seconds"] == 0
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["qwen3"]})
+    assert_same(sampled(engine), stock("qwen3", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert sum(stats["accepted_per_position"]) > 0
+
+
+def test_a_fault_of_the_drafter_costs_no_token(engine, stock, monkeypatch):
+    drafter, calls = worker_of(engine).self_drafter, itertools.count()
+    draw = drafter._draw
+
+    def failing(logits):
+        if next(calls) == 2:
+            raise RuntimeError("no more drafts")
+        return draw(logits)
+
+    monkeypatch.setattr(drafter, "_draw", failing)
+    assert_same(sampled(engine), stock("qwen3", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert "no more drafts" in drafter.fault
+    assert stats["num_drafter_faults"] == 1
+    drafter.fault = None
+
+
+def test_weights_that_are_no_policys_generate_nothing(engine, stock, policies):
+    from efficient_rollout.errors import WeightSyncError
+
+    worker = worker_of(engine)
+    with pytest.raises(WeightSyncError, match="18 of the policy's 19 parameters did not get"):
+        worker.reload_weights(iter([("model.norm.weight", torch.ones(SMALL["hidden_size"]))]))
+    (output, *_) = engine.generate(
+        [{"prompt_token_ids": PROMPTS[0]}], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False
+    )
+    assert output.outputs[0].finish_reason == "error"
+    drain(engine)
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["qwen3"]})
+    assert_same(sampled(engine), stock("qwen3", "temperature-1"))
+
+
+def test_requests_without_a_seed_draw_one_stream_each(engine):
+    responses = [tokens for tokens, _ in sampled(engine, seeds=False)]
+    assert len({tuple(tokens) for tokens in responses}) == len(responses)
+
+
+@pytest.mark.parametrize(
+    ("policy", "scheme", "asynchronous"),
+    [("qwen2-tied", "int4", True), ("llama", "fp8", True), ("qwen3", "unquantized", True), ("qwen3", "int8", False)],
+)
+def test_every_architecture_and_scheme(policies, stock, policy, scheme, asynchronous):
+    """Prompts are computed in chunks, with a prefix cache: a drafter must never write where the policy reads."""
+    options = {"max_num_batched_tokens": 16, "enable_prefix_caching": True}
+    expected = stock(policy, "temperature-1", **options)
+    gc.collect()
+    engine = interpreted.engine(policies[policy], settings(scheme), asynchronous=asynchronous, **options)
+    for _ in range(2):
+        assert_same(sampled(engine), expected)
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    drafted, accepted = (sum(stats[f"{what}_per_position"]) for what in ("drafted", "accepted"))
+    # A response ends in the middle of its last chain.
+    least = drafted - 2 * len(PROMPTS) * MOST_DRAFTS if scheme == "unquantized" else 0.2 * drafted
+    assert accepted >= least > 0

@@ -1,0 +1,37 @@
+"""A program: sample with an engine of some ranks, in Triton's interpreter, and write what was sampled.
+
+    python triton_ranks.py POLICY RANKS SCHEME    no drafting where the scheme is "none"
+
+The processes of an engine's ranks run this file's imports too, so that each has the interpreter before vLLM.
+"""
+
+import interpreter  # noqa: F401, I001 - first: vLLM looks for Triton once
+import json
+import sys
+
+import interpreted
+from vllm import SamplingParams
+
+from efficient_rollout.config import Settings
+
+
+def main(policy: str, ranks: int, scheme: str) -> None:
+    """Write one line of JSON: token ids by request, and each rank's status."""
+    settings = None
+    if scheme != "none":
+        drafter = {"scheme": scheme, "group_size": 128}
+        settings = Settings.parse({"drafter": drafter, "controller": {"rule": "always", "max_draft_tokens": 3}})
+    engine = interpreted.engine(policy, settings, tensor_parallel_size=ranks)
+    parameters = [
+        SamplingParams(temperature=temperature, seed=seed, max_tokens=8, ignore_eos=True, detokenize=False)
+        for seed, temperature in enumerate((0.0, 1.0, 1.0, 0.7))
+    ]
+    prompts = [{"prompt_token_ids": [(7 * number + place) % 64 for place in range(9)]} for number in range(4)]
+    outputs = engine.generate(prompts, parameters, use_tqdm=False)
+    statuses = [] if settings is None else engine.collective_rpc("plugin_status")
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    sys.stdout.write(json.dumps({"tokens": tokens, "statuses": statuses}) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

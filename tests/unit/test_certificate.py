@@ -1,0 +1,94 @@
+"""A machine drafts with a certificate of its own, and with no other."""
+
+import pytest
+
+from efficient_rollout import certificate
+from efficient_rollout.certificate import Certificate, Machine, certificate_path, read_certificate, require_certificate
+from efficient_rollout.errors import InputFileError, UnsupportedDeviceError
+
+HERE = Machine(
+    gpu="NVIDIA H100", capability="9.0", driver="580.1", packages={"vllm": "0.31.0", "torch": "2.13.0"}, sources="abc"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def certified(machine=HERE, outcome="passed", failed_step=None):
+    return Certificate(
+        machine=machine,
+        outcome=outcome,
+        steps=("operators",),
+        failed_step=failed_step,
+        time="2026-11-27T00:00:00Z",
+        commit=None,
+    )
+
+
+def test_a_machine_without_one_is_refused_with_the_command():
+    with pytest.raises(UnsupportedDeviceError, match=r"NVIDIA H100.*efficient-rollout gpu-check"):
+        require_certificate(HERE)
+
+
+def test_its_own_is_taken():
+    certified().write(certificate_path(HERE))
+    assert require_certificate(HERE) == certified()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"driver": "590.2"}, "driver is 580.1 here, and 590.2 there"),
+        ({"packages": {"vllm": "0.32.0", "torch": "2.13.0"}}, "vllm is 0.31.0 here, and 0.32.0 there"),
+        ({"packages": {"vllm": "0.31.0"}}, "torch is 2.13.0 here, and None there"),
+        ({"sources": "abd"}, "sources is abc here"),
+    ],
+)
+def test_another_machine_s_is_refused(tmp_path, change, words):
+    path = tmp_path / "shared.json"
+    certified(HERE.model_copy(update=change)).write(path)
+    with pytest.raises(UnsupportedDeviceError, match=f"another machine's.*{words}"):
+        require_certificate(HERE, str(path))
+
+
+def test_one_that_failed_is_refused_with_the_step():
+    certified(outcome="failed", failed_step="kernels").write(certificate_path(HERE))
+    with pytest.raises(UnsupportedDeviceError, match="failed at its step 'kernels'"):
+        require_certificate(HERE)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 2}', "[1]"])
+def test_a_file_that_is_none_is_refused(text):
+    path = certificate_path(HERE)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(InputFileError, match=r"is no certificate: .*efficient-rollout gpu-check"):
+        require_certificate(HERE)
+
+
+def test_nodes_of_one_kind_share_one_through_a_path(tmp_path):
+    path = tmp_path / "of the cluster" / "h100.json"
+    certified().write(path)
+    assert require_certificate(HERE, str(path)).machine == HERE
+    with pytest.raises(InputFileError, match="cannot read the certificate"):
+        require_certificate(HERE, str(tmp_path / "elsewhere.json"))
+    assert read_certificate(path).outcome == "passed"
+
+
+def test_every_machine_has_a_file_of_its_own():
+    assert certificate_path(HERE) != certificate_path(HERE.model_copy(update={"driver": "590.2"}))
+
+
+def test_the_sources_are_those_that_run_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(certificate, "__file__", str(tmp_path / "certificate.py"))
+    for folder in ("drafter/cuda", "vllm_plugin/v2", "bench"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.py").write_text("x = 1\n")
+    before = certificate.sources_digest()
+    (tmp_path / "bench" / "x.py").write_text("x = 2\n")
+    assert certificate.sources_digest() == before
+    (tmp_path / "drafter" / "cuda" / "x.py").write_text("x = 2\n")
+    assert certificate.sources_digest() != before
