@@ -30,7 +30,7 @@ bash "$ROOT/scripts/install.sh"
 cd "$ROOT"
 mkdir -p "$RUN"
 
-echo "quickstart: the small policy (trained on first use, about 3 minutes)"
+echo "quickstart: the small policy (trained on first use, about 360 steps and 3 minutes)"
 with_heartbeat policy "$RUN/policy.log" policy_progress "$COMMAND" policy --size small ||
   fail "the policy could not be made" "$RUN/policy.log"
 

@@ -40,7 +40,7 @@ cd "$ROOT"
 mkdir -p "$RUN"
 rm -f "$RUN/metrics.jsonl"
 
-echo "quickstart: the small policy (trained on first use, about 3 minutes), and its questions"
+echo "quickstart: the small policy (trained on first use, about 360 steps and 3 minutes), and its questions"
 with_heartbeat policy "$RUN/policy.log" policy_progress "$COMMAND" policy --size small --out "$RUN/policy" ||
   fail "the policy could not be made" "$RUN/policy.log"
 "$COMMAND" data --size small --out "$RUN" --num-train $((STEPS * PROMPTS)) --num-validation 16 >"$RUN/data.log" 2>&1 ||

@@ -84,6 +84,6 @@ def _origin(provenance: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     def flat(value: Any) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{key} {flat(item)}" for key, item in value.items())
-        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
     return [(key, flat(provenance[key])) for key in _ORIGIN if provenance.get(key) is not None]

@@ -2,16 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 
+from reproducible_support import assert_one_drafted, assert_same_training, training
 from verl_support import Run, train
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.metrics import names
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE
 from efficient_rollout.tasks.policy import ensure_policy
 
@@ -38,8 +37,7 @@ COMMON = (
     "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
 )
 ARMS = {"drafting": ("controller=always",), "never": ("controller=never",), "plain": ("efficient_rollout=off",)}
-# What differs between two runs of one command: times, and what engines did.
-NOT_TRAINING = ("time", "timing", "perf", names.PREFIX.rstrip("/"), "agent_loop", "num_preempted")
+REQUIRED = frozenset({"actor/loss", "actor/grad_norm", "critic/rewards/mean"})
 
 
 def run_arm(arm: str, directory: Path, *, num_steps: int, use_v1: bool, num_validation: int) -> Run:
@@ -55,11 +53,6 @@ def run_arm(arm: str, directory: Path, *, num_steps: int, use_v1: bool, num_vali
     return train(overrides, directory)
 
 
-def training(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a step trained on, and did."""
-    return {name: value for name, value in metrics.items() if not any(part in name for part in NOT_TRAINING)}
-
-
 def responses(run: Run, step: int) -> list[tuple[str, str, float]]:
     """Prompts, responses and scores; the file's order is that in which responses were finished."""
     lines = (run.directory / "responses" / f"{step}.jsonl").read_text().splitlines()
@@ -67,17 +60,12 @@ def responses(run: Run, step: int) -> list[tuple[str, str, float]]:
 
 
 def assert_identical(one: Run, other: Run, *, num_steps: int) -> None:
-    assert sorted(one.steps) == sorted(other.steps) == list(range(1, num_steps + 1))
+    assert_same_training(one.steps, other.steps, num_steps=num_steps, required=REQUIRED)
     for step in one.steps:
         assert responses(one, step) == responses(other, step)
-        assert training(one.steps[step]) == training(other.steps[step])
-        assert {"actor/loss", "actor/grad_norm", "critic/rewards/mean"} <= training(one.steps[step]).keys()
     for step in one.validations:
         assert training(one.validations[step]) == training(other.validations[step])
-    drafted = sum(metrics[names.DRAFT_TOKENS] for metrics in one.steps.values())
-    accepted = sum(metrics[names.ACCEPTANCE_RATE] * metrics[names.DRAFT_TOKENS] for metrics in one.steps.values())
-    assert 0.5 * drafted < accepted < drafted, "both outcomes must have happened"
-    assert sum(metrics[names.DRAFT_TOKENS] for metrics in other.steps.values()) == 0
+    assert_one_drafted(one.steps, other.steps)
 
 
 def test_drafting_changes_no_number_of_two_steps(tmp_path: Path) -> None:

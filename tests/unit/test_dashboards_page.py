@@ -48,6 +48,12 @@ def test_the_questions_come_in_the_order_a_reader_asks_them(tmp_path: Path) -> N
     assert page.count("<h2>Is it faster?</h2>") == 1
 
 
+def test_an_origin_says_none_where_there_are_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "provenance.json").write_text(json.dumps({"hardware": {"gpus": [], "num_cores": 2}}))
+    assert "gpus none, num_cores 2" in render(read_run(run))
+
+
 def test_the_page_needs_no_other_file_and_holds_the_library_once(tmp_path: Path) -> None:
     page = render(*pair(tmp_path))
     around = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
