@@ -25,6 +25,10 @@ COMMANDS = {
     "dashboard": ("save a view of a tracker's runs", "efficient_rollout.dashboards.wandb_cli:add_dashboard_command"),
     "calibrate": ("fit a latency profile", "efficient_rollout.bench.calibrate:add_calibrate_command"),
     "explain": ("say what the controller would do, and why", "efficient_rollout.controller.cli:add_explain_command"),
+    "gpu-check": (
+        "prove on a GPU that drafting changes no sample, and certify it",
+        "efficient_rollout.gpu_check.cli:add_gpu_check_command",
+    ),
     "bench": ("measure rollouts side by side", "efficient_rollout.bench.cli:add_bench_command"),
     "simulate": ("replay a rollout under a rule", "efficient_rollout.simulator.cli:add_simulate_command"),
 }

@@ -9,7 +9,7 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 from openrlhf_support import Run, train
 from reproducible_support import assert_one_drafted, assert_same_training
 
-from efficient_rollout.drafter.native.library import native_missing
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.metrics import names
 
 pytestmark = [
