@@ -15,6 +15,18 @@ LOADED = re.compile(
     rf"|<link\b[^>]*\brel=[\"']?(?:stylesheet|preload)[^>]*\bhref={OTHER_HOST}"
 )
 QUOTED = re.compile(r"^\| `([^`]+)`", re.MULTILINE)
+# Of messages that others print: package, file in it, and the text there.
+OTHERS = {
+    "Missing authentication token": (
+        "ray", "_private/authentication/http_token_authentication.py", "Missing authentication token",
+    ),
+    "RotaryEmbedding: Failed to load weights": (
+        "vllm", "model_executor/model_loader/reload/layerwise.py", "%s: Failed to load weights",
+    ),
+    "min_p and logit_bias parameters won't work with speculative decoding": (
+        "vllm", "v1/sample/logits_processor/__init__.py", "parameters won't work with speculative decoding",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +87,18 @@ def test_every_message_that_is_quoted_is_in_the_sources(repository: Path) -> Non
     messages = [quoted for quoted in QUOTED.findall(page) if " " in quoted]
     assert len(messages) > 10
     known = {"Unknown rollout mode: efficient_vllm": "Unknown rollout mode: {ROLLOUT_NAME}"}
-    assert [message for message in messages if known.get(message, message) not in sources] == []
+    own = [message for message in messages if message not in OTHERS]
+    assert [message for message in own if known.get(message, message) not in sources] == []
+    assert set(OTHERS) <= set(messages)
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_a_message_of_others_is_in_their_sources(message: str) -> None:
+    package, file, text = OTHERS[message]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f"{package} is not installed")
+    assert text in (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
 
 
 def _sources(repository: Path) -> list[Path]:
