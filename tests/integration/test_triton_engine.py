@@ -259,7 +259,12 @@ def test_requests_without_a_seed_draw_one_stream_each(engine):
 
 @pytest.mark.parametrize(
     ("policy", "scheme", "asynchronous"),
-    [("qwen2-tied", "int4", True), ("llama", "fp8", True), ("qwen3", "unquantized", True), ("qwen3", "int8", False)],
+    [
+        ("qwen2-tied", "int4", False),
+        # Architectures and schemes are those of the check for GPUs too (test_triton_gpu_check.py), all but the chunks.
+        pytest.param("llama", "fp8", True, marks=pytest.mark.slow),
+        pytest.param("qwen3", "unquantized", True, marks=pytest.mark.slow),
+    ],
 )
 def test_every_architecture_and_scheme(policies, stock, policy, scheme, asynchronous):
     """Prompts are computed in chunks, with a prefix cache: a drafter must never write where the policy reads."""
