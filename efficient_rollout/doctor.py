@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from efficient_rollout import provenance
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings, Settings
-from efficient_rollout.errors import SchemeUnavailableError, UnsupportedDeviceError
+from efficient_rollout.errors import EfficientRolloutError, SchemeUnavailableError, UnsupportedDeviceError
 from efficient_rollout.tables import aligned
 from efficient_rollout.upstream import DISTRIBUTION, is_supported, supported_versions
 
@@ -184,14 +184,18 @@ def _plugins() -> Iterator[Finding]:
 def _schemes() -> Iterator[Finding]:
     from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
     from efficient_rollout.drafter.schemes import make_scheme
-    from efficient_rollout.vllm_plugin.compat import check_device, check_scheme
+    from efficient_rollout.vllm_plugin.compat import check_certificate, check_device, check_scheme, device_type
 
     try:
         check_device()
     except UnsupportedDeviceError as error:
         yield Finding("schemes", "vLLM's device", "unsupported", "bad", str(error))
         return
-    yield Finding("schemes", "vLLM's device", "cpu")
+    yield Finding("schemes", "vLLM's device", device_type())
+    try:
+        check_certificate(Settings())
+    except EfficientRolloutError as error:
+        yield Finding("schemes", "the GPU's certificate", "none that fits", "bad", str(error))
     for name in SCHEME_NAMES:
         settings = Settings(drafter=DrafterSettings(scheme=name))
         try:
@@ -199,7 +203,7 @@ def _schemes() -> Iterator[Finding]:
         except SchemeUnavailableError as error:
             yield Finding("schemes", name, "not available", "note", str(error))
         else:
-            scheme = make_scheme(settings.drafter, "cpu")
+            scheme = make_scheme(settings.drafter, device_type())
             yield Finding("schemes", name, f"available, kernel: {scheme.kernel}; takes {scheme.what_it_takes}")
     if not has_avx512():
         problem = native_missing()

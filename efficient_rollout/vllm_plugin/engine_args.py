@@ -53,10 +53,12 @@ def engine_args(
     check_vllm_version()
     check_device()
     check_certificate(settings)
-    check_vllm_symbols()
+    is_gpu = device_type() == "cuda"
+    if not is_gpu:  # on a GPU the worker checks its own
+        check_vllm_symbols()
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
     check_scheme(settings)
-    if device_type() == "cuda":
+    if is_gpu:
         return _gpu_engine_args(model, settings, tensor_parallel_size=tensor_parallel_size)
     bind_workers(tensor_parallel_size * data_parallel_size)
     settings = with_profile(

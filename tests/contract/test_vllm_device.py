@@ -1,4 +1,4 @@
-"""Where vLLM runs on something else than a CPU, every way in says so before an engine or Ray is started.
+"""Where vLLM runs on a device that no engine has run on, every way in says so before an engine or Ray is started.
 
 vLLM takes platforms from entry points. One that calls itself CUDA is enough to be asked, and refused, as on a GPU.
 """
@@ -20,15 +20,42 @@ def activate():
 
 
 class Gpu(Platform):
-    _enum, device_name, device_type, dispatch_key = PlatformEnum.OOT, "gpu", "cuda", "CUDA"
+    _enum, device_name, device_type, dispatch_key = PlatformEnum.OOT, "gpu", "npu", "PrivateUse1"
 
     @classmethod
     def import_kernels(cls):
         # Nothing: the base class takes the CPU wheel's kernels for AVX512, which this processor may not have.
         return None
 """
+NVIDIA = (
+    PLATFORM.replace('PlatformEnum.OOT, "gpu", "npu", "PrivateUse1"', 'PlatformEnum.CUDA, "gpu", "cuda", "CUDA"')
+    + """
+    @classmethod
+    def get_device_name(cls, device_id=0):
+        return "Imaginary 100"
+
+    @classmethod
+    def get_device_capability(cls, device_id=0):
+        from vllm.platforms.interface import DeviceCapability
+
+        return DeviceCapability(9, 0)
+"""
+)
+# The CPU wheel's modules that run engines do not load where the platform calls itself CUDA.
+ON_NVIDIA = """
+from efficient_rollout.config import Settings
+from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.vllm_plugin.engine_args import engine_args
+
+for settings in (Settings(), Settings(enabled=False)):
+    try:
+        engine_args("any", settings)
+    except EfficientRolloutError as error:
+        print(error)
+"""
+UNCHECKED = "drafting has not been checked on Imaginary 100 with these versions"
 ENTRY_POINTS = "[vllm.platform_plugins]\nanother_device = another_device:activate\n"
-REFUSAL = "the installed vLLM runs on cuda; engines of this package run on a CPU only, so far"
+REFUSAL = "the installed vLLM runs on npu; engines of this package run on CPUs and on NVIDIA GPUs"
 BY_HAND = """
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import UnsupportedDeviceError
@@ -50,7 +77,11 @@ for start in (
 @pytest.fixture
 def other_device(tmp_path: Path) -> dict[str, str]:
     """Environment of a process whose vLLM finds that platform."""
-    (tmp_path / "another_device.py").write_text(PLATFORM)
+    return environment_with(tmp_path, PLATFORM)
+
+
+def environment_with(tmp_path: Path, platform: str) -> dict[str, str]:
+    (tmp_path / "another_device.py").write_text(platform)
     info = tmp_path / "another_device-1.dist-info"
     info.mkdir()
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
@@ -84,3 +115,13 @@ def test_the_doctor_says_so_and_offers_no_scheme(other_device: dict[str, str]) -
     schemes = [row for row in json.loads(done.stdout) if row["section"] == "schemes"]
     assert [(row["state"], REFUSAL in row["advice"]) for row in schemes] == [("bad", True)]
     assert done.returncode == 1
+
+
+def test_a_gpu_without_a_certificate_is_refused_with_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    told = [line for line in run(environment, "-c", ON_NVIDIA).stdout.splitlines() if line.startswith(UNCHECKED)]
+    assert len(told) == 1, "with drafting; without it a GPU's engine is stock"
+    assert "efficient-rollout gpu-check" in told[0]
+    doctor = run(environment, "-m", "efficient_rollout", "doctor", "--json")
+    assert any(row["state"] == "bad" and UNCHECKED in row["advice"] for row in json.loads(doctor.stdout))

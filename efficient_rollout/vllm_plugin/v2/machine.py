@@ -5,21 +5,26 @@ from vllm.utils.import_utils import import_pynvml
 
 from efficient_rollout.certificate import Machine
 
+_UNKNOWN = "unknown"
+
 
 def this_machine() -> Machine:
     """This environment on the first GPU that this process may use; CUDA itself is not started for it."""
     capability = current_platform.get_device_capability()
     return Machine.of(
         gpu=current_platform.get_device_name(),
-        capability="unknown" if capability is None else capability.as_version_str(),
+        capability=_UNKNOWN if capability is None else capability.as_version_str(),
         driver=_driver_version(),
     )
 
 
 def _driver_version() -> str:
     pynvml = import_pynvml()
-    pynvml.nvmlInit()
     try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # machines whose GPU that library does not manage, Jetson for one
+        return _UNKNOWN
