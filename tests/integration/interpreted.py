@@ -29,7 +29,7 @@ def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool 
         options: vLLM's.
     """
     if settings is not None:
-        options |= {
+        options = {
             "worker_cls": f"{__name__}.InterpretedWorker",
             "scheduler_cls": "efficient_rollout.vllm_plugin.v2.scheduler.AsyncEfficientScheduler",
             "additional_config": {CONFIG_KEY: settings.to_dict()},
@@ -38,7 +38,7 @@ def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool 
                 "model": policy,
                 "num_speculative_tokens": settings.controller.max_draft_tokens,
             },
-        }
+        } | options
     with _scheduling(asynchronous=asynchronous):
         return LLM(
             policy,

@@ -168,6 +168,17 @@ def test_samples_are_those_of_stock(engine, stock, condition, monkeypatch):
     assert stats["draft_seconds"] > 0
 
 
+def test_a_chain_behind_rejected_drafts_begins_where_the_response_ends(engine, stock, monkeypatch):
+    """Chains of two are wrong and rejected. Those of three mostly follow them, and are right."""
+    drafter = worker_of(engine).self_drafter
+    draw = drafter._draw
+    wrong = lambda logits: (draw(logits) + (drafter.num_drafts == 2)) % VOCABULARY  # noqa: E731
+    monkeypatch.setattr(drafter, "_draw", wrong)
+    assert_same(sampled(engine), stock("qwen3", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert stats["accepted_per_position"][2] > 0.5 * stats["drafted_per_position"][2] > 0
+
+
 def test_the_drafter_owns_no_kv_cache(engine):
     config = engine.llm_engine.engine_core.engine_core.scheduler.kv_cache_config
     assert sum(len(group.layer_names) for group in config.kv_cache_groups) == SMALL["num_hidden_layers"]
