@@ -163,7 +163,7 @@ def test_samples_are_those_of_stock(engine, stock, condition, monkeypatch):
     assert_same(sampled(engine, **CONDITIONS[condition]), stock("qwen3", condition))
     (stats,) = engine.collective_rpc("take_rollout_stats")
     drafted, accepted = (sum(stats[f"{what}_per_position"]) for what in ("drafted", "accepted"))
-    assert drafted > 30
+    assert drafted > 15
     assert accepted > (0.5 if condition in FOLLOWED else 0.2) * drafted
     assert stats["draft_seconds"] > 0
 

@@ -1,0 +1,75 @@
+"""The process of one step on a GPU: python -m efficient_rollout.gpu_check.child NAME FUNCTION FOLDER SHAPES"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from efficient_rollout.files import write_json
+from efficient_rollout.gpu_check.plan import EXIT_FAILED, Step
+from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Sizes, Stand
+
+# What the step's process alone gets: engines that live in it, and nothing that asks the network.
+VARIABLES = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def command(step: Step, folder: Path, shapes: tuple[str, ...]) -> list[str]:
+    """What starts the process of a step."""
+    variables = [f"{name}={value}" for name, value in VARIABLES.items()]
+    program = [sys.executable, "-m", "efficient_rollout.gpu_check.child"]
+    return ["env", *variables, *program, step.name, step.function, str(folder), ",".join(shapes)]
+
+
+def measured_path(folder: Path, name: str) -> Path:
+    """Where a step that passed writes what it measured."""
+    return folder / f"{name}.json"
+
+
+def gpu_stand(folder: Path, shapes: tuple[str, ...]) -> Stand:
+    """On this process's first GPU, in the dtype that policies are trained in."""
+    import torch
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    return Stand(
+        device="cuda",
+        folder=folder,
+        dtype="bfloat16",
+        sizes=Sizes(),
+        worker="efficient_rollout.gpu_check.gpu_worker.UncertifiedGpuWorker",
+        start=LLM,
+        operators=torch.ops._C,  # noqa: SLF001 - they have no other name
+        latency_shapes=shapes,
+    )
+
+
+def run(stand: Stand, name: str, function: str) -> Measured:
+    """Run a step, and write what it measured.
+
+    Raises:
+        CheckFailed: Something was otherwise than it must be.
+    """
+    module, _, attribute = function.partition(":")
+    measured: Measured = getattr(importlib.import_module(module), attribute)(stand)
+    write_json(measured_path(stand.folder, name), measured)
+    return measured
+
+
+def main(arguments: list[str]) -> int:
+    """Run one step; returns the process's exit code."""
+    name, function, folder, shapes = arguments
+    try:
+        run(gpu_stand(Path(folder), tuple(filter(None, shapes.split(",")))), name, function)
+    except CheckFailed as failure:
+        sys.stderr.write(f"gpu-check: {name} FAILED: {failure}\n")
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

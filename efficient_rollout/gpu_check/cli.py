@@ -1,0 +1,87 @@
+"""`efficient-rollout gpu-check`: prove on this machine's GPU that drafting changes no sample, and certify it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from efficient_rollout.certificate import Machine, certificate_path
+from efficient_rollout.cleanup import exit_code_of
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.files import write_json
+from efficient_rollout.gpu_check import report, runner
+from efficient_rollout.gpu_check.child import command
+from efficient_rollout.gpu_check.plan import EXIT_FAILED, LATENCY, STEPS, Step
+from efficient_rollout.provenance import result_document
+
+SHAPE_NAMES = ("7b", "8b", "qwen3-8b", "14b")
+_DEFAULT_SHAPES = "7b,8b,14b"
+
+
+def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `gpu-check`; the parsed arguments carry `run`."""
+    parser = subparsers.add_parser(
+        "gpu-check", help="prove on a GPU that drafting changes no sample; no network needed"
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder of logs, state and the report")
+    parser.add_argument("--fresh", action="store_true", help="start over, whatever passed before in that folder")
+    parser.add_argument("--skip-latency", action="store_true", help="leave out the last step, which only measures")
+    parser.add_argument("--latency-shapes", default=_DEFAULT_SHAPES, help=f"of {', '.join(SHAPE_NAMES)}")
+    parser.set_defaults(run=run_gpu_check)
+
+
+def run_gpu_check(args: argparse.Namespace) -> int:
+    """Run the steps, and write what they found; 1 where one failed."""
+    code = 0
+
+    def job() -> None:
+        nonlocal code
+        from efficient_rollout.gpu_check.start import machine_to_check
+
+        shapes, folder = shape_names(args.latency_shapes), args.out.resolve()
+        steps = [step for step in STEPS if not (args.skip_latency and step.name == LATENCY)]
+        with runner.locked(folder):
+            code = check(args, machine_to_check(), steps, folder, shapes)
+
+    return exit_code_of("gpu-check", job) or code
+
+
+def check(
+    args: argparse.Namespace, machine: Machine, steps: Sequence[Step], folder: Path, shapes: tuple[str, ...]
+) -> int:
+    """Run steps on a machine, print the table, and write report and certificate; 1 where one failed."""
+    runner.say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}")
+    state = runner.starting_state(folder, machine, runner.say, fresh=args.fresh)
+    outcomes = runner.run_steps(steps, folder, state, lambda step: command(step, folder, shapes), runner.say)
+    failed = report.failed_of(outcomes)
+    document = result_document(
+        args,
+        report.SCHEMA_VERSION,
+        machine=machine.model_dump(),
+        steps=report.steps_document(outcomes),
+        outcome="passed" if failed is None else "failed",
+    )
+    with runner.disk_errors("the report", folder):
+        write_json(folder / report.FILE, document)
+    runner.say(f"\n{report.table(outcomes)}")
+    if failed is not None:
+        runner.say(report.failure(failed))
+    certificate = report.certificate_of(machine, steps, outcomes, document["provenance"])
+    if certificate is not None:
+        with runner.disk_errors("the certificate", certificate_path(machine).parent):
+            certificate.write(certificate_path(machine))
+        runner.say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")
+    runner.say(report.files_to_send(folder, outcomes))
+    return 0 if failed is None else EXIT_FAILED
+
+
+def shape_names(given: str) -> tuple[str, ...]:
+    """Names of shapes, as `--latency-shapes` gives them.
+
+    Raises:
+        ConfigError: There is none of a name.
+    """
+    names = tuple(filter(None, given.split(",")))
+    unknown = [name for name in names if name not in SHAPE_NAMES]
+    if unknown or not names:
+        raise ConfigError(f"--latency-shapes is {given!r}: give one or more of {', '.join(SHAPE_NAMES)}, with commas")
+    return names

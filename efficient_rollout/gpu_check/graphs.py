@@ -1,0 +1,80 @@
+"""Step "graphs": with captured CUDA graphs drafting changes no token either, and every batch of decoding has one."""
+
+from typing import Any
+
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+from efficient_rollout.gpu_check.policies import make_policy
+from efficient_rollout.gpu_check.samples import MOST_DRAFTS, Asked, check_drafting, check_perfect, plain_answers
+from efficient_rollout.gpu_check.stand import Measured, Stand, require, runnable_schemes, worker_of
+
+
+def check_graphs(stand: Stand) -> Measured:
+    """Engines with graphs, stock and drafting ones: the same tokens, a perfect drafter believed, which are replayed.
+
+    Compiled code rounds otherwise than eager passes, so that stock has graphs here too.
+    """
+    policy, eager = make_policy(stand.folder, "qwen3", stand.sizes), not stand.is_gpu
+    plain: Asked = plain_answers(stand, policy, eager=eager)
+    measured: Measured = {"tokens": 0, "ties": 0, "full_graphs": 0}
+
+    def look_at(engine: Any) -> None:
+        if stand.is_gpu:
+            measured["full_graphs"] += check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
+
+    with _Replays() as replays:
+        for scheme in runnable_schemes()[: stand.sizes.most_schemes]:
+            result = check_drafting(stand, policy, scheme, plain, eager=eager, look_at=look_at)
+            measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
+        if stand.is_gpu:  # elsewhere this is a part of the step "same-samples"
+            measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain, eager=eager)
+    if stand.is_gpu:
+        for kind, count in replays.counts.items():
+            require(count > 0, kind, where="engines with graphs", expected="some", found=count)
+    return measured | replays.counts
+
+
+def check_dispatch(manager: Any, stand: Stand) -> int:
+    """Every batch of decoding within the limit of captured tokens has a full graph.
+
+    Returns:
+        Batches that were asked for.
+    """
+    count, limit = 0, manager.compilation_config.max_cudagraph_capture_size
+    for query_len in range(1, MOST_DRAFTS + 2):
+        for num_reqs in range(1, stand.sizes.max_num_seqs + 1):
+            if num_reqs * query_len > limit:
+                continue
+            graph = manager.dispatch(num_reqs, num_reqs * query_len, query_len, 0, max_query_len=query_len)
+            require(
+                graph.cg_mode == CUDAGraphMode.FULL,
+                "graph of a batch",
+                where=f"{num_reqs} requests with {query_len - 1} drafts",
+                expected="FULL",
+                found=graph.cg_mode.name,
+            )
+            count += 1
+    return count
+
+
+class _Replays:
+    """Counts full graphs that are replayed meanwhile: the policy's, and those of draft steps."""
+
+    def __init__(self) -> None:
+        self.counts = {"policy_replays": 0, "draft_replays": 0}
+
+    def __enter__(self) -> "_Replays":
+        self._stock = stock = CudaGraphManager.run_fullgraph
+
+        def run_fullgraph(manager: Any, desc: Any) -> Any:
+            # A chain's graphs compute one token of each request.
+            kind = "draft_replays" if manager.decode_query_len == 1 else "policy_replays"
+            self.counts[kind] += 1
+            return stock(manager, desc)
+
+        CudaGraphManager.run_fullgraph = run_fullgraph
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        CudaGraphManager.run_fullgraph = self._stock

@@ -1,0 +1,135 @@
+"""Step "kernels": what the quantizing kernels write is, byte for byte, what Triton's interpreter writes on a CPU.
+
+`goldens.json` holds the interpreter's digests; a test makes them again. To write them anew, in the environment with
+Triton and with TRITON_INTERPRET=1: python -m efficient_rollout.gpu_check.kernels
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.files import read_json, write_json
+from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
+from efficient_rollout.gpu_check.weights import addresses_of, digest, hard_weight, hashed, packed_of
+
+GOLDENS = Path(__file__).with_name("goldens.json")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Whole tiles of Marlin's, parts of one, one output, several groups; 200 inputs are padded.
+_SHAPES = ((64, 128), (100, 256), (1, 128), (80, 200))
+_GROUP_SIZES = (128, 64, 32)
+# Of a large weight: whole tiles of every kernel.
+_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A weight to be packed.
+
+    Attributes:
+        scheme: That packs it.
+        group_size: Of int4.
+        dtype: Of the weight.
+        shape: Outputs, inputs.
+        has_bias: Whether its layer has a bias.
+    """
+
+    scheme: str
+    group_size: int
+    dtype: torch.dtype
+    shape: tuple[int, int]
+    has_bias: bool
+
+    @property
+    def name(self) -> str:
+        """Key in the file of digests."""
+        parts = [self.scheme, *([f"g{self.group_size}"] if self.scheme == "int4" else [])]
+        bias = ["bias"] if self.has_bias else []
+        return "-".join([*parts, str(self.dtype).removeprefix("torch."), "x".join(map(str, self.shape)), *bias])
+
+    def pack(self, device: str, salt: int = 0) -> PackedLinear:
+        """The packed layer, of other numbers for another salt."""
+        scheme = cuda_schemes(DrafterSettings.model_validate({"group_size": self.group_size}))[self.scheme]
+        return scheme.pack(*self.weight(device, salt))
+
+    def weight(self, device: str, salt: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight, and the bias."""
+        bias = (hashed(self.shape[:1], salt + 1) * 2.0**-8).to(self.dtype).to(device) if self.has_bias else None
+        return hard_weight(self.shape, self.dtype, device, salt), bias
+
+
+def cases() -> Iterator[Case]:
+    """Every combination that is compared."""
+    for dtype in _DTYPES:
+        for number, shape in enumerate(_SHAPES):
+            for group_size in _GROUP_SIZES if dtype == torch.bfloat16 else (128,):
+                yield Case("int4", group_size, dtype, shape, has_bias=number % 2 == 1)
+            for scheme in ("int8", "fp8"):
+                yield Case(scheme, 128, dtype, shape, has_bias=number % 2 == 1)
+
+
+def digests(device: str) -> dict[str, str]:
+    """SHA-256 of what the kernels write on a device, by case."""
+    return {case.name: digest(case.pack(device)) for case in cases()}
+
+
+def check_kernels(stand: Stand) -> Measured:
+    """Compare with the interpreter's digests; a weight that is quantized again stays where it is; large ones too."""
+    goldens = read_json(GOLDENS, what="the digests of gpu-check", remedy="install the package again")
+    found = digests(stand.device)
+    require(found.keys() == goldens.keys(), "cases", where=GOLDENS.name, expected=sorted(goldens), found=sorted(found))
+    wrong = [name for name, value in found.items() if value != goldens[name]]
+    if wrong:
+        raise CheckFailed(
+            "packed bytes", where=", ".join(wrong), expected=goldens[wrong[0]], found=f"{found[wrong[0]]} in the first"
+        )
+    again = [case for case in cases() if case.dtype == torch.bfloat16 and case.shape in _SHAPES[:2]]
+    num_in_place = sum(_check_in_place(case, stand.device) for case in again)
+    return {"equal_digests": len(found), "in_place": num_in_place, **_check_large(stand)}
+
+
+def _check_in_place(case: Case, device: str) -> int:
+    layer, expected = case.pack(device), digest(case.pack(device, salt=2))
+    before = addresses_of({case.name: layer})
+    layer.requantize(*case.weight(device, salt=2))
+    after = addresses_of({case.name: layer})
+    require(before == after, "addresses after requantizing", where=case.name, expected=before, found=after)
+    found = digest(layer)
+    require(found == expected, "bytes after requantizing", where=case.name, expected=expected, found=found)
+    return 1
+
+
+def _check_large(stand: Stand) -> Measured:
+    """Outputs do not interact: the first and the last rows of the largest weight are packed as they are alone."""
+    outputs, inputs = stand.sizes.large_weight
+    alone = hard_weight((_ROWS, inputs), torch.bfloat16, stand.device)
+    weight = torch.zeros(outputs, inputs, dtype=torch.bfloat16, device=stand.device)
+    weight[:_ROWS] = alone
+    weight[-_ROWS:] = alone
+    for name, scheme in cuda_schemes(DrafterSettings(group_size=128)).items():
+        if scheme.layer is None:
+            continue
+        whole, part = (packed_of(scheme.pack(each, None)) for each in (weight, alone))
+        for key, expected in part.items():
+            # Marlin's buffers have outputs along the second axis, the others along the first.
+            axis = int(name == "int4")
+            for where, start in (("first", 0), ("last", whole[key].shape[axis] - expected.shape[axis])):
+                found = whole[key].narrow(axis, start, expected.shape[axis])
+                require(
+                    torch.equal(found, expected),
+                    f"the {where} {_ROWS} outputs of a large weight",
+                    where=f"{name} {key}, {outputs} x {inputs}",
+                    expected="those of the same outputs alone",
+                    found=f"{int((found != expected).sum())} other numbers",
+                )
+    return {"largest_weight": f"{outputs} x {inputs}"}
+
+
+if __name__ == "__main__":
+    write_json(GOLDENS, digests("cpu"))
+    sys.stdout.write(f"wrote {GOLDENS}\n")

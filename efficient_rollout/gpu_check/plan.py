@@ -1,0 +1,38 @@
+"""The steps of the check, cheap ones first."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, in a process of its own.
+
+    Attributes:
+        name: Of its log and its results.
+        function: "module:function", of a stand.
+        limit_s: Seconds after which it is ended, and has failed.
+        certifies: Whether drafting is refused where it fails.
+    """
+
+    name: str
+    function: str
+    limit_s: float
+    certifies: bool = True
+
+
+_ROOM = "efficient_rollout.gpu_check."
+# Minutes go to starting engines, and to compiling what none has compiled before.
+STEPS = (
+    Step("operators", f"{_ROOM}operators:check_operators", 300),
+    Step("kernels", f"{_ROOM}kernels:check_kernels", 900),
+    Step("products", f"{_ROOM}products:check_products", 600),
+    Step("same-samples", f"{_ROOM}samples:check_same_samples", 1800),
+    Step("graphs", f"{_ROOM}graphs:check_graphs", 1800),
+    Step("distribution", f"{_ROOM}distribution:check_distribution", 1800),
+    Step("faults", f"{_ROOM}faults:check_faults", 900),
+    Step("sync", f"{_ROOM}sync:check_sync", 1200),
+    Step("sleep", f"{_ROOM}sleep:check_sleep", 1200),
+    Step("latency", f"{_ROOM}latency:check_latency", 7200, certifies=False),
+)
+LATENCY = "latency"
+EXIT_FAILED = 1

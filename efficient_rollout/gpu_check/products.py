@@ -1,0 +1,90 @@
+"""Step "products": vLLM's kernels multiply by exactly the weights that the quantizing kernels wrote."""
+
+from collections.abc import Iterator
+
+import torch
+
+from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.cuda.products import LARGEST_FP8, LARGEST_INT8, multiplied_in
+from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, runnable_schemes
+from efficient_rollout.gpu_check.weights import hashed
+
+_NUM_ROWS = (1, 2, 3, 7, 8, 16, 17, 33, 64)
+_SHAPES = ((64, 128), (100, 256), (192, 384))
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_GROUP_SIZES = (128, 64, 32)
+# The entry of a row with which its scale is one, so that a kernel holds the row exactly.
+_LARGEST = {"int4": 15.0, "int8": LARGEST_INT8, "fp8": LARGEST_FP8}
+# Additions in float32, some of which tensor cores truncate; of the sum of magnitudes.
+_SUM_ROUNDING = 2.0**-18
+# Tensor cores keep some 14 bits of a sum of fp8 products.
+_FP8_SUM_ROUNDING = 2.0**-13
+
+
+def check_products(stand: Stand) -> Measured:
+    """One-hot rows give the dequantized weight, others its product, both to the kernel's stated rounding."""
+    worst: dict[str, float] = {}
+    num_products = 0
+    for scheme in runnable_schemes():
+        for case, layer, bias in _layers(scheme, stand.device):
+            exact_rows = torch.eye(layer.in_features, dtype=layer.dtype, device=stand.device)
+            for rows in (exact_rows * _LARGEST[scheme], *_random_rows(scheme, layer, stand.device)):
+                where = f"{case}, {rows.shape[0]} rows"
+                error = _error(scheme, layer, bias, rows, is_gpu=stand.is_gpu)
+                if not error <= 1.0:  # a NaN too
+                    raise CheckFailed(
+                        "a product", where=where, expected="within its rounding", found=f"{error:.2f} of it"
+                    )
+                worst[scheme] = max(worst.get(scheme, 0.0), error)
+                num_products += 1
+            if bias is None:
+                _check_one_hot(scheme, layer, case, exact_rows)
+    return {"products": num_products} | {f"{name}_error_over_bound": round(worst[name], 3) for name in worst}
+
+
+def _layers(scheme: str, device: str) -> Iterator[tuple[str, PackedLinear, torch.Tensor | None]]:
+    for dtype in _DTYPES:
+        for number, shape in enumerate(_SHAPES):
+            for group_size in _GROUP_SIZES if scheme == "int4" and dtype == torch.bfloat16 else (128,):
+                made = cuda_schemes(DrafterSettings.model_validate({"group_size": group_size}))[scheme]
+                weight = (hashed(shape, number) * 2.0**-9).to(dtype).to(device)
+                bias = (hashed(shape[:1], 9) * 2.0**-6).to(dtype).to(device) if number else None
+                yield f"{scheme} {group_size} {dtype} {shape[0]} x {shape[1]}", made.pack(weight, bias), bias
+
+
+def _random_rows(scheme: str, layer: PackedLinear, device: str) -> Iterator[torch.Tensor]:
+    for num_rows in _NUM_ROWS:
+        rows = (hashed((num_rows, layer.in_features), 20 + num_rows) % 31 - 15).to(layer.dtype).to(device)
+        rows[:, 7] = _LARGEST[scheme]
+        yield rows
+
+
+def _check_one_hot(scheme: str, layer: PackedLinear, case: str, rows: torch.Tensor) -> None:
+    """int4: equal. 8 bits: the kernel rounds the product of a scale and an integer once more."""
+    if scheme != "int4":
+        return
+    found, expected = layer(rows).t().float(), layer.dequantize()
+    if not torch.equal(found, expected):
+        raise CheckFailed(
+            "one-hot rows",
+            where=case,
+            expected="the dequantized weight",
+            found=f"{int((found != expected).sum())} other numbers, by up to {(found - expected).abs().max().item():g}",
+        )
+
+
+def _error(scheme: str, layer: PackedLinear, bias: torch.Tensor | None, rows: torch.Tensor, *, is_gpu: bool) -> float:
+    """The largest error of a product, over what the kernel's roundings allow at that place."""
+    dtype, weight, exact_rows = multiplied_in(layer.dtype), layer.dequantize().double(), rows.double()
+    product = exact_rows @ weight.t()
+    total = product if bias is None else product + bias.to(dtype).double()
+    magnitudes = exact_rows.abs() @ weight.abs().t()
+    # The product and, behind it, the sum with the bias are rounded; and float32 additions round.
+    bound = torch.finfo(dtype).eps * (product.abs() + total.abs()) / 2 + _SUM_ROUNDING * magnitudes
+    if is_gpu and scheme == "fp8":
+        bound += _FP8_SUM_ROUNDING * magnitudes
+    # Below the smallest normal number roundings are absolute.
+    bound += torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    return ((layer(rows).double() - total).abs() / bound).max().item()

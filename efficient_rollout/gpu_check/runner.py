@@ -1,0 +1,196 @@
+"""Run the steps, each in a process of its own with a limit of time, up to the first that fails."""
+
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficient_rollout.certificate import Machine
+from efficient_rollout.cleanup import descendants, end_processes, nothing_left_behind
+from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError
+from efficient_rollout.files import read_json
+from efficient_rollout.gpu_check.child import measured_path
+from efficient_rollout.gpu_check.plan import Step
+from efficient_rollout.gpu_check.stand import Measured
+from efficient_rollout.gpu_check.state import PassedStep, State, read_state
+
+LOCK = "lock"
+_LAST_LINES = 12
+_LINE_CHARACTERS = 300
+_TAIL_BYTES = 1 << 16
+
+
+class DiskError(EfficientRolloutError):
+    """The command's folder takes no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a step.
+
+    Attributes:
+        step: Which.
+        seconds: It took.
+        measured: What it returned; None where it failed.
+        problem: Why it failed; None where it passed.
+        is_old: It passed in an earlier run.
+        log: Its output.
+    """
+
+    step: Step
+    seconds: float
+    measured: Measured | None
+    problem: str | None
+    is_old: bool
+    log: Path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone in a folder, which is made where it is not there.
+
+    Raises:
+        ConfigError: It cannot be written to, or another check is running in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written to ({error.strerror}): choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another gpu-check is running in {folder}: wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+@contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Meanwhile, a folder that takes no more raises DiskError, with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{what} cannot be recorded in {folder}: {error.strerror}. Make room there, or choose another folder, and "
+            "run the command again: it goes on behind the last step that was recorded"
+        ) from error
+
+
+def starting_state(folder: Path, machine: Machine, say: Callable[[str], None], *, fresh: bool) -> State:
+    """What counts of an earlier run: what it proved, if on this machine.
+
+    Raises:
+        InputFileError: Its file is no such file.
+    """
+    state = None if fresh else read_state(folder)
+    if state is None:
+        return State(machine=machine)
+    differences = machine.differences(state.machine)
+    if differences:
+        say(f"starting over, {folder} is of another machine: {'; '.join(differences)}")
+        return State(machine=machine)
+    return state
+
+
+def run_steps(
+    steps: Sequence[Step],
+    folder: Path,
+    state: State,
+    command: Callable[[Step], list[str]],
+    say: Callable[[str], None],
+) -> list[Outcome]:
+    """Run what has not passed yet, up to the first that fails.
+
+    Args:
+        steps: In their order.
+        folder: Of logs, results and the state.
+        state: From `starting_state`.
+        command: What starts a step's process, which writes `measured_path` and ends with 0.
+        say: Told of each step.
+
+    Returns:
+        One of each step up to the first that failed.
+
+    Raises:
+        DiskError: The folder takes no more.
+    """
+    outcomes: list[Outcome] = []
+    with nothing_left_behind():
+        for step in steps:
+            log, passed = folder / f"{step.name}.log", state.steps.get(step.name)
+            if passed is not None:
+                say(f"{step.name}: passed before")
+                outcomes.append(_outcome(step, log, passed))
+                continue
+            say(f"{step.name}: running, for {step.limit_s:g} s at most; {log}")
+            with disk_errors(f"step {step.name}", folder):
+                outcome = _run(step, folder, log, command(step))
+                if outcome.measured is not None:
+                    state = state.followed_by(step.name, PassedStep(seconds=outcome.seconds, measured=outcome.measured))
+                    state.write(folder)
+            outcomes.append(outcome)
+            say(f"{step.name}: {'passed' if outcome.problem is None else 'FAILED'} after {outcome.seconds:.1f} s")
+            if outcome.problem is not None:
+                break
+    return outcomes
+
+
+def _outcome(step: Step, log: Path, passed: PassedStep) -> Outcome:
+    return Outcome(step=step, seconds=passed.seconds, measured=passed.measured, problem=None, is_old=True, log=log)
+
+
+def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
+    result, started = measured_path(folder, step.name), time.monotonic()
+    result.unlink(missing_ok=True)
+    with log.open("wb") as output:
+        code = _wait_for(command, output.fileno(), step.limit_s)
+    seconds = time.monotonic() - started
+    problem, measured = None, None
+    if code is None:
+        problem = f"it was ended after its limit of {step.limit_s:g} s"
+    elif code != 0:
+        problem = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
+    else:
+        try:
+            measured = read_json(result, what="a step's result")
+        except InputFileError as error:
+            problem = str(error)
+    return Outcome(step=step, seconds=seconds, measured=measured, problem=problem, is_old=False, log=log)
+
+
+def _wait_for(command: list[str], output: int, limit_s: float) -> int | None:
+    """The exit code of a process; None where its time was up. It leaves no process behind, however this ends."""
+    before = set(descendants())
+    # In a session of its own Ctrl-C in a terminal does not reach it: it is ended here, with all it started.
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end_processes(lambda: [pid for pid in descendants() if pid not in before])
+        process.poll()
+
+
+def last_lines(log: Path) -> list[str]:
+    """The end of a log, without empty lines."""
+    with log.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LAST_LINES:]
+
+
+def say(line: str) -> None:
+    """Write a line for whoever runs the command."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,137 @@
+"""Step "same-samples": an engine that drafts emits the tokens of stock vLLM, and a perfect drafter is believed."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficient_rollout.gpu_check.answers import (
+    Answer,
+    Question,
+    ask,
+    compare,
+    drafted_and_accepted,
+    questions,
+    redrawn,
+)
+from efficient_rollout.gpu_check.policies import make_policy
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes
+
+MOST_DRAFTS = 3
+# Every number, zero among them, longer and shorter ones in a row.
+EVERY_LENGTH = (3, 0, 1, 2, 3, 3, 0, 0, 2)
+TEMPERATURES = (0.0, 1.0)
+# Of first drafts of the policy's own copy. In 16 bits it rounds otherwise than the verifier, which computes more rows
+# at once, and a draw in some twenty may be that near to a tie. A drafter that reads a wrong position is far below.
+_LEAST_ACCEPTED = {"float32": 1.0, "float16": 0.95, "bfloat16": 0.9}
+
+
+def check_same_samples(stand: Stand) -> Measured:
+    """Every architecture, one scheme each, greedy and with seeds; then a drafter that is the policy itself."""
+    schemes = runnable_schemes()
+    measured: Measured = {"tokens": 0, "ties": 0, "redrawn": 0}
+    for number, name in enumerate(stand.sizes.policies):
+        policy, scheme = make_policy(stand.folder, name, stand.sizes), schemes[number % len(schemes)]
+        plain = plain_answers(stand, policy, eager=True)
+        measured["redrawn"] += _check_noise(stand, name, plain)
+        result = check_drafting(stand, policy, scheme, plain)
+        measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
+        measured[f"{scheme}_accepted"] = result["accepted"]
+        if not number:
+            measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain)
+    return measured
+
+
+Asked = list[tuple[list[Question], list[Answer]]]
+
+
+@cache
+def plain_answers(stand: Stand, policy: Path, *, eager: bool) -> Asked:
+    """What stock vLLM answers, with its log-probabilities; asked once in a process."""
+    with stand.engine(policy, enforce_eager=eager) as engine:
+        uses_v2 = engine.llm_engine.vllm_config.use_v2_model_runner
+        require(uses_v2, "vLLM's model runner", where="a stock engine", expected="V2", found="V1")
+        return [
+            (asked, ask(engine, asked, stand.sizes.num_tokens, tells_logprobs=True))
+            for asked in (questions(stand, temperature) for temperature in TEMPERATURES)
+        ]
+
+
+def check_drafting(
+    stand: Stand,
+    policy: Path,
+    scheme: str,
+    plain: Asked,
+    *,
+    eager: bool = True,
+    look_at: Callable[[Any], None] = lambda _: None,
+) -> Measured:
+    """Compare an engine that drafts, another number at every tick, with what stock vLLM answered.
+
+    Args:
+        stand: Where.
+        policy: Its folder.
+        scheme: Of the drafter.
+        plain: From `plain_answers`.
+        eager: Whether the engine has no graphs.
+        look_at: Is shown the engine.
+
+    Returns:
+        Tokens compared, ties among them, and shares of drafts accepted: of all, and of first ones.
+
+    Raises:
+        CheckFailed: A token is another, or nothing was drafted.
+    """
+    with stand.engine(policy, drafting(scheme, MOST_DRAFTS), enforce_eager=eager) as engine:
+        look_at(engine)
+        drafted_and_accepted(engine)
+        results = [
+            compare(
+                stand,
+                f"{policy.name}, {scheme}, {'eager' if eager else 'graphs'}",
+                asked,
+                expected,
+                ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH),
+            )
+            for asked, expected in plain
+        ]
+        drafted, accepted = drafted_and_accepted(engine)
+    require(len(drafted) == MOST_DRAFTS, "verified drafts", where=policy.name, expected=MOST_DRAFTS, found=drafted)
+    return {
+        "tokens": sum(result["tokens"] for result in results),
+        "ties": sum(result["ties"] for result in results),
+        "accepted": round(sum(accepted) / sum(drafted), 3),
+        "accepted_first": round(accepted[0] / drafted[0], 4),
+    }
+
+
+def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = True) -> float:
+    """As `check_drafting`, with the policy itself as the drafter: its first drafts are accepted, and their share."""
+    accepted: float = check_drafting(stand, policy, "unquantized", plain, eager=eager)["accepted_first"]
+    least = _LEAST_ACCEPTED[stand.dtype]
+    require(
+        accepted >= least,
+        "accepted first drafts of an unquantized drafter",
+        where=f"{policy.name}, {'eager' if eager else 'graphs'}",
+        expected=f"{least} or more",
+        found=accepted,
+    )
+    return accepted
+
+
+def _check_noise(stand: Stand, name: str, plain: Asked) -> int:
+    """Noise belongs to a seed and a position: stock's tokens come again of its log-probabilities alone."""
+    count = 0
+    for asked, answers in plain:
+        for question, answer in zip(asked, answers, strict=True):
+            assert answer.logprobs is not None
+            if question.temperature == 0.0:
+                continue
+            found = redrawn(stand, question, answer.logprobs, range(len(answer.tokens)))
+            # A row whose best two scores float32 cannot tell apart is drawn either way.
+            differ = int((torch.tensor(found) != torch.tensor(answer.tokens)).sum())
+            require(differ <= 1, "tokens drawn again", where=name, expected=answer.tokens, found=found)
+            count += len(found)
+    return count

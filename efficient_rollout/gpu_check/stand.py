@@ -1,0 +1,196 @@
+"""Where a step of the check runs: a device, a folder, sizes, and how engines are started there.
+
+A step is a function of a stand, whatever its device: the functions that run on a GPU are those that tests run on a CPU.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+
+SCHEDULER = "efficient_rollout.gpu_check.scripted.ScriptedScheduler"
+# What a step measured, for the report; JSON types.
+Measured = dict[str, Any]
+
+
+class CheckFailed(Exception):
+    """A step found something else than it must.
+
+    Args:
+        what: Was compared.
+        where: Of what: a case, a layer, a request.
+        expected: What had to be there.
+        found: What was.
+    """
+
+    def __init__(self, what: str, *, where: str, expected: Any, found: Any) -> None:
+        super().__init__(f"{what} ({where}): expected {expected}, found {found}")
+
+
+def require(holds: bool, what: str, *, where: str, expected: Any, found: Any) -> None:
+    """Raise CheckFailed where something does not hold."""
+    if not holds:
+        raise CheckFailed(what, where=where, expected=expected, found=found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much a step does.
+
+    Attributes:
+        hidden_size: Of the policies that are made for it; with `head_dim` and four heads.
+        head_dim: Of an attention head.
+        num_layers: Of those policies.
+        vocabulary: Words of those policies.
+        policies: Architectures that are compared, names of `policies.POLICIES`.
+        most_schemes: Of those that can run, so many have engines of their own where each needs one.
+        num_requests: Requests of a comparison.
+        num_tokens: Tokens of each response of a comparison.
+        max_num_seqs: Requests that run at once.
+        num_samples: Samples of a test of distributions.
+        large_weight: [outputs, inputs] of the largest weight that is quantized.
+        limit_bytes: Memory of an engine's KV cache.
+    """
+
+    hidden_size: int = 256
+    head_dim: int = 64
+    num_layers: int = 2
+    vocabulary: int = 128
+    policies: tuple[str, ...] = ("qwen3", "qwen2-tied", "llama")
+    most_schemes: int = 3
+    num_requests: int = 8
+    num_tokens: int = 48
+    max_num_seqs: int = 64
+    num_samples: int = 8192
+    # More than 2**31 weights.
+    large_weight: tuple[int, int] = (152064, 16384)
+    limit_bytes: int = 1 << 28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stand:
+    """Where a step runs.
+
+    Attributes:
+        device: "cuda", or "cpu", where Triton's interpreter runs the kernels.
+        folder: For files that a step makes.
+        dtype: Of the policies, as vLLM names it.
+        sizes: How much to do.
+        worker: Dotted path of the worker class of engines that draft.
+        start: `vllm.LLM`, or what stands for it.
+        operators: Where the compiled operators of vLLM are.
+        latency_shapes: Names of the shapes whose latencies are measured.
+    """
+
+    device: str
+    folder: Path
+    dtype: str
+    sizes: Sizes
+    worker: str
+    start: Callable[..., Any]
+    operators: Any = None
+    latency_shapes: tuple[str, ...] = ()
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there are CUDA graphs, and memory to be told apart."""
+        return self.device == "cuda"
+
+    @contextmanager
+    def engine(self, policy: Path, settings: Settings | None = None, **options: Any) -> Iterator[Any]:
+        """An engine in this process, ended when the block ends.
+
+        Args:
+            policy: Its folder.
+            settings: It drafts as they say, and as requests ask the scripted scheduler; None: stock vLLM.
+            options: vLLM's, in the place of the check's own.
+        """
+        engine = self.start(**self._arguments(policy, settings, options))
+        try:
+            yield engine
+        finally:
+            engine.llm_engine.engine_core.shutdown()
+            del engine
+            end_engine()
+
+    def _arguments(self, policy: Path, settings: Settings | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        from efficient_rollout.vllm_plugin.engine_args import drafting_args
+
+        arguments: dict[str, Any] = {
+            "model": str(policy),
+            "dtype": self.dtype,
+            "skip_tokenizer_init": True,
+            "enforce_eager": True,
+            "max_model_len": 256,
+            "max_num_seqs": self.sizes.max_num_seqs,
+            "max_num_batched_tokens": 2048,
+            "enable_prefix_caching": False,
+            "disable_log_stats": True,
+            "max_logprobs": -1,
+            "kv_cache_memory_bytes": self.sizes.limit_bytes,
+            "seed": 0,
+        }
+        if self.is_gpu:
+            # Checked at an engine's start, when the one before it may still hold some.
+            arguments["gpu_memory_utilization"] = 0.5
+        if settings is not None:
+            arguments |= {"worker_cls": self.worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
+            arguments |= drafting_args(str(policy), settings) | {"scheduler_cls": SCHEDULER}
+        return arguments | dict(options)
+
+    def free_bytes(self) -> int | None:
+        """Memory of the GPU that nothing uses; None where there is no GPU."""
+        if not self.is_gpu:
+            return None
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info()[0])
+
+
+def end_engine() -> None:
+    """Give back what an engine that was shut down held in this process."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+
+
+def worker_of(engine: Any) -> Any:
+    """The worker of an engine in this process."""
+    return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def drafting(scheme: str, max_draft_tokens: int, *, group_size: int = 128) -> Settings:
+    """Settings of an engine whose scheduler is scripted."""
+    return Settings.parse(
+        {
+            "drafter": {"scheme": scheme, "group_size": group_size},
+            "controller": {"rule": "always", "max_draft_tokens": max_draft_tokens},
+        }
+    )
+
+
+def available_schemes() -> dict[str, str | None]:
+    """The schemes that quantize -> what each lacks here; None where it can run."""
+    from efficient_rollout.config import DrafterSettings
+    from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+
+    schemes = cuda_schemes(DrafterSettings(group_size=128))
+    return {name: scheme.missing() for name, scheme in schemes.items() if scheme.layer is not None}
+
+
+def runnable_schemes() -> list[str]:
+    """The schemes that quantize, and can run here.
+
+    Raises:
+        CheckFailed: There is none.
+    """
+    schemes = available_schemes()
+    found = [name for name, missing in schemes.items() if missing is None]
+    require(bool(found), "schemes that can run", where="this GPU", expected="one or more", found=schemes)
+    return found

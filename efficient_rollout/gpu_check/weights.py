@@ -1,0 +1,92 @@
+"""Weights that are the same numbers on every machine, exact in every dtype: from integer hashes, not a generator."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_MASK = 0xFFFFFFFF
+_LARGEST = 127  # seven bits: bfloat16 holds eight
+# Rows of a weight that is hard to quantize, by their number modulo 16: a power of two of each.
+_EXPONENTS = {1: -24, 4: -14, 6: -6}  # -24: subnormal numbers of float16
+_USUAL_EXPONENT = -9
+# A device's own: its number of multiprocessors decides their size.
+_LOCKS = "_locks"
+
+
+def hashed(shape: tuple[int, ...], salt: int) -> torch.Tensor:
+    """Integers from -127 to 127, evenly spread, int64 on the CPU.
+
+    Args:
+        shape: Of the result.
+        salt: Another one, other numbers; below 2**16.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    bits = (torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 0x9E3779B1 + 1) & _MASK
+    for _ in range(2):
+        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & _MASK
+    return ((bits ^ (bits >> 16)) % (2 * _LARGEST + 1) - _LARGEST).reshape(shape)
+
+
+def hard_weight(shape: tuple[int, int], dtype: torch.dtype, device: str, salt: int = 0) -> torch.Tensor:
+    """A weight [outputs, inputs] on a lattice, with rows that are odd: tiny, one-sided, zero, even, with an outlier."""
+    integers = hashed(shape, salt)
+    kind = torch.arange(shape[0]) % 16
+    integers[kind == 2] = integers[kind == 2].abs() + 1
+    integers[kind == 3] = 0
+    integers[kind == 5] = 5
+    weight = integers.double() * 2.0**_USUAL_EXPONENT
+    for number, exponent in _EXPONENTS.items():
+        weight[kind == number] = integers[kind == number].double() * 2.0**exponent
+    weight[kind == 7, 1] = 96.0
+    return weight.to(dtype).to(device)
+
+
+def tensors_of(layer: Any) -> dict[str, torch.Tensor]:
+    """Every tensor that a packed layer holds, by name, those of layers inside it too."""
+    found = {}
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif dataclasses.is_dataclass(value):
+            parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            found |= {f"{name}.{key}": part for key, part in parts.items() if isinstance(part, torch.Tensor)}
+        elif hasattr(value, "requantize"):
+            found |= {f"{name}.{key}": tensor for key, tensor in tensors_of(value).items()}
+    return found
+
+
+def packed_of(layer: Any) -> dict[str, torch.Tensor]:
+    """Of `tensors_of`, what a weight decides; 8-bit floats as their bits, which compare on every device."""
+    found = {name: tensor for name, tensor in tensors_of(layer).items() if not name.endswith(_LOCKS)}
+    return {
+        name: tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+        for name, tensor in found.items()
+    }
+
+
+def digest(layer: Any) -> str:
+    """SHA-256 of everything a packed layer holds but what belongs to the device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(packed_of(layer).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digests_of(layers: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each packed layer, by name."""
+    return {name: digest(layer) for name, layer in layers.items()}
+
+
+def addresses_of(layers: Mapping[str, Any]) -> dict[str, int]:
+    """Where every tensor of packed layers lies, by name."""
+    return {
+        f"{name}.{key}": tensor.data_ptr()
+        for name, layer in layers.items()
+        for key, tensor in tensors_of(layer).items()
+    }
