@@ -17,8 +17,8 @@ from efficient_rollout.files import read_text, written_whole
 from efficient_rollout.provenance import package_versions
 
 COMMAND = "efficient-rollout gpu-check"
-# What runs on a GPU.
-_SOURCES = ("drafter/cuda", "vllm_plugin/v2")
+# What an engine on a GPU runs of this package, and what checked it.
+_SOURCES = ("drafter", "vllm_plugin", "gpu_check")
 _DIGITS = 16
 
 
@@ -30,7 +30,7 @@ class Machine(BaseModel):
         capability: Of its instructions, such as "9.0".
         driver: Version.
         packages: Versions of vLLM, torch, Triton and this package.
-        sources: Digest of this package's files that run on a GPU.
+        sources: Digest of this package's files that an engine runs, and of the check's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,7 +88,7 @@ class Certificate(BaseModel):
 
 
 def sources_digest() -> str:
-    """Of this package's files that run on a GPU: another file, another certificate."""
+    """Of those files: another file, another certificate."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(path for folder in _SOURCES for path in (package / folder).rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())

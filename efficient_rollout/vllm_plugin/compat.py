@@ -1,7 +1,6 @@
 """What this package needs of vLLM and of the policy, checked before any minute is spent."""
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from packaging.version import Version
@@ -20,9 +19,6 @@ from efficient_rollout.provenance import package_versions
 from efficient_rollout.rule_table import RULES_WITH_PROFILE
 from efficient_rollout.upstream import check_symbols, check_version
 from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ SMALLEST = Sizes(
     hidden_size=128, head_dim=32, num_layers=1, vocabulary=96, most_schemes=1, num_requests=2, num_tokens=6,
     max_num_seqs=16, num_samples=12, large_weight=(256, 128), limit_bytes=1 << 24,
 )  # fmt: skip
-MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=3, num_tokens=12, num_samples=256)
+MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=3, num_tokens=12, num_samples=64)
 
 
 # With the schemas of a CUDA build's operators: a CPU has none. They are there as long as this object is.

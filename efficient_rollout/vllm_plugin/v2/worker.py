@@ -1,5 +1,6 @@
 """What an engine's worker adds to vLLM's V2 model runner, on whichever device."""
 
+import logging
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.vllm_plugin.reporting_worker import ReportingWorker
 from efficient_rollout.vllm_plugin.tapped_target import TappedTargetConfig
+from efficient_rollout.vllm_plugin.v2.graphs import capture_limit
 from efficient_rollout.vllm_plugin.v2.speculator import SelfDraftSpeculator
 from efficient_rollout.vllm_plugin.v2.verifier import SharedNoiseVerifier
 from efficient_rollout.vllm_plugin.v2.weight_sync import InPlaceWeightSync
+
+logger = logging.getLogger(__name__)
 
 _LOST = "the engine was put to sleep without its weights; the next weight sync brings the drafter's back too"
 _LEVEL_THAT_DISCARDS = 2
@@ -74,6 +78,20 @@ class V2Worker(ReportingWorker):
         super().initialize_from_config(kv_cache_config)
         if self.self_drafter is not None:
             self.self_drafter.start_writing()
+            self._tell_of_batches_without_a_graph()
+
+    def _tell_of_batches_without_a_graph(self) -> None:
+        most = self.vllm_config.compilation_config.max_cudagraph_capture_size
+        wanted = capture_limit(
+            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
+        )
+        if most and wanted is not None and wanted > most:
+            logger.warning(
+                "batches that verify more than %d tokens run without a CUDA graph; max_cudagraph_capture_size=%d in "
+                "compilation_config gives all of them one, for memory and time to capture",
+                most,
+                wanted,
+            )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Stock, with the scheduler's statistics taken in, and its decision.
