@@ -75,14 +75,19 @@ def check_certificate(settings: Settings) -> None:
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
-        name, version = installed_vllm()
-        if Version(version) < Version(FIRST_ON_GPUS):
-            raise UnsupportedVersionError(
-                f"{name} {version} has no model runner that can draft on a GPU: pip install '{name}>={FIRST_ON_GPUS}'"
-            )
+        check_version_on_gpus()
         from efficient_rollout.vllm_plugin.v2.machine import this_machine
 
         require_certificate(this_machine(), settings.gpu_certificate)
+
+
+def check_version_on_gpus() -> None:
+    """Raise UnsupportedVersionError where the installed vLLM is too old for drafting on a GPU."""
+    name, version = installed_vllm()
+    if Version(version) < Version(FIRST_ON_GPUS):
+        raise UnsupportedVersionError(
+            f"{name} {version} has no model runner that can draft on a GPU: pip install '{name}>={FIRST_ON_GPUS}'"
+        )
 
 
 def device_type() -> str:

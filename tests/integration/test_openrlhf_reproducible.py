@@ -14,6 +14,7 @@ from efficient_rollout.metrics import names
 
 pytestmark = [
     pytest.mark.openrlhf,
+    pytest.mark.slow,
     pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2"),
 ]
 

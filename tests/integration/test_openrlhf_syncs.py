@@ -44,6 +44,7 @@ def test_asynchronous_training_with_partial_rollouts_and_an_agent(async_run):
     assert any(record["turns"] > 1 for record in records)
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_sync_that_was_left_out(tmp_path):
     run = train(tmp_path, command=[openrlhf_unsynced.__file__], num_prompts=16)
     assert run.steps[1][names.PROBABILITY_DIFFERENCE] <= MAX_PROBABILITY_DIFFERENCE

@@ -39,8 +39,9 @@ LAYOUTS = {
         2,
     ),
 }
-# What is left of it besides tensor parallel engines is in test_verl_training.py.
-RARE = ("tensor-parallel-ppo",)
+# What is left of the first besides tensor parallel engines is in test_verl_training.py, and of the second in
+# test_data_parallel.py.
+RARE = ("tensor-parallel-ppo", "data-parallel")
 
 
 @pytest.fixture(scope="module", autouse=True)
