@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from efficient_rollout.gpu_check.scripted import PATTERN
+from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand
 
 # Two engines' log-probabilities of one token may differ by this much, and a tie by twice that falls either way. Passes
@@ -86,7 +86,7 @@ def ask(
     ]
     prompts = [{"prompt_token_ids": list(question.prompt)} for question in asked]
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
-    _drain(engine)
+    drain(engine)
     responses = [output.outputs[0] for output in outputs]
     return [Answer(list(r.token_ids), _table(r.logprobs) if tells_logprobs else None) for r in responses]
 
@@ -95,7 +95,7 @@ def _table(logprobs: Any) -> torch.Tensor:
     return torch.tensor([[at[token].logprob for token in range(len(at))] for at in logprobs])
 
 
-def _drain(engine: Any) -> None:
+def drain(engine: Any) -> None:
     """Run the engine's last, empty tick, which brings its statistics to the worker."""
     core = engine.llm_engine.engine_core.engine_core
     while core.scheduler.has_requests() or core.batch_queue:

@@ -14,12 +14,12 @@ import torch
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.scheme import FLOAT_DTYPES
 from efficient_rollout.files import read_json, write_json
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
 from efficient_rollout.gpu_check.weights import addresses_of, digest, hard_weight, hashed, packed_of
 
 GOLDENS = Path(__file__).with_name("goldens.json")
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Whole tiles of Marlin's, parts of one, one output, several groups; 200 inputs are padded.
 _SHAPES = ((64, 128), (100, 256), (1, 128), (80, 200))
 _GROUP_SIZES = (128, 64, 32)
@@ -65,7 +65,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every combination that is compared."""
-    for dtype in _DTYPES:
+    for dtype in FLOAT_DTYPES:
         for number, shape in enumerate(_SHAPES):
             for group_size in _GROUP_SIZES if dtype == torch.bfloat16 else (128,):
                 yield Case("int4", group_size, dtype, shape, has_bias=number % 2 == 1)

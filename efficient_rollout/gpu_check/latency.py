@@ -9,10 +9,10 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.cost_model.speedup import expected_tokens, speedup
 from efficient_rollout.gpu_check.answers import Question, ask
 from efficient_rollout.gpu_check.policies import make_shape
-from efficient_rollout.gpu_check.scripted import PATTERN
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, runnable_schemes, worker_of
 
 _ACCEPTANCES = (0.7, 0.8, 0.9)

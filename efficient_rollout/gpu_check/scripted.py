@@ -2,12 +2,8 @@
 
 from typing import Any
 
-from efficient_rollout.controller.rule import Unlearning
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.vllm_plugin.v2.scheduler import AsyncEfficientScheduler
-
-# Key of a request's `extra_args`: a list; tick i drafts entry i, cyclically. The oldest running request decides.
-PATTERN = "draft_tokens_per_tick"
 
 
 class ScriptedScheduler(AsyncEfficientScheduler):
@@ -15,7 +11,7 @@ class ScriptedScheduler(AsyncEfficientScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._script = _Script()
+        self._script = Script()
         self._book.rule = self._script
 
     def decide(self, num_scheduled_requests: int) -> int:
@@ -27,14 +23,3 @@ class ScriptedScheduler(AsyncEfficientScheduler):
             wanted = (parameters and parameters.extra_args) or {}
             self._script.pattern = wanted.get(PATTERN, [0])
         return super().decide(num_scheduled_requests)
-
-
-class _Script(Unlearning):
-    def __init__(self) -> None:
-        self.pattern: list[int] = [0]
-        self._num_decided = 0
-
-    def decide(self, state: DecodeState) -> Decision:
-        self._num_decided += 1
-        wanted = self.pattern[self._num_decided % len(self.pattern)]
-        return Decision(min(wanted, state.max_draft_tokens), "scripted")

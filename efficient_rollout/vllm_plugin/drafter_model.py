@@ -13,7 +13,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.errors import UnsupportedModelError
+from efficient_rollout.errors import SchemeUnavailableError, UnsupportedModelError
 from efficient_rollout.vllm_plugin.graph_cache import packed_facts, with_graph_of
 from efficient_rollout.vllm_plugin.tapped_target import HollowDrafterConfig, PackedMethod, packed_twin
 
@@ -47,8 +47,11 @@ def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: Pac
         packed: Packed weights, which the policy's layers lead to.
 
     Raises:
+        SchemeUnavailableError: A layer of the policy could not be quantized.
         UnsupportedModelError: The attention layers cannot be told apart or paired with the policy's.
     """
+    if packed.fault is not None:
+        raise SchemeUnavailableError(f"the drafter cannot be built: {packed.fault}")
     graph = with_graph_of(draft_config, "drafter", packed_facts(packed))
     config = replace(draft_config, quant_config=HollowDrafterConfig(), additional_config=graph)
     with (

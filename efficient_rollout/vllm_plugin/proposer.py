@@ -1,6 +1,5 @@
 """Draft with the quantized self, on the policy's own KV cache."""
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,17 +15,15 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.vllm_plugin.draft_attention import DraftAttention
 from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow, DraftPlan, drafts_left
 from efficient_rollout.vllm_plugin.draft_sampling import DraftSampler
 from efficient_rollout.vllm_plugin.drafter_model import build_drafter
+from efficient_rollout.vllm_plugin.drafter_switch import DrafterSwitch
 from efficient_rollout.vllm_plugin.link_report import LinkReport, link_report
 from efficient_rollout.vllm_plugin.logits_processors import can_look_ahead
 from efficient_rollout.vllm_plugin.noise_sampler import NoiseSampler
-from efficient_rollout.vllm_plugin.ranks import DrafterFault, Ranks
-
-logger = logging.getLogger(__name__)
+from efficient_rollout.vllm_plugin.ranks import Ranks
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
@@ -36,7 +33,7 @@ def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor 
     return num_computed if num_rejected is None else num_computed - num_rejected[:num_requests]
 
 
-class SelfDraftProposer(DraftModelProposer):
+class SelfDraftProposer(DrafterSwitch, DraftModelProposer):
     """The `draft_model` method with the policy as its own draft model.
 
     Two things differ from stock. The attention layers are aliases of the policy's, so there is no second KV
@@ -65,8 +62,6 @@ class SelfDraftProposer(DraftModelProposer):
         self.chain_length = 0
         self._useful: list[int] = []
         self.draft_seconds = 0.0
-        self.num_faults = 0
-        self.fault: str | None = None
         self.links: LinkReport | None = None
         self._ranks = Ranks(packed)
         # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
@@ -75,8 +70,6 @@ class SelfDraftProposer(DraftModelProposer):
 
     def _get_model(self) -> torch.nn.Module:
         target = self.runner.get_model()
-        if self.packed.fault is not None:
-            raise SchemeUnavailableError(f"the drafter cannot be built: {self.packed.fault}")
         drafter = build_drafter(self._create_draft_vllm_config(), target, self.packed)
         self._twins = drafter.twins
         self.links = link_report(drafter.model)
@@ -149,7 +142,7 @@ class SelfDraftProposer(DraftModelProposer):
                 num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
-            self.turn_off(str(error) if isinstance(error, DrafterFault) else f"{type(error).__name__}: {error}")
+            self.turn_off_for(error)
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
@@ -160,12 +153,6 @@ class SelfDraftProposer(DraftModelProposer):
         """The last chain's drafts, each request's cut to those it can use."""
         cut = [tokens[:most] for tokens, most in zip(drafts.draft_token_ids, self._useful, strict=True)]
         return DraftTokenIds(drafts.req_ids, cut)
-
-    def turn_off(self, fault: str) -> None:
-        """Stop drafting in this engine, loudly. The engine goes on; no sample is lost or changed."""
-        self.fault = fault
-        self.num_faults += 1
-        logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
 
     def forget_counts(self) -> None:
         """Count from here on."""

@@ -9,6 +9,7 @@ from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.vllm_plugin.engine_args import drafting_args
 from efficient_rollout.vllm_plugin.v2.worker import V2Worker
 
 # The interpreter cannot run stock's kernel for these two; a CPU without Triton has stock's other way.
@@ -31,13 +32,8 @@ def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool 
     if settings is not None:
         options = {
             "worker_cls": f"{__name__}.InterpretedWorker",
-            "scheduler_cls": "efficient_rollout.vllm_plugin.v2.scheduler.AsyncEfficientScheduler",
             "additional_config": {CONFIG_KEY: settings.to_dict()},
-            "speculative_config": {
-                "method": "draft_model",
-                "model": policy,
-                "num_speculative_tokens": settings.controller.max_draft_tokens,
-            },
+            **drafting_args(policy, settings),
         } | options
     with _scheduling(asynchronous=asynchronous):
         return LLM(

@@ -15,6 +15,7 @@ from vllm.compilation.counter import compilation_counter
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.vllm_plugin import verifier
@@ -25,7 +26,6 @@ from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
 from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
 from efficient_rollout.vllm_plugin.worker import CpuWorker
 
-PATTERN = "draft_tokens_per_tick"
 _EMITTED = verifier._emitted
 
 

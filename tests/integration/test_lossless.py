@@ -2,7 +2,6 @@
 
 import engine_support
 import pytest
-from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from lossless_support import (
     DRAFTERS,
     FALSE_ALARM_RATE,
@@ -25,6 +24,7 @@ from lossless_support import (
 from scripted_engine import PATTERN
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
+from efficient_rollout.gpu_check.exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine

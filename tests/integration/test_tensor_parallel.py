@@ -8,7 +8,6 @@ import time
 import engine_support
 import psutil
 import pytest
-from exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from lossless_support import (
     COARSEST,
     FALSE_ALARM_RATE,
@@ -26,6 +25,7 @@ from lossless_support import (
 )
 from scripted_engine import PATTERN
 
+from efficient_rollout.gpu_check.exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = [pytest.mark.engine, pytest.mark.several_cores]

@@ -17,6 +17,9 @@ import transformers
 from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
+from efficient_rollout.gpu_check.answers import drain
+from efficient_rollout.gpu_check.stand import worker_of
+from efficient_rollout.gpu_check.weights import addresses_of
 from efficient_rollout.vllm_plugin import engine_args
 from efficient_rollout.vllm_plugin.v2.scheduler import AsyncEfficientScheduler
 
@@ -112,21 +115,10 @@ def sampled(engine, seeds=True, **condition):
     ]
 
 
-def drain(engine):
-    """The engine's last, empty tick, which brings its statistics to the worker."""
-    core = engine.llm_engine.engine_core.engine_core
-    while core.scheduler.has_requests() or core.batch_queue:
-        core.step_fn()
-
-
 def assert_same(ours, stock):
     assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in stock]
     for (_, our), (_, their) in zip(ours, stock, strict=True):
         assert our == pytest.approx(their, abs=1e-4)
-
-
-def worker_of(engine):
-    return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
 @pytest.fixture(scope="module")
@@ -200,20 +192,16 @@ def test_a_weight_sync_reaches_policy_and_drafter_in_place(engine, stock, polici
     version = worker.weights_version
     buffers = [tensor.data_ptr() for tensor in worker.model_runner.get_model().parameters()]
     packs = {name: layer.dequantize() for name, layer in worker.self_drafter.packed.layers.items()}
-    addresses = {name: pointers(layer) for name, layer in worker.self_drafter.packed.layers.items()}
+    addresses = addresses_of(worker.self_drafter.packed.layers)
     engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["other"]})
     assert worker.weights_version == version + 1
     assert [tensor.data_ptr() for tensor in worker.model_runner.get_model().parameters()] == buffers
-    assert {name: pointers(layer) for name, layer in worker.self_drafter.packed.layers.items()} == addresses
+    assert addresses_of(worker.self_drafter.packed.layers) == addresses
     assert all(not torch.equal(layer.dequantize(), packs[n]) for n, layer in worker.self_drafter.packed.layers.items())
     assert_same(sampled(engine), stock("other", "temperature-1"))
     (stats,) = engine.collective_rpc("take_rollout_stats")
     assert sum(stats["accepted_per_position"]) > 0.5 * sum(stats["drafted_per_position"])
     assert stats["num_weight_syncs"] == 1
-
-
-def pointers(layer):
-    return [value.data_ptr() for value in vars(layer).values() if isinstance(value, torch.Tensor)]
 
 
 def test_what_a_sleep_discards_is_not_drafted_with_before_the_next_sync(engine, stock, policies):

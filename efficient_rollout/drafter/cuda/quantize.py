@@ -11,6 +11,7 @@ import triton.language as tl
 
 from efficient_rollout.drafter.cuda.layout import TILE_OUTPUTS, MarlinPack
 from efficient_rollout.drafter.cuda.products import LARGEST_FP8, LARGEST_INT8
+from efficient_rollout.drafter.scheme import FLOAT_DTYPES
 
 # With fewer warps the int4 kernel needs so many registers that hardly two programs share a multiprocessor.
 INT4_WARPS, CHANNEL_WARPS = 8, 4
@@ -18,7 +19,6 @@ INT4_WARPS, CHANNEL_WARPS = 8, 4
 CHANNEL_TILE, INTERPRETED_CHANNEL_TILE = (1, 1024), (64, 256)
 # Adding and subtracting it rounds a float32 below 2**22 to an integer, ties to even.
 _ROUND = tl.constexpr(12582912.0)
-_FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @triton.jit
@@ -196,7 +196,7 @@ def quantize_channels(weight: torch.Tensor, values: torch.Tensor, scales: torch.
 
 
 def _require_weight(weight: torch.Tensor, shape: tuple[int, int], device: torch.device) -> None:
-    if weight.shape != shape or weight.dtype not in _FLOAT_DTYPES:
+    if weight.shape != shape or weight.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"the buffers are for a bfloat16, float16 or float32 weight {list(shape)}, got {weight.dtype} "
             f"{list(weight.shape)}: make others"

@@ -16,7 +16,12 @@ _INT4_TILE, _CHANNEL_TILE = (1, 128), (1, 16)
 
 def cuda_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
     """By name: int4, int8, fp8 and unquantized."""
-    schemes = (_int4(settings.group_size), _int8(), _fp8(), _unquantized())
+    schemes = (
+        _int4(settings.group_size),
+        _channels("int8", "Int8ChannelLinear", products.int8_missing),
+        _channels("fp8", "Fp8ChannelLinear", products.fp8_missing),
+        _unquantized(),
+    )
     return {scheme.name: scheme for scheme in schemes}
 
 
@@ -36,32 +41,18 @@ def _int4(group_size: int) -> Scheme:
     )
 
 
-def _int8() -> Scheme:
+def _channels(name: str, layer_name: str, product_missing: Callable[[], str | None]) -> Scheme:
     def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        from efficient_rollout.drafter.cuda.layers import Int8ChannelLinear
+        from efficient_rollout.drafter.cuda import layers
 
-        return Int8ChannelLinear(weight, bias)
+        made: PackedLinear = getattr(layers, layer_name)(weight, bias)
+        return made
 
     return Scheme(
-        name="int8",
-        kernel="vLLM's CUTLASS int8",
+        name=name,
+        kernel=f"vLLM's CUTLASS {name}",
         layer=layer,
-        missing=lambda: _missing(products.int8_missing),
-        tile=_CHANNEL_TILE,
-    )
-
-
-def _fp8() -> Scheme:
-    def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        from efficient_rollout.drafter.cuda.layers import Fp8ChannelLinear
-
-        return Fp8ChannelLinear(weight, bias)
-
-    return Scheme(
-        name="fp8",
-        kernel="vLLM's CUTLASS fp8",
-        layer=layer,
-        missing=lambda: _missing(products.fp8_missing),
+        missing=lambda: _missing(product_missing),
         tile=_CHANNEL_TILE,
     )
 

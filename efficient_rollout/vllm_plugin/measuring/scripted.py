@@ -14,8 +14,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.registry import make_rule
-from efficient_rollout.controller.rule import Never, Rule, Unlearning
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Never, Rule
+from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.vllm_plugin.engine_args import settings_of
@@ -25,8 +25,7 @@ from efficient_rollout.vllm_plugin.worker import CpuWorker
 
 SCHEDULER = "efficient_rollout.vllm_plugin.measuring.scripted.ScriptedScheduler"
 WORKER = "efficient_rollout.vllm_plugin.measuring.scripted.RecordingWorker"
-# Keys of a request's `extra_args`. The oldest running request decides for the batch.
-PATTERN = "draft_tokens_per_tick"  # list: tick i drafts entry i, cyclically
+# Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
 RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
 PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever is in it
 _TICK_ATTRIBUTE = "efficient_rollout_tick"
@@ -62,7 +61,7 @@ class ScriptedScheduler(EfficientScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings_of(self.vllm_config)
-        self._script = _Script()
+        self._script = Script()
         self._rules: dict[str, Rule] = {}
         self._run: int | None = None
         self._tick_table: TickTable | None = None
@@ -126,19 +125,6 @@ class ScriptedScheduler(EfficientScheduler):
         """Stock, between rollouts; the rule of the last one is told when its own next one starts."""
         self._book.rule = Never()
         return super().reset_prefix_cache(*args, **kwargs)
-
-
-class _Script(Unlearning):
-    """Tick i drafts entry i of a pattern, cyclically."""
-
-    def __init__(self) -> None:
-        self.pattern: list[int] = [0]
-        self._num_decided = 0
-
-    def decide(self, state: DecodeState) -> Decision:
-        self._num_decided += 1
-        wanted = self.pattern[self._num_decided % len(self.pattern)]
-        return Decision(min(wanted, state.max_draft_tokens), "scripted")
 
 
 class RecordingWorker(CpuWorker):

@@ -4,7 +4,6 @@ One captured graph is one draft step: slots, attention metadata, forward pass, d
 replays it k times, so one set of graphs serves every k.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.vllm_plugin.drafter_model import build_drafter
+from efficient_rollout.vllm_plugin.drafter_switch import DrafterSwitch
 from efficient_rollout.vllm_plugin.link_report import LinkReport, link_report
-from efficient_rollout.vllm_plugin.ranks import DrafterFault, Ranks
+from efficient_rollout.vllm_plugin.ranks import Ranks
 from efficient_rollout.vllm_plugin.v2.graphs import complete
 from efficient_rollout.vllm_plugin.v2.stopwatch import Stopwatch
 
@@ -35,10 +34,8 @@ except ImportError:  # from 0.32 on
     )
     from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
 
-logger = logging.getLogger(__name__)
 
-
-class SelfDraftSpeculator(DraftModelSpeculator):
+class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
     """In the place of the runner's speculator for `method: draft_model`, with the policy as its own draft model.
 
     The attention layers are aliases of the policy's, so there is no second KV cache, no second prefill, and nothing to
@@ -52,7 +49,6 @@ class SelfDraftSpeculator(DraftModelSpeculator):
     Attributes:
         num_drafts: Draft tokens per request to draft in the tick that runs; the worker sets it.
         chain_length: Those drafted in the last tick.
-        fault: Why the drafter is off in this engine; None while it is on.
     """
 
     def __init__(self, vllm_config: VllmConfig, runner: Any, packed: PackedWeights) -> None:
@@ -61,8 +57,6 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self._runner = runner
         self.packed = packed
         self.num_drafts = self.chain_length = 0
-        self.fault: str | None = None
-        self.num_faults = 0
         self.links: LinkReport | None = None
         self.stopwatch = Stopwatch(device)
         self._graphs: SpeculatorCudaGraphManager | None = None
@@ -81,20 +75,12 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self.stopwatch.reset()
         self.num_faults = 0
 
-    def turn_off(self, fault: str) -> None:
-        """Stop drafting in this engine, loudly. The engine goes on; no sample is lost or changed."""
-        self.fault = fault
-        self.num_faults += 1
-        logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
-
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
         """The drafter, whose attention layers name the policy's until the KV cache is bound.
 
         Raises:
             SchemeUnavailableError: A layer could not be quantized.
         """
-        if self.packed.fault is not None:
-            raise SchemeUnavailableError(f"the drafter cannot be built: {self.packed.fault}")
         parallel = replace(self.speculative_config.draft_parallel_config, rank=self.vllm_config.parallel_config.rank)
         config = replace(
             self.vllm_config, model_config=self.draft_model_config, quant_config=None, parallel_config=parallel
@@ -191,7 +177,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         except Exception as error:
             if dummy_run:
                 raise
-            self.turn_off(str(error) if isinstance(error, DrafterFault) else f"{type(error).__name__}: {error}")
+            self.turn_off_for(error)
             return drafts
         self.chain_length = self.num_drafts
         return drafts
