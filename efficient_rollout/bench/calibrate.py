@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from efficient_rollout.config import SCHEME_NAMES, Settings
 from efficient_rollout.cost_model.cli import add_calibrate_arguments, report, run_calibrate
@@ -49,7 +49,13 @@ def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentPars
 def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """How engines are started, for every command that starts some."""
     add_dtype_argument(parser)
-    parser.add_argument("--compile", action="store_true", help="engines in compiled mode instead of eager")
+    parser.add_argument("--compile", action="store_true", help="engines in compiled mode, as always on a GPU")
+    parser.add_argument("--gpu-certificate", help="of gpu-check, where it is not in the cache")
+
+
+def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Of a self-drafting engine, from `add_scheme_argument` and `add_engine_arguments`."""
+    return {"verify_kernel": args.verify_kernel, "gpu_certificate": args.gpu_certificate}
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +78,17 @@ def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParse
 def resolve_dtype(args: argparse.Namespace) -> None:
     """Put the dtype that `auto` means on this machine in its place, so that results say which it was."""
     if args.dtype == _AUTO:
-        from efficient_rollout.vllm_plugin.measuring.offline import fastest_dtype
+        from efficient_rollout.vllm_plugin.measuring.starting import fastest_dtype
 
         args.dtype = fastest_dtype()
+
+
+def resolve_engine_arguments(args: argparse.Namespace) -> None:
+    """As `resolve_dtype`, and for the mode that engines have on this machine."""
+    from efficient_rollout.vllm_plugin.compat import device_type
+
+    resolve_dtype(args)
+    args.compile = args.compile or device_type() == "cuda"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         return run_calibrate(args)
     from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, calibrate_engine
 
-    resolve_dtype(args)
+    resolve_engine_arguments(args)
     probe = ProbeSettings(
         batches=positive_integers("--batches", args.batches),
         contexts=positive_integers("--contexts", args.contexts),
@@ -96,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     )
     settings = Settings.parse(
         {
-            "verify_kernel": args.verify_kernel,
+            **engine_settings(args),
             "drafter": {"scheme": args.scheme},
             "controller": {"rule": "never", "max_draft_tokens": max(probe.lengths)},
         },

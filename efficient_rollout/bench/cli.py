@@ -12,8 +12,9 @@ from efficient_rollout.bench.calibrate import (
     add_engine_arguments,
     add_prompt_arguments,
     add_scheme_argument,
+    engine_settings,
     positive_integers,
-    resolve_dtype,
+    resolve_engine_arguments,
 )
 from efficient_rollout.bench.drafter_cli import add_drafter_parser
 from efficient_rollout.bench.kernels_cli import add_kernels_parser
@@ -112,14 +113,14 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
     controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
     if args.profile is not None:
         controller["profile"] = str(args.profile.resolve())
-    resolve_dtype(args)
+    resolve_engine_arguments(args)
     return BenchPlan(
         model=str(args.model),
         arms=arms,
         rounds=rounds,
         fixed=_fixed(args, source),
         settings=Settings.parse(
-            {"verify_kernel": args.verify_kernel, "drafter": {"scheme": args.scheme}, "controller": controller},
+            {**engine_settings(args), "drafter": {"scheme": args.scheme}, "controller": controller},
             where="the command line",
         ),
         temperature=args.temperature,

@@ -27,23 +27,23 @@ _WARM_UP_TICKS_PER_LENGTH = 3
 @contextmanager
 def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
     """Engines by arm, all alive at once; only one works at a time."""
-    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.vllm_plugin.measuring import starting
 
     engines: dict[str, Any] = {}
     try:
         for name in plan.plain_arms:
-            engines[name] = offline.start_plain(plan.model, _limits(plan, is_compiled=name == PLAIN_COMPILED))
+            engines[name] = starting.start_plain(plan.model, _limits(plan, is_compiled=name == PLAIN_COMPILED))
         for name, settings in plan.drafters.items():
             limits = _limits(plan, is_compiled=plan.is_compiled)
-            engines[name] = offline.start_self_drafting(plan.model, limits, settings)
+            engines[name] = starting.start_self_drafting(plan.model, limits, settings)
         yield engines
     finally:
         for engine in engines.values():
-            offline.stop(engine)
+            starting.stop(engine)
 
 
 def _limits(plan: DrafterPlan, *, is_compiled: bool) -> Any:
-    from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits
+    from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits
 
     longest = max(plan.longest_tokens, plan.context_tokens + plan.response_tokens, *map(len, plan.prompts))
     return EngineLimits(

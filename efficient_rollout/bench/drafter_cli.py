@@ -12,7 +12,7 @@ from efficient_rollout.bench.calibrate import (
     add_engine_arguments,
     add_prompt_arguments,
     positive_integers,
-    resolve_dtype,
+    resolve_engine_arguments,
 )
 from efficient_rollout.bench.drafter import measure, running_engines
 from efficient_rollout.bench.drafter_plan import DrafterPlan
@@ -118,13 +118,13 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
     batches = positive_integers("--batches", args.batches)
     lengths = positive_integers("--lengths", args.lengths)
     _check_numbers(args, lengths)
-    drafters = drafters_of(args.schemes, max(lengths))
+    drafters = drafters_of(args.schemes, max(lengths), args.gpu_certificate)
     config = read_policy_config(args.model)
     acceptance = _acceptance(args, config, max(lengths)) if args.acceptance else None
     if args.also_model and acceptance is None:
         raise ConfigError("--also-model is for --acceptance; add it")
     prompts, eos = _timed_prompts(args, config, max(batches))
-    resolve_dtype(args)
+    resolve_engine_arguments(args)
     plan = DrafterPlan(
         model=str(args.model),
         drafters=drafters,
@@ -161,8 +161,13 @@ def _check_numbers(args: argparse.Namespace, lengths: tuple[int, ...]) -> None:
         raise ConfigError("--rounds and --acceptance-prompts must be at least 1, --temperature 0")
 
 
-def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
-    """Settings by the arm's name, from `NAME[:SETTING=VALUE...]` separated by commas.
+def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = None) -> dict[str, Settings]:
+    """Settings by the arm's name.
+
+    Args:
+        text: `NAME[:SETTING=VALUE...]`, separated by commas.
+        max_draft_tokens: Of every arm.
+        gpu_certificate: The setting, of every arm.
 
     Raises:
         ConfigError: A scheme or a setting is unknown or malformed, or an arm repeated.
@@ -181,7 +186,8 @@ def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
         kernel = {"verify_kernel": drafter.pop("verify_kernel")} if "verify_kernel" in drafter else {}
         controller = {"rule": "never", "max_draft_tokens": max_draft_tokens}
         drafters[name] = Settings.parse(
-            {**kernel, "drafter": drafter, "controller": controller}, where="the command line"
+            {**kernel, "gpu_certificate": gpu_certificate, "drafter": drafter, "controller": controller},
+            where="the command line",
         )
     if not drafters:
         raise ConfigError("--schemes names none; give at least one, as in int8")

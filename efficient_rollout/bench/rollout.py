@@ -4,11 +4,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.bench.arms import PLAIN, Arm
 from efficient_rollout.bench.work import Request
 from efficient_rollout.config import Settings
+
+if TYPE_CHECKING:
+    from efficient_rollout.vllm_plugin.measuring.starting import Engines
 
 logger = logging.getLogger(__name__)
 
@@ -86,20 +89,23 @@ class BenchResult:
     fixed: dict[int, dict[str, list[RoundResult]]]
 
 
-def run_plan(plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None]) -> BenchResult:
+def run_plan(
+    plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None], starter: "Engines | None" = None
+) -> BenchResult:
     """Start the engines, run every round, stop the engines.
 
     Args:
         plan: What is run.
         on_result: Called after each rollout with the round's name.
+        starter: Of the engines; None: `starting.py`.
     """
-    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.vllm_plugin.measuring import starting
 
     engines: dict[str, Any] = {}
     try:
         for arm in plan.arms:
             if _engine_name(arm) not in engines:
-                engines[_engine_name(arm)] = _start(plan, arm)
+                engines[_engine_name(arm)] = _start(plan, arm, starter or starting)
         for arm in plan.arms:
             _Turn(plan, arm, engines[_engine_name(arm)], run=-1).warm_up(plan.rounds[0])
         runs = itertools.count()
@@ -110,7 +116,7 @@ def run_plan(plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None]
         }
     finally:
         for engine in engines.values():
-            offline.stop(engine)
+            starting.stop(engine)
     return BenchResult(rounds, fixed)
 
 
@@ -137,12 +143,12 @@ def _engine_name(arm: Arm) -> str:
     return arm.name if arm.engine == "ngram" else arm.engine
 
 
-def _start(plan: BenchPlan, arm: Arm) -> Any:
-    from efficient_rollout.vllm_plugin.measuring import offline
+def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
+    from efficient_rollout.vllm_plugin.measuring import starting
 
     # Every round's work runs at once, without preemption, in any engine.
     works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
-    limits = offline.EngineLimits(
+    limits = starting.EngineLimits(
         max_requests=max(map(len, works)),
         max_context_tokens=max(len(r.prompt_token_ids) + r.max_tokens for requests in works for r in requests),
         kv_cache_tokens=max(sum(len(r.prompt_token_ids) + r.max_tokens for r in requests) for requests in works),
@@ -151,11 +157,11 @@ def _start(plan: BenchPlan, arm: Arm) -> Any:
     )
     logger.info("starting the engine of arm %s", arm.name)
     if arm.engine == "ngram":
-        return offline.start_ngram(plan.model, limits, arm.num_draft_tokens)
+        return starter.start_ngram(plan.model, limits, arm.num_draft_tokens)
     if arm.engine == "self_drafting":
-        return offline.start_self_drafting(plan.model, limits, plan.settings)
+        return starter.start_self_drafting(plan.model, limits, plan.settings)
     assert arm.name == PLAIN
-    return offline.start_plain(plan.model, limits)
+    return starter.start_plain(plan.model, limits)
 
 
 @dataclass(frozen=True, slots=True)

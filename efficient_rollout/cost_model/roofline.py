@@ -48,7 +48,7 @@ class RowPadding:
         target_tile_rows: Above it, target rows are padded to a multiple; below it to a power of two (at least
             `min_target_rows`). 1 turns padding off.
         draft_tile_rows: Draft rows are padded to a multiple of it (half a tile is a tile, too). 1: off.
-        graph_padding: A draft step runs in a captured graph whose size is a multiple of k + 1.
+        graph_padding: A draft step runs in a captured graph whose size is a multiple of k + 1, as in vLLM's V1 runner.
     """
 
     target_tile_rows: int = 128
@@ -81,6 +81,8 @@ class RowPadding:
 
 
 TENSOR_CORE_TILES, NO_PADDING = RowPadding(), RowPadding(1, 1, False, 1)
+# A draft step's graph has one of its own for each number of requests.
+GRAPHS_OF_EVERY_LENGTH = RowPadding(graph_padding=False)
 
 
 def _graph_rows(batch: Array, num_draft_tokens: Array) -> Array:

@@ -23,11 +23,13 @@ class Question:
         prompt: Token ids.
         seed: Of its noise.
         temperature: 0 is greedy.
+        ends: Tokens that end an answer; without any it has all tokens that are asked for.
     """
 
     prompt: tuple[int, ...]
     seed: int
     temperature: float = 1.0
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def ask(
     drafts: Sequence[int] = (0,),
     tells_logprobs: bool = False,
 ) -> list[Answer]:
-    """Answers of so many tokens.
+    """Answers of so many tokens, at most.
 
     Args:
         engine: In this process.
@@ -77,7 +79,8 @@ def ask(
             temperature=question.temperature,
             seed=question.seed,
             max_tokens=num_tokens,
-            ignore_eos=True,
+            ignore_eos=not question.ends,
+            stop_token_ids=list(question.ends),
             detokenize=False,
             logprobs=-1 if tells_logprobs else None,
             extra_args={PATTERN: list(drafts)},

@@ -8,9 +8,9 @@ from efficient_rollout.files import write_json
 from efficient_rollout.gpu_check.plan import EXIT_FAILED, Step
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Sizes, Stand
 
-# What the step's process alone gets: engines that live in it, and nothing that asks the network.
+# What the step's process alone gets: nothing that asks the network, and, mostly, engines that live in it.
+_ENGINES_APART = "VLLM_ENABLE_V1_MULTIPROCESSING"
 VARIABLES = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
@@ -19,7 +19,8 @@ VARIABLES = {
 
 def command(step: Step, folder: Path, shapes: tuple[str, ...]) -> list[str]:
     """What starts the process of a step."""
-    variables = [f"{name}={value}" for name, value in VARIABLES.items()]
+    given = {_ENGINES_APART: str(int(step.engines_apart)), **VARIABLES}
+    variables = [f"{name}={value}" for name, value in given.items()]
     program = [sys.executable, "-m", "efficient_rollout.gpu_check.child"]
     return ["env", *variables, *program, step.name, step.function, str(folder), ",".join(shapes)]
 
@@ -42,9 +43,10 @@ def gpu_stand(folder: Path, shapes: tuple[str, ...]) -> Stand:
         dtype="bfloat16",
         sizes=Sizes(),
         worker="efficient_rollout.gpu_check.gpu_worker.UncertifiedGpuWorker",
+        recording_worker="efficient_rollout.gpu_check.gpu_worker.UncertifiedRecordingGpuWorker",
         start=LLM,
         operators=torch.ops._C,  # noqa: SLF001 - they have no other name
-        latency_shapes=shapes,
+        shapes=shapes,
     )
 
 

@@ -10,7 +10,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.gpu_check import report, runner
 from efficient_rollout.gpu_check.child import command
-from efficient_rollout.gpu_check.plan import EXIT_FAILED, LATENCY, STEPS, Step
+from efficient_rollout.gpu_check.plan import EXIT_FAILED, STEPS, Step
 from efficient_rollout.provenance import result_document
 
 SHAPE_NAMES = ("7b", "8b", "qwen3-8b", "14b")
@@ -24,8 +24,8 @@ def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     )
     parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder of logs, state and the report")
     parser.add_argument("--fresh", action="store_true", help="start over, whatever passed before in that folder")
-    parser.add_argument("--skip-latency", action="store_true", help="leave out the last step, which only measures")
-    parser.add_argument("--latency-shapes", default=_DEFAULT_SHAPES, help=f"of {', '.join(SHAPE_NAMES)}")
+    parser.add_argument("--skip-measuring", action="store_true", help="leave out the last steps, which prove nothing")
+    parser.add_argument("--shapes", default=_DEFAULT_SHAPES, help=f"of {', '.join(SHAPE_NAMES)}")
     parser.set_defaults(run=run_gpu_check)
 
 
@@ -37,8 +37,8 @@ def run_gpu_check(args: argparse.Namespace) -> int:
         nonlocal code
         from efficient_rollout.gpu_check.start import machine_to_check
 
-        shapes, folder = shape_names(args.latency_shapes), args.out.resolve()
-        steps = [step for step in STEPS if not (args.skip_latency and step.name == LATENCY)]
+        shapes, folder = shape_names(args.shapes), args.out.resolve()
+        steps = [step for step in STEPS if step.certifies or not args.skip_measuring]
         with runner.locked(folder):
             code = check(args, machine_to_check(), steps, folder, shapes)
 
@@ -75,7 +75,7 @@ def check(
 
 
 def shape_names(given: str) -> tuple[str, ...]:
-    """Names of shapes, as `--latency-shapes` gives them.
+    """Names of shapes, as `--shapes` gives them.
 
     Raises:
         ConfigError: There is none of a name.
@@ -83,5 +83,5 @@ def shape_names(given: str) -> tuple[str, ...]:
     names = tuple(filter(None, given.split(",")))
     unknown = [name for name in names if name not in SHAPE_NAMES]
     if unknown or not names:
-        raise ConfigError(f"--latency-shapes is {given!r}: give one or more of {', '.join(SHAPE_NAMES)}, with commas")
+        raise ConfigError(f"--shapes is {given!r}: give one or more of {', '.join(SHAPE_NAMES)}, with commas")
     return names

@@ -11,13 +11,15 @@ class Step:
         name: Of its log and its results.
         function: "module:function", of a stand.
         limit_s: Seconds after which it is ended, and has failed.
-        certifies: Whether drafting is refused where it fails.
+        certifies: Whether drafting is refused where it fails; the others only measure.
+        engines_apart: Whether its engines, which stand beside each other, have processes of their own.
     """
 
     name: str
     function: str
     limit_s: float
     certifies: bool = True
+    engines_apart: bool = False
 
 
 _ROOM = "efficient_rollout.gpu_check."
@@ -32,7 +34,9 @@ STEPS = (
     Step("faults", f"{_ROOM}faults:check_faults", 900),
     Step("sync", f"{_ROOM}sync:check_sync", 1200),
     Step("sleep", f"{_ROOM}sleep:check_sleep", 1200),
+    # Before the two that take its numbers: what a policy's own drafts are worth.
+    Step("acceptance", f"{_ROOM}acceptance:check_acceptance", 7200, certifies=False),
     Step("latency", f"{_ROOM}latency:check_latency", 7200, certifies=False),
+    Step("rollout", f"{_ROOM}rollout:check_rollout", 7200, certifies=False, engines_apart=True),
 )
-LATENCY = "latency"
 EXIT_FAILED = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 
-SCHEDULER = "efficient_rollout.gpu_check.scripted.ScriptedScheduler"
+SCHEDULER = "efficient_rollout.vllm_plugin.measuring.v2.AsyncScriptedScheduler"
 # What a step measured, for the report; JSON types.
 Measured = dict[str, Any]
 
@@ -52,6 +52,9 @@ class Sizes:
         num_tokens: Tokens of each response of a comparison.
         max_num_seqs: Requests that run at once.
         num_samples: Samples of a test of distributions.
+        trained_policy: Size of the embedded policy that is trained where none is cached, and what it is asked.
+        num_prompts: Of its task, each answered in so many tokens at most:
+        response_tokens: See above.
         large_weight: [outputs, inputs] of the largest weight that is quantized.
         limit_bytes: Memory of an engine's KV cache.
     """
@@ -66,6 +69,9 @@ class Sizes:
     num_tokens: int = 48
     max_num_seqs: int = 64
     num_samples: int = 8192
+    trained_policy: str = "small"
+    num_prompts: int = 256
+    response_tokens: int = 384
     # More than 2**31 weights.
     large_weight: tuple[int, int] = (152064, 16384)
     limit_bytes: int = 1 << 28
@@ -81,9 +87,10 @@ class Stand:
         dtype: Of the policies, as vLLM names it.
         sizes: How much to do.
         worker: Dotted path of the worker class of engines that draft.
+        recording_worker: The same, of engines that are measured.
         start: `vllm.LLM`, or what stands for it.
         operators: Where the compiled operators of vLLM are.
-        latency_shapes: Names of the shapes whose latencies are measured.
+        shapes: Names of the shapes that are measured.
     """
 
     device: str
@@ -91,9 +98,10 @@ class Stand:
     dtype: str
     sizes: Sizes
     worker: str
+    recording_worker: str
     start: Callable[..., Any]
     operators: Any = None
-    latency_shapes: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
 
     @property
     def is_gpu(self) -> bool:

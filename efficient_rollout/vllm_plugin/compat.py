@@ -16,7 +16,6 @@ from efficient_rollout.errors import (
     UnsupportedVersionError,
 )
 from efficient_rollout.provenance import package_versions
-from efficient_rollout.rule_table import RULES_WITH_PROFILE
 from efficient_rollout.upstream import check_symbols, check_version
 from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS
 
@@ -135,13 +134,7 @@ def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
 
 def check_gpu_settings(settings: Settings) -> None:
     """Raise ConfigError for settings that engines on a GPU do not have."""
-    controller = settings.controller
     if settings.drafter.attention_window_tokens is not None:
         raise ConfigError("drafter.attention_window_tokens is for engines on a CPU: leave it out on a GPU")
     if settings.verify_kernel == "native":
         raise ConfigError("verify_kernel=native is for engines on a CPU: leave it out on a GPU")
-    if settings.enabled and controller.rule in RULES_WITH_PROFILE and controller.profile is None:
-        raise ConfigError(
-            f"controller.rule={controller.rule} needs a latency profile, and `efficient-rollout calibrate` measures on "
-            "CPUs, so far: name one in controller.profile, or use controller.rule=batch_threshold"
-        )

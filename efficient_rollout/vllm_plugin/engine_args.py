@@ -59,13 +59,17 @@ def engine_args(
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
     check_scheme(settings)
     if is_gpu:
-        return _gpu_engine_args(model, settings, tensor_parallel_size=tensor_parallel_size)
-    bind_workers(tensor_parallel_size * data_parallel_size)
+        check_gpu_settings(settings)
+    else:
+        bind_workers(tensor_parallel_size * data_parallel_size)
     settings = with_profile(
         model, settings, dtype=dtype, is_compiled=not enforce_eager, tensor_parallel_size=tensor_parallel_size
     )
-    args: dict[str, Any] = {"worker_cls": CPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
-    return args | (_cpu_drafting_args(model, settings) if settings.enabled else {})
+    worker = GPU_WORKER if is_gpu else CPU_WORKER
+    args: dict[str, Any] = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
+    if settings.enabled:
+        args |= drafting_args(model, settings) if is_gpu else _cpu_drafting_args(model, settings)
+    return args
 
 
 def _cpu_drafting_args(model: str, settings: Settings) -> dict[str, Any]:
@@ -76,14 +80,6 @@ def _cpu_drafting_args(model: str, settings: Settings) -> dict[str, Any]:
         # Decisions are made per tick from results of the tick before: both must be in hand.
         "async_scheduling": False,
     }
-
-
-def _gpu_engine_args(model: str, settings: Settings, *, tensor_parallel_size: int) -> dict[str, Any]:
-    check_gpu_settings(settings)
-    if settings.controller.profile is not None:  # there is none to be measured
-        settings = with_profile(model, settings, tensor_parallel_size=tensor_parallel_size)
-    args: dict[str, Any] = {"worker_cls": GPU_WORKER, "additional_config": {CONFIG_KEY: settings.to_dict()}}
-    return args | (drafting_args(model, settings) if settings.enabled else {})
 
 
 def drafting_args(model: str, settings: Settings) -> dict[str, Any]:

@@ -39,12 +39,12 @@ ROOMS = {
     "verl_plugin": PURE | {"drafter", "sampling", "vllm_plugin", "tasks", "patching", "cleanup", "nodes"},
     "openrlhf_plugin": PURE | {"drafter", "sampling", "vllm_plugin", "tasks", "patching", "cleanup", "nodes"},
     "bench": PURE,
-    "gpu_check": PURE | {"drafter", "vllm_plugin", "certificate", "cleanup"},
+    "gpu_check": PURE | {"drafter", "vllm_plugin", "certificate", "cleanup", "bench", "tasks"},
     "doctor": PURE,
     "__main__": {"errors"},
 }
 # Gear that no engine of a user's may carry: a package, and who else may import it.
-MEASURING, MEASURERS = "efficient_rollout.vllm_plugin.measuring", {"bench"}
+MEASURING, MEASURERS = "efficient_rollout.vllm_plugin.measuring", {"bench", "gpu_check"}
 # Rooms that may import anything of the package inside a function.
 LAZY_ROOMS = {"__main__", "doctor", "bench", "tasks"}
 # Room -> packages of others that it may import. Some come with the upstream itself: filelock with torch, pyarrow and

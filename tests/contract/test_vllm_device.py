@@ -53,6 +53,40 @@ for settings in (Settings(), Settings(enabled=False)):
     except EfficientRolloutError as error:
         print(error)
 """
+# Of the measuring itself, a table takes the place: the machine is not there.
+MEASURED_ON_NVIDIA = """
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from efficient_rollout import certificate
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.calibration import calibrate_from_table
+from efficient_rollout.cost_model.profile import save_profile
+from efficient_rollout.cost_model.table import read_table
+from efficient_rollout.vllm_plugin import profile_cache
+from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.v2.machine import this_machine
+
+policy, table = sys.argv[1:]
+certificate.Certificate(
+    machine=this_machine(), outcome="passed", steps=("all",), failed_step=None, time="now", commit="none"
+).write(Path("certificate.json"))
+
+
+def measure(request):
+    print("measured", json.dumps(dataclasses.asdict(request)))
+    key = profile_cache.profile_key(policy, request.settings["drafter"]["scheme"])
+    save_profile(calibrate_from_table(read_table(Path(table)), key=key), Path(request.out))
+
+
+profile_cache._measure_in_own_process = measure
+settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "cost_model"}}
+settings["gpu_certificate"] = "certificate.json"
+for _ in range(2):
+    print("arguments", json.dumps(engine_args(policy, Settings.parse(settings), dtype="bfloat16")))
+"""
 UNCHECKED = "drafting has not been checked on Imaginary 100 with these versions"
 ENTRY_POINTS = "[vllm.platform_plugins]\nanother_device = another_device:activate\n"
 REFUSAL = "the installed vLLM runs on npu; engines of this package run on CPUs and on NVIDIA GPUs"
@@ -60,7 +94,7 @@ BY_HAND = """
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import UnsupportedDeviceError
 from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits, start_plain
+from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, start_plain
 
 for start in (
     lambda: engine_args("any", Settings()),
@@ -89,8 +123,9 @@ def environment_with(tmp_path: Path, platform: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+def run(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 def test_no_engine_is_started_with_drafting_or_without(other_device: dict[str, str]) -> None:
@@ -125,3 +160,29 @@ def test_a_gpu_without_a_certificate_is_refused_with_the_command(tmp_path: Path)
     assert "efficient-rollout gpu-check" in told[0]
     doctor = run(environment, "-m", "efficient_rollout", "doctor", "--json")
     assert any(row["state"] == "bad" and UNCHECKED in row["advice"] for row in json.loads(doctor.stdout))
+
+
+def test_a_rule_that_needs_a_latency_profile_has_this_gpu_measured_once(tmp_path: Path, repository: Path) -> None:
+    pytest.importorskip("vllm")
+    from transformers import Qwen3Config
+
+    from efficient_rollout.vllm_plugin.engine_args import GPU_WORKER
+
+    policy = tmp_path / "policy"
+    Qwen3Config(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=96, head_dim=64, architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(policy)  # fmt: skip
+    (policy / "model.safetensors").touch()
+    environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    table = repository / "tests" / "data" / "sweep_a100_tp1_qwen257b.csv"
+    done = run(environment, "-c", MEASURED_ON_NVIDIA, str(policy), str(table), cwd=tmp_path)
+    lines = [line.partition(" ") for line in done.stdout.splitlines() if line.startswith(("measured ", "arguments "))]
+    assert [kind for kind, _, _ in lines] == ["measured", "arguments", "arguments"], done.stderr
+    request, *arguments = (json.loads(text) for _, _, text in lines)
+    assert (request["dtype"], request["is_compiled"]) == ("bfloat16", True)
+    assert request["settings"]["controller"]["rule"] == "never"
+    assert request["settings"]["gpu_certificate"] == "certificate.json"
+    assert arguments[0] == arguments[1]
+    assert arguments[0]["worker_cls"] == GPU_WORKER
+    assert arguments[0]["additional_config"]["efficient_rollout"]["controller"]["profile"] == request["out"]

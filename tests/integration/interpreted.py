@@ -10,6 +10,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.vllm_plugin.engine_args import drafting_args
+from efficient_rollout.vllm_plugin.measuring.v2 import RecordingV2
 from efficient_rollout.vllm_plugin.v2.worker import V2Worker
 
 # The interpreter cannot run stock's kernel for these two; a CPU without Triton has stock's other way.
@@ -18,6 +19,10 @@ topk_topp_sampler.apply_top_k_top_p_triton = topk_topp_sampler.apply_top_k_top_p
 
 class InterpretedWorker(V2Worker, CPUWorker):
     """What a GPU's worker is, over the CPU's."""
+
+
+class InterpretedRecordingWorker(RecordingV2, InterpretedWorker):
+    """The same, of measured engines."""
 
 
 def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool = True, **options: Any) -> LLM:

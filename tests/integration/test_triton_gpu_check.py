@@ -14,11 +14,14 @@ from vllm.config.compilation import CUDAGraphMode
 
 from efficient_rollout.drafter.cuda import products as gpu_products
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check import answers, child, graphs, kernels, operators, plan, products, samples
-from efficient_rollout.gpu_check.answers import Answer, Question
-from efficient_rollout.gpu_check.policies import make_policy
-from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand
+from efficient_rollout.gpu_check import answers, child, graphs, kernels, latency, operators, plan, products, samples
+from efficient_rollout.gpu_check.answers import Answer, Question, ask
+from efficient_rollout.gpu_check.engines import StandEngines
+from efficient_rollout.gpu_check.policies import make_policy, make_shape
+from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
 from efficient_rollout.gpu_check.weights import digest, hard_weight, hashed, packed_of
+from efficient_rollout.vllm_plugin.measuring import offline, starting
+from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits
 from efficient_rollout.vllm_plugin.v2.symbols import OPERATORS
 from efficient_rollout.vllm_plugin.v2.verifier import SharedNoiseVerifier
 
@@ -26,6 +29,7 @@ from efficient_rollout.vllm_plugin.v2.verifier import SharedNoiseVerifier
 SMALLEST = Sizes(
     hidden_size=128, head_dim=32, num_layers=1, vocabulary=96, most_schemes=1, num_requests=2, num_tokens=6,
     max_num_seqs=16, num_samples=12, large_weight=(256, 128), limit_bytes=1 << 24,
+    trained_policy="nano", num_prompts=2, response_tokens=12,
 )  # fmt: skip
 MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=3, num_tokens=12, num_samples=64)
 
@@ -50,9 +54,10 @@ def stand(tmp_path_factory):
         dtype="float32",
         sizes=SMALLEST,
         worker="interpreted.InterpretedWorker",
+        recording_worker="interpreted.InterpretedRecordingWorker",
         start=start,
         operators=torch.ops.gpu_check_stand_ins,
-        latency_shapes=("tiny",),
+        shapes=("tiny",),
     )
 
 
@@ -210,3 +215,32 @@ def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path,
         gpu_worker.GpuWorker.require_certificate(None, None)
     assert UncertifiedGpuWorker.require_certificate(None, None) is None
     assert UncertifiedGpuWorker.check is gpu_worker.GpuWorker.check
+
+
+def test_as_many_drafts_are_wrong_as_is_stated_and_no_token_is(stand):
+    """And each tick of the V2 runner is recorded: what it verified, and the seconds of its own chain."""
+    limits = EngineLimits(max_requests=4, max_context_tokens=48, kv_cache_tokens=4 * 48, dtype="float32")
+    engines = StandEngines(stand, latency.DUMMY, spoiled_share=0.5)
+    engine = engines.start_self_drafting(str(make_shape(stand.folder, "tiny")), limits, drafting("int4", 2))
+    asked = [Question(prompt=(1, 2, 3 + number), seed=number) for number in range(4)]
+    try:
+        answered, found = [], []
+        for share in (0.5, 0.0):
+            engine.collective_rpc("spoil_drafts", args=(share,))
+            answers.drafted_and_accepted(engine)
+            answered.append([answer.tokens for answer in ask(engine, asked, 16, drafts=(1,))])
+            drafted, accepted = answers.drafted_and_accepted(engine)
+            found.append(accepted[0] / drafted[0])
+        offline.take_ticks(engine)
+        ask(engine, asked, 8, drafts=(2, 0))
+        ticks = offline.take_ticks(engine)
+    finally:
+        starting.stop(engine)
+        end_engine()
+    assert answered[0] == answered[1]
+    assert 0.25 < found[0] < 0.75
+    assert found[1] == 1.0, "random weights agree with their quantized copy"
+    assert {tick.num_drafted for tick in ticks} == {0, 2}
+    assert all((tick.draft_seconds > 0.0) == (tick.num_drafted > 0) for tick in ticks)
+    assert all(tick.num_verified in (0, 2 * tick.num_requests) for tick in ticks)
+    assert [tick.had_prefill for tick in ticks[:2]] == [True, False]

@@ -14,7 +14,9 @@ from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     """Of a step in a module of this test's, on a stand that is none."""
-    stand = Stand(device="cpu", folder=tmp_path, dtype="float32", sizes=Sizes(), worker="", start=lambda: None)
+    stand = Stand(
+        device="cpu", folder=tmp_path, dtype="float32", sizes=Sizes(), worker="", recording_worker="", start=list
+    )
     given = []
 
     def stand_in(folder, shapes):
@@ -48,5 +50,6 @@ def test_a_check_that_fails_is_said_on_the_last_line(arguments, tmp_path, capsys
     assert not (tmp_path / "step.json").exists()
 
 
-def test_only_the_last_step_costs_no_certificate():
-    assert [step.name for step in STEPS if not step.certifies] == ["latency"] == [STEPS[-1].name]
+def test_only_the_last_steps_cost_no_certificate():
+    assert [step.name for step in STEPS[-3:]] == ["acceptance", "latency", "rollout"]
+    assert [step.certifies for step in STEPS] == [True] * (len(STEPS) - 3) + [False] * 3

@@ -74,7 +74,7 @@ def test_what_only_measures_costs_no_certificate(failing, tmp_path):
     code, document = check(tmp_path)
     assert (code, document["outcome"]) == (1, "failed")
     assert read_certificate(certificate_path(HERE)).outcome == "passed"
-    assert check(tmp_path, "--skip-latency")[0] == 0
+    assert check(tmp_path, "--skip-measuring")[0] == 0
 
 
 def test_what_cannot_be_checked_is_refused(monkeypatch, tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_what_cannot_be_checked_is_refused(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("shapes", ["", "7b,70b"])
 def test_unknown_shapes_are_refused(shapes, tmp_path, capsys):
-    assert main(["gpu-check", "--out", str(tmp_path), "--latency-shapes", shapes]) == 2
+    assert main(["gpu-check", "--out", str(tmp_path), "--shapes", shapes]) == 2
     assert "7b, 8b, qwen3-8b, 14b" in capsys.readouterr().err
 
 
@@ -97,3 +97,4 @@ def test_a_step_s_process_gets_variables_of_its_own(tmp_path):
     assert made[:2] == ["env", "VLLM_ENABLE_V1_MULTIPROCESSING=0"]
     assert made[-4:] == ["kernels", "efficient_rollout.gpu_check.kernels:check_kernels", str(tmp_path), "7b,8b"]
     assert all(f"{name}={value}" in made for name, value in VARIABLES.items())
+    assert command(STEPS[-1], tmp_path, ())[1] == "VLLM_ENABLE_V1_MULTIPROCESSING=1"

@@ -8,7 +8,7 @@ from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.vllm_plugin.measuring.offline import TickRecord
 from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, candidates, seconds_of_passes, steady_ticks
-from efficient_rollout.vllm_plugin.measuring.scripted import parts_of_tick
+from efficient_rollout.vllm_plugin.measuring.recording import parts_of_tick
 
 
 def tick(

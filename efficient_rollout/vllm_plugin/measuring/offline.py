@@ -1,4 +1,4 @@
-"""Start engines for measurements, give them exact work, and read back what every tick did."""
+"""Give running engines exact work, and read back what every tick did."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,62 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from efficient_rollout.config import Settings
-from efficient_rollout.cost_model.model_shape import read_model_shape
-from efficient_rollout.drafter.cpu.native.library import has_avx512
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.vllm_plugin.compat import check_device
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.environment import bind_workers
-from efficient_rollout.vllm_plugin.measuring import scripted
-
-# Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
-_SPARE_TOKENS = 256
-_NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """What every engine of one measurement shares.
-
-    Attributes:
-        max_requests: Requests that run at once.
-        max_context_tokens: Longest prompt and response together.
-        kv_cache_tokens: Tokens the KV cache holds, all requests together.
-        dtype: Of the policy.
-        is_compiled: Compiled mode instead of eager.
-        keeps_prefixes: Prefix caching, as by default in vLLM.
-        tensor_parallel_size: Workers, a part of the policy each.
-    """
-
-    max_requests: int
-    max_context_tokens: int
-    kv_cache_tokens: int
-    dtype: str = "bfloat16"
-    is_compiled: bool = False
-    keeps_prefixes: bool = True
-    tensor_parallel_size: int = 1
-
-    def to_args(self, model: str) -> dict[str, Any]:
-        """Keyword arguments of `vllm.LLM`."""
-        bytes_per_token = read_model_shape(model).kv_bytes(self.dtype)
-        return {
-            "model": model,
-            "dtype": self.dtype,
-            "enforce_eager": not self.is_compiled,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "max_model_len": self.max_context_tokens,
-            "max_num_seqs": self.max_requests,
-            "max_num_batched_tokens": max(2048, self.max_requests * 17),
-            "kv_cache_memory_bytes": int(bytes_per_token * (self.kv_cache_tokens + _SPARE_TOKENS * self.max_requests)),
-            "enable_prefix_caching": self.keeps_prefixes,
-            "seed": 0,
-            "skip_tokenizer_init": True,
-            "disable_log_stats": True,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +26,7 @@ class TickRecord:
         had_prefill: Prompt tokens were computed.
         mean_context_tokens: Mean tokens per running request, prompt included.
         reason: The controller's.
-        part_seconds: Where the seconds went, from `scripted.parts_of_tick`.
+        part_seconds: Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
     """
 
     started: float
@@ -144,44 +92,6 @@ class DrafterMemory:
     num_packed_weights: int
 
 
-def fastest_dtype() -> str:
-    """The dtype plain decoding is faster in on this processor: bfloat16 needs AVX512 to be worth its fewer bytes.
-
-    Without it, vLLM's and torch's bfloat16 products of more than a few rows take far longer than float32 ones.
-    """
-    return "bfloat16" if has_avx512() else "float32"
-
-
-def start_plain(model: str, limits: EngineLimits) -> Any:
-    """Stock vLLM, without any class of this package; UnsupportedDeviceError where none of ours could start either."""
-    check_device()
-    bind_workers(limits.tensor_parallel_size)
-    return LLM(**limits.to_args(model))
-
-
-def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-    """Stock vLLM's n-gram drafts. Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly."""
-    return LLM(
-        **limits.to_args(model),
-        **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),
-        speculative_config={"method": "ngram", "num_speculative_tokens": num_draft_tokens, **_NGRAM_LOOKUP},
-    )
-
-
-def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
-    """The product's engine, with decisions that requests can script and ticks that are recorded."""
-    ours = engine_args(
-        model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
-        tensor_parallel_size=limits.tensor_parallel_size,
-    )  # fmt: skip
-    return LLM(**limits.to_args(model), **{**ours, "scheduler_cls": scripted.SCHEDULER, "worker_cls": scripted.WORKER})
-
-
-def stop(engine: Any) -> None:
-    """End an engine's processes."""
-    engine.llm_engine.engine_core.shutdown()
-
-
 def roll_out(
     engine: Any,
     works: Sequence[Work],
@@ -195,7 +105,7 @@ def roll_out(
     """Submit all work at once and wait for it.
 
     Args:
-        engine: From one of the functions above; nothing else may be running in it.
+        engine: From one of `Engines`; nothing else may be running in it.
         works: The requests.
         temperature: 0 is greedy.
         eos_token_ids: End a response early; without any, every request emits exactly its `max_tokens`.
@@ -249,12 +159,12 @@ def _submit(llm_engine: Any, works: Sequence[Work], **sampling: Any) -> list[str
 
 
 def take_ticks(engine: Any) -> list[TickRecord]:
-    """Ticks since the last call, of an engine from `start_self_drafting`."""
+    """Ticks since the last call, of an engine from `starting.start_self_drafting`."""
     return [TickRecord(**tick) for tick in engine.collective_rpc("take_ticks")[0]]
 
 
 def sync_weights(engine: Any, checkpoint: str) -> WeightSyncSeconds:
-    """Bring a checkpoint into an engine from `start_self_drafting`, as a trainer's weight sync would.
+    """Bring a checkpoint into an engine from `starting.start_self_drafting`, as a trainer's weight sync would.
 
     Args:
         engine: Nothing may be running in it.
@@ -271,7 +181,7 @@ def sync_weights(engine: Any, checkpoint: str) -> WeightSyncSeconds:
 
 
 def reload_plain(engine: Any) -> float:
-    """Seconds that an engine from `start_plain` takes to load its own checkpoint again, by vLLM's own means."""
+    """Seconds that an engine from `starting.start_plain` takes to load its checkpoint again, by vLLM's own means."""
     started = time.perf_counter()
     engine.collective_rpc("reload_weights")
     seconds = time.perf_counter() - started
@@ -280,5 +190,5 @@ def reload_plain(engine: Any) -> float:
 
 
 def drafter_memory(engine: Any) -> DrafterMemory:
-    """What an engine from `start_self_drafting` holds beside the policy."""
+    """What an engine from `starting.start_self_drafting` holds beside the policy."""
     return DrafterMemory(**engine.collective_rpc("drafter_memory")[0])

@@ -6,22 +6,24 @@ A point's context is not computed: its KV is whatever the cache holds, for atten
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate
-from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.cost_model.model_shape import ModelShape, read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey
 from efficient_rollout.cost_model.residual import ResidualScales
-from efficient_rollout.cost_model.roofline import NO_PADDING
+from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.errors import ConfigError, ProfileError
 from efficient_rollout.policy_config import read_policy_config
-from efficient_rollout.vllm_plugin.measuring import offline, scripted
-from efficient_rollout.vllm_plugin.measuring.offline import EngineLimits, TickRecord, Work
+from efficient_rollout.vllm_plugin.compat import device_type
+from efficient_rollout.vllm_plugin.measuring import offline, scripted, starting
+from efficient_rollout.vllm_plugin.measuring.offline import TickRecord, Work
+from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, Engines
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,13 @@ _WARM_UP_TICKS, _MIN_TICKS = 2, 3
 # these: a few of them would take the whole budget.
 _LEAST_TICKS = 2 + _WARM_UP_TICKS + _MIN_TICKS
 _MAX_REPETITIONS = 4
-# Of a point, in log seconds: a few ticks, minutes apart from other points', on a machine that does other things too.
-# Of 0.006 to 0.08, the larger half left the least errors at points left out, on two profiles of a shared machine.
+# Of a point on a CPU, in log seconds: a few ticks, minutes apart from other points', on a machine that does other
+# things too. Of 0.006 to 0.08, the larger half left the least errors at points left out, on two profiles of a shared
+# machine.
 _NOISE_SD = 0.06
+# The kernels of a CPU compute the rows they are given.
+_ON_CPU: dict[str, Any] = {"padding": NO_PADDING, "scales": ResidualScales(nugget_sd=_NOISE_SD)}
+_ON_GPU: dict[str, Any] = {"padding": GRAPHS_OF_EVERY_LENGTH}
 _MAX_KV_BYTES = 4 << 30
 
 
@@ -131,7 +137,7 @@ class Prober:
     """Seconds of points, measured on a running engine; a draft point brings its verify point along.
 
     Attributes:
-        engine: From `offline.start_self_drafting`, without prefix caching.
+        engine: From `starting.start_self_drafting`, without prefix caching.
         probe: What is measured.
         seconds_spent: Measuring, so far.
         num_ticks: Recorded, so far.
@@ -195,7 +201,15 @@ class Prober:
         return ticks
 
 
-def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, provenance: Mapping[str, Any]) -> Profile:
+def calibrate_engine(
+    model: str,
+    settings: Settings,
+    probe: ProbeSettings,
+    *,
+    provenance: Mapping[str, Any],
+    engines: Engines = starting,
+    and_then: Callable[[Any], dict[str, Any]] = lambda _: {},
+) -> Profile:
     """Start an engine on a policy, measure, stop it, and fit.
 
     Args:
@@ -203,11 +217,37 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
         settings: The scheme, and the largest number of draft tokens.
         probe: What is measured, and for how long.
         provenance: Birth certificate; JSON types only.
+        engines: Starts it.
+        and_then: Is given the engine once it was measured, and returns more for the birth certificate.
 
     Raises:
         EfficientRolloutError: The policy, the scheme or the probe's settings are out of reach.
     """
     shape = read_model_shape(model)
+    points, limits = _plan(model, settings, probe, shape)
+    started = time.perf_counter()
+    engine = engines.start_self_drafting(model, limits, settings)
+    try:
+        facts = {
+            **provenance, "engine_start_s": time.perf_counter() - started, "dtype": probe.dtype,
+            "is_compiled": probe.is_compiled,
+        }  # fmt: skip
+        offline.roll_out(engine, [Work((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
+        key = ProfileKey(**engine.collective_rpc("latency_profile_key")[0])
+        prober = Prober(engine, probe)
+        profile = calibrate(
+            points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,
+            affords=prober.affords, **(_ON_GPU if device_type() == "cuda" else _ON_CPU),
+        )  # fmt: skip
+        more = and_then(engine)
+    finally:
+        starting.stop(engine)
+    spent = {"measuring_s": prober.seconds_spent, "num_ticks": prober.num_ticks, "tick_spread": median(prober.spreads)}
+    return replace(profile, provenance={**profile.provenance, **spent, **more})
+
+
+def _plan(model: str, settings: Settings, probe: ProbeSettings, shape: ModelShape) -> tuple[list[Point], EngineLimits]:
+    """The points that fit, and the engine they fit."""
     most = max(probe.lengths)
     if most > settings.controller.max_draft_tokens:
         raise ConfigError(
@@ -217,32 +257,12 @@ def calibrate_engine(model: str, settings: Settings, probe: ProbeSettings, *, pr
     most_kv_tokens = int(_MAX_KV_BYTES / shape.kv_bytes(probe.dtype))
     kv_cache_tokens = min(most_kv_tokens, max(probe.batches) * (max(probe.contexts) + spare))
     max_context_tokens = min(read_policy_config(model).max_positions, max(probe.contexts) + spare)
-    points = candidates(probe, max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens)
     limits = EngineLimits(
         max_requests=max(probe.batches), max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens,
         dtype=probe.dtype, is_compiled=probe.is_compiled, keeps_prefixes=False,
         tensor_parallel_size=probe.tensor_parallel_size,
     )  # fmt: skip
-    started = time.perf_counter()
-    engine = offline.start_self_drafting(model, limits, settings)
-    try:
-        start_s = time.perf_counter() - started
-        offline.roll_out(engine, [Work((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
-        key = ProfileKey(**engine.collective_rpc("latency_profile_key")[0])
-        prober = Prober(engine, probe)
-        facts = {**provenance, "engine_start_s": start_s, "dtype": probe.dtype, "is_compiled": probe.is_compiled}
-        profile = calibrate(
-            points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,
-            # The kernels of a CPU compute the rows they are given.
-            padding=NO_PADDING, scales=ResidualScales(nugget_sd=_NOISE_SD),
-            affords=prober.affords,
-        )  # fmt: skip
-    finally:
-        offline.stop(engine)
-    spent = {"measuring_s": prober.seconds_spent, "num_ticks": prober.num_ticks, "tick_spread": median(prober.spreads)}
-    return Profile(
-        profile.key, profile.model, profile.measured, profile.held_out_error, {**profile.provenance, **spent}
-    )
+    return candidates(probe, max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens), limits
 
 
 def _tokens_of(num_ticks: int, num_draft_tokens: int) -> int:

@@ -15,16 +15,33 @@ class Stopwatch:
 
     Args:
         device: Whose time it is.
+
+    Attributes:
+        num_laps: How often it was left; a lap's number is how often it had been left before.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._is_gpu = device.type == "cuda"
-        self.reset()
+        self.num_laps = 0
+        self._seconds = 0.0
+        self._pending: list[tuple[int, torch.cuda.Event, torch.cuda.Event]] = []
+        self._laps: dict[int, float] | None = None
 
     def reset(self) -> None:
-        """From zero."""
-        self._seconds = 0.0
-        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        """From zero; laps that are kept stay."""
+        if self._laps is not None:
+            self._sum(self._pending)
+        self._seconds, self._pending = 0.0, []
+
+    def keep_laps(self) -> None:
+        """From now on every lap's own seconds are kept until they are taken."""
+        self._laps = {}
+
+    def take_laps(self) -> dict[int, float]:
+        """Seconds by a lap's number, since the last call; waits for what the device has not done yet."""
+        self.seconds()
+        laps, self._laps = self._laps or {}, {}
+        return laps
 
     def __enter__(self) -> Self:
         if self._is_gpu:
@@ -37,22 +54,28 @@ class Stopwatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        number, self.num_laps = self.num_laps, self.num_laps + 1
         if not self._is_gpu:
-            self._seconds += time.perf_counter() - self._started
+            self._add(number, time.perf_counter() - self._started)
             return
         end = torch.cuda.Event(enable_timing=True)
         end.record()
-        self._pending.append((self._start, end))
+        self._pending.append((number, self._start, end))
         if len(self._pending) >= _MOST_PENDING:
             self._sum(self._pending[: _MOST_PENDING // 2])
 
     def seconds(self) -> float:
         """All so far; waits for what the device has not done yet."""
-        self._sum(list(self._pending))
+        self._sum(self._pending)
         return self._seconds
 
-    def _sum(self, spans: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> None:
-        for start, end in spans:
+    def _sum(self, spans: list[tuple[int, torch.cuda.Event, torch.cuda.Event]]) -> None:
+        for number, start, end in spans:
             end.synchronize()
-            self._seconds += start.elapsed_time(end) / 1000
+            self._add(number, start.elapsed_time(end) / 1000)
         self._pending = self._pending[len(spans) :]
+
+    def _add(self, number: int, seconds: float) -> None:
+        self._seconds += seconds
+        if self._laps is not None:
+            self._laps[number] = seconds

@@ -1,0 +1,44 @@
+"""A stand's engines for what measures in engines: `calibrate_engine` and `run_plan`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.gpu_check.stand import SCHEDULER, Stand
+from efficient_rollout.vllm_plugin.engine_args import drafting_args
+from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, Engines
+
+
+@dataclass(frozen=True)
+class StandEngines(Engines):
+    """Engines of a stand.
+
+    Attributes:
+        stand: Where they are.
+        options: Of vLLM's, for all of them.
+        spoiled_share: Of drafts that are made wrong, see `RecordingV2.spoil_drafts`.
+    """
+
+    stand: Stand
+    options: dict[str, Any] = field(default_factory=dict)
+    spoiled_share: float = 0.0
+
+    def start_plain(self, model: str, limits: EngineLimits) -> Any:
+        """Stock vLLM."""
+        return self.stand.start(**limits.to_args(model) | self.options)
+
+    def start_ngram(self, model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
+        """No step asks for one."""
+        raise NotImplementedError
+
+    def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
+        """As requests say, and recorded."""
+        ours = {
+            "additional_config": {CONFIG_KEY: settings.to_dict()},
+            **drafting_args(model, settings),
+            "scheduler_cls": SCHEDULER,
+            "worker_cls": self.stand.recording_worker,
+        }
+        engine = self.stand.start(**limits.to_args(model) | ours | self.options)
+        engine.collective_rpc("spoil_drafts", args=(self.spoiled_share,))
+        return engine

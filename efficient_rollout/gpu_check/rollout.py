@@ -1,0 +1,100 @@
+"""Step "rollout": a long-tailed batch, rolled out by stock vLLM and by an engine that drafts, in turns.
+
+At the shapes of published policies, whose weights are random: their drafts are all accepted. So many are made wrong on
+purpose that as many stand as the trained policy of step "acceptance" had accepted.
+"""
+
+from efficient_rollout.bench.arms import PLAIN, parse_arms
+from efficient_rollout.bench.report import summarize
+from efficient_rollout.bench.rollout import BenchPlan, BenchResult, run_plan
+from efficient_rollout.bench.work import RandomPrompts, Request, requests_of
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.files import read_json
+from efficient_rollout.gpu_check.acceptance import STEP as ACCEPTANCE
+from efficient_rollout.gpu_check.acceptance import first_draft_acceptance
+from efficient_rollout.gpu_check.child import measured_path
+from efficient_rollout.gpu_check.engines import StandEngines
+from efficient_rollout.gpu_check.latency import DUMMY, MOST_DRAFTS, profile_path
+from efficient_rollout.gpu_check.policies import make_shape
+from efficient_rollout.gpu_check.runner import say
+from efficient_rollout.gpu_check.stand import Measured, Stand, end_engine, runnable_schemes
+from efficient_rollout.metrics.names import ACCEPTANCE_RATE
+from efficient_rollout.policy_config import read_policy_config
+from efficient_rollout.simulator.trace import draw_trace
+
+_RULE = "cost_model"
+# And, for comparison, a rule that always drafts.
+_ARMS = f"{PLAIN},always:4,{_RULE}"
+# The published rollouts' batch; a mean of 800 tokens with a tail five times as long.
+_REQUESTS, _LENGTHS, _PROMPT_TOKENS, _ROUNDS = 128, "lognormal:800,0.8,4096", 512, 3
+# Elsewhere than on a GPU: shows that the code runs.
+_LEAST = (2, "lognormal:6,0.5,10", 4, 1)
+# Of each engine beside weights and KV cache: graphs, activations, CUDA itself.
+_SPARE_BYTES = 6 << 30
+
+
+def check_rollout(stand: Stand) -> Measured:
+    """By shape, with the first scheme that can run; a shape whose two engines do not fit the GPU is named so."""
+    scheme = runnable_schemes()[0]
+    accepted = first_draft_acceptance(read_json(measured_path(stand.folder, ACCEPTANCE), what="the acceptance"), scheme)
+    measured: Measured = {"stated_acceptance": round(accepted, 4)}
+    for shape in stand.shapes:
+        measured[f"{shape}-{scheme}"] = _measure(stand, shape, scheme, accepted)
+    return measured
+
+
+def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured:
+    policy = make_shape(stand.folder, shape)
+    num_requests, lengths, prompt_tokens, num_rounds = (
+        (_REQUESTS, _LENGTHS, _PROMPT_TOKENS, _ROUNDS) if stand.is_gpu else _LEAST
+    )
+    trace = draw_trace(lengths, num_requests, 1, seed=0, prompt_tokens=prompt_tokens)
+    work = requests_of(trace, RandomPrompts(read_policy_config(policy).size("vocab_size")), seed=0)
+    needed, free = _needed_bytes(str(policy), work), stand.free_bytes()
+    if free is not None and needed > free:
+        return {"left_out": f"two engines of it need {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free"}
+    plan = BenchPlan(
+        model=str(policy),
+        arms=parse_arms(_ARMS),
+        rounds=[work] * num_rounds,
+        settings=_settings(stand, shape, scheme),
+        dtype=stand.dtype,
+        is_compiled=stand.is_gpu,
+    )
+    engines = StandEngines(stand, DUMMY, spoiled_share=1.0 - accepted)
+    try:
+        result = run_plan(
+            plan, lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"), engines
+        )
+    finally:
+        end_engine()
+    return _summary(result)
+
+
+def _settings(stand: Stand, shape: str, scheme: str) -> Settings:
+    profile = str(profile_path(stand.folder, shape, scheme))
+    return Settings.parse(
+        {
+            "drafter": {"scheme": scheme, "group_size": 128},
+            "controller": {"rule": _RULE, "max_draft_tokens": MOST_DRAFTS, "profile": profile},
+        }
+    )
+
+
+def _needed_bytes(model: str, work: list[Request]) -> int:
+    """Of both engines: weights in 16 bits twice, the drafter's in as many as 8, and every request's KV twice."""
+    shape = read_model_shape(model)
+    kv_tokens = sum(len(request.prompt_token_ids) + request.max_tokens for request in work)
+    return int(2.5 * shape.target_weight_bytes + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)
+
+
+def _summary(result: BenchResult) -> Measured:
+    arms = summarize(result.rounds, is_greedy=False)
+    measured: Measured = {"response_tokens": arms[PLAIN]["rounds"][0]["response_tokens"]}
+    for name, arm in arms.items():
+        measured[name] = {"seconds": arm["seconds"], "speedup": arm["speedup"]}
+        if name != PLAIN:
+            measured[name]["acceptance_rates"] = [done.metrics.get(ACCEPTANCE_RATE) for done in result.rounds[name]]
+            measured[name]["seconds_by_draft_tokens"] = [row["seconds_by_draft_tokens"] for row in arm["rounds"]]
+    return measured
