@@ -39,7 +39,7 @@ def profile(policy: Path) -> Path:
     run(
         add_calibrate_command,
         *("calibrate", "--model", str(policy), "--dtype", "float32", "--out", str(path)),
-        *("--seconds", "4", "--max-points", "15", "--batches", "1,5", "--contexts", "32,128", "--lengths", "1,3"),
+        *("--seconds", "20", "--max-points", "15", "--batches", "1,5", "--contexts", "32,128", "--lengths", "1,3"),
     )
     return path
 

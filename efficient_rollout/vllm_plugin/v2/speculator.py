@@ -34,6 +34,10 @@ except ImportError:  # from 0.32 on
     )
     from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
 
+# Stands where nothing was drafted. What stood there before need not be of the vocabulary: from 0.32 on, stock writes -1
+# behind a chain's end.
+_ANY_TOKEN = 0
+
 
 class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
     """In the place of the runner's speculator for `method: draft_model`, with the policy as its own draft model.
@@ -161,12 +165,13 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
             dummy_run: Runs for its memory and its kernels, on no request; so a fault raises.
 
         Returns:
-            int64 [num_requests, most drafts], of which the first `chain_length` columns are this chain's.
+            int64 [num_requests, most drafts], of which the first `chain_length` columns are this chain's. Others may be
+            verified too, where the tick was scheduled before a fault was known.
         """
         num_requests = input_batch.num_reqs
         drafts, self.chain_length = self.draft_tokens[:num_requests], 0
         if not dummy_run and (self.num_drafts == 0 or self.fault is not None):
-            return drafts
+            return drafts.fill_(_ANY_TOKEN)
         self._copy_request_inputs(num_requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
         skips_attention = dummy_run and skip_attn_for_dummy_run
         num_steps = max(1, self.num_drafts)
@@ -178,7 +183,7 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
             if dummy_run:
                 raise
             self.turn_off_for(error)
-            return drafts
+            return drafts.fill_(_ANY_TOKEN)
         self.chain_length = self.num_drafts
         return drafts
 
