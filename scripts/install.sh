@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Install everything into .venv: the pinned CPU packages, the tools, and this package itself, editable.
 #     bash scripts/install.sh
-#     bash scripts/install.sh --openrlhf      the same with OpenRLHF, into .venv-openrlhf
-#     bash scripts/install.sh --triton        Triton in .venv-triton, which sees all of .venv; for tests of the CUDA path
+#     bash scripts/install.sh --openrlhf      OpenRLHF in .venv-openrlhf, which sees all of .venv
+#     bash scripts/install.sh --triton        Triton in .venv-triton, likewise; for tests of the CUDA path
 # Uses the package index pip is set up with, and the Python in $PYTHON, or else the first 3.11 or 3.12 found.
 # Run it again after an interruption: it takes up what is missing. With nothing to do it returns at once.
 set -euo pipefail
@@ -10,16 +10,11 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 REQUIREMENTS=("$ROOT/requirements/cpu.txt" "$ROOT/requirements/dev.txt")
-WITH_OPENRLHF=0
 ONTO=
-if [[ "${1:-}" == --openrlhf ]]; then
-  WITH_OPENRLHF=1
-  VENV="$ROOT/.venv-openrlhf"
-  REQUIREMENTS+=("$ROOT/requirements/openrlhf.txt")
-elif [[ "${1:-}" == --triton ]]; then
+if [[ "${1:-}" == --openrlhf || "${1:-}" == --triton ]]; then
   ONTO="$VENV"
-  VENV="$ROOT/.venv-triton"
-  REQUIREMENTS=("$ROOT/requirements/triton.txt")
+  VENV="$ROOT/.venv-${1#--}"
+  REQUIREMENTS=("$ROOT/requirements/${1#--}.txt")
 elif (($#)); then
   echo "install: unknown argument $1; there are only --openrlhf and --triton" >&2
   exit 2
@@ -114,7 +109,7 @@ explain_missing_torch() {
 # Its setup finds a torch that is installed, and then fails with newer setuptools; without one it is plain Python.
 build_deepspeed() {
   local pin bare="$VENV/bare"
-  pin="$(grep -oE '^deepspeed==[^ ]+' "${REQUIREMENTS[2]}")"
+  pin="$(grep -oE '^deepspeed==[^ ]+' "${REQUIREMENTS[0]}")"
   if [[ -n "$(find "$WHEELS" -name 'deepspeed-*.whl' -print -quit)" ]]; then return; fi
   "$VENV/bin/python" -m venv "$bare"
   if ! with_heartbeat "deepspeed" "$LOG" : env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$bare/bin/python" -m pip wheel \
@@ -129,20 +124,28 @@ build_deepspeed() {
 install_onto() {
   local site
   site="$(echo "$ONTO"/lib/python*/site-packages)"
-  if ! with_heartbeat "packages" "$LOG" : "${PIP_INSTALL[@]}" -r "${REQUIREMENTS[0]}"; then
+  if grep -q '^deepspeed==' "${REQUIREMENTS[0]}"; then build_deepspeed; fi
+  if ! with_heartbeat "packages" "$LOG" : "${PIP_INSTALL[@]}" --find-links "$WHEELS" -r "${REQUIREMENTS[0]}"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi
   echo "import site; site.addsitedir('$site')" >"$(echo "$VENV"/lib/python*/site-packages)/onto.pth"
 }
 
+install_package() { # this one, editable, and its command
+  if ! with_heartbeat "efficient-rollout" "$LOG" : "${PIP_INSTALL[@]}" --no-build-isolation --editable "$ROOT"; then
+    tail -n 15 "$LOG" >&2
+    fail "pip could not install efficient-rollout itself; see above"
+  fi
+}
+
 install_packages() {
+  mkdir -p "$WHEELS"
   if [[ -n "$ONTO" ]]; then
     install_onto
     return
   fi
-  local torch_pin file files=(--find-links "$WHEELS")
-  mkdir -p "$WHEELS"
+  local torch_pin file files=()
   for file in "${REQUIREMENTS[@]}"; do files+=(-r "$file"); done
   torch_pin="$(grep -oE '^torch==[^ ]+' "$ROOT/requirements/cpu.txt")"
   # First alone, so that a missing CPU build shows before the other downloads.
@@ -151,17 +154,12 @@ install_packages() {
     tail -n 15 "$LOG" >&2
     fail "pip could not install $torch_pin; see above"
   fi
-  if ((WITH_OPENRLHF)); then build_deepspeed; fi
   if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" "${files[@]}"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi
   # Some packages ship files that do not compile, which is no fault.
   with_heartbeat "bytecode" "$LOG" : "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" || true
-  if ! with_heartbeat "efficient-rollout" "$LOG" : "${PIP_INSTALL[@]}" --no-build-isolation --editable "$ROOT"; then
-    tail -n 15 "$LOG" >&2
-    fail "pip could not install efficient-rollout itself; see above"
-  fi
 }
 
 main() {
@@ -196,6 +194,7 @@ main() {
   done
   NUM_PACKAGES="$(cat "${REQUIREMENTS[@]}" | grep -oE '^[^#= ]+==' | sort -u | wc -l)"
   install_packages
+  install_package
   echo "$wanted" >"$STAMP"
   echo "install: done in $((SECONDS - started)) s"
 }

@@ -45,7 +45,7 @@ if ((!$#)) || [[ -d .venv-triton ]]; then
 else
   echo "test: the CUDA path's tests are left out; for them, once: bash scripts/install.sh --triton"
 fi
-# OpenRLHF's pins are not veRL's, and its environment is 3 GB more, which a part of the tests does not ask for.
+# OpenRLHF imports DeepSpeed, which jobs of veRL are tested without.
 if ((!$#)) || [[ -d .venv-openrlhf ]]; then
   bash scripts/install.sh --openrlhf
   check run_tests .venv-openrlhf --openrlhf --numprocesses=2 "$@"

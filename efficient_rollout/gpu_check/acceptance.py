@@ -1,6 +1,6 @@
 """Step "acceptance": how many drafts of a policy stand, of one that was trained and not of random weights.
 
-The policy is made on the spot, on the machine's own processor, where no cache has it: minutes.
+The policy is trained on the spot where no cache has it: minutes.
 """
 
 from efficient_rollout.bench.acceptance import acceptance

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from reproducible_support import assert_one_drafted, assert_same_training, training
+from reproducible_support import OF_PRODUCTS, assert_one_drafted, assert_same_training, training
 from verl_support import Run, train
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
@@ -59,8 +59,8 @@ def responses(run: Run, step: int) -> list[tuple[str, str, float]]:
     return sorted((row["input"], row["output"], row["score"]) for row in map(json.loads, lines))
 
 
-def assert_identical(one: Run, other: Run, *, num_steps: int) -> None:
-    assert_same_training(one.steps, other.steps, num_steps=num_steps, required=REQUIRED)
+def assert_identical(one: Run, other: Run, *, num_steps: int, without: tuple[str, ...] = ()) -> None:
+    assert_same_training(one.steps, other.steps, num_steps=num_steps, required=REQUIRED, without=without)
     for step in one.steps:
         assert responses(one, step) == responses(other, step)
     for step in one.validations:
@@ -82,6 +82,7 @@ def test_drafting_changes_no_number_of_a_run(tmp_path: Path, baseline: str, use_
     ensure_policy("nano")
     sizes = {"num_steps": 20, "use_v1": use_v1, "num_validation": 768}
     one, other = (run_arm(arm, tmp_path / arm, **sizes) for arm in ("drafting", baseline))
-    assert_identical(one, other, num_steps=20)
+    # Plain engines multiply with vLLM's kernels. A draw that is nearly a tie could fall the other way; none has yet.
+    assert_identical(one, other, num_steps=20, without=OF_PRODUCTS if baseline == "plain" else ())
     accuracy = f"val-core/{DATA_SOURCE}/acc/mean@1"
     assert one.validations[20][accuracy] > one.validations[0][accuracy], "it learns"
