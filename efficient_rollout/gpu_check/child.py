@@ -1,6 +1,7 @@
 """The process of one step on a GPU: python -m efficient_rollout.gpu_check.child NAME FUNCTION FOLDER SHAPES"""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from efficient_rollout.gpu_check.plan import EXIT_FAILED, Step
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Sizes, Stand
 
 # What the step's process alone gets: nothing that asks the network, and, mostly, engines that live in it.
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _ENGINES_APART = "VLLM_ENABLE_V1_MULTIPROCESSING"
 VARIABLES = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -19,7 +21,9 @@ VARIABLES = {
 
 def command(step: Step, folder: Path, shapes: tuple[str, ...]) -> list[str]:
     """What starts the process of a step."""
-    given = {_ENGINES_APART: str(int(step.engines_apart)), **VARIABLES}
+    # One GPU, the first: a trainer of transformers would share its batches out over all that it sees.
+    gpu = os.environ.get(_GPUS, "0").split(",")[0]
+    given = {_ENGINES_APART: str(int(step.engines_apart)), _GPUS: gpu, **VARIABLES}
     variables = [f"{name}={value}" for name, value in given.items()]
     program = [sys.executable, "-m", "efficient_rollout.gpu_check.child"]
     return ["env", *variables, *program, step.name, step.function, str(folder), ",".join(shapes)]

@@ -92,6 +92,14 @@ def test_unknown_shapes_are_refused(shapes, tmp_path, capsys):
     assert "7b, 8b, qwen3-8b, 14b" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, "0"), ("5,3", "5"), ("GPU-8932", "GPU-8932"), ("", "")])
+def test_a_step_sees_one_gpu(given, kept, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert f"CUDA_VISIBLE_DEVICES={kept}" in command(STEPS[0], tmp_path, ())
+
+
 def test_a_step_s_process_gets_variables_of_its_own(tmp_path):
     made = command(STEPS[1], tmp_path, ("7b", "8b"))
     assert made[:2] == ["env", "VLLM_ENABLE_V1_MULTIPROCESSING=0"]
