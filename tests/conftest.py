@@ -65,7 +65,7 @@ def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Ite
 
 
 # Minutes each.
-_LONGEST = ("test_verl_training", "test_verl_recipes", "test_verl_nodes", "test_verl_reproducible")
+_LONGEST = ("test_verl_training", "test_verl_recipes", "test_verl_nodes")
 
 
 def _place(item: pytest.Item) -> int:

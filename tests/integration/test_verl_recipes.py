@@ -23,8 +23,8 @@ pytestmark = pytest.mark.verl
 # Jobs of a kind each. The others differ in sizes alone from the first of them, which test_verl_nodes.py runs on two
 # nodes, and in sizes nano takes their place.
 KINDS = ("ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool")
-# Its steps are those of test_verl_training.py.
-RARE = ("ppo_qwen3_8b_gsm8k_math",)
+# The first one's steps are those of test_verl_training.py, and the other's five minutes of a core.
+RARE = ("ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b")
 SIZES = tuple(name for name in recipe_folders() if name not in KINDS)
 # Sizes that a README gives beside the smoke step.
 BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16",)}

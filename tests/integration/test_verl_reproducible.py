@@ -68,6 +68,7 @@ def assert_identical(one: Run, other: Run, *, num_steps: int, without: tuple[str
     assert_one_drafted(one.steps, other.steps)
 
 
+@pytest.mark.slow
 def test_drafting_changes_no_number_of_two_steps(tmp_path: Path) -> None:
     ensure_policy("nano")
     sizes = {"num_steps": 2, "use_v1": True, "num_validation": 32}
