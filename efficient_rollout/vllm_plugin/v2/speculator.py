@@ -165,8 +165,7 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
             dummy_run: Runs for its memory and its kernels, on no request; so a fault raises.
 
         Returns:
-            int64 [num_requests, most drafts], of which the first `chain_length` columns are this chain's. Others may be
-            verified too, where the tick was scheduled before a fault was known.
+            int64 [num_requests, most drafts]; the first `chain_length` columns are this chain's; others are any tokens.
         """
         num_requests = input_batch.num_reqs
         drafts, self.chain_length = self.draft_tokens[:num_requests], 0
