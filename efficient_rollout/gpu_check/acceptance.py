@@ -7,9 +7,9 @@ from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.work import TaskPrompts, eos_token_ids
 from efficient_rollout.gpu_check.answers import Question, ask
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes
-from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.tasks.policy import ensure_policy
+from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 STEP = "acceptance"
 # Longer chains are rare where other requests run; the fourth draft tells how acceptance falls along a chain.
@@ -27,10 +27,9 @@ def check_acceptance(stand: Stand) -> Measured:
     measured: Measured = {"policy": policy.name, "prompts": len(asked)}
     for scheme in runnable_schemes()[: sizes.most_schemes]:
         with stand.engine(policy, drafting(scheme, _DRAFTS), max_model_len=_POSITIONS) as engine:
-            engine.collective_rpc("take_rollout_stats")
+            take_rollout_stats(engine.collective_rpc)
             ask(engine, asked, sizes.response_tokens, drafts=(_DRAFTS,))
-            (stats,) = engine.collective_rpc("take_rollout_stats")
-        rates = acceptance(RolloutStats.from_dict(stats))
+            rates = acceptance(take_rollout_stats(engine.collective_rpc))
         require(
             rates["num_verify_passes"] > 0, "verified drafts", where=f"{policy.name}, {scheme}", expected="some",
             found=rates["num_verify_passes"],

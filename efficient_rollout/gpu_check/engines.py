@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from efficient_rollout.config import CONFIG_KEY, Settings
-from efficient_rollout.gpu_check.stand import SCHEDULER, Stand
-from efficient_rollout.vllm_plugin.engine_args import drafting_args
+from efficient_rollout.config import Settings
+from efficient_rollout.gpu_check.stand import Stand, drafting_options
 from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, Engines
 
 
@@ -33,12 +32,7 @@ class StandEngines(Engines):
 
     def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
         """As requests say, and recorded."""
-        ours = {
-            "additional_config": {CONFIG_KEY: settings.to_dict()},
-            **drafting_args(model, settings),
-            "scheduler_cls": SCHEDULER,
-            "worker_cls": self.stand.recording_worker,
-        }
+        ours = drafting_options(model, settings, self.stand.recording_worker)
         engine = self.stand.start(**limits.to_args(model) | ours | self.options)
         engine.collective_rpc("spoil_drafts", args=(self.spoiled_share,))
         return engine

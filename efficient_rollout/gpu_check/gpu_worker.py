@@ -4,15 +4,16 @@ from efficient_rollout.vllm_plugin.measuring.v2 import RecordingGpuWorker
 from efficient_rollout.vllm_plugin.v2.gpu_worker import GpuWorker
 
 
-class UncertifiedGpuWorker(GpuWorker):
+class _Uncertified:
+    """Before a GPU worker among the bases: without a certificate."""
+
+    def require_certificate(self, path: str | None) -> None:
+        """None is needed to make one."""
+
+
+class UncertifiedGpuWorker(_Uncertified, GpuWorker):
     """The product's, without a certificate."""
 
-    def require_certificate(self, path: str | None) -> None:
-        """None is needed to make one."""
 
-
-class UncertifiedRecordingGpuWorker(RecordingGpuWorker):
+class UncertifiedRecordingGpuWorker(_Uncertified, RecordingGpuWorker):
     """That of measured engines, without a certificate: it may not be there yet."""
-
-    def require_certificate(self, path: str | None) -> None:
-        """None is needed to make one."""

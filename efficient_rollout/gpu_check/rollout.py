@@ -8,7 +8,6 @@ from efficient_rollout.bench.arms import PLAIN, parse_arms
 from efficient_rollout.bench.report import summarize
 from efficient_rollout.bench.rollout import BenchPlan, BenchResult, run_plan
 from efficient_rollout.bench.work import RandomPrompts, Request, requests_of
-from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check.acceptance import STEP as ACCEPTANCE
@@ -18,7 +17,7 @@ from efficient_rollout.gpu_check.engines import StandEngines
 from efficient_rollout.gpu_check.latency import DUMMY, MOST_DRAFTS, profile_path
 from efficient_rollout.gpu_check.policies import make_shape
 from efficient_rollout.gpu_check.runner import say
-from efficient_rollout.gpu_check.stand import Measured, Stand, end_engine, runnable_schemes
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, end_engine, runnable_schemes
 from efficient_rollout.metrics.names import ACCEPTANCE_RATE
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.simulator.trace import draw_trace
@@ -58,7 +57,7 @@ def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured
         model=str(policy),
         arms=parse_arms(_ARMS),
         rounds=[work] * num_rounds,
-        settings=_settings(stand, shape, scheme),
+        settings=drafting(scheme, MOST_DRAFTS, rule=_RULE, profile=profile_path(stand.folder, shape, scheme)),
         dtype=stand.dtype,
         is_compiled=stand.is_gpu,
     )
@@ -70,16 +69,6 @@ def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured
     finally:
         end_engine()
     return _summary(result)
-
-
-def _settings(stand: Stand, shape: str, scheme: str) -> Settings:
-    profile = str(profile_path(stand.folder, shape, scheme))
-    return Settings.parse(
-        {
-            "drafter": {"scheme": scheme, "group_size": 128},
-            "controller": {"rule": _RULE, "max_draft_tokens": MOST_DRAFTS, "profile": profile},
-        }
-    )
 
 
 def _needed_bytes(model: str, work: list[Request]) -> int:

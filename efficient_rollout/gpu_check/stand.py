@@ -126,8 +126,6 @@ class Stand:
             end_engine()
 
     def _arguments(self, policy: Path, settings: Settings | None, options: Mapping[str, Any]) -> dict[str, Any]:
-        from efficient_rollout.vllm_plugin.engine_args import drafting_args
-
         arguments: dict[str, Any] = {
             "model": str(policy),
             "dtype": self.dtype,
@@ -146,8 +144,7 @@ class Stand:
             # Checked at an engine's start, when the one before it may still hold some.
             arguments["gpu_memory_utilization"] = 0.5
         if settings is not None:
-            arguments |= {"worker_cls": self.worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
-            arguments |= drafting_args(str(policy), settings) | {"scheduler_cls": SCHEDULER}
+            arguments |= drafting_options(str(policy), settings, self.worker)
         return arguments | dict(options)
 
     def free_bytes(self) -> int | None:
@@ -159,6 +156,20 @@ class Stand:
         gc.collect()
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info()[0])
+
+
+def drafting_options(policy: str, settings: Settings, worker: str) -> dict[str, Any]:
+    """vLLM's options of an engine that drafts, as requests ask the scripted scheduler.
+
+    Args:
+        policy: Its folder.
+        settings: Of this package.
+        worker: Dotted path of its worker class.
+    """
+    from efficient_rollout.vllm_plugin.engine_args import drafting_args
+
+    ours = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
+    return ours | drafting_args(policy, settings) | {"scheduler_cls": SCHEDULER}
 
 
 def end_engine() -> None:
@@ -173,12 +184,16 @@ def worker_of(engine: Any) -> Any:
     return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
-def drafting(scheme: str, max_draft_tokens: int, *, group_size: int = 128) -> Settings:
-    """Settings of an engine whose scheduler is scripted."""
+def drafting(scheme: str, max_draft_tokens: int, *, rule: str = "always", profile: Path | None = None) -> Settings:
+    """Settings of an engine whose scheduler is scripted; rule and profile are for requests without a script."""
     return Settings.parse(
         {
-            "drafter": {"scheme": scheme, "group_size": group_size},
-            "controller": {"rule": "always", "max_draft_tokens": max_draft_tokens},
+            "drafter": {"scheme": scheme, "group_size": 128},
+            "controller": {
+                "rule": rule,
+                "max_draft_tokens": max_draft_tokens,
+                "profile": None if profile is None else str(profile),
+            },
         }
     )
 

@@ -170,7 +170,7 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
         num_requests = input_batch.num_reqs
         drafts, self.chain_length = self.draft_tokens[:num_requests], 0
         if not dummy_run and (self.num_drafts == 0 or self.fault is not None):
-            return drafts.fill_(_ANY_TOKEN)
+            return drafts.fill_(_ANY_TOKEN) if self.num_drafts else drafts
         self._copy_request_inputs(num_requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
         skips_attention = dummy_run and skip_attn_for_dummy_run
         num_steps = max(1, self.num_drafts)
