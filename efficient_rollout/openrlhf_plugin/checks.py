@@ -12,6 +12,7 @@ from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import package_versions, provenance
+from efficient_rollout.secrets import without_secrets
 from efficient_rollout.upstream import check_version
 from efficient_rollout.vllm_plugin.compat import (
     check_device,
@@ -26,7 +27,6 @@ from efficient_rollout.vllm_plugin.rules import check_profile
 
 logger = logging.getLogger(__name__)
 
-_SECRET = ("logger", "wandb", "key")
 _TABLES = {".json", ".jsonl", ".csv", ".parquet", ".arrow"}
 
 
@@ -158,12 +158,8 @@ def _write_run_files(args: Any, options: Options) -> None:
     args.ckpt.output_dir = str(directory)
     directory.mkdir(parents=True, exist_ok=True)
     set_aside(directory / FILE_NAME)
-    tree = _plain(args)
-    secret = tree
-    for name in _SECRET[:-1]:
-        secret = secret[name]
-    secret[_SECRET[-1]] = None if secret[_SECRET[-1]] is None else "(left out)"
-    document = OmegaConf.create({"efficient_rollout": options.settings.to_dict(), "openrlhf": tree})
+    tree = {"efficient_rollout": options.settings.to_dict(), "openrlhf": _plain(args)}
+    document = OmegaConf.create(without_secrets(tree))
     OmegaConf.save(document, directory / "config.yaml")
     write_json(directory / "provenance.json", provenance())
 

@@ -9,7 +9,7 @@ from source_tree import Source, imports, package_sources, parse
 
 # Room -> rooms of this package it may import. A room may always import itself and the package's version.
 # Files, tables, versions and the names of rules, for every room.
-TOOLS = {"rule_table", "errors", "files", "policy_config", "provenance", "tables"}
+TOOLS = {"rule_table", "errors", "files", "policy_config", "provenance", "secrets", "tables"}
 PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator", "metrics"}
 ROOMS = {
     "__init__": set(),
@@ -17,7 +17,8 @@ ROOMS = {
     "files": {"errors"},
     "policy_config": {"errors", "files"},
     "tables": set(),
-    "provenance": {"errors"},
+    "secrets": set(),
+    "provenance": {"errors", "secrets"},
     "upstream": {"errors", "provenance"},
     "cache": set(),
     "patching": {"errors"},

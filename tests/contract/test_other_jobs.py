@@ -118,6 +118,7 @@ def test_only_the_registries_know_of_us_where_torch_has_an_accelerator(cuda_buil
     assert "efficient_rollout" not in logged
 
 
+@pytest.mark.slow
 def test_a_drifted_verl_is_no_error_in_another_s_job(cuda_build: dict[str, str], drifted: dict[str, str]) -> None:
     told, logged = ask(cuda_build | drifted)
     assert told["patched"] == []
@@ -125,6 +126,7 @@ def test_a_drifted_verl_is_no_error_in_another_s_job(cuda_build: dict[str, str],
     assert "efficient_rollout" not in logged
 
 
+@pytest.mark.slow
 def test_a_drifted_verl_stops_a_job_of_ours_where_its_engines_are_started(
     on_a_cpu: dict[str, str], drifted: dict[str, str]
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_drifted_verl_stops_a_job_of_ours_where_its_engines_are_started(
     assert told["replica"].startswith("PatchDriftError: patch 'gloo-only-process-group' does not know this version")
 
 
+@pytest.mark.slow
 def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu: dict[str, str]) -> None:
     pytest.importorskip("vllm")
     told, _ = ask(on_a_cpu, ASK + LOAD + REPORT)

@@ -80,6 +80,7 @@ def test_no_name_is_listed_twice(listed: Collection[str]) -> None:
     assert len(set(listed)) == len(listed)
 
 
+@pytest.mark.slow
 def test_the_check_at_the_start_imports_next_to_nothing() -> None:
     pytest.importorskip("vllm")
     result = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, timeout=300, check=True)

@@ -128,12 +128,14 @@ def run(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_no_engine_is_started_with_drafting_or_without(other_device: dict[str, str]) -> None:
     pytest.importorskip("vllm")
     refusals = [line for line in run(other_device, "-c", BY_HAND).stdout.splitlines() if line.startswith(REFUSAL)]
     assert len(refusals) == 3
 
 
+@pytest.mark.slow
 def test_training_is_refused_in_one_line(other_device: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("verl")
     run_directory = tmp_path / "run"
@@ -144,6 +146,7 @@ def test_training_is_refused_in_one_line(other_device: dict[str, str], tmp_path:
     assert not run_directory.exists()
 
 
+@pytest.mark.slow
 def test_the_doctor_says_so_and_offers_no_scheme(other_device: dict[str, str]) -> None:
     pytest.importorskip("vllm")
     done = run(other_device, "-m", "efficient_rollout", "doctor", "--json")

@@ -40,6 +40,7 @@ print(json.dumps({"by_itself": by_itself, "chosen": runs_on_v2(), "said": said})
 """
 
 
+@pytest.mark.slow
 def test_the_v1_runner_is_chosen_where_vllm_would_choose_the_other(tmp_path, monkeypatch):
     from transformers import Qwen3Config
 

@@ -34,11 +34,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2-windows": {"architecture": "Starcoder2", "sliding_window": WINDOW},
     "smollm3": {"architecture": "SmolLM3"},
 }
-# Built as another one is, in what a drafter meets: under -m slow.
-RARE = (
-    "qwen2", "qwen3", "llama", "ministral", "gemma", "granite", "stablelm", "opt", "gpt-neox", "glm4", "olmo2",
-    "starcoder2-windows",
-)  # fmt: skip
+# One of each kind of attention, of positions and of fused layers; the rest is slow.
+COMMON = ("gemma2", "mistral-windows", "gpt2", "one-kv-cache-group", "int8", "attention-window-for-nobody")
 WITH_WINDOWS = tuple(name for name, config in ARCHITECTURES.items() if "sliding_window" in config)
 # Without prefix caching, and with so few blocks that those a window leaves behind are soon another request's.
 REUSING_BLOCKS = {"enable_prefix_caching": False, "num_gpu_blocks_override": 80}
@@ -53,3 +50,4 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "attention-window": ("gemma2", {"scheme": "unquantized", "attention_window_tokens": 16}, {}),
     "attention-window-for-nobody": ("mistral-windows", {"scheme": "unquantized", "attention_window_tokens": 16}, {}),
 }
+RARE = tuple(arm for arm in ARMS if arm not in COMMON)

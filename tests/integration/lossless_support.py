@@ -38,7 +38,7 @@ DRAFTERS = {
 
 @contextmanager
 def faulty_engine(policy, settings, **arguments):
-    """An engine with the coarsest drafter, whose ticks requests decide and which can be given faults."""
+    """An engine of its own processes with the coarsest drafter, whose ticks requests decide and which can be faulty."""
     controller = {"rule": "always", "max_draft_tokens": 4}
     engine = engine_support.start(
         policy,
@@ -46,6 +46,7 @@ def faulty_engine(policy, settings, **arguments):
         scheduler_cls="scripted_engine.ScriptedScheduler",
         worker_cls="scripted_engine.FaultyWorker",
         block_size=BLOCK_SIZE,
+        processes=True,
         **arguments,
     )
     yield engine

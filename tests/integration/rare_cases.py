@@ -1,4 +1,4 @@
-"""Cases of a test of which some are left to `-m slow`."""
+"""Cases of a test of which some are slow."""
 
 from collections.abc import Container, Iterable
 from typing import Any

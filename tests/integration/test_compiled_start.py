@@ -10,11 +10,19 @@ import pytest
 from weight_support import PROMPTS, fingerprints, logprobs, sync
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
+from efficient_rollout.vllm_plugin.engine_args import EXECUTOR
 from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-CLASSES = {"worker_cls": "scripted_engine.FaultyWorker", "enforce_eager": False, "max_num_seqs": 16}
+# Each start's worker is a process of its own, and shares nothing with the one before but the cache. The rest of the
+# engine is here: every request is there before the first tick, so that ticks and drafts are the same every time.
+CLASSES = {
+    "worker_cls": "scripted_engine.FaultyWorker",
+    "distributed_executor_backend": EXECUTOR,
+    "enforce_eager": False,
+    "max_num_seqs": 16,
+}
 
 
 # With each, one of the ways in which graphs call the policy's own products.
@@ -48,8 +56,6 @@ def start(scheme, policies, tmp_path_factory):
         shutil.copytree(checkpoint, path, dirs_exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VLLM_CACHE_ROOT", str(root))
-            # Every request is there before the first tick, so that ticks and drafts are the same every time.
-            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             return engine_support.start(path, settings, **CLASSES)
 
     return start_on

@@ -18,7 +18,7 @@ from efficient_rollout.vllm_plugin.stats import (
     take_rollout_stats_behind,
 )
 
-pytestmark = [pytest.mark.engine, pytest.mark.several_cores]
+pytestmark = [pytest.mark.engine, pytest.mark.several_cores, pytest.mark.slow]
 
 PROMPT = [5, 7, 9, 11]
 NUM_TOKENS = 41

@@ -102,7 +102,7 @@ def test_greedy_tokens_equal_stock_and_drafts_are_of_the_scheme(engine, policy, 
     assert stats.packed_weight_share == float(drafter != "unquantized")
 
 
-def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_rest(tmp_path, capfd):
+def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_rest(tmp_path, caplog):
     # Padding 24 inputs to 64 would more than double them.
     policy = engine_support.random_policy(tmp_path, **ODD | {"intermediate_size": 24})
     engine = engine_support.start(policy, settings(INT4), dtype="float16")
@@ -113,7 +113,7 @@ def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_
     share = taken / (taken + 2 * 168 * 24)
     assert stats.packed_weight_share == status["packed_weight_share"] == pytest.approx(share)
     assert (status["packed_layers"], status["unquantized_layers"]) == (NUM_LAYERS - 2, 2)
-    said = capfd.readouterr().err
+    said = caplog.text
     assert f"drafter.scheme=int4 quantizes only {100 * share:.0f} % of the weights a draft step reads; 2 of 9" in said
     assert "model.layers.0.mlp.down_proj (168 x 24), model.layers.1.mlp.down_proj (168 x 24)" in said
 

@@ -16,7 +16,7 @@ from openrlhf_support import MAX_PROBABILITY_DIFFERENCE, Run, start, train
 from efficient_rollout.cleanup import descendants
 from efficient_rollout.metrics import names
 
-pytestmark = pytest.mark.openrlhf
+pytestmark = [pytest.mark.openrlhf, pytest.mark.slow]
 
 UNSYNCED_PROBABILITY_DIFFERENCE = 5e-3  # 2e-2 and more were seen
 
@@ -44,7 +44,6 @@ def test_asynchronous_training_with_partial_rollouts_and_an_agent(async_run):
     assert any(record["turns"] > 1 for record in records)
 
 
-@pytest.mark.slow
 def test_the_comparison_sees_a_sync_that_was_left_out(tmp_path):
     run = train(tmp_path, command=[openrlhf_unsynced.__file__], num_prompts=16)
     assert run.steps[1][names.PROBABILITY_DIFFERENCE] <= MAX_PROBABILITY_DIFFERENCE

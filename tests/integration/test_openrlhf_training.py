@@ -79,6 +79,7 @@ def test_the_run_directory_reads_as_that_of_a_verl_run(grpo_run):
     assert "0" * 40 not in (grpo_run.directory / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_ppo_with_a_critic_in_one_slot(ppo_run):
     assert_drafted(ppo_run, 2)
     assert_engine_follows_trainer(ppo_run)

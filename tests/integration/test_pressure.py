@@ -138,10 +138,10 @@ def test_a_pause_with_a_weight_sync_in_between(engine, stock, policies):
     """To the same weights: requests go on, and end as if nothing had been. To others: their KV goes with them."""
 
     def sync(path):
-        def pause_sync_resume(core):
-            core.engine_core.call_utility("pause_scheduler", "keep", True)
+        def pause_sync_resume(_core):
+            engine_support.call_core(engine, "pause_scheduler", "keep", True)
             engine.collective_rpc("sync_from", args=(str(path),))
-            core.engine_core.call_utility("resume_scheduler")
+            engine_support.call_core(engine, "resume_scheduler")
 
         return pause_sync_resume
 

@@ -116,7 +116,7 @@ def first_requests(engine):
 @pytest.fixture(scope="module")
 def engine(policy, plain_engine_seeded):
     settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
-    engine = engine_support.start(policy, settings, **PROCESSORS, **SMALL_TICKS)
+    engine = engine_support.start(policy, settings, processes=True, **PROCESSORS, **SMALL_TICKS)
     # An engine's very first requests: what the runner keeps of a batch was never put in order yet.
     drafted, accepted, faults = first_requests(engine)
     assert faults == 0
@@ -194,6 +194,7 @@ def test_one_kind_of_request_does_not_turn_drafting_off_for_the_others(engine, s
 BIASED = Sampling(bias=((50, 2.0), (51, -3.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(min_p=0.15), BIASED], ids=["min-p", "bias"])
 def test_its_distribution_is_exact_beside_requests_that_are_drafted_for(engine, policy, sampling):
     from vllm import SamplingParams

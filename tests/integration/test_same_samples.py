@@ -2,7 +2,19 @@
 
 import engine_support
 import pytest
-from lossless_support import DRAFTERS, KERNEL, OFF, ON, ROUNDING, TOGGLING, drafting_with, facts, faulty_engine
+from lossless_support import (
+    DRAFTERS,
+    KERNEL,
+    OFF,
+    ON,
+    ROUNDING,
+    TOGGLING,
+    assert_equal,
+    drafting_with,
+    facts,
+    faulty_engine,
+    greedy,
+)
 from scripted_engine import PATTERN
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
@@ -80,6 +92,7 @@ def stock(policy):
     """Of stock vLLM without speculation, and without a trace of this package in its arguments."""
     engine = engine_support.start(policy, None, max_logprobs=VOCABULARY)
     responses = {name: sampled(engine, OFF, **condition) for name, condition in CONDITIONS.items()}
+    responses["greedy"] = greedy(engine, OFF)
     engine_support.stop(engine)
     return responses
 
@@ -106,6 +119,19 @@ def test_seeded_tokens_are_those_of_stock_without_speculation(engine, stock, con
     if arm == "off":
         assert stats.num_draft_tokens == 0
     else:
+        assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
+
+
+@pytest.mark.parametrize("arm", ["off", "on", "toggling"])
+def test_greedy_tokens_and_logprobs_equal_stock(engine, stock, arm):
+    engine.collective_rpc("take_num_prepared")
+    take_rollout_stats(engine.collective_rpc)
+    assert_equal(greedy(engine, PATTERNS[arm]), stock["greedy"])
+    stats = take_rollout_stats(engine.collective_rpc)
+    prepared = engine.collective_rpc("take_num_prepared")[0] / stats.num_ticks
+    # Ticks without drafts prepare nothing for the drafter. One in seven of those that toggle has none to verify either.
+    assert {"off": prepared == 0, "on": prepared == 1, "toggling": 0.5 < prepared < 1}[arm]
+    if arm != "off":
         assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
 
 
@@ -142,6 +168,13 @@ def test_drafting_changes_no_bit(engine, condition, seeds):
     never = run(OFF)
     assert run(ON) == never
     assert run(TOGGLING) == never
+
+
+@pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
+def test_drafting_changes_no_bit_of_greedy_responses(engine):
+    never = facts(greedy(engine, OFF))
+    assert facts(greedy(engine, ON)) == never
+    assert facts(greedy(engine, TOGGLING)) == never
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")

@@ -138,6 +138,7 @@ def run_cli(environment: dict[str, str], *overrides: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["VERL_USE_EXTERNAL_PLUGINS", "VLLM_PLUGINS"])
 def test_a_plugin_kept_from_loading_is_named(variable, tmp_path):
     result = run_cli({variable: "another"}, f"trainer.default_local_dir={tmp_path}")
@@ -146,6 +147,7 @@ def test_a_plugin_kept_from_loading_is_named(variable, tmp_path):
     assert "efficient_rollout" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_plugin_missing_in_the_jobs_processes_stops_the_job(tmp_path):
     """The driver has it, the processes Ray starts do not."""
     result = run_cli(

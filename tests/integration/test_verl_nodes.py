@@ -22,7 +22,7 @@ from wheel_support import make_environment
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks.policy import ensure_policy
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 # The slots of a node: one for an engine, and what veRL wants beside it.
 SLOTS = ("--num-gpus=1", "--num-cpus=16")

@@ -6,13 +6,12 @@ import pytest
 
 pytest.importorskip("verl")
 
-from rare_cases import cases
 from verl_support import Run, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks.policy import ensure_policy
 
-pytestmark = [pytest.mark.verl, pytest.mark.several_cores]
+pytestmark = [pytest.mark.verl, pytest.mark.several_cores, pytest.mark.slow]
 
 NUM_PROMPTS, NUM_RESPONSES = 16, 4
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -39,9 +38,6 @@ LAYOUTS = {
         2,
     ),
 }
-# What is left of the first besides tensor parallel engines is in test_verl_training.py, and of the second in
-# test_data_parallel.py.
-RARE = ("tensor-parallel-ppo", "data-parallel")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +62,7 @@ def run_of(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("layout", cases(LAYOUTS, rare=RARE))
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_engines_follow_the_trainer_and_all_are_counted(run_of, layout):
     run, num_engines = run_of(layout), LAYOUTS[layout][1]
     assert sorted(run.steps) == [1, 2]

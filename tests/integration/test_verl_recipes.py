@@ -11,21 +11,14 @@ import pytest
 pytest.importorskip("verl")
 
 from job_support import log_of, start_job
-from rare_cases import cases
 from wheel_support import build_wheel, make_environment
 
 from efficient_rollout.metrics import names
 from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin.recipes import recipe_folders
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
-# Jobs of a kind each. The others differ in sizes alone from the first of them, which test_verl_nodes.py runs on two
-# nodes, and in sizes nano takes their place.
-KINDS = ("ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b", "grpo_multi_turn_tool")
-# The first one's steps are those of test_verl_training.py, and the other's five minutes of a core.
-RARE = ("ppo_qwen3_8b_gsm8k_math", "dapo_qwen2_5_32b")
-SIZES = tuple(name for name in recipe_folders() if name not in KINDS)
 # Sizes that a README gives beside the smoke step.
 BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16",)}
 
@@ -54,7 +47,7 @@ def step_of(recipe: str, programs: Path, directory: Path) -> dict[str, Any]:
     return metrics
 
 
-@pytest.mark.parametrize("recipe", cases(KINDS, rare=RARE))
+@pytest.mark.parametrize("recipe", recipe_folders())
 def test_a_step(recipe: str, programs: Path, tmp_path: Path) -> None:
     metrics = step_of(recipe, programs, tmp_path)
     assert ("critic/vf_loss" in metrics) is recipe.startswith("ppo")
@@ -75,9 +68,3 @@ def assert_drawn(programs: Path, directory: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
     assert result.returncode == 0, result.stderr
     assert "this run holds no timeline" not in (directory / "report.html").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", SIZES)
-def test_a_step_of_other_sizes(recipe: str, programs: Path, tmp_path: Path) -> None:
-    step_of(recipe, programs, tmp_path)

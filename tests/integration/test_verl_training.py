@@ -1,150 +1,160 @@
-"""Whole GRPO and PPO steps through stock veRL, stock vLLM and Ray, on the nano policy."""
+"""Whole steps through stock veRL, stock vLLM and Ray, on the nano policy; and that drafting changes none of them."""
 
-import json
+import signal
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("verl")
 
-from verl_support import STOCK, Run, assert_engine_follows_trainer, train
+from interrupt_support import assert_interrupted, end
+from job_support import LOG_FILE, wait_until
+from verl_arms import NUM_RESPONSES, assert_identical, overrides_of
+from verl_support import (
+    STOCK,
+    Run,
+    assert_drafted,
+    assert_engine_follows_trainer,
+    assert_reported,
+    assert_timed,
+    read_run,
+    start,
+    train,
+)
 
 from efficient_rollout.__main__ import main
+from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
-from efficient_rollout.metrics.timeline import MAX_BINS, StepTimelines, seconds_by_length
 from efficient_rollout.tasks import reward
 from efficient_rollout.tasks.dataset import write_dataset
 from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = pytest.mark.verl
 
-LEARNING = (
-    "recipe=grpo",
-    "trainer.use_v1=false",
-    "size=nano",
-    "drafter=int8",
-    "controller=always",
-    "data.train_batch_size=16",
-    "actor_rollout_ref.rollout.n=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.actor.optim.lr=1e-4",
-    "embedded_task.num_validation=768",
-    "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
-    "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+NUM_STEPS = 2
+LOOPS = "efficient_rollout.verl_plugin.seeded_loops.SeededManagerTQ"
+# What `efficient-rollout train` adds by itself where there is a `rollout_seed`.
+SEEDED = (
+    f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={LOOPS}",
+    "trainer.v1.sampler.custom_sampler.name=OrderedReplayBuffer",
 )
 
 
-def training_steps(number: int) -> tuple[str, str]:
-    """Overrides: so many steps, and validation before the first and after the last."""
-    return f"trainer.total_training_steps={number}", f"trainer.test_freq={number}"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nano_policy() -> None:
-    ensure_policy("nano")
-
-
 @pytest.fixture(scope="module")
-def grpo_run(tmp_path_factory) -> Run:
-    """GRPO with drafting on, for as long as it takes to see every part of a step work."""
-    overrides = [*LEARNING, *training_steps(3)]
-    return train(overrides, tmp_path_factory.mktemp("grpo"), loggers=("tensorboard", "wandb"))
-
-
-@pytest.fixture(scope="module")
-def ppo_run(tmp_path_factory) -> Run:
-    """PPO through veRL's own entry point: nothing but the rollout name and the configuration is ours."""
-    directory = tmp_path_factory.mktemp("ppo")
+def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that name the policy, the questions and the reward, as a job of one's own does."""
+    directory = tmp_path_factory.mktemp("task")
     train_file, validation_file = write_dataset(directory, size="nano", num_train=256, num_validation=32)
-    return train(
-        [
-            "recipe=ppo",
-            "trainer.use_v1=true",
-            "size=nano",
-            "drafter=int8",
-            "controller=batch_threshold",
-            f"actor_rollout_ref.model.path={ensure_policy('nano')}",
-            f"data.train_files={train_file}",
-            f"data.val_files={validation_file}",
-            f"reward.custom_reward_function.path={reward.__file__}",
-            "trainer.total_training_steps=3",
-            "trainer.val_before_train=false",
-        ],
-        directory,
-        STOCK,
-    )
+    return [
+        f"actor_rollout_ref.model.path={ensure_policy('nano')}",
+        f"data.train_files={train_file}",
+        f"data.val_files={validation_file}",
+        f"reward.custom_reward_function.path={reward.__file__}",
+    ]
 
 
-def assert_drawn(run: Run) -> None:
-    """Timelines that fit the rollouts, and a report of them."""
-    lines = (run.directory / "timeline.jsonl").read_text().splitlines()
-    timelines = {item.step: item for item in (StepTimelines.from_dict(json.loads(line)) for line in lines)}
-    assert sorted(timelines) == [1, 2, 3]
-    for step, item in timelines.items():
-        (bins,) = item.engines
-        assert len(bins) <= MAX_BINS
-        seconds = seconds_by_length(bins)
-        assert 0.0 < sum(seconds) <= run.steps[step][names.ROLLOUT_SECONDS]
-        assert sum(seconds[1:]) > 0.0, "it drafted"
-    assert main(["report", str(run.directory)]) == 0
-    assert "this run holds no timeline" not in (run.directory / "report.html").read_text()
+@pytest.fixture(scope="module")
+def drafting(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Through veRL's own entry point: nothing but the rollout's name and the configuration is ours."""
+    directory = tmp_path_factory.mktemp("drafting")
+    steps = (f"trainer.total_training_steps={NUM_STEPS}", f"trainer.test_freq={NUM_STEPS}")
+    overrides = [*overrides_of("drafting", directory, use_v1=True), *task, *SEEDED, *steps]
+    return train(overrides, directory, STOCK, loggers=("tensorboard", "wandb"))
 
 
-def assert_reported(run: Run) -> None:
-    """Our metrics, in veRL's own logger and in the file, every step."""
-    for step, metrics in run.steps.items():
-        ours = {key: value for key, value in metrics.items() if key.startswith(names.PREFIX)}
-        for key in ours:
-            plain = names.PREFIX + key.removeprefix(VALIDATION_PREFIX).removeprefix(names.PREFIX)
-            assert names.is_declared(plain), key
-        assert ours.items() <= run.tracked[step].items()
-        assert metrics[names.NUM_ENGINES] == 1
-        assert metrics[names.ROLLOUT_SECONDS] > 0
-        assert metrics[names.GENERATED_TOKENS] > 0
-        assert metrics[names.WEIGHT_SYNC_SECONDS] > 0, "every step syncs its weights"
-        assert metrics[names.DRAFTER_FAULTS] == 0
-        assert metrics[names.STALE_DRAFTER] == 0
-        assert {"critic/score/mean", "response_length/mean", "response_length/max"} <= metrics.keys()
+@pytest.fixture(scope="module")
+def never(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Without drafts, through this package's command; ended by Ctrl-C in the middle of a longer training."""
+    directory = tmp_path_factory.mktemp("never")
+    steps = ("trainer.total_training_steps=500", f"trainer.test_freq={NUM_STEPS}", "trainer.logger=[console,file]")
+    process = start([*overrides_of("never", directory, use_v1=True), *task, *steps], directory)
+    metrics = directory / "metrics.jsonl"
+
+    def has_more_steps() -> bool:
+        done = metrics.exists() and f'"step": {NUM_STEPS + 1}' in metrics.read_text()
+        return done or process.poll() is not None
+
+    try:
+        wait_until(has_more_steps, seconds=400, what="the steps")
+        assert process.poll() is None, (directory / LOG_FILE).read_text(errors="replace")[-6000:]
+        assert_interrupted(process, directory, signal.SIGINT, 130)
+    finally:
+        end(process)
+    return read_run(directory, (directory / LOG_FILE).read_text(errors="replace"))
 
 
-def test_a_grpo_step_of_the_legacy_trainer(grpo_run):
-    run = grpo_run
-    assert sorted(run.steps) == [1, 2, 3]
-    assert_engine_follows_trainer(run, steps=(1, 2, 3))
-    assert_reported(run)
-    assert_drawn(run)
-    for metrics in run.steps.values():
-        assert metrics[names.SPECULATIVE_TICK_SHARE] > 0.5
-        assert metrics[names.MEAN_ACCEPTED_LENGTH] > 3.0
-        assert metrics[names.REQUANTIZE_SECONDS] > 0
-        # Every response is counted once; the engine also emits the token that ends a response.
-        responses = metrics["response_length/mean"] * 16 * 8
-        assert metrics[names.GENERATED_TOKENS] == pytest.approx(responses, rel=0.15)
-    assert VALIDATION_PREFIX + "generated_tokens" in run.validations[0]
+@pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
+def test_drafting_changes_no_number_and_ctrl_c_leaves_nothing_behind(drafting: Run, never: Run) -> None:
+    assert_identical(drafting, never, num_steps=NUM_STEPS)
 
 
-def test_verls_other_loggers_get_the_metrics(grpo_run):
+def test_the_engine_drafts_follows_the_trainer_and_tells(drafting: Run) -> None:
+    assert sorted(drafting.steps) == [1, 2]
+    assert_engine_follows_trainer(drafting, steps=(1, 2))
+    assert_reported(drafting)
+    assert_drafted(drafting, num_responses=NUM_RESPONSES)
+    assert_timed(drafting)
+    assert VALIDATION_PREFIX + "generated_tokens" in drafting.validations[0]
+
+
+def test_the_report_draws_the_run(drafting: Run) -> None:
+    assert main(["report", str(drafting.directory)]) == 0
+    assert "this run holds no timeline" not in (drafting.directory / "report.html").read_text()
+
+
+def test_verls_other_loggers_get_the_metrics(drafting: Run) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (events,) = (grpo_run.directory / "tensorboard_log").rglob("events.out.*")
+    (events,) = (drafting.directory / "tensorboard_log").rglob("events.out.*")
     scalars = EventAccumulator(str(events)).Reload()
     for name in (names.ACCEPTANCE_RATE, names.ROLLOUT_SECONDS):
         logged = {event.step: event.value for event in scalars.Scalars(name)}
-        assert logged == pytest.approx({step: metrics[name] for step, metrics in grpo_run.steps.items()})
+        assert logged == pytest.approx({step: metrics[name] for step, metrics in drafting.steps.items()})
     # The protocol buffers of a run that is yet to be synced; wandb reads them only to send them.
-    (offline_run,) = (grpo_run.directory / "wandb").glob("offline-run-*/*.wandb")
+    (offline_run,) = (drafting.directory / "wandb").glob("offline-run-*/*.wandb")
     content = offline_run.read_bytes()
     assert names.ACCEPTANCE_RATE.encode() in content
     # How to sum them up; no step logs a name with a star.
     assert f"{names.REASON_SHARE_PREFIX}*".encode() in content
 
 
-def test_a_ppo_step_with_a_critic(ppo_run):
-    assert sorted(ppo_run.steps) == [1, 2, 3]
-    assert_engine_follows_trainer(ppo_run, steps=(1, 2, 3))
-    assert_reported(ppo_run)
-    for metrics in ppo_run.steps.values():
+@pytest.mark.slow
+def test_steps_of_the_legacy_trainer(tmp_path: Path) -> None:
+    steps = ("trainer.total_training_steps=3", "trainer.test_freq=3", "embedded_task.num_validation=64")
+    run = train([*overrides_of("drafting", tmp_path, use_v1=False), *steps], tmp_path)
+    assert_engine_follows_trainer(run, steps=(1, 2, 3))
+    assert_reported(run)
+    assert_drafted(run, num_responses=NUM_RESPONSES)
+    assert_timed(run)
+
+
+@pytest.mark.slow
+def test_ppo_steps_with_a_critic(task: list[str], tmp_path: Path) -> None:
+    options = (
+        "recipe=ppo",
+        "size=nano",
+        "drafter=int8",
+        "controller=batch_threshold",
+        "trainer.total_training_steps=3",
+    )
+    run = train([*options, *task, "trainer.val_before_train=false"], tmp_path, STOCK)
+    assert sorted(run.steps) == [1, 2, 3]
+    assert_engine_follows_trainer(run, steps=(1, 2, 3))
+    assert_reported(run)
+    for metrics in run.steps.values():
         assert "critic/vf_loss" in metrics
         assert metrics[names.DRAFTER_BYTES] > 0
         assert metrics[names.PACKED_WEIGHT_SHARE] == 1.0
-    assert any(metrics.get(names.SPECULATIVE_TICK_SHARE, 0) > 0 for metrics in ppo_run.steps.values())
+    assert any(metrics.get(names.SPECULATIVE_TICK_SHARE, 0) > 0 for metrics in run.steps.values())
+
+
+@pytest.mark.slow
+def test_a_job_that_is_terminated_while_its_engine_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = start(["trainer.total_training_steps=500", "trainer.test_freq=-1"], tmp_path)
+    log = tmp_path / LOG_FILE
+    try:
+        wait_until(lambda: "EfficientServer" in log.read_text(errors="replace"), seconds=300, what="the server")
+        assert_interrupted(process, tmp_path, signal.SIGTERM, 143)
+    finally:
+        end(process)

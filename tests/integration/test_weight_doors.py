@@ -93,8 +93,8 @@ def engine(policies, tmp_path_factory):
             worker_extension_cls=VERL_EXTENSION if HAS_VERL else "",
             weight_transfer_config={"backend": file_transfer.BACKEND},
         )
-    yield engine
-    engine_support.stop(engine)
+        yield engine
+        engine_support.stop(engine)
 
 
 @pytest.fixture(scope="module")

@@ -116,12 +116,15 @@ def test_a_stock_script_is_taken_with_what_needs_a_gpu_changed(
     assert args.algo.advantage.is_correction_threshold == [0.5, 5.0]
 
 
-def test_the_run_directory_gets_the_configuration_without_secrets(prepare: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_run_directory_gets_the_configuration_without_secrets(
+    prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["efficient-rollout", "openrlhf", "--", "--logger.wandb.key", "a-secret"])
     prepare("--logger.wandb.key", "a-secret")
-    written = (tmp_path / "run" / "config.yaml").read_text()
-    assert "estimator: reinforce_baseline" in written
-    assert "a-secret" not in written
-    assert (tmp_path / "run" / "provenance.json").is_file()
+    written = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    assert "estimator: reinforce_baseline" in written["config.yaml"]
+    assert "--logger.wandb.key" in written["provenance.json"]
+    assert [name for name, text in written.items() if "a-secret" in text] == []
 
 
 @pytest.mark.parametrize(
