@@ -64,22 +64,16 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def add_train_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `train`; everything after it goes to hydra untouched."""
-    parser = subparsers.add_parser(
-        "train",
-        help=COMMANDS["train"][0],
-        description="Train with veRL. Every veRL option is an override, ours stand under "
-        "actor_rollout_ref.rollout.custom.efficient_rollout.",
-        epilog="example: efficient-rollout train size=small controller=always trainer.total_training_steps=5",
-    )
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="hydra overrides")
+    """Add `train`; everything after it goes to hydra's own parser untouched, dashes and help included."""
+    parser = subparsers.add_parser("train", help=COMMANDS["train"][0], prefix_chars="\0", add_help=False)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
     parser.set_defaults(run=_run_train)
 
 
 def _run_train(parsed: argparse.Namespace) -> int:
     from efficient_rollout.verl_plugin.main import train
 
-    return train(parsed.overrides)
+    return train(parsed.arguments)
 
 
 def add_openrlhf_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

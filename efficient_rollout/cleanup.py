@@ -70,15 +70,15 @@ def nothing_left_behind() -> Iterator[Callable[[], None]]:
             signal.signal(signal.SIGTERM, previous)
 
 
-def exit_code_of(command: str, job: Callable[[], None]) -> int:
+def exit_code_of(command: str, job: Callable[[], int | None]) -> int:
     """Run a command that starts a job; however it ends, say so in one message on stderr.
 
     Args:
         command: Its name, for the message.
-        job: What it does; starts processes inside `nothing_left_behind`.
+        job: What it does; starts processes inside `nothing_left_behind`. It may return an exit code.
 
     Returns:
-        0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
+        The job's exit code, 0 without one, or the process's: 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
     """
 
     def say(message: str, exit_code: int) -> int:
@@ -86,7 +86,7 @@ def exit_code_of(command: str, job: Callable[[], None]) -> int:
         return exit_code
 
     try:
-        job()
+        return job() or 0
     except Terminated:
         return say("terminated; every process of the run has ended", EXIT_TERMINATED)
     except KeyboardInterrupt:
@@ -94,7 +94,6 @@ def exit_code_of(command: str, job: Callable[[], None]) -> int:
     except EfficientRolloutError as error:
         # Ray adds a remote traceback to the text of an error it carried; the first argument is what was raised.
         return say(f"error: {error.args[0] if error.args else error}", EXIT_BAD_INPUT)
-    return 0
 
 
 def descendants(root: int | None = None) -> list[int]:

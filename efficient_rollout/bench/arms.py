@@ -68,21 +68,18 @@ def _arm(name: str) -> Arm:
 
 
 def check_arms(arms: Sequence[Arm], *, max_draft_tokens: int, profile: Path | None) -> None:
-    """Make every rule once, before any engine is started.
+    """Make every rule once, before any engine is started; without a profile, those that need none.
 
     Raises:
-        ConfigError: One needs a profile and there is none, has a malformed argument, or drafts more than the engine.
+        ConfigError: One has a malformed argument, or drafts more than the engine.
         ProfileError: The profile cannot be read.
     """
-    wanting = [arm.name for arm in arms if arm.needs_profile]
-    if wanting and profile is None:
-        raise ConfigError(
-            f"{', '.join(wanting)} need --profile; make one with: efficient-rollout calibrate --model DIR --out FILE"
-        )
     table = None if profile is None else TickTable(load_profile(profile).model, max_draft_tokens)
     inputs = RuleInputs(max_draft_tokens=max_draft_tokens, table=table)
     for arm in arms:
-        rule = None if arm.rule is None else make_rule(arm.rule, inputs)
+        if arm.rule is None or (arm.needs_profile and table is None):
+            continue
+        rule = make_rule(arm.rule, inputs)
         if isinstance(rule, Always | BatchThreshold) and rule.num_draft_tokens > max_draft_tokens:
             raise ConfigError(
                 f"{arm.name} drafts {rule.num_draft_tokens} tokens, the engine at most {max_draft_tokens}; "

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     rollout = what.add_parser("rollout", help="decode the same work with each arm, in turns")
     rollout.add_argument("--model", type=Path, required=True, help="the policy's directory")
     rollout.add_argument("--arms", default=_DEFAULT_ARMS, help="plain, ngram[:K], table, or rules of the controller")
-    rollout.add_argument("--profile", type=Path, help="latency profile, for table, published and cost_model")
+    rollout.add_argument(
+        "--profile", type=Path, help="for table, published and cost_model; else measured once, and kept"
+    )
     rollout.add_argument("--max-draft-tokens", type=int, default=11, help="upper bound of every decision")
     lengths = rollout.add_mutually_exclusive_group(required=True)
     lengths.add_argument("--trace", type=Path, help="JSON lines of prompt_tokens and response_tokens")
@@ -110,24 +113,34 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         rounds = [requests_of(trace, source, args.seed + draw, max_tokens=longest) for draw in range(args.draws)]
     else:
         rounds = [requests_of(trace, source, args.seed)] * args.rounds
-    controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
-    if args.profile is not None:
-        controller["profile"] = str(args.profile.resolve())
+    fixed = _fixed(args, source)
     resolve_engine_arguments(args)
     return BenchPlan(
         model=str(args.model),
         arms=arms,
         rounds=rounds,
-        fixed=_fixed(args, source),
-        settings=Settings.parse(
-            {**engine_settings(args), "drafter": {"scheme": args.scheme}, "controller": controller},
-            where="the command line",
-        ),
+        fixed=fixed,
+        settings=_settings(args, arms),
         temperature=args.temperature,
         eos_token_ids=eos_token_ids(config) if args.natural_eos else (),
         dtype=args.dtype,
         is_compiled=args.compile,
     )
+
+
+def _settings(args: argparse.Namespace, arms: Sequence[Arm]) -> Settings:
+    """Of the self-drafting engine; where an arm needs a profile and none is named, it is the cache's, or measured."""
+    controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
+    raw = {**engine_settings(args), "drafter": {"scheme": args.scheme}, "controller": controller}
+    if args.profile is None and any(arm.needs_profile for arm in arms):
+        from efficient_rollout.vllm_plugin.profile_cache import ensure_profile
+
+        settings = Settings.parse(raw, where="the command line")
+        args.profile = ensure_profile(str(args.model), settings, dtype=args.dtype, is_compiled=args.compile)
+        check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
+    if args.profile is not None:
+        controller["profile"] = str(args.profile.resolve())
+    return Settings.parse(raw, where="the command line")
 
 
 def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[int, list[list[Request]]]:

@@ -34,7 +34,7 @@ def run_report(args: argparse.Namespace) -> int:
     require("the report", _NEEDED)
     # Not before: both need what may be missing.
     from efficient_rollout.dashboards.page import render
-    from efficient_rollout.dashboards.run import read_run
+    from efficient_rollout.training_runs.run import read_run
 
     own = read_run(args.run_directory)
     baseline = None if args.baseline is None else read_run(args.baseline)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from efficient_rollout.dashboards.run import Values
 from efficient_rollout.metrics import names
+from efficient_rollout.training_runs.run import Values
 
 MAX_POINTS, MAX_BARS = 400, 60
 OWN_COLOUR, BASELINE_COLOUR = "#2f7ed8", "#e07b28"

@@ -3,9 +3,9 @@
 import numpy as np
 
 from efficient_rollout.dashboards import figures
-from efficient_rollout.dashboards.run import Run
 from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics import names
+from efficient_rollout.training_runs.run import Run
 
 _COUNTS = {
     "engines that reported": names.NUM_ENGINES,

@@ -13,13 +13,13 @@ from efficient_rollout.dashboards.cost import cost_section
 from efficient_rollout.dashboards.decisions import decisions_section
 from efficient_rollout.dashboards.drafting import drafting_section
 from efficient_rollout.dashboards.health import health_section
-from efficient_rollout.dashboards.recipe import comparison_notes
-from efficient_rollout.dashboards.run import Run
 from efficient_rollout.dashboards.section import Panel, Section
 from efficient_rollout.dashboards.speed import speed_section
 from efficient_rollout.dashboards.tail import tail_section
 from efficient_rollout.dashboards.training import training_section
 from efficient_rollout.files import read_text
+from efficient_rollout.training_runs.recipe import comparison_notes
+from efficient_rollout.training_runs.run import Run
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 _ORIGIN = ("time", "commit", "python", "argv", "packages", "hardware")

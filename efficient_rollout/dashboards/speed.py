@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from efficient_rollout.dashboards import figures
-from efficient_rollout.dashboards.comparison import MIN_STEPS, Estimate, speedups
-from efficient_rollout.dashboards.run import Run, Values
 from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics import names
-from efficient_rollout.summary import STEP_SECONDS
+from efficient_rollout.training_runs.comparison import Estimate, speedups
+from efficient_rollout.training_runs.run import Run, Values
+from efficient_rollout.training_runs.steps import STEP_SECONDS
+from efficient_rollout.training_runs.verdicts import speed_verdicts
 
 _TIMING = "timing_s/"
 # Parts of a step that veRL times side by side, in the order they run in; its other timings lie inside these.
@@ -36,30 +37,7 @@ def speed_section(own: Run, baseline: Run | None) -> Section:
     panels += [_step_parts(run, f"Where a step's seconds go: {name}") for name, run in arms]
     table = [["times as fast as the baseline", "ratio [95 % interval]", "steps"]] if estimates else []
     table += [[estimate.label, estimate.text(), str(estimate.num_steps)] for estimate in estimates]
-    return Section("speed", "Is it faster?", _answer(estimates, baseline), panels, _METRICS, table)
-
-
-def _answer(estimates: Sequence[Estimate], baseline: Run | None) -> str:
-    if baseline is None:
-        return (
-            "Cannot tell: no baseline was given. Run the same recipe with drafting off, and name its directory with "
-            "--baseline."
-        )
-    if not estimates:
-        return "Cannot tell: the runs share no step after the first that both report seconds for."
-    return " ".join(_verdict(estimate) for estimate in estimates if estimate.label != "Rollout seconds")
-
-
-def _verdict(estimate: Estimate) -> str:
-    what = "Rollouts" if estimate.label.startswith("Generated") else "Whole steps"
-    measured = f"{estimate.value:.2f} times as fast in {estimate.num_steps} shared steps after the first"
-    if not estimate.has_interval:
-        return f"{what}: cannot tell yet, {measured}, and fewer than {MIN_STEPS} steps say nothing for certain."
-    interval = f"95 % interval {estimate.low:.2f} to {estimate.high:.2f}"
-    side = estimate.side(1.0)
-    if side == 0:
-        return f"{what}: cannot tell, {measured}, and the {interval} contains 1."
-    return f"{what} are {'faster' if side > 0 else 'slower'}: {measured}, {interval}."
+    return Section("speed", "Is it faster?", " ".join(speed_verdicts(own, baseline)), panels, _METRICS, table)
 
 
 def _ratios(estimates: Sequence[Estimate]) -> Panel:

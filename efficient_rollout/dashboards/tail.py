@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from efficient_rollout.dashboards import figures
-from efficient_rollout.dashboards.run import Run
 from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics.timeline import (
     FIRST_LENGTH,
@@ -15,6 +14,7 @@ from efficient_rollout.metrics.timeline import (
     StepTimelines,
     seconds_by_length,
 )
+from efficient_rollout.training_runs.run import Run
 
 _QUESTION = "What does the long tail look like?"
 _MOST_PANELS = 3

@@ -3,10 +3,10 @@
 import numpy as np
 
 from efficient_rollout.dashboards import figures
-from efficient_rollout.dashboards.comparison import difference
-from efficient_rollout.dashboards.run import Run, Values
 from efficient_rollout.dashboards.section import Panel, Section, missing
-from efficient_rollout.summary import REWARD_MEAN
+from efficient_rollout.training_runs.run import Run, Values
+from efficient_rollout.training_runs.steps import REWARD_MEAN
+from efficient_rollout.training_runs.verdicts import reward_verdict
 
 # veRL's own names: mean absolute difference of the probabilities, and an estimate of the divergence.
 _DISAGREEMENT = {
@@ -20,26 +20,7 @@ def training_section(own: Run, baseline: Run | None) -> Section:
     """Rewards with their spread, and the disagreement of rollout and trainer where veRL logs it."""
     arms = {"this run": own} | ({"baseline": baseline} if baseline is not None else {})
     panels = [_rewards(arms), _disagreement(arms)]
-    return Section("training", "Is it the same training?", _answer(own, baseline), panels)
-
-
-def _answer(own: Run, baseline: Run | None) -> str:
-    if not own.has(REWARD_MEAN):
-        return f"Cannot tell: this run reports no {REWARD_MEAN}."
-    rewards = own.values(REWARD_MEAN)
-    if baseline is None:
-        mean = float(np.nanmean(rewards))
-        return f"Cannot tell: no baseline was given. The mean reward of this run's steps is {mean:.3f}."
-    apart = difference(own, baseline, REWARD_MEAN, "reward")
-    if apart is None:
-        return "Cannot tell: the runs share no step after the first that both report a reward for."
-    told = f"mean rewards of {apart.num_steps} shared steps are {abs(apart.value):.3f} apart"
-    if not apart.has_interval:
-        return f"Cannot tell yet: {told}, and so few steps say nothing for certain."
-    interval = f"difference {apart.value:+.3f}, 95 % interval {apart.low:+.3f} to {apart.high:+.3f}"
-    if apart.side(0.0) == 0:
-        return f"No difference can be told: {told} ({interval})."
-    return f"Different: {told} ({interval}). Two seeds of one recipe differ too; compare with a second baseline."
+    return Section("training", "Is it the same training?", reward_verdict(own, baseline), panels)
 
 
 def _rewards(arms: dict[str, Run]) -> Panel:

@@ -7,7 +7,7 @@ import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 from efficient_rollout.metrics import names
-from efficient_rollout.summary import OPENRLHF_NAMES, REWARD_MEAN, STEP_SECONDS
+from efficient_rollout.training_runs.steps import OPENRLHF_NAMES, REWARD_MEAN, STEP_SECONDS
 
 Framework = Literal["verl", "openrlhf"]
 NAME = "EfficientRollout: rollout latency"

@@ -1,33 +1,27 @@
 """One configuration for veRL: its own `ppo_trainer`, our groups on top, then the user's overrides."""
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.provenance import provenance
+from efficient_rollout.verl_plugin import compat
+from efficient_rollout.verl_plugin.job_hydra import (
+    CONFIG_NAME,
+    MODEL_PATH,
+    OWN_SIZE,
+    hydra_of,
+    told_plainly,
+)
 from efficient_rollout.verl_plugin.recipes import register_recipes, shipped
-from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, needs_stock_replay_buffer
-
-logger = logging.getLogger(__name__)
-
-CONFIG_NAME = "efficient_rollout"
-# The size that embeds nothing.
-_OWN = "own"
-_MODEL_PATH = "actor_rollout_ref.model.path"
-_SAMPLER = "trainer.v1.sampler.custom_sampler"
-_RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
-# Ray takes these for a cluster that it starts, and refuses them for one that runs.
-_OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 
 def config_dir() -> Path:
@@ -35,42 +29,38 @@ def config_dir() -> Path:
     return shipped("configs", proof=f"{CONFIG_NAME}.yaml")
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose the job's configuration.
+def job_hydra(extra: str | None = None) -> Hydra:
+    """hydra with every recipe and rule.
 
-    A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
+    Args:
+        extra: A folder of the user's own groups.
+
+    Raises:
+        UnsupportedVersionError: There is no veRL, whose configuration is the ground, or another than is supported.
+        ConfigError: `extra` is no folder.
+    """
+    compat.check_versions()
+    register_recipes(config_dir())
+    return hydra_of(config_dir(), extra)
+
+
+def compose_config(overrides: Sequence[str], hydra: Hydra | None = None) -> DictConfig:
+    """Compose the job's configuration; imports neither veRL nor torch.
+
+    Args:
+        overrides: The user's.
+        hydra: From `job_hydra`; a new one by default.
 
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.
     """
-    GlobalHydra.instance().clear()
-    register_recipes(config_dir())
-    chosen = {override.partition("=")[0].lstrip("+") for override in overrides}
-    size = [f"size={_OWN}"] if _MODEL_PATH in chosen and "size" not in chosen else []
-    try:
-        with hydra.initialize_config_dir(str(config_dir()), version_base=None):
-            config = hydra.compose(CONFIG_NAME, overrides=[*size, *overrides])
-        if f"{_RAY_INIT}.address" not in chosen:
-            _join_running_cluster(config)
-        if f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
-            OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
+    hydra = hydra or job_hydra()
+    with told_plainly(hydra):
+        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+        with open_dict(config):
+            del config["hydra"]
         OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        first_lines = " ".join(str(error).split("\n")[:2]).strip()
-        raise ConfigError(f"cannot compose the configuration: {first_lines}") from error
     return config
-
-
-def _join_running_cluster(config: DictConfig) -> None:
-    """Where Ray's own variable names a cluster, as in `ray job submit`, run there, not in one that the job starts."""
-    address = os.environ.get(_RAY_ADDRESS)
-    ray_init = config.ray_kwargs.ray_init
-    if address in (None, "", "local") or ray_init.get("address") != "local":
-        return
-    logger.warning("joining the Ray cluster at %s (%s), whose own slots count", address, _RAY_ADDRESS)
-    with open_dict(ray_init):
-        for name in _OF_A_NEW_CLUSTER:
-            ray_init.pop(name, None)
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -101,7 +91,7 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
     from efficient_rollout.tasks.policy import ensure_policy
 
     task = config.embedded_task
-    if task.size == _OWN:
+    if task.size == OWN_SIZE:
         _require_own(config)
     if config.actor_rollout_ref.model.path is None:
         config.actor_rollout_ref.model.path = str(ensure_policy(task.size))
@@ -123,12 +113,12 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
 
 
 def _require_own(config: DictConfig) -> None:
-    needed = (_MODEL_PATH, "data.train_files", "data.val_files")
+    needed = (MODEL_PATH, "data.train_files", "data.val_files")
     missing = [name for name in needed if OmegaConf.select(config, name) is None]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} must be set where the policy is your own (size={_OWN}); the embedded task goes with "
-            "the embedded policies, size=nano, small or bench"
+            f"{', '.join(missing)} must be set where the policy is your own (size={OWN_SIZE}); the embedded task goes "
+            "with the embedded policies, size=nano, small or bench"
         )
 
 

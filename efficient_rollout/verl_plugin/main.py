@@ -1,45 +1,67 @@
 """`efficient-rollout train`: one hydra command for a GRPO or PPO run."""
 
+import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
 
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
 
 def train(argv: Sequence[str]) -> int:
-    """Run a job from hydra overrides.
+    """Run a job from hydra overrides, or several; or show what the flags ask for.
 
     Everything that can be checked is checked before Ray starts; a fault there is one message on stderr.
 
     Args:
-        argv: Hydra overrides on `configs/efficient_rollout.yaml`; every veRL option is one.
+        argv: hydra's flags, and overrides on `configs/efficient_rollout.yaml`; every veRL option is one.
 
     Returns:
         0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM, 1 for a failed run.
     """
 
-    def job() -> None:
-        config = _start(argv)
+    def job() -> int:
+        from efficient_rollout.verl_plugin.compose import job_hydra
+        from efficient_rollout.verl_plugin.multirun import jobs_of, run_jobs
+        from efficient_rollout.verl_plugin.train_options import parse_options, show
+
+        options = parse_options(argv)
+        hydra = job_hydra(options.config_dir)
+        shown = show(options, hydra)
+        if shown is not None:
+            sys.stdout.write(shown)
+            return 0
+        if options.multirun:
+            flags = [] if options.config_dir is None else ["--config-dir", options.config_dir]
+            return run_jobs(jobs_of(options.overrides, hydra), flags)
+        config = _start(options.overrides, hydra)
         with nothing_left_behind() as take_signals:
             _run(config, take_signals)
+        return 0
 
     return exit_code_of("train", job)
 
 
-def _start(argv: Sequence[str]) -> DictConfig:
-    from efficient_rollout.verl_plugin.checks import check_job, prepare_profile, validate
+def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
     from efficient_rollout.verl_plugin.compose import compose_config, prepare
+    from efficient_rollout.verl_plugin.settings import check_settings
+
+    # What the user wrote comes first: it is answered in a second, before anything large is imported.
+    config = compose_config(overrides, hydra)
+    settings = check_settings(config)
+    from efficient_rollout.verl_plugin.checks import check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.environment_checks import check_environment
-    from efficient_rollout.verl_plugin.settings import rollout_settings
 
     check_environment()
     # It imports veRL, which has to load the plugin by itself first.
     from efficient_rollout.verl_plugin.seeded_loops import make_reproducible
 
-    config = compose_config(argv)
     # Before `prepare`, which may train a policy for minutes.
-    make_reproducible(config, rollout_settings(config.actor_rollout_ref.rollout.get("custom")))
+    make_reproducible(config, settings)
     prepare(config)
     check_job(config)
     validate(config)

@@ -22,6 +22,15 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
     return Settings.parse(raw, where=SETTINGS_PATH)
 
 
+def check_settings(config: DictConfig) -> Settings:
+    """Those of a whole job.
+
+    Raises:
+        ConfigError: See `Settings.parse`.
+    """
+    return rollout_settings(config.actor_rollout_ref.rollout.get("custom"))
+
+
 def needs_stock_replay_buffer(config: DictConfig) -> bool:
     """Whether the job asks for more than `replay_buffer.py` does: dynamic sampling, or an asynchronous trainer."""
     return config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable

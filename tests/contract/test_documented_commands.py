@@ -37,18 +37,21 @@ def take(command: Command) -> None:
         return
     if name == "train":
         pytest.importorskip("verl")
-        compose(tuple(PLACEHOLDERS.get(override, override) for override in rest))
+        compose(tuple(PLACEHOLDERS.get(argument, argument) for argument in rest))
     elif name == "openrlhf":
         options.parse_options(rest if command.is_whole or "--" in rest else [*rest, "--"])
 
 
 @functools.cache
-def compose(overrides: tuple[str, ...]) -> None:
-    """Compose a veRL job; models and files need not exist. It takes a second, and pages repeat each other."""
-    from efficient_rollout.verl_plugin.compose import compose_config
-    from efficient_rollout.verl_plugin.settings import rollout_settings
+def compose(arguments: tuple[str, ...]) -> None:
+    """Compose a veRL job, or several; models and files need not exist. Each takes a second, and pages repeat others."""
+    from efficient_rollout.verl_plugin.compose import job_hydra
+    from efficient_rollout.verl_plugin.multirun import jobs_of
+    from efficient_rollout.verl_plugin.train_options import parse_options
 
-    rollout_settings(compose_config(overrides).actor_rollout_ref.rollout.custom)
+    options = parse_options(arguments)
+    jobs = jobs_of(options.overrides, job_hydra())
+    assert options.multirun or len(jobs) == 1
 
 
 def require_nothing(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,8 @@ from openrlhf_support import Run, assert_drafted, assert_engine_follows_trainer,
 
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
-from efficient_rollout.summary import read_steps, render_table
+from efficient_rollout.summary import render_table
+from efficient_rollout.training_runs.steps import read_steps
 
 pytestmark = pytest.mark.openrlhf
 

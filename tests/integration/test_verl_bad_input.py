@@ -42,7 +42,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "out of range": ([f"+{SETTINGS}.controller.max_draft_tokens=99"], ["max_draft_tokens", "16", "99"]),
     "unknown scheme": ([f"{SETTINGS}.drafter.scheme=int3"], ["scheme", "int8", "int3"]),
     "unknown veRL option": (["trainer.no_such_option=1"], ["no_such_option"]),
-    "unknown group": (["drafter=int5"], ["drafter/int5"]),
+    "unknown group": (["drafter=int5"], ["drafter=int5", "int4", "int8"]),
     "missing model": ([MODEL + "={tmp}/nothing"], ["nothing", "config.json"]),
     "model without weights": ([MODEL + "={empty}"], ["no weights"]),
     "unreadable model": ([MODEL + "={broken}"], ["broken"]),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from controller_support import a100_profile
 
+from efficient_rollout.bench import cli
 from efficient_rollout.bench.arms import check_arms, parse_arms
 from efficient_rollout.bench.calibrate import add_calibrate_command, positive_integers
 from efficient_rollout.bench.cli import add_bench_command
@@ -23,6 +24,7 @@ from efficient_rollout.bench.work import (
     requests_of,
     shortened,
 )
+from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.policy_config import PolicyConfig
@@ -57,10 +59,37 @@ def test_a_wrong_arm_is_refused(text: str) -> None:
         parse_arms(text)
 
 
-def test_arms_that_need_a_profile_say_how_to_make_one() -> None:
-    with pytest.raises(ConfigError, match=r"published, cost_model need --profile.*calibrate --model"):
-        check_arms(parse_arms("published,always:2,cost_model"), max_draft_tokens=4, profile=None)
-    check_arms(parse_arms("ngram,always:4"), max_draft_tokens=4, profile=None)
+def bench_rollout(policy: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_bench_command(parser.add_subparsers())
+    given = ("--model", str(policy), "--dtype", "float32", "--lengths", "lognormal:8,1.0,16", "--max-draft-tokens", "4")
+    return parser.parse_args(["bench", "rollout", *given, *more])
+
+
+@pytest.mark.parametrize(
+    ("arms", "is_measured"), [("always:2,cost_model", True), ("always:2,table", True), ("ngram", False)]
+)
+def test_a_profile_that_an_arm_needs_is_measured_as_for_an_engine(
+    arms: str, is_measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile_cache = pytest.importorskip("efficient_rollout.vllm_plugin.profile_cache")
+    asked: list[dict[str, Any]] = []
+
+    def ensure_profile(model: str, settings: Settings, **options: Any) -> Path:
+        asked.append({"model": model, "drafts": settings.controller.max_draft_tokens, **options})
+        save_profile(a100_profile(), tmp_path / "p.json")
+        return tmp_path / "p.json"
+
+    monkeypatch.setattr(profile_cache, "ensure_profile", ensure_profile)
+    monkeypatch.setattr(cli, "resolve_engine_arguments", lambda _args: None)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 64}))
+    plan = cli._plan(bench_rollout(tmp_path, "--arms", arms))
+    wanted = {"model": str(tmp_path), "drafts": 4, "dtype": "float32", "is_compiled": False}
+    assert asked == [wanted] * is_measured
+    assert plan.settings.controller.profile == (str(tmp_path / "p.json") if is_measured else None)
+    with pytest.raises(ConfigError, match="raise --max-draft-tokens"):
+        cli._plan(bench_rollout(tmp_path, "--arms", "cost_model,always:9"))
+    assert len(asked) == is_measured, "nothing is measured for arms that are refused"
 
 
 def test_arms_read_the_profile_they_are_given(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 from efficient_rollout.dashboards.page import render, sections
-from efficient_rollout.dashboards.run import Run, read_run
 from efficient_rollout.metrics import names
+from efficient_rollout.training_runs.run import Run, read_run
 
 KEYS = ["speed", "training", "drafting", "controller", "tail", "cost", "engines"]
 HOSTILE = "</script><img src=x onerror='parent.marked=window.marked=true'><script>window.marked=true</script>"

@@ -24,7 +24,7 @@ def train_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_train_hands_every_argument_to_hydra(train_calls: list[Any]) -> None:
-    overrides = ["size=small", "+trainer.x=1", "~data.y", "actor.path='a b'"]
+    overrides = ["--cfg", "job", "size=small", "+trainer.x=1", "~data.y", "actor.path='a b'", "--help"]
     assert command_line.main(["train", *overrides]) == 7
     assert train_calls == [overrides]
 
@@ -112,7 +112,11 @@ def test_unknown_command_is_refused(arguments: list[str], capsys: pytest.Capture
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command_line.main([name, "--help"])
-    assert caught.value.code == 0
+    if name == "train":
+        pytest.importorskip("hydra")
+    try:
+        code = command_line.main([name, "--help"])
+    except SystemExit as end:
+        code = end.code
+    assert code == 0
     assert f"usage: efficient-rollout {name}" in capsys.readouterr().out

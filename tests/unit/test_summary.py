@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from report_support import write_run
 
 from efficient_rollout.__main__ import main
 from efficient_rollout.metrics import names
-from efficient_rollout.summary import read_steps, render_table
+from efficient_rollout.summary import render_table
+from efficient_rollout.training_runs.run import read_run
+from efficient_rollout.training_runs.steps import REWARD_MEAN, read_steps
+from efficient_rollout.training_runs.verdicts import reward_verdict, speed_verdicts
 
 STEP = {
     "step": 3,
@@ -40,7 +44,7 @@ def test_a_number_that_was_not_reported_is_a_dash() -> None:
 
 def test_columns_line_up() -> None:
     lines = render_table([STEP, STEP | {"step": 10, "response_length/max": 12345}]).splitlines()
-    assert len({len(line) for line in lines[1:]}) == 1
+    assert len({len(line) for line in lines[2:]}) == 1
 
 
 def test_openrlhfs_steps_have_the_same_columns(tmp_path: Path) -> None:
@@ -68,11 +72,11 @@ def test_command_prints_the_table_and_where_the_rest_is(tmp_path: Path, capsys: 
     write(tmp_path / "metrics.jsonl", STEP)
     (tmp_path / "train.log").write_text("")
     assert main(["summary", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert render_table([STEP]) in printed
-    assert str(tmp_path / "metrics.jsonl") in printed
-    assert str(tmp_path / "train.log") in printed
-    assert "config.yaml" not in printed
+    told = capsys.readouterr().out
+    assert render_table([STEP]) in told
+    assert str(tmp_path / "metrics.jsonl") in told
+    assert str(tmp_path / "train.log") in told
+    assert "config.yaml" not in told
 
 
 @pytest.mark.parametrize(
@@ -101,8 +105,11 @@ def run_of(directory: Path, *, tokens: int, rollout_s: float, step_s: float, num
     records = [
         {
             "step": number,
+            REWARD_MEAN: 0.5,
             names.GENERATED_TOKENS: tokens,
+            names.ENGINE_TICKS: 20,
             names.ROLLOUT_SECONDS: rollout_s * (10 if number == 1 else 1),
+            "timing_s/update_actor": step_s - rollout_s,
             "timing_s/step": step_s * (10 if number == 1 else 1),
         }
         for number in range(1, num_steps + 1)
@@ -111,35 +118,64 @@ def run_of(directory: Path, *, tokens: int, rollout_s: float, step_s: float, num
     return directory
 
 
+def printed(capsys: pytest.CaptureFixture[str], *directories: Path) -> list[str]:
+    own, baseline = map(str, directories)
+    assert main(["summary", own, "--against", baseline]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
 def test_a_run_is_compared_with_its_baseline_in_the_steps_both_have_but_the_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0)
-    ours = run_of(tmp_path / "ours", tokens=150, rollout_s=3.0, step_s=6.0, num_steps=9)
-    assert main(["summary", str(ours), "--against", str(baseline)]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    start = printed.index(f"against {baseline}, steps 2 to 3 of both:")
-    assert [line.split() for line in printed[start + 2 : start + 6]] == [
-        ["generated", "tok/s", "50.0", "25.0", "2.00"],
-        ["rollout", "s", "6.0", "8.0", "0.75"],
-        ["step", "s", "12.0", "16.0", "0.75"],
-        ["generated", "tokens", "300.0", "200.0", "1.50"],
+    ours = run_of(tmp_path / "ours", tokens=150, rollout_s=2.0, step_s=6.0, num_steps=9)
+    told = printed(capsys, ours, baseline)
+    start = told.index(f"against {baseline}, means of the steps that both have, without the first:")
+    assert [line.split() for line in told[start + 2 : start + 7]] == [
+        ["Tokens/engine", "tick", "7.50", "5.00", "1.50", "2"],
+        ["Generated", "tokens/s", "75.00", "25.00", "3.00", "2"],
+        ["Rollout", "seconds", "2.00", "4.00", "2.00", "2"],
+        ["Step", "seconds", "6.00", "8.00", "1.33", "2"],
+        ["Training", "seconds", "4.00", "4.00", "1.00", "2"],
+    ]
+    assert told[start + 7].startswith("Rollouts: cannot tell yet, 3.00 times as fast in 2 shared steps")
+
+
+def test_the_same_step_of_both_runs_asks_the_same_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=2)
+    ours = run_of(tmp_path / "ours", tokens=100, rollout_s=4.0, step_s=8.0)
+    steps = [json.loads(line) for line in (baseline / "metrics.jsonl").read_text().splitlines()]
+    write(baseline / "metrics.jsonl", *({**step, REWARD_MEAN: 0.25} for step in steps))
+    heading, *rows = printed(capsys, ours, baseline)[:6]
+    assert "do not compare with another step's" in heading
+    assert [row.split()[:3] for row in rows[2:5]] == [
+        ["1", "0.500", "0.250"],
+        ["2", "0.500", "0.250"],
+        ["3", "0.500", "-"],
     ]
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "is_incomplete", "named"), [(1, False, "no step after the first"), (3, True, "step 3")]
-)
-def test_runs_that_cannot_be_compared_are_one_clear_error(
-    num_steps: int, is_incomplete: bool, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=num_steps)
+def test_the_terminal_says_what_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("yaml")
+    runs = [write_run(tmp_path / "own", num_steps=5), write_run(tmp_path / "plain", num_steps=5, speed=400.0, seed=1)]
+    own, plain = map(read_run, runs)
+    told = printed(capsys, *runs)
+    verdicts = [*speed_verdicts(own, plain), f"Rewards: {reward_verdict(own, plain)}"]
+    assert [verdict for verdict in verdicts if verdict not in told] == []
+    assert verdicts[0].startswith("Rollouts: cannot tell yet")
+
+
+def test_runs_that_share_no_step_are_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=1)
     ours = run_of(tmp_path / "ours", tokens=100, rollout_s=4.0, step_s=8.0)
-    if is_incomplete:
-        lines = (baseline / "metrics.jsonl").read_text().splitlines()
-        write(baseline / "metrics.jsonl", *map(json.loads, lines[:-1]), {"step": 3, names.ROLLOUT_SECONDS: 1.0})
-    assert main(["summary", str(ours), "--against", str(baseline)]) == 2
-    assert named in capsys.readouterr().err
+    assert "Cannot tell: the runs share no step after the first" in "\n".join(printed(capsys, ours, baseline))
+
+
+def test_another_recipe_is_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("yaml")
+    ours, other = write_run(tmp_path / "own"), write_run(tmp_path / "other", algorithm={"adv_estimator": "gae"})
+    assert main(["summary", str(ours), "--against", str(other)]) == 2
+    assert "algorithm.adv_estimator" in capsys.readouterr().err
 
 
 def test_the_first_and_the_last_validation_stand_beside_the_baselines(
@@ -153,13 +189,12 @@ def test_the_first_and_the_last_validation_stand_beside_the_baselines(
         write(directory / "metrics.jsonl", validated[0], *steps, *validated[1:])
         runs.append(str(directory))
     plain, ours = runs
-    assert main(["summary", ours, "--against", plain]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    start = printed.index("validation, the same questions each time:")
-    measured = [" ".join(line.split()) for line in printed[start + 1 : start + 3]]
+    told = printed(capsys, Path(ours), Path(plain))
+    start = told.index("validation, the same questions each time:")
+    measured = [" ".join(line.split()) for line in told[start + 1 : start + 3]]
     assert measured == [
         "this run sums/acc/mean@1: 0.500 at step 0, 0.700 at step 3",
-        "the other sums/acc/mean@1: 0.500 at step 0, 0.750 at step 3",
+        "baseline sums/acc/mean@1: 0.500 at step 0, 0.750 at step 3",
     ]
 
 

@@ -1,10 +1,16 @@
 """A job's configuration, and the Ray cluster it runs in."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
-pytest.importorskip("verl")
+pytest.importorskip("hydra")
+if find_spec("verl") is None:
+    pytest.skip("veRL's own configuration is the ground", allow_module_level=True)
 
-from efficient_rollout.verl_plugin.compose import compose_config
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.verl_plugin.compose import compose_config, job_hydra
 
 ADDRESS = "ray_kwargs.ray_init.address"
 
@@ -37,3 +43,36 @@ def test_a_cluster_of_its_own_by_the_variable(monkeypatch: pytest.MonkeyPatch) -
     ray_init = compose_config(["size=nano"]).ray_kwargs.ray_init
     assert ray_init.address == "local"
     assert ray_init.num_cpus == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("recipe=grppo", ["no recipe=grppo; did you mean recipe=grpo?", "dapo_qwen2_5_32b, grpo, ", "grpo_quickstart"]),
+        ("recipe=qqqq", ["no recipe=qqqq. recipe= takes dapo_qwen2_5_32b, "]),
+        ("recip=grpo", ["no recip; did you mean recipe?"]),
+        ("trainer.total_trainning_steps=5", ["total_trainning_steps; did you mean trainer.total_training_steps?", "+"]),
+        ("trainer.qqqq=5", ["no trainer.qqqq. "]),
+        ("efficient_rollout=off,on", ["Ambiguous value", "--multirun"]),
+        ("trainer.nnodes=${no_such_resolver:1}", ["no_such_resolver"]),
+        ("trainer.nnodes=[", ["no viable alternative"]),
+    ],
+)
+def test_a_misspelt_override_is_one_line_with_what_there_is(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose_config([override])
+    told = str(raised.value)
+    assert [word for word in words if word not in told] == [], told
+    assert "\n" not in told
+    assert "site-packages" not in told
+
+
+def test_groups_of_the_users_own_add_to_these(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [grpo, _self_]\ntrainer: {total_training_steps: 7}\n"
+    )
+    config = compose_config(["recipe=mine"], job_hydra(str(tmp_path)))
+    assert (config.trainer.total_training_steps, config.algorithm.adv_estimator) == (7, "grpo")
+    with pytest.raises(ConfigError, match="is not a directory"):
+        job_hydra(str(tmp_path / "nothing"))

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from efficient_rollout.dashboards.run import Run
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.training_runs.run import Run
 
 # A difference in one of these makes the training another one: there is nothing to compare. A run has either
 # framework's.
@@ -79,7 +79,7 @@ def comparison_notes(own: Run, baseline: Run) -> list[str]:
     notes = [f"The runs differ in {text}." for text in _differences(own.config, baseline.config, _SPEED_KEYS)]
     hardware = [run.provenance.get("hardware") for run in (own, baseline)]
     if None not in hardware and hardware[0] != hardware[1]:
-        notes.append("The runs were made on different machines, or with different resources: see their origin below.")
+        notes.append("The runs were made on different machines, or with different resources.")
     return notes
 
 

@@ -8,10 +8,18 @@ from report_support import write_run
 
 pytest.importorskip("yaml")
 
-from efficient_rollout.dashboards.comparison import MIN_STEPS, Estimate, difference, speedups
-from efficient_rollout.dashboards.run import Run, read_run
 from efficient_rollout.metrics import names
-from efficient_rollout.summary import REWARD_MEAN, STEP_SECONDS
+from efficient_rollout.training_runs.comparison import (
+    MIN_STEPS,
+    Estimate,
+    difference,
+    speedups,
+    tokens_per_tick,
+    unequal_load,
+)
+from efficient_rollout.training_runs.run import Run, read_run
+from efficient_rollout.training_runs.steps import REWARD_MEAN, STEP_SECONDS
+from efficient_rollout.training_runs.verdicts import speed_verdicts
 
 
 def run_of(rollout_s: list[float], tokens: list[float] | None = None) -> Run:
@@ -68,3 +76,44 @@ def test_a_difference_is_of_means_of_shared_steps(tmp_path: Path) -> None:
     assert found.value == pytest.approx(expected)
     assert found.low < found.value < found.high
     assert difference(own, other, "no such metric", "reward") is None
+
+
+def busy_run(slowdown: float, tokens: float = 100.0, *, ticks: float = 10.0) -> Run:
+    """Ten steps on a machine that something else slows down; their training takes as long as they have tokens."""
+    records = [
+        {
+            "step": step,
+            names.ROLLOUT_SECONDS: slowdown,
+            STEP_SECONDS: 2.0 * slowdown,
+            names.GENERATED_TOKENS: tokens,
+            names.ENGINE_TICKS: ticks,
+            "timing_s/update_actor": slowdown * tokens / 100.0,
+        }
+        for step in range(1, 11)
+    ]
+    return Run(directory=Path("run"), records=records)
+
+
+def test_a_machine_that_was_busier_for_one_run_lets_nothing_be_told_of_seconds() -> None:
+    own, other = busy_run(1.0), busy_run(3.3)
+    assert speedups(own, other)[0].side(1.0) == 1, "chance between the steps does not explain it"
+    assert unequal_load(own, other) == pytest.approx(3.3)
+    assert unequal_load(other, own) == pytest.approx(1 / 3.3)
+    rollouts, steps, ticks = speed_verdicts(own, other)
+    for verdict in (rollouts, steps):
+        assert "cannot tell, 3.30 times as fast" in verdict
+        assert "something else ran beside" in verdict
+    assert ticks.startswith("Whatever else ran: 10.00 tokens in an engine's tick against 10.00, 1.00")
+
+
+def test_what_is_trained_in_proportion_to_longer_responses_is_no_load() -> None:
+    assert unequal_load(busy_run(1.0, tokens=50.0), busy_run(1.0)) is None
+    assert unequal_load(busy_run(1.1), busy_run(1.0)) is None
+    assert unequal_load(run_of([1.0] * 9), run_of([9.0] * 9)) is None, "not known"
+
+
+def test_tokens_per_tick_are_the_same_however_busy_the_machine() -> None:
+    found = tokens_per_tick(busy_run(9.0, ticks=5.0), busy_run(1.0))
+    assert found is not None
+    assert (found.value, found.own, found.baseline) == (2.0, 20.0, 10.0)
+    assert tokens_per_tick(run_of([1.0] * 9), run_of([9.0] * 9)) is None

@@ -7,9 +7,9 @@ from report_support import CONFIG, write_run
 
 pytest.importorskip("yaml")
 
-from efficient_rollout.dashboards.recipe import comparison_notes
-from efficient_rollout.dashboards.run import read_run
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.training_runs.recipe import comparison_notes
+from efficient_rollout.training_runs.run import read_run
 
 ROLLOUT = CONFIG["actor_rollout_ref"]
 

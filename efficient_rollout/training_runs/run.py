@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from efficient_rollout.errors import InputFileError
+from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import read_json, read_text
 from efficient_rollout.metrics.step_file import FILE_NAME
 from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
-from efficient_rollout.summary import CONFIG_FILE, read_growing_steps
+from efficient_rollout.training_runs.steps import read_growing_steps
 
-PROVENANCE_FILE = "provenance.json"
+CONFIG_FILE, PROVENANCE_FILE = "config.yaml", "provenance.json"
 Values = NDArray[np.float64]
 
 
@@ -101,26 +100,14 @@ def read_run(directory: Path) -> Run:
     )
 
 
-class _LoaderWithoutDates(yaml.SafeLoader):
-    """What looks like a date is text: other packages change what PyYAML makes of one, in every loader of a process."""
-
-
-_LoaderWithoutDates.yaml_implicit_resolvers = {
-    start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def _config(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = yaml.load(read_text(path, what="the run's configuration"), _LoaderWithoutDates)
-    except yaml.YAMLError as fault:
-        raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
-    if not isinstance(config, dict):
-        raise InputFileError(f"{path} holds no keys: it is not a run's configuration")
-    return config
+        from efficient_rollout.training_runs.config_file import read_config
+    except ImportError as fault:
+        raise MissingPackageError(f"{path} cannot be read without pyyaml: pip install pyyaml") from fault
+    return read_config(path)
 
 
 def _provenance(path: Path) -> Mapping[str, Any]:

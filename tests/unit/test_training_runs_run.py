@@ -10,8 +10,8 @@ from report_support import step_timelines, write_run
 
 pytest.importorskip("yaml")
 
-from efficient_rollout.dashboards.run import as_number, read_run
 from efficient_rollout.metrics import names
+from efficient_rollout.training_runs.run import as_number, read_run
 
 
 def test_a_half_written_last_line_is_left_out_and_said(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""hydra for a job, from its own classes: veRL's configuration is found without importing veRL, and faults say what is.
+
+Importing veRL takes ten seconds and brings torch along; a misspelt option is answered before that.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+from collections.abc import Collection, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "efficient_rollout"
+# The size that embeds nothing.
+OWN_SIZE = "own"
+MODEL_PATH = "actor_rollout_ref.model.path"
+_SAMPLER = "trainer.v1.sampler.custom_sampler"
+_SEARCH_PATH = "hydra.searchpath"
+_RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
+# Ray takes these for a cluster that it starts, and refuses them for one that runs.
+_OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
+
+
+def hydra_of(directory: Path, extra: str | None = None) -> Hydra:
+    """hydra's own object for these groups; it composes, and shows what it composed.
+
+    Args:
+        directory: This package's groups.
+        extra: A folder of the user's own, whose groups add to them.
+
+    Raises:
+        ConfigError: `extra` is no folder.
+    """
+    version.setbase(None)
+    search_path = create_config_search_path(str(directory))
+    if extra is not None:
+        if not Path(extra).is_dir():
+            raise ConfigError(f"--config-dir: {extra} is not a directory")
+        where = f"file://{Path(extra).resolve()}"
+        search_path.prepend(provider="command-line", path=where, anchor=SearchPathQuery(provider="schema"))
+    return Hydra(task_name="train", config_loader=JobConfigLoader(config_search_path=search_path))
+
+
+class JobConfigLoader(ConfigLoaderImpl):
+    """hydra's loader, with what a job's options bring along.
+
+    A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
+    """
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        """Stock, and completed."""
+        config = super().load_configuration(config_name, [*_brought_along(overrides), *overrides], *args, **kwargs)
+        if config_name is not None:
+            _complete(config, _chosen(overrides))
+        return config
+
+    def compute_defaults_list(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
+        """Stock, of the same overrides."""
+        return super().compute_defaults_list(config_name, [*_brought_along(overrides), *overrides], *args, **kwargs)
+
+    def groups(self) -> dict[str, list[str]]:
+        """Options of every group of this package and of the user's folder, by the group's name.
+
+        hydra's own way to ask copies all sources for each group, which takes seconds.
+        """
+        names = self.repository.get_group_options("", ObjectType.GROUP)
+        options = {name: self.repository.get_group_options(name, ObjectType.CONFIG) for name in names}
+        return {name: sorted(found) for name, found in options.items() if found and name != "hydra"}
+
+
+def _chosen(overrides: Sequence[str]) -> set[str]:
+    return {override.partition("=")[0].lstrip("+") for override in overrides}
+
+
+def _brought_along(overrides: Sequence[str]) -> Iterator[str]:
+    chosen = _chosen(overrides)
+    if MODEL_PATH in chosen and "size" not in chosen:
+        yield f"size={OWN_SIZE}"
+    package = find_spec("verl")
+    if _SEARCH_PATH not in chosen and package is not None and package.submodule_search_locations:
+        # In the place of `pkg://verl.trainer.config`, which hydra looks for by importing veRL.
+        folder = Path(package.submodule_search_locations[0]) / "trainer" / "config"
+        yield f"{_SEARCH_PATH}=['file://{folder}']"
+
+
+def _complete(config: DictConfig, chosen: Collection[str]) -> None:
+    if f"{_RAY_INIT}.address" not in chosen:
+        _join_running_cluster(config)
+    if f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
+        OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
+
+
+def _join_running_cluster(config: DictConfig) -> None:
+    """Where Ray's own variable names a cluster, as in `ray job submit`, run there, not in one that the job starts."""
+    address = os.environ.get(_RAY_ADDRESS)
+    ray_init = config.ray_kwargs.ray_init
+    if address in (None, "", "local") or ray_init.get("address") != "local":
+        return
+    logger.warning("joining the Ray cluster at %s (%s), whose own slots count", address, _RAY_ADDRESS)
+    with open_dict(ray_init):
+        for name in _OF_A_NEW_CLUSTER:
+            ray_init.pop(name, None)
+
+
+@contextlib.contextmanager
+def told_plainly(hydra: Hydra) -> Iterator[None]:
+    """Around hydra: its faults become one error, with the nearest of the names that there are.
+
+    Raises:
+        ConfigError: What hydra or OmegaConf raised.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot compose the configuration: {_told(error, hydra)}") from error
+
+
+def _told(error: Exception, hydra: Hydra) -> str:
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        near = _nearest(f"{group}=", name, error.options)
+        return f"there is no {group}={name}{near} {group}= takes {', '.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        parent, dot, key = cause.full_key.rpartition(".")
+        known = [str(name) for name in cause.parent_node or ()] + ([] if parent else list(hydra.config_loader.groups()))
+        near = _nearest(parent + dot, key, known)
+        return f"there is no {cause.full_key}{near} A key that veRL does not list is added with a + in front"
+    # What follows names hydra's folders, or the types of its nodes.
+    text = str(error) or str(cause)
+    lines = [line.strip() for line in text.split("\nConfig search path")[0].splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def _nearest(prefix: str, name: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else "."
