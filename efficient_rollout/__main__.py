@@ -17,6 +17,10 @@ COMMANDS = {
         "train with OpenRLHF; the arguments are settings, --, and OpenRLHF's own",
         "efficient_rollout.__main__:add_openrlhf_command",
     ),
+    "demo": (
+        "see plain vLLM and self-drafting beside each other, in a minute",
+        "efficient_rollout.bench.demo:add_demo_command",
+    ),
     "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
     "policy": ("train the embedded policy, or reuse it", "efficient_rollout.tasks.cli:add_policy_command"),
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),

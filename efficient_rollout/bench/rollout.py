@@ -63,6 +63,7 @@ class BenchPlan:
         eos_token_ids: Natural ends; empty forces every response to its length.
         dtype: Of the policy.
         is_compiled: Compiled mode for every engine.
+        first_seed: Of each round's requests, the next number for each; None: without seeds.
     """
 
     model: str
@@ -74,6 +75,7 @@ class BenchPlan:
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
     is_compiled: bool = False
+    first_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ class _Turn:
             temperature=self.plan.temperature,
             eos_token_ids=self.plan.eos_token_ids,
             extra_args={scripted.RULE: self.arm.rule, scripted.RUN: self.run} if is_ours else None,
+            first_seed=self.plan.first_seed,
         )
         if not self.plan.eos_token_ids:
             emitted, forced = [len(ids) for ids in result.token_ids], [r.max_tokens for r in requests]

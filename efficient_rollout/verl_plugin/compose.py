@@ -12,6 +12,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.provenance import provenance
+from efficient_rollout.secrets import without_secrets
 from efficient_rollout.verl_plugin import compat
 from efficient_rollout.verl_plugin.job_hydra import (
     CONFIG_NAME,
@@ -81,7 +82,8 @@ def prepare(config: DictConfig) -> None:
             environment.env_vars = {**threads, **environment.get("env_vars", {})}
     directory.mkdir(parents=True, exist_ok=True)
     set_aside(directory / FILE_NAME)
-    OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    written = without_secrets(OmegaConf.to_container(config, resolve=True))
+    OmegaConf.save(OmegaConf.create(written), directory / "config.yaml")
     write_json(directory / "provenance.json", provenance())
 
 

@@ -6,6 +6,8 @@ A variable that the user set is left as it is.
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from efficient_rollout.errors import ConfigError
 
@@ -13,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 _CORES = "VLLM_CPU_OMP_THREADS_BIND"
+_PROCESSES = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _AUTO = "auto"
 
 _chosen: dict[str, str] = {}
@@ -28,6 +31,27 @@ def choose_runner() -> None:
 
         level = logging.WARNING if HAS_TRITON else logging.INFO
         _choose(_RUNNER, "0", "self-drafting engines run on vLLM's V1 model runner", level)
+
+
+@contextmanager
+def engines_in_this_process() -> Iterator[None]:
+    """Meanwhile, engines with one worker start in the caller's process, in a fraction of the seconds.
+
+    They share its threads and its interpreter lock: for tests, and for a first look.
+    """
+    from vllm import envs
+
+    before = os.environ.get(_PROCESSES)
+    # vLLM keeps what it read once an engine has started.
+    envs.disable_envs_cache()
+    os.environ[_PROCESSES] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_PROCESSES]
+        if before is not None:
+            os.environ[_PROCESSES] = before
+        envs.disable_envs_cache()
 
 
 def bind_workers(num_workers: int) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import DraftTokenIds
 
 from efficient_rollout.controller.drafter_health import DrafterReport
@@ -34,6 +35,10 @@ class DraftsRideAlong:
     def take_draft_token_ids(self) -> DraftTokenIds | None:
         """The drafts of the last tick; None where none were asked for."""
         return None if self._report is None else self._report.drafts
+
+
+class InProcessExecutor(DraftsRideAlong, UniProcExecutor):
+    """With one worker, in the engine's own process; for `environment.engines_in_this_process`."""
 
 
 class EfficientExecutor(DraftsRideAlong, MultiprocExecutor):

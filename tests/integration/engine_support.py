@@ -3,16 +3,16 @@
 An engine is in the test's own process where processes prove nothing: it starts in a tenth of the time.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from efficient_rollout.config import Settings
 from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.vllm_plugin.environment import engines_in_this_process
 
 ENGINE_LIMITS: dict[str, Any] = {
     "enforce_eager": True,
@@ -93,33 +93,14 @@ def start(
     """
     from vllm import LLM
 
+    from efficient_rollout.vllm_plugin.executor import InProcessExecutor
+
     ranks = overrides.get("tensor_parallel_size", 1)
     ours = {} if settings is None else engine_args(str(model), Settings.parse(settings), tensor_parallel_size=ranks)
     if not processes and "distributed_executor_backend" in ours:
-        ours["distributed_executor_backend"] = _in_process_executor()
-    with _multiprocessing(enabled=processes):
+        ours["distributed_executor_backend"] = InProcessExecutor
+    with nullcontext() if processes else engines_in_this_process():
         return LLM(str(model), dtype=dtype, **{**ENGINE_LIMITS, **ours, **overrides})
-
-
-def _in_process_executor() -> type:
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    from efficient_rollout.vllm_plugin.executor import DraftsRideAlong
-
-    class InProcessExecutor(DraftsRideAlong, UniProcExecutor):
-        """The product's executor without its process."""
-
-    return InProcessExecutor
-
-
-@contextmanager
-def _multiprocessing(*, enabled: bool) -> Iterator[None]:
-    from vllm import envs
-
-    envs.disable_envs_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(enabled)))
-        yield
 
 
 def stop(engine: Any) -> None:

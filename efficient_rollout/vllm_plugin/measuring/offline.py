@@ -101,6 +101,7 @@ def roll_out(
     extra_args: Mapping[str, Any] | None = None,
     limit_s: float | None = None,
     least_ticks: int = 0,
+    first_seed: int | None = None,
 ) -> RolloutResult:
     """Submit all work at once and wait for it.
 
@@ -112,6 +113,7 @@ def roll_out(
         extra_args: For `scripted.ScriptedScheduler`.
         limit_s: What has not finished by then is aborted, and missing in `token_ids`.
         least_ticks: Answers of the engine that are waited for, however late it is.
+        first_seed: Of the first request; each has the next number. None: without seeds.
 
     Raises:
         ConfigError: A request cannot fit the engine.
@@ -119,7 +121,7 @@ def roll_out(
     llm_engine, started = engine.llm_engine, time.perf_counter()
     names = _submit(
         llm_engine, works, temperature=temperature, ignore_eos=not eos_token_ids, stop_token_ids=list(eos_token_ids),
-        extra_args=dict(extra_args) if extra_args else None,
+        extra_args=dict(extra_args) if extra_args else None, first_seed=first_seed,
     )  # fmt: skip
     tokens: dict[str, list[int]] = {}
     finished: dict[str, float] = {}
@@ -135,6 +137,9 @@ def roll_out(
                 tokens[output.request_id] = list(output.outputs[0].token_ids)
                 finished[output.request_id] = answers[-1]
     seconds = time.perf_counter() - started
+    if hasattr(llm_engine.engine_core, "engine_core"):
+        # The statistics of the last tick come with the step behind it, which an engine of its own process takes.
+        llm_engine.engine_core.get_output()
     return RolloutResult(
         seconds=seconds,
         finish_seconds=[finished.get(name, seconds) for name in names],
@@ -143,16 +148,20 @@ def roll_out(
     )
 
 
-def _submit(llm_engine: Any, works: Sequence[Work], **sampling: Any) -> list[str]:
+def _submit(llm_engine: Any, works: Sequence[Work], *, first_seed: int | None, **sampling: Any) -> list[str]:
     longest = max(len(work.prompt_token_ids) + work.max_tokens for work in works)
     max_model_len = llm_engine.vllm_config.model_config.max_model_len
     if longest > max_model_len:
         raise ConfigError(f"a request of {longest} tokens does not fit an engine for {max_model_len}")
     batch = time.monotonic_ns()
     names = [f"{batch}-{i}" for i in range(len(works))]
-    for name, work in zip(names, works, strict=True):
+    for number, (name, work) in enumerate(zip(names, works, strict=True)):
         params = SamplingParams(
-            max_tokens=work.max_tokens, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **sampling
+            seed=None if first_seed is None else first_seed + number,
+            max_tokens=work.max_tokens,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **sampling,
         )
         llm_engine.add_request(name, {"prompt_token_ids": list(work.prompt_token_ids)}, params)
     return names

@@ -113,11 +113,16 @@ def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
     """The product's engine, with decisions that requests can script and ticks that are recorded."""
+    return LLM(**self_drafting_args(model, limits, settings))
+
+
+def self_drafting_args(model: str, limits: EngineLimits, settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM` for `start_self_drafting`."""
     ours = engine_args(
         model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
         tensor_parallel_size=limits.tensor_parallel_size,
     )  # fmt: skip
-    return LLM(**limits.to_args(model), **{**ours, **_CLASSES[device_type()]})
+    return limits.to_args(model) | ours | _CLASSES[device_type()]
 
 
 def stop(engine: Any) -> None:
