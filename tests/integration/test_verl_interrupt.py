@@ -14,7 +14,6 @@ from verl_support import start
 
 from efficient_rollout import cleanup
 from efficient_rollout.cleanup import descendants
-from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = pytest.mark.verl
 
@@ -37,7 +36,6 @@ def sockets() -> set[Path]:
     ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_nothing_is_left_behind(number, exit_code, tmp_path):
-    ensure_policy("nano")
     sockets_before = sockets()
     # SIGINT in the middle of training; SIGTERM while the engine is starting.
     in_training = number == signal.SIGINT

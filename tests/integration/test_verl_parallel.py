@@ -10,7 +10,6 @@ from rare_cases import cases
 from verl_support import Run, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
-from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = [pytest.mark.verl, pytest.mark.several_cores]
 
@@ -42,11 +41,6 @@ LAYOUTS = {
 # What is left of the first besides tensor parallel engines is in test_verl_training.py, and of the second in
 # test_data_parallel.py.
 RARE = ("tensor-parallel-ppo", "data-parallel")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nano_policy() -> None:
-    ensure_policy("nano")
 
 
 @pytest.fixture(autouse=True)

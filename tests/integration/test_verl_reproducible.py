@@ -12,7 +12,6 @@ from verl_support import Run, train
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE
-from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = [
     pytest.mark.verl,
@@ -70,7 +69,6 @@ def assert_identical(one: Run, other: Run, *, num_steps: int, without: tuple[str
 
 @pytest.mark.slow
 def test_drafting_changes_no_number_of_two_steps(tmp_path: Path) -> None:
-    ensure_policy("nano")
     sizes = {"num_steps": 2, "use_v1": True, "num_validation": 32}
     one, other = (run_arm(arm, tmp_path / arm, **sizes) for arm in ("drafting", "never"))
     assert_identical(one, other, num_steps=2)
@@ -80,7 +78,6 @@ def test_drafting_changes_no_number_of_two_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use_v1", [False, True], ids=["legacy-trainer", "current-trainer"])
 @pytest.mark.parametrize("baseline", ["never", "plain"])
 def test_drafting_changes_no_number_of_a_run(tmp_path: Path, baseline: str, use_v1: bool) -> None:
-    ensure_policy("nano")
     sizes = {"num_steps": 20, "use_v1": use_v1, "num_validation": 768}
     one, other = (run_arm(arm, tmp_path / arm, **sizes) for arm in ("drafting", baseline))
     # Plain engines multiply with vLLM's kernels. A draw that is nearly a tie could fall the other way; none has yet.

@@ -39,11 +39,6 @@ def training_steps(number: int) -> tuple[str, str]:
     return f"trainer.total_training_steps={number}", f"trainer.test_freq={number}"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nano_policy() -> None:
-    ensure_policy("nano")
-
-
 @pytest.fixture(scope="module")
 def grpo_run(tmp_path_factory) -> Run:
     """GRPO with drafting on, for as long as it takes to see every part of a step work."""
