@@ -22,7 +22,7 @@ COMMANDS = {
         "efficient_rollout.bench.demo:add_demo_command",
     ),
     "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
-    "policy": ("train the embedded policy, or reuse it", "efficient_rollout.tasks.cli:add_policy_command"),
+    "policy": ("say where an embedded policy is, or train one", "efficient_rollout.tasks.cli:add_policy_command"),
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
     "summary": ("print a run's metrics, a row per step", "efficient_rollout.summary:add_summary_command"),
     "report": ("write a run's page of figures", "efficient_rollout.dashboards.cli:add_report_command"),

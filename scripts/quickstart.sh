@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install if needed, make or reuse the small policy, train it with GRPO for a few steps, with self-drafting and without, and
-# show both: the same questions before and after, how fast, and the path of a page of figures.
+# Install if needed, train the small policy with GRPO for a few steps, with self-drafting and without, and show both: the
+# same questions before and after, how fast, and the path of a page of figures.
 #     bash scripts/quickstart.sh [hydra overrides]     e.g. controller=always, or trainer.total_training_steps=10
 set -euo pipefail
 
@@ -16,8 +16,6 @@ fail() { # message, log
   exit 1
 }
 
-policy_progress() { tail -n 1 "$RUN/policy.log"; }
-
 train_progress() { # of the arm that runs
   if [[ -f "$RUN/$arm/metrics.jsonl" ]]; then
     echo "$(grep -c '"training/global_step"' "$RUN/$arm/metrics.jsonl") of $STEPS steps"
@@ -29,10 +27,6 @@ train_progress() { # of the arm that runs
 bash "$ROOT/scripts/install.sh"
 cd "$ROOT"
 mkdir -p "$RUN"
-
-echo "quickstart: the small policy (trained on first use, about 360 steps and 3 minutes)"
-with_heartbeat policy "$RUN/policy.log" policy_progress "$COMMAND" policy --size small ||
-  fail "the policy could not be made" "$RUN/policy.log"
 
 for arm in threshold off; do
   if [[ $arm == off ]]; then what="plain vLLM"; else what="self-drafting"; fi

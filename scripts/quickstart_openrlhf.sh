@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install OpenRLHF and this package into .venv-openrlhf if needed, make or reuse the small policy, train it with
-# OpenRLHF's GRPO and self-drafting for a few steps, and show what the rollouts did. Needs no GPU.
+# Install OpenRLHF and this package into .venv-openrlhf if needed, train the small policy with OpenRLHF's GRPO and
+# self-drafting for a few steps, and show what the rollouts did. Needs no GPU.
 #     bash scripts/quickstart_openrlhf.sh [settings]     e.g. --efficient_rollout.controller.rule=always
 #     bash scripts/quickstart_openrlhf.sh [settings] -- [OpenRLHF's arguments]     they win over those below
 set -euo pipefail
@@ -17,8 +17,6 @@ fail() { # message, log
   printf 'quickstart: %s; the whole log is %s\n' "$1" "$2" >&2
   exit 1
 }
-
-policy_progress() { tail -n 1 "$RUN/policy.log"; }
 
 train_progress() {
   if [[ -f "$RUN/metrics.jsonl" ]]; then
@@ -40,16 +38,14 @@ cd "$ROOT"
 mkdir -p "$RUN"
 rm -f "$RUN/metrics.jsonl"
 
-echo "quickstart: the small policy (trained on first use, about 360 steps and 3 minutes), and its questions"
-with_heartbeat policy "$RUN/policy.log" policy_progress "$COMMAND" policy --size small --out "$RUN/policy" ||
-  fail "the policy could not be made" "$RUN/policy.log"
+POLICY="$("$COMMAND" policy --size small | sed -n 1p)"
 "$COMMAND" data --size small --out "$RUN" --num-train $((STEPS * PROMPTS)) --num-validation 16 >"$RUN/data.log" 2>&1 ||
   fail "the data could not be written" "$RUN/data.log"
 
 echo "quickstart: $STEPS GRPO steps of OpenRLHF, self-drafting on"
 with_heartbeat train "$RUN/train.log" train_progress "$COMMAND" openrlhf \
   --cpu.param_dtype=float32 --cpu.kv_cache_bytes=536870912 "${settings[@]}" -- \
-  --actor.model_name_or_path "$RUN/policy" --actor.num_gpus_per_node 1 --vllm.num_engines 1 --vllm.enforce_eager \
+  --actor.model_name_or_path "$POLICY" --actor.num_gpus_per_node 1 --vllm.num_engines 1 --vllm.enforce_eager \
   --ds.attn_implementation sdpa --vllm.sync_backend gloo --algo.advantage.estimator group_norm --algo.kl.init_coef 0 \
   --algo.advantage.is_correction_level token --algo.advantage.is_correction_threshold 0 1000000000 \
   --reward.remote_url "$ROOT/efficient_rollout/tasks/reward_func.py" --data.prompt_dataset "$RUN/train.parquet" \

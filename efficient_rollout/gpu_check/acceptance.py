@@ -1,7 +1,4 @@
-"""Step "acceptance": how many drafts of a policy stand, of one that was trained and not of random weights.
-
-The policy is trained on the spot where no cache has it: minutes.
-"""
+"""Step "acceptance": how many drafts of a policy stand, of one that was trained and not of random weights."""
 
 from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.work import TaskPrompts, eos_token_ids

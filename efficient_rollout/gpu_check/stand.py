@@ -52,8 +52,8 @@ class Sizes:
         num_tokens: Tokens of each response of a comparison.
         max_num_seqs: Requests that run at once.
         num_samples: Samples of a test of distributions.
-        trained_policy: Size of the embedded policy that is trained where none is cached, and what it is asked.
-        num_prompts: Of its task, each answered in so many tokens at most:
+        trained_policy: Size of the embedded policy that answers the questions of its task.
+        num_prompts: Of those questions, each answered in so many tokens at most:
         response_tokens: See above.
         large_weight: [outputs, inputs] of the largest weight that is quantized.
         limit_bytes: Memory of an engine's KV cache.

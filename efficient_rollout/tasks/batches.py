@@ -4,7 +4,6 @@ import random
 from functools import lru_cache
 
 import torch
-from torch.utils.data import Dataset
 
 from efficient_rollout.tasks.arithmetic import Level, Problem, take
 from efficient_rollout.tasks.tokenizer import EOS, prompt_tokens, vocabulary
@@ -16,15 +15,15 @@ IGNORED = -100
 _POOL_PROBLEMS = 4096
 
 
-class WorkedAnswerBatches(Dataset):
-    """Item i is a whole batch; it depends on nothing but the arguments and i, so training can resume anywhere.
+class WorkedAnswerBatches:
+    """Item i is a whole batch; it depends on nothing but the arguments and i, so it is the same in every run.
 
     Problems are drawn in pools, sorted by length within a pool, and cut where a batch would exceed its budget: little
     padding, and every batch costs about the same.
 
     Args:
         level: Difficulty; problems come from its training split.
-        schedule: Says how many tokens a batch has, how many batches there are, and which of them are easy.
+        schedule: Says how many tokens a batch has, and which batches are easy.
         seed: Of the problems.
     """
 
@@ -34,9 +33,6 @@ class WorkedAnswerBatches(Dataset):
         self._schedule = schedule
         self._seed = seed
         self._token_ids = {token: index for index, token in enumerate(vocabulary())}
-
-    def __len__(self) -> int:
-        return self._schedule.max_steps
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Batch `index`: `input_ids` and `labels`, each (problems, tokens), int64.

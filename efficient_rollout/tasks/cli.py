@@ -5,19 +5,20 @@ import logging
 import sys
 from pathlib import Path
 
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.training_plans import CARD_FILE, SIZES
 
 
 def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `policy`; the parsed arguments' `run` makes the policy and returns the exit code."""
-    parser = subparsers.add_parser("policy", help="train the embedded policy, or reuse the cached one")
-    parser.add_argument("--size", choices=SIZES, required=True, help="nano: tests; small: quickstart; bench: 100 M")
-    parser.add_argument("--out", type=Path, help="directory for a copy; without it the policy stays in the cache")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and training data")
+    """Add `policy`; the parsed arguments' `run` finds, copies or trains the policy and returns the exit code."""
+    parser = subparsers.add_parser("policy", help="say where an embedded policy is, copy it, or train one like it")
+    parser.add_argument("--size", choices=SIZES, required=True, help="nano: tests; small: quickstart")
+    parser.add_argument("--out", type=Path, help="directory for a copy, or for the policy that is trained")
+    parser.add_argument("--train", action="store_true", help="train it anew, as the shipped one was; takes minutes")
+    parser.add_argument("--seed", type=int, help="of the initial weights and training data (default: 0)")
     parser.add_argument(
         "--tied",
         action=argparse.BooleanOptionalAction,
-        default=None,
         help="share the output head with the embedding (default: the size's own choice)",
     )
     parser.set_defaults(run=run_policy)
@@ -38,11 +39,22 @@ def add_data_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def run_policy(args: argparse.Namespace) -> int:
-    """Make or reuse the policy and say where it is."""
-    from efficient_rollout.tasks.policy import ensure_policy
+    """Find, copy or train the policy, and say where it is and what was measured of it.
+
+    Raises:
+        ConfigError: Options do not go together.
+    """
+    from efficient_rollout.tasks.policy import ensure_policy, train_policy
 
     _show_progress()
-    path = ensure_policy(args.size, out=args.out, seed=args.seed, tied=args.tied)
+    if args.train and args.out is None:
+        raise ConfigError("--train needs --out, the directory for the policy")
+    if not args.train and (args.seed, args.tied) != (None, None):
+        raise ConfigError("--seed and --tied are of a policy that is trained: add --train, or leave them out")
+    if args.train:
+        path = train_policy(args.size, args.out, seed=args.seed or 0, tied=args.tied)
+    else:
+        path = ensure_policy(args.size, out=args.out)
     sys.stdout.write(f"{path}\n{(path / CARD_FILE).read_text()}")
     return 0
 

@@ -1,11 +1,10 @@
 """How well a policy does the task: sampled answers to validation problems, at temperature 1."""
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Level, Problem, take
 from efficient_rollout.tasks.reward import compute_score
@@ -42,7 +41,6 @@ def measure(
     num_problems: int,
     *,
     seed: int = 0,
-    on_progress: Callable[[float], None] | None = None,
 ) -> Measurement:
     """Sample one response to each of `num_problems` validation problems and score them.
 
@@ -53,7 +51,6 @@ def measure(
         model: What is measured, with its `tokenizer`.
         level: Of the problems, `num_problems` of them.
         seed: Of the problems and the samples.
-        on_progress: Told, at every token, the share of the tokens that may be sampled that lie behind.
     """
     was_training = model.training
     model.eval()
@@ -62,12 +59,8 @@ def measure(
     num_truncated = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        batches = _batches(take(level, "validation", seed, num_problems), level)
-        progress = _Progress(sum(limit for _, limit in batches), on_progress)
-        for batch, limit in batches:
-            responses = _sample(model, tokenizer, batch, limit, progress)
-            progress.end_batch(limit)
-            for problem, response in zip(batch, responses, strict=True):
+        for batch, limit in _batches(take(level, "validation", seed, num_problems), level):
+            for problem, response in zip(batch, _sample(model, tokenizer, batch, limit), strict=True):
                 text = tokenizer.decode(response, skip_special_tokens=True)
                 scores.append(compute_score(DATA_SOURCE, text, problem.answer))
                 lengths.append(len(response))
@@ -84,24 +77,6 @@ def measure(
         length_p99=statistics.quantiles(lengths, n=100, method="inclusive")[-1],
         length_max=max(lengths),
     )
-
-
-class _Progress(StoppingCriteria):
-    """Stops nothing: transformers asks it after every token."""
-
-    def __init__(self, num_tokens: int, tell: Callable[[float], None] | None) -> None:
-        self._num_tokens, self._tell = num_tokens, tell
-        self._num_ended = self._num_sampled = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:  # noqa: ARG002
-        self._num_sampled += 1
-        if self._tell is not None:
-            self._tell((self._num_ended + self._num_sampled) / self._num_tokens)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def end_batch(self, limit: int) -> None:
-        """Whose responses may all have ended before the limit."""
-        self._num_ended, self._num_sampled = self._num_ended + limit, 0
 
 
 def _batches(problems: list[Problem], level: Level) -> list[tuple[list[Problem], int]]:
@@ -124,7 +99,6 @@ def _sample(
     tokenizer: PreTrainedTokenizerFast,
     problems: list[Problem],
     max_new_tokens: int,
-    progress: _Progress,
 ) -> list[list[int]]:
     """One response per problem, up to and including the end-of-sequence token."""
     prompts = ["".join(prompt_tokens(problem.question)) for problem in problems]
@@ -140,7 +114,6 @@ def _sample(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            stopping_criteria=StoppingCriteriaList([progress]),
         )
     responses = output[:, encoded.input_ids.shape[1] :].tolist()
     return [_until_end(response, tokenizer.eos_token_id) for response in responses]

@@ -1,6 +1,7 @@
-"""Training an embedded policy on worked answers until it is partly right, from scratch or by way of a small core."""
+"""Training an embedded policy from scratch, on worked answers, until it is partly right."""
 
-import json
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,40 +9,34 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.files import write_json
-from efficient_rollout.tasks.arithmetic import Level
 from efficient_rollout.tasks.batches import WorkedAnswerBatches
-from efficient_rollout.tasks.callbacks import Progress, StopWhenPartlyRight
 from efficient_rollout.tasks.evaluation import Measurement, measure
-from efficient_rollout.tasks.growth import grow
-from efficient_rollout.tasks.optimizer import make_optimizer
-from efficient_rollout.tasks.policy_shape import PolicyShape
 from efficient_rollout.tasks.tokenizer import VOCAB_SIZE, build_tokenizer
 from efficient_rollout.tasks.training_plans import (
     CARD_FILE,
     MAX_ACCURACY,
     MAX_POSITIONS,
     MIN_ACCURACY,
-    TRAINED_FILE,
-    Schedule,
+    PolicyShape,
     TrainingPlan,
 )
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 4.0
 
 
 def build_model(shape: PolicyShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A Qwen3 decoder of this shape with freshly drawn float32 weights."""
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=shape.hidden_size,
@@ -53,151 +48,86 @@ def build_model(shape: PolicyShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3
         initializer_range=shape.hidden_size**-0.5,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=shape.tied_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ends,
     )
     model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-    )
+    model.generation_config = GenerationConfig(**ends, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     return model
 
 
-def train(plan: TrainingPlan, work_dir: Path) -> None:
-    """Train the plan's policy; leave float32 weights, tokenizer and `CARD_FILE` in `work_dir`.
+def train(plan: TrainingPlan, directory: Path) -> None:
+    """Train the plan's policy; leave bfloat16 weights, tokenizer and `CARD_FILE` in `directory`.
 
-    Weights are written before they are measured. Where `work_dir` holds those of this plan, with `TRAINED_FILE`, an
-    interrupted call is taken up there.
+    With one thread, as here, training does not stall where other work keeps the cores busy, and ends with the same
+    weights on every machine with the same kind of processor and the same libraries. What the card says was measured on
+    the weights as they are written, computed with in float32.
 
     Raises:
         EfficientRolloutError: The policy is not partly right when training ends.
     """
     tokenizer = build_tokenizer(MAX_POSITIONS)
-    with Progress(f"{plan.size} policy") as progress:
-        is_taken_up = (work_dir / TRAINED_FILE).is_file()
-        if not is_taken_up:
-            _train_and_save(plan, tokenizer, work_dir, progress)
-        trained = json.loads((work_dir / TRAINED_FILE).read_text())
-        trained_seconds = sum(stage["seconds"] for stage in trained["stages"]) if is_taken_up else 0.0
-        model = Qwen3ForCausalLM.from_pretrained(work_dir, local_files_only=True)
-
-        def measured(share: float) -> None:
-            progress.status = f"measuring the finished policy, {share:.0%}"
-
-        measured(0.0)
-        with _threads((plan.growth.schedule if plan.growth else plan.schedule).num_threads):
-            result = measure(model, tokenizer, plan.level, plan.final_problems, seed=1, on_progress=measured)
-        _check_partly_right(plan, result)
-        card = {
-            "plan": plan.as_dict(),
-            "num_parameters": model.num_parameters(),
-            "measured": asdict(result),
-            "training": {"stages": trained["stages"], "seconds": round(trained_seconds + progress.seconds, 1)},
-            "torch": version("torch"),
-        }
-    (work_dir / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-
-
-def _train_and_save(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, work_dir: Path, progress: Progress) -> None:
     set_seed(plan.seed)
-    growth = plan.growth
-    model = build_model(growth.core if growth else plan.shape, tokenizer)
+    model = build_model(plan.shape, tokenizer)
+    with _one_thread():
+        num_steps = _optimize(model, tokenizer, plan)
+        model.to(torch.bfloat16).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        logger.info("measuring the policy on %d problems", plan.final_problems)
+        result = measure(model.float(), tokenizer, plan.level, plan.final_problems, seed=1)
+    _check_partly_right(plan, result)
+    card = {
+        "plan": plan.as_dict(),
+        "num_parameters": model.num_parameters(),
+        "measured": asdict(result),
+        "steps": num_steps,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    write_json(directory / CARD_FILE, card)
 
-    def train_stage(model: Qwen3ForCausalLM, level: Level, schedule: Schedule) -> dict[str, float]:
-        return _train_stage(model, tokenizer, level, schedule, plan.seed, work_dir, progress)
 
-    first_level = plan.level.capped(growth.core_response_tokens) if growth else plan.level
-    stages = [train_stage(model, first_level, plan.schedule)]
-    if growth:
-        stages.append(train_stage(model, plan.level, growth.core_schedule))
-        model = grow(model, plan.shape, spread=growth.spread)
-        stages.append(train_stage(model, plan.level, growth.schedule))
-    model.config.use_cache = True  # the Trainer turns it off
-    model.save_pretrained(work_dir)
-    tokenizer.save_pretrained(work_dir)
-    # Last, whole: it says that the weights are.
-    write_json(work_dir / TRAINED_FILE, {"plan": plan.as_dict(), "stages": stages})
-
-
-def _train_stage(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    level: Level,
-    schedule: Schedule,
-    seed: int,
-    work_dir: Path,
-    progress: Progress,
-) -> dict[str, float]:
-    """Train `model` in place, by `schedule`; returns how many parameters, steps, seconds and threads that took."""
-
-    def measured(num_problems: int) -> Measurement:
-        return measure(model, tokenizer, level, num_problems, seed=0)
-
-    before_seconds = progress.seconds
-    with _threads(schedule.num_threads):
-        trainer = _trainer(model, WorkedAnswerBatches(level, schedule, seed), schedule, seed, work_dir)
-        trainer.add_callback(StopWhenPartlyRight(schedule, progress, measured))
-        trainer.train()
-        return {
-            "num_parameters": model.num_parameters(),
-            "steps": trainer.state.global_step,
-            "seconds": round(progress.seconds - before_seconds, 1),
-            "num_threads": torch.get_num_threads(),
-        }
+def _optimize(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: TrainingPlan) -> int:
+    """Train `model` in place by the plan's schedule; returns the number of steps."""
+    schedule = plan.schedule
+    batches = WorkedAnswerBatches(plan.level, schedule, plan.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / schedule.warmup_steps, 1.0, schedule.warmup_steps - 1)
+    model.train()
+    said = time.monotonic()
+    for step in range(1, schedule.max_steps + 1):
+        loss = model(**batches[step - 1]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        warmup.step()
+        if time.monotonic() - said > _PROGRESS_SECONDS:
+            logger.info("step %d of at most %d, loss %.3f", step, schedule.max_steps, loss.item())
+            said = time.monotonic()
+        if step > schedule.easy_steps and step % schedule.measure_steps == 0:
+            accuracy = measure(model, tokenizer, plan.level, schedule.measure_problems, seed=0).accuracy
+            logger.info("step %d, accuracy %.2f (target %.2f)", step, accuracy, schedule.stop_accuracy)
+            if accuracy >= schedule.stop_accuracy:
+                return step
+    return schedule.max_steps
 
 
 @contextmanager
-def _threads(num_threads: int | None) -> Iterator[None]:
-    """Limit torch's operators to so many threads; None leaves them alone."""
+def _one_thread() -> Iterator[None]:
+    """Limit torch's operators to one thread."""
     before = torch.get_num_threads()
-    torch.set_num_threads(num_threads or before)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _trainer(
-    model: Qwen3ForCausalLM, batches: WorkedAnswerBatches, schedule: Schedule, seed: int, work_dir: Path
-) -> Trainer:
-    """A Trainer that takes whole batches in order, saves nothing, and leaves logging and stopping to a callback."""
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(work_dir / "trainer"),
-            per_device_train_batch_size=1,  # a dataset item is a whole batch
-            train_sampling_strategy="sequential",
-            max_steps=schedule.max_steps,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=schedule.warmup_steps,
-            max_grad_norm=1.0,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            seed=seed,
-        ),
-        train_dataset=batches,
-        data_collator=lambda items: items[0],
-        optimizers=(make_optimizer(schedule.optimizer, model, schedule.learning_rate), None),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 def _check_partly_right(plan: TrainingPlan, result: Measurement) -> None:
     if not MIN_ACCURACY <= result.accuracy <= MAX_ACCURACY:
         raise EfficientRolloutError(
-            f"the {plan.size} policy answers {result.accuracy:.0%} of validation problems right after training, "
-            f"outside {MIN_ACCURACY:.0%} to {MAX_ACCURACY:.0%}, where reinforcement learning has something to do; "
-            f"try another --seed than {plan.seed}"
+            f"the policy answers {result.accuracy:.0%} of validation problems right after training, outside "
+            f"{MIN_ACCURACY:.0%} to {MAX_ACCURACY:.0%}, where reinforcement learning has something to do; try another "
+            f"--seed than {plan.seed}"
         )

@@ -115,12 +115,14 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
 
 
 def _require_own(config: DictConfig) -> None:
+    from efficient_rollout.tasks.training_plans import SIZES
+
     needed = (MODEL_PATH, "data.train_files", "data.val_files")
     missing = [name for name in needed if OmegaConf.select(config, name) is None]
     if missing:
         raise ConfigError(
             f"{', '.join(missing)} must be set where the policy is your own (size={OWN_SIZE}); the embedded task goes "
-            "with the embedded policies, size=nano, small or bench"
+            f"with the embedded policies, size={' or '.join(SIZES)}"
         )
 
 

@@ -36,7 +36,7 @@ def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path)
         for path in (repository / folder).rglob("*.*")
         if "__pycache__" not in path.parts
     }
-    for suffix in ("py", "html", "json"):
+    for suffix in ("py", "html", "json", "jinja", "safetensors"):
         found = (repository / "efficient_rollout").rglob(f"*.{suffix}")
         expected |= {str(path.relative_to(repository)) for path in found}
     assert len(expected) > 40
@@ -47,9 +47,11 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
     ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
-    assert {path.suffix for path in ours} <= {".py", ".yaml", ".md", ".c", ".h", ".html", ".json"}
+    assert {path.suffix for path in ours} <= {
+        ".py", ".yaml", ".md", ".c", ".h", ".html", ".json", ".jinja", ".safetensors",
+    }  # fmt: skip
     assert {path.parts[1] for path in ours if path.suffix == ".md"} == {"recipes"}
-    assert [path.name for path in ours if path.suffix == ".json"] == ["goldens.json"]
+    assert {path.parent.name for path in ours if path.suffix == ".json"} == {"gpu_check", "nano", "small"}
     assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == [
         "common.h",
         "float32.c",

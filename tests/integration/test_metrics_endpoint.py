@@ -18,6 +18,7 @@ import pytest
 
 from efficient_rollout.metrics.exported import all_exported
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.vllm_plugin.engine_args import CPU_WORKER, EXECUTOR, SCHEDULER
 from efficient_rollout.vllm_plugin.prometheus import MIDDLEWARE
 
@@ -33,9 +34,7 @@ Samples = dict[tuple[str, str], float]
 
 @pytest.fixture(scope="module")
 def policy() -> Path:
-    from efficient_rollout.tasks.policy import ensure_policy
-
-    return Path(ensure_policy("nano"))
+    return ensure_policy("nano")
 
 
 @pytest.fixture(scope="module")

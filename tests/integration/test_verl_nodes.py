@@ -20,7 +20,6 @@ from verl_support import start
 from wheel_support import make_environment
 
 from efficient_rollout.metrics import names
-from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
@@ -66,7 +65,6 @@ def start_on_two_nodes(directory: Path) -> subprocess.Popen:
 
 
 def test_two_nodes_train_together(start_node: StartNode, tmp_path: Path) -> None:
-    ensure_policy("nano")
     start_node()
     directory = tmp_path / "job"
     assert "joining the Ray cluster" in log_of(start_on_two_nodes(directory), directory)
@@ -79,7 +77,6 @@ def test_two_nodes_train_together(start_node: StartNode, tmp_path: Path) -> None
 
 
 def test_a_node_without_the_package_is_named(start_node: StartNode, tmp_path: Path) -> None:
-    ensure_policy("nano")
     without = make_environment(tmp_path / "environment", wheel=None)
     start_node(without / "python")
     directory = tmp_path / "job"

@@ -9,7 +9,6 @@ pytest.importorskip("verl")
 from verl_support import Run, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
-from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = [pytest.mark.verl, pytest.mark.several_cores, pytest.mark.slow]
 
@@ -38,11 +37,6 @@ LAYOUTS = {
         2,
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nano_policy() -> None:
-    ensure_policy("nano")
 
 
 @pytest.fixture(autouse=True)

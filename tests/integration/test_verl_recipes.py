@@ -14,7 +14,6 @@ from job_support import log_of, start_job
 from wheel_support import build_wheel, make_environment
 
 from efficient_rollout.metrics import names
-from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin.recipes import recipe_folders
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
@@ -26,7 +25,6 @@ BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16"
 @pytest.fixture(scope="module")
 def programs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of an environment that has this package from its wheel."""
-    ensure_policy("nano")
     wheel = build_wheel(repository, tmp_path_factory.mktemp("wheel"))
     return make_environment(tmp_path_factory.mktemp("environment"), wheel)
 

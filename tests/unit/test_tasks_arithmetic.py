@@ -60,7 +60,7 @@ def test_splits_share_no_problem_whatever_the_seeds(size):
     assert len(validation) > 100
 
 
-@pytest.mark.parametrize(("size", "spread"), [("nano", 15), ("small", 50), ("bench", 100)])
+@pytest.mark.parametrize(("size", "spread"), [("nano", 15), ("small", 50)])
 def test_lengths_have_a_long_tail(size, spread):
     level = level_of(size)
     lengths = sorted(problem.num_response_tokens for problem in take(level, "train", 0, 3000))
@@ -72,7 +72,7 @@ def test_lengths_have_a_long_tail(size, spread):
 
 
 def test_a_cap_limits_every_answer():
-    level = level_of("bench").capped(32)
+    level = level_of("small").capped(32)
     assert max(problem.num_response_tokens for problem in take(level, "train", 0, 500)) <= 32
     assert level_of("nano").capped(10_000) == level_of("nano")
 
@@ -85,7 +85,7 @@ def test_a_cap_below_every_answer_is_refused():
 def test_an_unknown_split_or_size_is_refused_with_the_legal_ones():
     with pytest.raises(ConfigError, match="train, validation, got 'test'"):
         next(generate(level_of("nano"), "test", 0))
-    with pytest.raises(ConfigError, match="nano, small, bench, got 'tiny'"):
+    with pytest.raises(ConfigError, match="nano, small, got 'tiny'"):
         level_of("tiny")
 
 
