@@ -53,6 +53,7 @@ def run_demo(args: argparse.Namespace) -> int:
     model = str(ensure_policy(args.size))
     from efficient_rollout.vllm_plugin.measuring import in_process
 
+    in_process.be_quiet()
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
         model=model,
@@ -115,9 +116,9 @@ def _shown(rounds: Mapping[str, Sequence[RoundResult]], model: str) -> str:
 
 
 def _first(tokens: Sequence[int], model: str) -> str:
-    from transformers import AutoTokenizer
+    from efficient_rollout.vllm_plugin.measuring.prompts import decode
 
-    text = AutoTokenizer.from_pretrained(model).decode(tokens, skip_special_tokens=True)
+    text = decode(model, tokens)
     return f"The first response begins: {' '.join(text.split())[:160]}\n"
 
 
@@ -127,7 +128,7 @@ def _same(plain: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> str:
         return f"Both gave the same {same} responses, token by token.\n"
     return (
         f"{same} of {len(plain)} responses are the same, token by token. A pass of several rows may round otherwise "
-        "than one of a single row, and two tokens that nearly tie then change places: still samples of the same policy.\n"
+        "than one of a single row, and two tokens that nearly tie then change places: samples of one policy.\n"
     )
 
 

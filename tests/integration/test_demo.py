@@ -1,4 +1,4 @@
-"""The first command of a newcomer: both arms on real engines, the same responses, and a sentence that follows from it."""
+"""The first command of a newcomer: both arms on real engines, the same responses, and a sentence on their speed."""
 
 import pytest
 
@@ -7,9 +7,9 @@ from efficient_rollout.__main__ import main
 pytestmark = pytest.mark.engine
 
 
-def test_both_arms_answer_alike_and_the_verdict_is_of_their_speed(capsys):
+def test_both_arms_answer_alike_and_the_verdict_is_of_their_speed(capfd):
     assert main(["demo", "--size", "nano", "--tokens", "24", "--draft-tokens", "3"]) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     rows = {line.split("  ")[0]: line.split() for line in said.splitlines() if line.startswith(("plain", "self"))}
     length = float(rows["self-drafting"][-1])
     assert 2.0 < length <= 4.0, "most drafts of int8 are accepted"
@@ -32,6 +32,6 @@ def test_both_arms_answer_alike_and_the_verdict_is_of_their_speed(capsys):
         (["--size", "nano", "--scheme", "int3"], "int3"),
     ],
 )
-def test_a_wrong_argument_is_one_line(arguments, told, capsys):
+def test_a_wrong_argument_is_one_line(arguments, told, capfd):
     assert main(["demo", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert told in capfd.readouterr().err

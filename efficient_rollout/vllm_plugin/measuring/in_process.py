@@ -3,6 +3,7 @@
 As `starting.py`, whose functions these stand in for.
 """
 
+import logging
 from typing import Any
 
 from vllm import LLM
@@ -12,6 +13,11 @@ from efficient_rollout.vllm_plugin.environment import engines_in_this_process
 from efficient_rollout.vllm_plugin.executor import InProcessExecutor
 from efficient_rollout.vllm_plugin.measuring import starting
 from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits
+
+
+def be_quiet() -> None:
+    """Let vLLM say errors alone, in a command whose own lines are the point."""
+    logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:

@@ -119,10 +119,8 @@ def roll_out(
         ConfigError: A request cannot fit the engine.
     """
     llm_engine, started = engine.llm_engine, time.perf_counter()
-    names = _submit(
-        llm_engine, works, temperature=temperature, ignore_eos=not eos_token_ids, stop_token_ids=list(eos_token_ids),
-        extra_args=dict(extra_args) if extra_args else None, first_seed=first_seed,
-    )  # fmt: skip
+    sampling = {"temperature": temperature, "ignore_eos": not eos_token_ids, "stop_token_ids": list(eos_token_ids)}
+    names = _submit(llm_engine, works, first_seed, extra_args=dict(extra_args) if extra_args else None, **sampling)
     tokens: dict[str, list[int]] = {}
     finished: dict[str, float] = {}
     answers: list[float] = []
@@ -137,9 +135,7 @@ def roll_out(
                 tokens[output.request_id] = list(output.outputs[0].token_ids)
                 finished[output.request_id] = answers[-1]
     seconds = time.perf_counter() - started
-    if hasattr(llm_engine.engine_core, "engine_core"):
-        # The statistics of the last tick come with the step behind it, which an engine of its own process takes.
-        llm_engine.engine_core.get_output()
+    _end_last_tick(llm_engine.engine_core)
     return RolloutResult(
         seconds=seconds,
         finish_seconds=[finished.get(name, seconds) for name in names],
@@ -148,7 +144,13 @@ def roll_out(
     )
 
 
-def _submit(llm_engine: Any, works: Sequence[Work], *, first_seed: int | None, **sampling: Any) -> list[str]:
+def _end_last_tick(core: Any) -> None:
+    """The statistics of a tick come with the step behind it, which an engine of its own process takes by itself."""
+    if hasattr(core, "engine_core"):
+        core.get_output()
+
+
+def _submit(llm_engine: Any, works: Sequence[Work], first_seed: int | None, **sampling: Any) -> list[str]:
     longest = max(len(work.prompt_token_ids) + work.max_tokens for work in works)
     max_model_len = llm_engine.vllm_config.model_config.max_model_len
     if longest > max_model_len:

@@ -1,4 +1,4 @@
-"""Prompts as an engine takes them."""
+"""Prompts as an engine takes them, and what it gives as text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,3 +22,15 @@ def encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> 
         )
         for prompt in prompts
     ]
+
+
+def decode(model: str, token_ids: Sequence[int]) -> str:
+    """The text of a response, without special tokens.
+
+    Args:
+        model: Directory with a tokenizer.
+        token_ids: Of the response.
+    """
+    from transformers import AutoTokenizer
+
+    return str(AutoTokenizer.from_pretrained(model).decode(list(token_ids), skip_special_tokens=True))
