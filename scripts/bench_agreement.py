@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import repeat_kv
+from vllm.platforms import current_platform
 
 from efficient_rollout.bench.drafter_cli import drafters_of
 from efficient_rollout.drafter.cpu.native.library import has_avx512
@@ -143,6 +144,10 @@ def main() -> None:
     parser.add_argument("--response-tokens", type=int, default=96)
     parser.add_argument("--noise", type=float, default=0.0, metavar="STEPS")
     given = parser.parse_args()
+    current_platform.import_kernels()  # int8's are vLLM's
+    drafters = drafters_of(given.schemes, 1)
+    for settings in drafters.values():
+        make_scheme(settings.drafter, "cpu")
     torch.manual_seed(0)
     directory = given.model or ensure_policy("smollm2")
     dtype = torch.bfloat16 if has_avx512() else torch.float32
@@ -155,7 +160,7 @@ def main() -> None:
         sys.stdout.write(
             f"temperature {temperature}, {len(texts)} responses, {num_tokens} tokens, noise {given.noise}\n"
         )
-        for name, shares in agreement(model, drafters_of(given.schemes, 1), texts, temperature).items():
+        for name, shares in agreement(model, drafters, texts, temperature).items():
             error = stdev(shares) / len(shares) ** 0.5
             sys.stdout.write(f"  {name:24s} {fmean(shares):.4f} +- {error:.4f}\n")
         sys.stdout.flush()
