@@ -83,9 +83,16 @@ class TaskPrompts(PromptSource):
     min_response_tokens: int = 0
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        from efficient_rollout.tasks import word_problems
         from efficient_rollout.tasks.arithmetic import generate
+        from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
         from efficient_rollout.tasks.training_plans import level_of
 
+        if self.size == SMOLLM2:
+            if self.min_response_tokens:
+                raise ConfigError(f"size {SMOLLM2} has no worked answers of a length that can be asked for")
+            questions = word_problems.take("validation", seed, len(prompt_tokens))
+            return _encode(self.model, [question.messages for question in questions])
         level = level_of(self.size)
         if level.max_response_tokens < self.min_response_tokens:
             raise ConfigError(

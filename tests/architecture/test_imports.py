@@ -66,7 +66,7 @@ UPSTREAM = {
     "cleanup": {"psutil"},
     "nodes": {"ray"},
     "doctor": {"packaging"},
-    "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock"},
+    "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock", "gguf"},
     "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client", "packaging"},
     "verl_plugin": {
         "verl",

@@ -1,12 +1,14 @@
 """The parquet files: veRL's columns, reproducible, disjoint; and the commands that write them."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.tasks import reward, word_problems_reward
 from efficient_rollout.tasks.cli import add_data_command, add_policy_command
-from efficient_rollout.tasks.dataset import write_dataset
+from efficient_rollout.tasks.dataset import reward_file, write_dataset
 from efficient_rollout.tasks.reward import compute_score
 from efficient_rollout.tasks.training_plans import SIZES
 
@@ -35,6 +37,18 @@ def test_files_are_reproducible_and_disjoint(tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     questions = [{row["prompt"][0]["content"] for row in parquet.read_table(path).to_pylist()} for path in first]
     assert questions[0].isdisjoint(questions[1])
+
+
+def test_smollm2_is_asked_word_problems_in_a_chat_that_shows_some(tmp_path):
+    for path in write_dataset(tmp_path, size="smollm2", num_train=20, num_validation=10, max_response_tokens=8):
+        for index, row in enumerate(parquet.read_table(path).to_pylist()):
+            assert [message["role"] for message in row["prompt"]] == ["user", "assistant"] * 3 + ["user"]
+            assert row["prompt"][-1]["content"] == row["extra_info"]["question"]
+            assert (row["extra_info"]["split"], row["extra_info"]["index"]) == (path.stem, index)
+            answer = f"The answer is {row['reward_model']['ground_truth']}."
+            assert word_problems_reward.compute_score(row["data_source"], answer, row["label"])["score"] == 1.0
+    assert reward_file("smollm2") == Path(word_problems_reward.__file__)
+    assert reward_file("nano") == Path(reward.__file__)
 
 
 def test_a_cap_reaches_the_rows(tmp_path):

@@ -1,0 +1,218 @@
+"""Word problems of one or two steps of arithmetic on small numbers, made from a seed, with the answer to check.
+
+Standard library only: data can be generated, and rewards computed, where torch is not installed.
+"""
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.tasks.arithmetic import Split
+
+DATA_SOURCE = "efficient_rollout/word_problems"
+GENERATOR_VERSION = 1
+"""Raised whenever the same seed would give other problems."""
+
+EXAMPLES = (
+    (
+        "Sam has 4 bags with 5 sweets in each and eats 6 sweets. How many sweets are left?",
+        "Sam has 4 * 5 = 20 sweets. He eats 6, so 20 - 6 = 14 sweets are left. The answer is 14.",
+    ),
+    (
+        "Lily has 9 stickers and Tom has 6. How many stickers do they have together?",
+        "Lily has 9 and Tom has 6, so together they have 9 + 6 = 15 stickers. The answer is 15.",
+    ),
+    (
+        "There were 11 plates on the shelf. Paul took 3. How many plates are still on the shelf?",
+        "Paul took 3 of 11 plates, so 11 - 3 = 8 plates are still on the shelf. The answer is 8.",
+    ),
+)
+"""Questions with the answers that a prompt shows first: a small model takes the form from them, not from an order."""
+
+_VALIDATION_SHARE = 1 / 10
+_NUMBERS = (2, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A text with {name}, {other}, {things} and the numbers {a}, {b}, {c}, of which it may use fewer.
+
+    Attributes:
+        text: The question.
+        answer: Of a, b and c. A draw that makes it less than 1 is drawn again.
+    """
+
+    text: str
+    answer: Callable[[int, int, int], int]
+
+
+# So many problems of each kind: one step, two steps.
+_ONE_STEP = (
+    _Template(
+        "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?", lambda a, b, _: a + b
+    ),
+    _Template(
+        "{name} has {a} {things} and {other} has {b}. How many {things} do they have together?", lambda a, b, _: a + b
+    ),
+    _Template(
+        "There are {a} {things} in one box and {b} in another. How many {things} are there in all?",
+        lambda a, b, _: a + b,
+    ),
+    _Template(
+        "{name} found {a} {things} in the morning and {b} in the afternoon. How many {things} did {name} find?",
+        lambda a, b, _: a + b,
+    ),
+    _Template(
+        "{name} has {a} {things} and gives {b} of them to {other}. How many {things} does {name} have left?",
+        lambda a, b, _: a - b,
+    ),
+    _Template(
+        "There were {a} {things} on the table. {name} took {b}. How many {things} are still on the table?",
+        lambda a, b, _: a - b,
+    ),
+    _Template(
+        "{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?", lambda a, b, _: a - b
+    ),
+    _Template("{name} needs {a} {things} and has {b}. How many more {things} does {name} need?", lambda a, b, _: a - b),
+    _Template(
+        "{name} has {a} boxes with {b} {things} in each. How many {things} does {name} have?", lambda a, b, _: a * b
+    ),
+    _Template("Each of {a} children has {b} {things}. How many {things} do they have in all?", lambda a, b, _: a * b),
+)
+_TWO_STEPS = (
+    _Template(
+        "{name} has {a} {things}, buys {b} more and then loses {c}. How many {things} does {name} have now?",
+        lambda a, b, c: a + b - c,
+    ),
+    _Template(
+        "{name} has {a} {things}, {other} has {b} and a friend has {c}. How many {things} do they have together?",
+        lambda a, b, c: a + b + c,
+    ),
+    _Template(
+        "{name} has {a} {things}. {other} has {b} more than {name}. How many {things} do they have together?",
+        lambda a, b, _: a + a + b,
+    ),
+    _Template(
+        "{name} has {a} bags with {b} {things} in each, and {c} more {things}. How many {things} does {name} have?",
+        lambda a, b, c: a * b + c,
+    ),
+    _Template(
+        "{name} buys {a} packs of {b} {things} and gives {c} {things} away. How many {things} are left?",
+        lambda a, b, c: a * b - c,
+    ),
+    _Template(
+        "One of the {things} costs {a} dollars. {name} buys {b} and pays {c} dollars too much. How many dollars did "
+        "{name} pay?",
+        lambda a, b, c: a * b + c,
+    ),
+    _Template(
+        "A shop had {a} {things}, sold {b} on Monday and {c} on Tuesday. How many {things} are left?",
+        lambda a, b, c: a - b - c,
+    ),
+    _Template(
+        "{name} reads {a} pages a day for {b} days, and then {c} pages. How many pages did {name} read?",
+        lambda a, b, c: a * b + c,
+    ),
+)
+_NAMES = (
+    "Anna",
+    "Ben",
+    "Carla",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Ivy",
+    "Jack",
+    "Kate",
+    "Leo",
+    "Mia",
+    "Noah",
+)
+_THINGS = (
+    "apples",
+    "books",
+    "cards",
+    "coins",
+    "cups",
+    "eggs",
+    "flowers",
+    "marbles",
+    "oranges",
+    "pencils",
+    "shells",
+    "toys",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WordProblem:
+    """One question.
+
+    Attributes:
+        question: The last that the prompt asks.
+        answer: In decimal digits, 1 or more.
+        num_steps: Of arithmetic, 1 or 2.
+    """
+
+    question: str
+    answer: str
+    num_steps: int
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat that the policy goes on with: `EXAMPLES`, and the question."""
+        shown = [
+            message
+            for question, answer in EXAMPLES
+            for message in (_said("user", question), _said("assistant", answer))
+        ]
+        return [*shown, _said("user", self.question)]
+
+    @property
+    def split(self) -> Split:
+        """The split this problem belongs to, whatever the seed: the splits can share no problem."""
+        digest = hashlib.sha256(self.question.encode()).digest()
+        return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
+
+
+def generate(split: Split, seed: int) -> Iterator[WordProblem]:
+    """Yield problems of one split without end; the same arguments always give the same sequence.
+
+    Raises:
+        ConfigError: `split` is neither "train" nor "validation".
+    """
+    if split not in get_args(Split):
+        raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    rng = random.Random(f"word-problems-{GENERATOR_VERSION}-{split}-{seed}")
+    while True:
+        problem = _draw(rng)
+        if problem.split == split:
+            yield problem
+
+
+def take(split: Split, seed: int, count: int) -> list[WordProblem]:
+    """The first `count` problems of `generate`."""
+    return list(itertools.islice(generate(split, seed), count))
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _draw(rng: random.Random) -> WordProblem:
+    num_steps, templates = rng.choice(((1, _ONE_STEP), (2, _TWO_STEPS)))
+    template = rng.choice(templates)
+    name, other = rng.sample(_NAMES, 2)
+    things = rng.choice(_THINGS)
+    answer = 0
+    while answer < 1:
+        a, b, c = (rng.randint(*_NUMBERS) for _ in range(3))
+        answer = template.answer(a, b, c)
+    question = template.text.format(name=name, other=other, things=things, a=a, b=b, c=c)
+    return WordProblem(question, str(answer), num_steps)
