@@ -31,12 +31,10 @@ def _start(argv: Sequence[str]) -> DictConfig:
     from efficient_rollout.verl_plugin.checks import check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.compose import compose_config, prepare
     from efficient_rollout.verl_plugin.environment_checks import check_environment
+    from efficient_rollout.verl_plugin.reproducible import make_reproducible
     from efficient_rollout.verl_plugin.settings import rollout_settings
 
     check_environment()
-    # It imports veRL, which has to load the plugin by itself first.
-    from efficient_rollout.verl_plugin.seeded_loops import make_reproducible
-
     config = compose_config(argv)
     # Before `prepare`, which may train a policy for minutes.
     make_reproducible(config, rollout_settings(config.actor_rollout_ref.rollout.get("custom")))
@@ -54,6 +52,7 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
 
     from efficient_rollout.nodes import require_on_every_node
     from efficient_rollout.verl_plugin.checks import explain
+    from efficient_rollout.verl_plugin.preloading import preloaded
     from efficient_rollout.verl_plugin.task_runner import AfterRayStarted, task_runner_class
 
     def once_ray_runs() -> None:
@@ -63,7 +62,8 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
 
     try:
         runner_class = task_runner_class(use_v1=config.trainer.use_v1)
-        run_ppo(config, AfterRayStarted(runner_class, once_ray_runs))
+        with preloaded(config):
+            run_ppo(config, AfterRayStarted(runner_class, once_ray_runs))
     except RayError as error:
         explained = explain(error)
         if explained is None:
