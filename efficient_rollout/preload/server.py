@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ _READ_AT_START = ("PYTHONPATH", "PYTHONHASHSEED", "LD_PRELOAD", "LD_LIBRARY_PATH
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Import, then fork for every client; returns in a fork alone, when its script has ended.
+    """Import, then fork for every client, until standard input ends; returns in a fork too, when its script has ended.
 
     Args:
         listener: Bound and listening.
@@ -46,7 +47,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     # What was imported is never garbage, and stays shared with the forks.
     gc.collect()
     gc.freeze()
-    while True:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         with connection:
             request, streams = _receive(connection)

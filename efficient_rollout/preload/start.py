@@ -39,7 +39,8 @@ def preloaded_python(modules: Sequence[str], environment: Mapping[str, str]) -> 
                 pass_fds=[listener.fileno()],
                 # Ctrl-C is for the caller, who ends the server.
                 start_new_session=True,
-                stdin=subprocess.DEVNULL,
+                # The server ends where this process does, however it does: it sees the other end of the pipe closed.
+                stdin=subprocess.PIPE,
                 # What the imports have to say, they say again in a process that starts without this server.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -49,4 +50,4 @@ def preloaded_python(modules: Sequence[str], environment: Mapping[str, str]) -> 
             yield shlex.join([sys.executable, "-I", "-S", client.__file__, str(address)])
         finally:
             server.kill()
-            server.wait()
+            server.communicate()

@@ -1,10 +1,14 @@
 """A Python whose imports are done stands for `python`: the script cannot tell, except by what is imported already."""
 
+import contextlib
+import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from efficient_rollout.preload import start
@@ -36,7 +40,7 @@ def run(command: str, script: Path, *arguments: str, **variables: str) -> tuple[
         input="typed", capture_output=True, text=True, timeout=60, cwd=script.parent, env={**os.environ, **variables},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return __import__("json").loads(result.stdout), result.stderr
+    return json.loads(result.stdout), result.stderr
 
 
 def test_a_script_finds_what_it_would_in_a_python_of_its_own_and_the_imports_done(script: Path) -> None:
@@ -81,3 +85,16 @@ def test_modules_that_start_a_thread_are_not_forked(script: Path) -> None:
         found, errors = run(command, script, **path)
     assert not found["imported"]
     assert PLAIN in errors
+
+
+def test_the_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
+    code = (
+        "import os, psutil; from efficient_rollout.preload.start import preloaded_python\n"
+        "with preloaded_python(['wave'], os.environ):\n"
+        "    print(psutil.Process().children()[0].pid, flush=True)\n"
+        "    os._exit(9)"
+    )
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert started.returncode == 9, started.stderr
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(started.stdout)).wait(timeout=30)
