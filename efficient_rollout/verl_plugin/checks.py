@@ -18,6 +18,7 @@ from efficient_rollout.errors import (
 from efficient_rollout.files import names_in_python
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.verl_plugin.reproducible import make_reproducible
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
 from efficient_rollout.vllm_plugin.compat import check_certificate, check_device, check_scheme, check_vllm_version
 from efficient_rollout.vllm_plugin.environment import bind_workers
@@ -84,9 +85,6 @@ def check_stock_job(config: DictConfig) -> None:
     check_vllm_version()
     check_device()
     settings = check_job(config)
-    # It imports veRL, which has to load the plugin by itself first.
-    from efficient_rollout.verl_plugin.seeded_loops import make_reproducible
-
     make_reproducible(config, settings)
 
 

@@ -39,7 +39,6 @@ def check_environment() -> None:
             f"VLLM_PLUGINS is set to {','.join(allowed)!r}, so vLLM will not load the plugin of efficient_rollout in "
             "its processes: unset it, or add 'efficient_rollout' to it"
         )
-    compat.check_verl_symbols()
     # It imports veRL, which has to load the plugin by itself first.
     from efficient_rollout.verl_plugin.ledger import PATCHES
 

@@ -55,12 +55,10 @@ def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
     settings = check_settings(config)
     from efficient_rollout.verl_plugin.checks import check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.environment_checks import check_environment
+    from efficient_rollout.verl_plugin.reproducible import make_reproducible
 
     check_environment()
-    # It imports veRL, which has to load the plugin by itself first.
-    from efficient_rollout.verl_plugin.seeded_loops import make_reproducible
-
-    # Before `prepare`, which may train a policy for minutes.
+    # Before `prepare`, which writes files.
     make_reproducible(config, settings)
     prepare(config)
     check_job(config)
@@ -76,6 +74,7 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
 
     from efficient_rollout.nodes import require_on_every_node
     from efficient_rollout.verl_plugin.checks import explain
+    from efficient_rollout.verl_plugin.preloading import preloaded
     from efficient_rollout.verl_plugin.task_runner import AfterRayStarted, task_runner_class
 
     def once_ray_runs() -> None:
@@ -85,7 +84,8 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
 
     try:
         runner_class = task_runner_class(use_v1=config.trainer.use_v1)
-        run_ppo(config, AfterRayStarted(runner_class, once_ray_runs))
+        with preloaded(config):
+            run_ppo(config, AfterRayStarted(runner_class, once_ray_runs))
     except RayError as error:
         explained = explain(error)
         if explained is None:

@@ -26,14 +26,13 @@ def _load_replica() -> type:
     """Called in the process that starts the engines, before veRL's trainer makes its loggers.
 
     Raises:
-        UnsupportedVersionError: veRL is not one this package was tested with, or lacks a name.
+        UnsupportedVersionError: veRL is not one this package was tested with.
         PatchDriftError: A patch does not know this version of veRL.
     """
     from efficient_rollout.verl_plugin import compat
 
     compat.check_versions()
     apply_patches(PATCHES)
-    compat.check_verl_symbols()
     from efficient_rollout.verl_plugin.replica import EfficientReplica
 
     return EfficientReplica

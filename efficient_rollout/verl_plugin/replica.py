@@ -8,6 +8,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
+from efficient_rollout.verl_plugin.deferred import deferred
 from efficient_rollout.verl_plugin.server import EfficientServer
 from efficient_rollout.verl_plugin.status import plugin_status
 from efficient_rollout.vllm_plugin.compat import check_device
@@ -24,7 +25,7 @@ class EfficientReplica(vLLMReplica):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_device()
         super().__init__(*args, **kwargs)
-        self.server_class = ray.remote(EfficientServer)
+        self.server_class = ray.remote(deferred(EfficientServer))
 
     def _get_server_name_prefix(self) -> str:
         """veRL's server adapter looks the actor up under the rollout's name."""

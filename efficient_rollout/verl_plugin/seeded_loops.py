@@ -5,23 +5,16 @@ all requests of an engine one seed, so that the responses of a group are equal.
 """
 
 import json
-import logging
 from typing import Any
 
 import ray
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from efficient_rollout.config import Settings
-from efficient_rollout.errors import ConfigError
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
-from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, needs_stock_replay_buffer, rollout_settings
-
-logger = logging.getLogger(__name__)
-
-_MANAGER = "agent_loop_manager_class"
+from efficient_rollout.verl_plugin.settings import rollout_settings
 
 
 class _Seeding:
@@ -75,47 +68,3 @@ class SeededManagerTQ(AgentLoopManagerTQ):
         """Stock, with the order of the prompts kept for the replay buffer of this process."""
         OrderedReplayBuffer.asked_for(list(prompts["uid"]))
         super().generate_sequences(prompts)
-
-
-def make_reproducible(config: DictConfig, settings: Settings) -> None:
-    """Name the manager and the replay buffer in the configuration, where rollouts are to be reproducible.
-
-    Raises:
-        ConfigError: The job has one of its own already.
-    """
-    if settings.rollout_seed is None:
-        return
-    manager = SeededManagerTQ if config.trainer.use_v1 else SeededManager
-    agent = config.actor_rollout_ref.rollout.agent
-    _take_place(agent, "actor_rollout_ref.rollout.agent", _MANAGER, _name(manager))
-    if not config.trainer.use_v1:
-        return
-    if needs_stock_replay_buffer(config):
-        logger.warning(
-            "%s.rollout_seed: requests are seeded, but which responses a step is trained on, and in which order, "
-            "depends on time: algorithm.filter_groups and asynchronous trainers take them as they come",
-            SETTINGS_PATH,
-        )
-        return
-    sampler, name = config.trainer.v1.sampler.custom_sampler, _name(OrderedReplayBuffer)
-    ours = f"pkg://{OrderedReplayBuffer.__module__}"
-    if sampler.path not in (None, ours):
-        raise ConfigError(
-            f"{SETTINGS_PATH}.rollout_seed is set, and so is trainer.v1.sampler.custom_sampler ({sampler.path}), which "
-            f"would have to put a batch in order: leave one of them out, or derive yours from {name}"
-        )
-    sampler.path, sampler.name = ours, OrderedReplayBuffer.__name__
-
-
-def _name(given: type) -> str:
-    return f"{given.__module__}.{given.__qualname__}"
-
-
-def _take_place(group: DictConfig, where: str, key: str, ours: str) -> None:
-    if group.get(key) not in (None, ours):
-        raise ConfigError(
-            f"{SETTINGS_PATH}.rollout_seed is set, and so is {where}.{key} ({group[key]}), which would have to give "
-            f"requests their seeds: leave one of them out, or derive yours from {ours}"
-        )
-    with open_dict(group):
-        group[key] = ours

@@ -5,7 +5,6 @@ from typing import Any
 
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
-from verl.trainer.main_ppo_v0 import TaskRunner
 
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin.status import plugin_status
@@ -45,7 +44,11 @@ class AfterRayStarted:
 
 def task_runner_class(*, use_v1: bool) -> Any:
     """veRL's actor class for the current or the legacy trainer, with the check in front."""
-    stock = (TaskRunnerV1 if use_v1 else TaskRunner).__ray_metadata__.modified_class
+    actor_class = TaskRunnerV1
+    if not use_v1:
+        # It imports the legacy trainer, and vLLM with it.
+        from verl.trainer.main_ppo_v0 import TaskRunner as actor_class
+    stock = actor_class.__ray_metadata__.modified_class
 
     class CheckedTaskRunner(stock):
         """Refuses to train in a process without the plugin."""

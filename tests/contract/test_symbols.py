@@ -1,4 +1,4 @@
-"""Every name of vLLM, veRL and OpenRLHF that this package uses is on the list checked at the start, and exists."""
+"""Every name of vLLM, veRL and OpenRLHF that this package uses is on a list, and exists."""
 
 import ast
 import json

@@ -4,9 +4,13 @@ import pytest
 
 pytest.importorskip("verl")
 
+from verl.utils.import_utils import load_extern_type
+
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.verl_plugin.compose import compose_config
-from efficient_rollout.verl_plugin.seeded_loops import SeededManager, SeededManagerTQ, make_reproducible
+from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
+from efficient_rollout.verl_plugin.reproducible import make_reproducible
+from efficient_rollout.verl_plugin.seeded_loops import SeededManager, SeededManagerTQ
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 
 MANAGER = "+actor_rollout_ref.rollout.agent.agent_loop_manager_class"
@@ -24,6 +28,13 @@ def test_each_trainer_has_its_own(use_v1: bool, manager: type) -> None:
     wanted = (f"{SETTINGS_PATH}.rollout_seed=0", f"trainer.use_v1={use_v1}")
     assert chosen(*wanted) == name
     assert chosen(*wanted, f"{MANAGER}={name}") == name
+
+
+def test_the_replay_buffer_that_is_named_exists() -> None:
+    config = compose_config(["size=nano", f"{SETTINGS_PATH}.rollout_seed=0"])
+    make_reproducible(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    sampler = config.trainer.v1.sampler.custom_sampler
+    assert load_extern_type(sampler.path, sampler.name) is OrderedReplayBuffer
 
 
 def test_a_job_without_a_seed_keeps_its_own() -> None:
