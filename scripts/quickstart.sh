@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Install if needed, train the small policy with GRPO for a few steps, with self-drafting and without, and show both: the
-# same questions before and after, how fast, and the path of a page of figures.
+# Install if needed; answer a few questions with a real language model, by plain vLLM and by self-drafting, and compare
+# both; then train the small policy with GRPO for a few steps, with self-drafting and without, and show both: the same
+# questions before and after, how fast, and the path of a page of figures.
 #     bash scripts/quickstart.sh [hydra overrides]     e.g. controller=always, or trainer.total_training_steps=10
 set -euo pipefail
 
@@ -16,6 +17,8 @@ fail() { # message, log
   exit 1
 }
 
+demo_progress() { tail -n 1 "$RUN/demo.txt"; }
+
 train_progress() { # of the arm that runs
   if [[ -f "$RUN/$arm/metrics.jsonl" ]]; then
     echo "$(grep -c '"training/global_step"' "$RUN/$arm/metrics.jsonl") of $STEPS steps"
@@ -27,6 +30,12 @@ train_progress() { # of the arm that runs
 bash "$ROOT/scripts/install.sh"
 cd "$ROOT"
 mkdir -p "$RUN"
+
+echo "quickstart: SmolLM2-135M, plain vLLM and self-drafting in turns, the same questions and seeds"
+: >"$RUN/demo.txt"
+with_heartbeat demo "$RUN/demo.log" demo_progress bash -c '"$0" demo >"$1"' "$COMMAND" "$RUN/demo.txt" ||
+  fail "the demo failed" "$RUN/demo.log"
+cat "$RUN/demo.txt"
 
 for arm in threshold off; do
   if [[ $arm == off ]]; then what="plain vLLM"; else what="self-drafting"; fi
