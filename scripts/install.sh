@@ -81,15 +81,15 @@ digest() {
 }
 
 packages_progress() {
-  local fetched
-  if grep -q '^Installing collected packages' "$LOG"; then
-    echo "$(find "$VENV"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l) of $NUM_PACKAGES packages installed"
-  else
-    fetched="$(grep -cE '^(Collecting|Requirement already satisfied)' "$LOG" || true)"
-    echo "$fetched of $NUM_PACKAGES packages fetched"
-  fi
+  local fetched installed
+  installed="$(find "$VENV"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l)"
+  fetched="$(grep -cE '^(Collecting|Requirement already satisfied)' "$LOG" || true)"
+  echo "$fetched of $NUM_PACKAGES packages fetched, $installed installed"
 }
 
+pins() { cat "${REQUIREMENTS[@]}" | grep -oE '^[^#; ]+==[^#; ]+' | sort -u; }
+
+NUM_PIPS=4
 WHEELS="$VENV/wheels" # those built here
 # No --compile: byte code follows on every core at once.
 PIP_INSTALL=("$VENV/bin/python" -m pip install
@@ -145,8 +145,7 @@ install_packages() {
     install_onto
     return
   fi
-  local torch_pin file files=()
-  for file in "${REQUIREMENTS[@]}"; do files+=(-r "$file"); done
+  local torch_pin
   torch_pin="$(grep -oE '^torch==[^ ]+' "$ROOT/requirements/cpu.txt")"
   # First alone, so that a missing CPU build shows before the other downloads.
   if ! with_heartbeat "torch" "$LOG" : "${PIP_INSTALL[@]}" "$torch_pin"; then
@@ -154,7 +153,10 @@ install_packages() {
     tail -n 15 "$LOG" >&2
     fail "pip could not install $torch_pin; see above"
   fi
-  if ! with_heartbeat "packages" "$LOG" packages_progress "${PIP_INSTALL[@]}" "${files[@]}"; then
+  # The pins are whole and need no resolving: several pips share them out, and none waits for another's download.
+  pins >"$VENV/pins.txt"
+  if ! with_heartbeat "packages" "$LOG" packages_progress xargs -a "$VENV/pins.txt" \
+    -P "$NUM_PIPS" -n "$(((NUM_PACKAGES + NUM_PIPS - 1) / NUM_PIPS))" "${PIP_INSTALL[@]}"; then
     tail -n 15 "$LOG" >&2
     fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi
@@ -192,7 +194,7 @@ main() {
   for half in "$VENV"/lib/python*/site-packages/*.dist-info; do
     if [[ -d "$half" && ! -f "$half/RECORD" ]]; then rm -r "$half"; fi
   done
-  NUM_PACKAGES="$(cat "${REQUIREMENTS[@]}" | grep -oE '^[^#= ]+==' | sort -u | wc -l)"
+  NUM_PACKAGES="$(pins | wc -l)"
   install_packages
   install_package
   echo "$wanted" >"$STAMP"

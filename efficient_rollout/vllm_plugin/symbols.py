@@ -74,6 +74,8 @@ ENGINE_SYMBOLS = (
         "response_mqs", "rpc_broadcast_mq", "sample_tokens", "take_draft_token_ids", "world_size",
     ),
     *_of("vllm.v1.executor.multiproc_executor:WorkerProc", "ResponseStatus"),
+    "vllm.v1.executor.uniproc_executor:UniProcExecutor",
+    "vllm:envs.disable_envs_cache",
     *_of("vllm.distributed.device_communicators.shm_broadcast:MessageQueue", "dequeue", "enqueue"),
     "vllm.distributed:get_tensor_model_parallel_rank",
     "vllm.distributed:get_tensor_model_parallel_world_size",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from efficient_rollout.bench.cli import add_bench_command
 from efficient_rollout.controller.cli import explain
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
+from efficient_rollout.vllm_plugin.measuring import in_process, starting
 
 pytestmark = pytest.mark.engine
 
@@ -28,6 +30,15 @@ def run(add_command: Any, *arguments: str) -> None:
     assert parsed.run(parsed) == 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def engines_here() -> Iterator[None]:
+    """In this process: what is measured, written and read is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("start_plain", "start_self_drafting"):
+            patch.setattr(starting, name, getattr(in_process, name))
+        yield
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_policy(tmp_path_factory.mktemp("policy"))
@@ -39,7 +50,7 @@ def profile(policy: Path) -> Path:
     run(
         add_calibrate_command,
         *("calibrate", "--model", str(policy), "--dtype", "float32", "--out", str(path)),
-        *("--seconds", "20", "--max-points", "15", "--batches", "1,5", "--contexts", "32,128", "--lengths", "1,3"),
+        *("--seconds", "8", "--max-points", "15", "--batches", "1,5", "--contexts", "32,128", "--lengths", "1,3"),
     )
     return path
 

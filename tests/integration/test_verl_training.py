@@ -36,7 +36,7 @@ NUM_STEPS = 2
 LOOPS = "efficient_rollout.verl_plugin.seeded_loops.SeededManagerTQ"
 # What `efficient-rollout train` adds by itself where there is a `rollout_seed`.
 SEEDED = (
-    f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={LOOPS}",
+    f"+actor_rollout_ref.rollout.agent.agent_loop_manager_class={LOOPS}",
     "trainer.v1.sampler.custom_sampler.name=OrderedReplayBuffer",
 )
 

@@ -11,8 +11,9 @@ from vllm import LLM
 from efficient_rollout.config import Settings
 from efficient_rollout.vllm_plugin.environment import engines_in_this_process
 from efficient_rollout.vllm_plugin.executor import InProcessExecutor
-from efficient_rollout.vllm_plugin.measuring import starting
-from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits
+from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, self_drafting_args
+from efficient_rollout.vllm_plugin.measuring.starting import start_ngram as _start_ngram
+from efficient_rollout.vllm_plugin.measuring.starting import start_plain as _start_plain
 
 
 def be_quiet() -> None:
@@ -23,17 +24,17 @@ def be_quiet() -> None:
 def start_plain(model: str, limits: EngineLimits) -> Any:
     """Stock vLLM, without any class of this package."""
     with engines_in_this_process():
-        return starting.start_plain(model, limits)
+        return _start_plain(model, limits)
 
 
 def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
     """Stock vLLM's n-gram drafts."""
     with engines_in_this_process():
-        return starting.start_ngram(model, limits, num_draft_tokens)
+        return _start_ngram(model, limits, num_draft_tokens)
 
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
     """The product's engine, scripted and recorded, but for its worker's process."""
     with engines_in_this_process():
-        args = starting.self_drafting_args(model, limits, settings)
+        args = self_drafting_args(model, limits, settings)
         return LLM(**{**args, "distributed_executor_backend": InProcessExecutor})
