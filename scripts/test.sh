@@ -50,23 +50,40 @@ check .venv/bin/mypy
 check wait "$installing"
 
 num_parts=0 num_empty=0
-run_tests() { # a part of the tests, in an environment; one that the arguments choose nothing of is no failure
-  local code=0
-  "$1/bin/python" -m pytest "${@:2}" || code=$?
+judge() { # exit code of a part of the tests; one that the arguments choose nothing of is no failure
   num_parts=$((num_parts + 1))
-  if ((code == 5)); then
-    num_empty=$((num_empty + 1))
+  if (($1 == 5)); then num_empty=$((num_empty + 1)); fi
+  return "$(($1 == 5 ? 0 : $1))"
+}
+run_tests() {
+  local code=0
+  .venv/bin/python -m pytest "$@" || code=$?
+  judge "$code"
+}
+run_tests_beside() { # in the other environments at once, on a core each: none has work for several all along
+  local name code failed=0 core=0 cores
+  local -A running=()
+  cores="$(nproc)"
+  mkdir -p runs
+  for name in "${beside[@]}"; do
+    taskset -c "$core" ".venv-$name/bin/python" -m pytest "--$name" "$@" >"runs/test_$name.log" 2>&1 &
+    running[$name]=$!
+    core=$(((core + 1) % cores))
+  done
+  for name in "${beside[@]}"; do
     code=0
-  fi
-  return "$code"
+    wait "${running[$name]}" || code=$?
+    echo "test: .venv-$name"
+    cat "runs/test_$name.log"
+    judge "$code" || failed=$code
+  done
+  return "$failed"
 }
 
 # Most of the time goes to starting processes that use one core each; with more than two, engines would wait for cores.
-check run_tests .venv --numprocesses=2 "$@"
-check run_tests .venv --several-cores "$@"
-for name in "${beside[@]}"; do
-  check run_tests ".venv-$name" "--$name" --numprocesses=2 "$@"
-done
+check run_tests --numprocesses=2 "$@"
+check run_tests --several-cores "$@"
+if ((${#beside[@]})); then check run_tests_beside "$@"; fi
 if ((num_empty == num_parts)); then
   echo "test: the arguments choose no test" >&2
   status=5

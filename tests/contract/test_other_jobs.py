@@ -145,6 +145,7 @@ def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu: dic
     assert told["logger"]
 
 
+@pytest.mark.slow
 def test_a_cpu_gets_what_stock_verl_lacks_there(environment: dict[str, str]) -> None:
     if torch_is_for_an_accelerator():
         pytest.skip("torch was built for an accelerator")

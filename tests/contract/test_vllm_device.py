@@ -161,6 +161,12 @@ def test_a_gpu_without_a_certificate_is_refused_with_the_command(tmp_path: Path)
     told = [line for line in run(environment, "-c", ON_NVIDIA).stdout.splitlines() if line.startswith(UNCHECKED)]
     assert len(told) == 1, "with drafting; without it a GPU's engine is stock"
     assert "efficient-rollout gpu-check" in told[0]
+
+
+@pytest.mark.slow
+def test_the_doctor_misses_the_certificate(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     doctor = run(environment, "-m", "efficient_rollout", "doctor", "--json")
     assert any(row["state"] == "bad" and UNCHECKED in row["advice"] for row in json.loads(doctor.stdout))
 

@@ -252,6 +252,7 @@ def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path,
     assert UncertifiedGpuWorker.check is gpu_worker.GpuWorker.check
 
 
+@pytest.mark.slow
 def test_as_many_drafts_are_wrong_as_is_stated_and_no_token_is(stand):
     """And each tick of the V2 runner is recorded: what it verified, and the seconds of its own chain."""
     limits = EngineLimits(max_requests=4, max_context_tokens=48, kv_cache_tokens=4 * 48, dtype="float32")
