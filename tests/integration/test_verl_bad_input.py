@@ -160,6 +160,7 @@ def test_a_plugin_missing_in_the_jobs_processes_stops_the_job(tmp_path):
     assert "did not load in the processes of the job" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_under_verls_own_entry_point_it_is_named_before_ray_starts_too(tmp_path):
     train_file, validation_file = write_dataset(tmp_path, size="nano", num_train=64, num_validation=8)
     result = subprocess.run(

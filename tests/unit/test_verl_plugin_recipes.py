@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("verl")
 
 from omegaconf import DictConfig
+from rare_cases import cases
 
 from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin.checks import validate
@@ -43,7 +44,7 @@ def test_it_composes_and_verl_accepts_it(recipe: str, arm: str, a_model: str) ->
     validate(config)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", cases(RECIPES, rare=PUBLISHED))
 def test_one_step_of_it_fits_a_cpu(recipe: str, a_model: str) -> None:
     config = compose_config([f"recipe={recipe}", "smoke=nano"])
     assert (config.trainer.device, config.embedded_task.size) == ("cpu", "nano")
