@@ -8,7 +8,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 RUN="$ROOT/runs/quickstart"
 COMMAND="$ROOT/.venv/bin/efficient-rollout"
-STEPS=5
+STEPS=4
 source "$ROOT/scripts/heartbeat.sh"
 
 fail() { # message, log

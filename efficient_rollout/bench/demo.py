@@ -6,17 +6,18 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from efficient_rollout.bench.arms import PLAIN, Arm, parse_arms
 from efficient_rollout.bench.report import summarize
 from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
 from efficient_rollout.bench.work import Request, TaskPrompts
 from efficient_rollout.config import Settings
-from efficient_rollout.errors import ConfigError
+from efficient_rollout.errors import ConfigError, EfficientRolloutError
 from efficient_rollout.metrics import names
 from efficient_rollout.tables import aligned, bracketed
 
-_ROUNDS = 2
+_ROUNDS, _WARM_UP_TOKENS = 2, 8
 # Drafts that are verified in one pass: any response comes out the same, up to the rounding of passes of several rows.
 _DTYPE = "float32"
 
@@ -33,7 +34,7 @@ def add_demo_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--scheme", default="int8", help="of the drafter's weights (default: int8)")
     parser.add_argument("--draft-tokens", type=int, default=4, metavar="K", help="of every verify pass (default: 4)")
     parser.add_argument("--requests", type=int, default=4, metavar="N", help="that run at once (default: 4)")
-    parser.add_argument("--tokens", type=int, default=48, metavar="T", help="of each response (default: 48)")
+    parser.add_argument("--tokens", type=int, default=40, metavar="T", help="of each response (default: 40)")
     parser.add_argument("--temperature", type=float, default=0.6, help="of the sampling (default: 0.6)")
     parser.set_defaults(run=run_demo)
 
@@ -43,6 +44,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: A number is out of range, or there is no such policy or scheme.
+        EfficientRolloutError: The drafter failed.
     """
     if min(args.requests, args.tokens, args.draft_tokens) < 1 or args.temperature < 0.0:
         raise ConfigError("--requests, --tokens and --draft-tokens must be at least 1, --temperature at least 0")
@@ -50,10 +52,11 @@ def run_demo(args: argparse.Namespace) -> int:
     logging.getLogger("efficient_rollout.tasks").setLevel(logging.INFO)
     from efficient_rollout.tasks.policy import ensure_policy
 
-    model = str(ensure_policy(args.size))
-    from efficient_rollout.vllm_plugin.measuring import in_process
-
-    in_process.be_quiet()
+    # A policy that is not in the cache yet is converted beside the imports.
+    with ThreadPoolExecutor(1) as pool:
+        policy = pool.submit(ensure_policy, args.size)
+        from efficient_rollout.vllm_plugin.measuring import in_process
+    model = str(policy.result())
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
         model=model,
@@ -69,9 +72,16 @@ def run_demo(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         dtype=_DTYPE,
         first_seed=0,
+        warm_up_tokens=_WARM_UP_TOKENS,
     )
     clock = _Clock()
-    rounds = run_plan(plan, clock.note, in_process).rounds
+    with in_process.quiet():
+        rounds = run_plan(plan, clock.note, in_process).rounds
+    if any(result.metrics.get(names.DRAFTER_FAULTS) for results in rounds.values() for result in results):
+        raise EfficientRolloutError(
+            "the drafter failed and was turned off, so there is nothing to compare; `efficient-rollout bench rollout` "
+            "with the same policy logs why, and `efficient-rollout doctor` says what this machine lacks"
+        )
     sys.stdout.write(_shown(rounds, model) + clock.said())
     return 0
 

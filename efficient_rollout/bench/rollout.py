@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP_TOKENS = 24
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
@@ -64,6 +62,7 @@ class BenchPlan:
         dtype: Of the policy.
         is_compiled: Compiled mode for every engine.
         first_seed: Of each round's requests, the next number for each; None: without seeds.
+        warm_up_tokens: Of each request, before the first round.
     """
 
     model: str
@@ -76,6 +75,7 @@ class BenchPlan:
     dtype: str = "bfloat16"
     is_compiled: bool = False
     first_seed: int | None = None
+    warm_up_tokens: int = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class _Turn:
         """A few tokens of each request; the self-drafting engine drafts as many as it ever may."""
         from efficient_rollout.vllm_plugin.measuring import offline, scripted
 
-        works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, _WARM_UP_TOKENS)) for r in requests]
+        works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, self.plan.warm_up_tokens)) for r in requests]
         pattern = {scripted.PATTERN: [self.plan.settings.controller.max_draft_tokens, 0, 1]}
         offline.roll_out(self.engine, works, temperature=self.plan.temperature, extra_args=pattern)
 

@@ -4,6 +4,8 @@ As `starting.py`, whose functions these stand in for.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm import LLM
@@ -16,9 +18,15 @@ from efficient_rollout.vllm_plugin.measuring.starting import start_ngram as _sta
 from efficient_rollout.vllm_plugin.measuring.starting import start_plain as _start_plain
 
 
-def be_quiet() -> None:
-    """Let vLLM say errors alone, in a command whose own lines are the point."""
-    logging.getLogger("vllm").setLevel(logging.ERROR)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Meanwhile, this process logs errors alone: a command's own lines are the point, and engines set levels anew."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:
