@@ -3,10 +3,10 @@
 import argparse
 import logging
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from efficient_rollout.bench.arms import PLAIN, Arm, parse_arms
 from efficient_rollout.bench.report import summarize
@@ -34,7 +34,7 @@ def add_demo_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--scheme", default="int8", help="of the drafter's weights (default: int8)")
     parser.add_argument("--draft-tokens", type=int, default=4, metavar="K", help="of every verify pass (default: 4)")
     parser.add_argument("--requests", type=int, default=4, metavar="N", help="that run at once (default: 4)")
-    parser.add_argument("--tokens", type=int, default=40, metavar="T", help="of each response (default: 40)")
+    parser.add_argument("--tokens", type=int, default=32, metavar="T", help="of each response (default: 32)")
     parser.add_argument("--temperature", type=float, default=0.6, help="of the sampling (default: 0.6)")
     parser.set_defaults(run=run_demo)
 
@@ -52,11 +52,11 @@ def run_demo(args: argparse.Namespace) -> int:
     logging.getLogger("efficient_rollout.tasks").setLevel(logging.INFO)
     from efficient_rollout.tasks.policy import ensure_policy
 
-    # A policy that is not in the cache yet is converted beside the imports.
-    with ThreadPoolExecutor(1) as pool:
-        policy = pool.submit(ensure_policy, args.size)
+    # A policy that is not in the cache yet is converted beside the imports; what is wrong with it is told below.
+    policy = [sys.executable, "-m", "efficient_rollout", "policy", "--size", args.size]
+    with subprocess.Popen(policy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         from efficient_rollout.vllm_plugin.measuring import in_process
-    model = str(policy.result())
+    model = str(ensure_policy(args.size))
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
         model=model,
