@@ -149,6 +149,6 @@ def _verdict(speedup: Mapping[str, float]) -> str:
         return (
             f"Drafting does not pay on this machine with this policy ({speedup['median']:.2f} times as many tokens a "
             "second): a pass of the drafter costs too much of a pass of the policy. `controller=cost_model` measures "
-            "that, and drafts nothing here.\n"
+            "that first, and drafts where it expects to win.\n"
         )
     return "Whether drafting pays here, these rounds cannot tell.\n"
