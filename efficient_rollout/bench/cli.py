@@ -83,8 +83,8 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
         require_matplotlib()
     results = run_plan(plan, _print_progress)
     is_greedy = args.temperature == 0.0
-    arms = summarize(results.rounds, has_equal_tokens=is_greedy)
-    fixed = {str(batch): summarize(rounds, has_equal_tokens=is_greedy) for batch, rounds in results.fixed.items()}
+    arms = summarize(results.rounds, is_greedy=is_greedy)
+    fixed = {str(batch): summarize(rounds, is_greedy=is_greedy) for batch, rounds in results.fixed.items()}
     sys.stdout.write(table(arms))
     for batch, rows in fixed.items():
         sys.stdout.write(f"\n{batch} running requests throughout\n{table(rows)}")

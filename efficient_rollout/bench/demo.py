@@ -1,7 +1,6 @@
 """`efficient-rollout demo`: plain vLLM and self-drafting beside each other, on the same questions and seeds."""
 
 import argparse
-import logging
 import statistics
 import subprocess
 import sys
@@ -48,8 +47,6 @@ def run_demo(args: argparse.Namespace) -> int:
     """
     if min(args.requests, args.tokens, args.draft_tokens) < 1 or args.temperature < 0.0:
         raise ConfigError("--requests, --tokens and --draft-tokens must be at least 1, --temperature at least 0")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("efficient_rollout.tasks").setLevel(logging.INFO)
     from efficient_rollout.tasks.policy import ensure_policy
 
     # A policy that is not in the cache yet is converted beside the imports; what is wrong with it is told below.
@@ -114,7 +111,7 @@ def _name(arm: str) -> str:
 
 
 def _shown(rounds: Mapping[str, Sequence[RoundResult]], model: str) -> str:
-    arms = summarize(rounds, has_equal_tokens=True)
+    arms = summarize(rounds, is_greedy=False)
     (drafting,) = (name for name in rounds if name != PLAIN)
     lines = [["", "tokens/s", "over plain", "tokens per pass of the policy"]]
     for name, arm in arms.items():

@@ -10,17 +10,17 @@ from efficient_rollout.tables import aligned, bracketed, spread
 SCHEMA_VERSION = 1
 
 
-def summarize(results: Mapping[str, Sequence[RoundResult]], *, has_equal_tokens: bool) -> dict[str, dict[str, Any]]:
+def summarize(results: Mapping[str, Sequence[RoundResult]], *, is_greedy: bool) -> dict[str, dict[str, Any]]:
     """Per arm: every round, and over the rounds median, smallest and largest.
 
     Args:
         results: Rounds by arm, `plain` among them; rounds of equal number had the same work.
-        has_equal_tokens: Whether equal work means equal tokens, as greedy sampling and seeds do.
+        is_greedy: Whether equal work means equal tokens.
     """
-    return {name: _arm(rounds, results[PLAIN], has_equal_tokens) for name, rounds in results.items()}
+    return {name: _arm(rounds, results[PLAIN], is_greedy) for name, rounds in results.items()}
 
 
-def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], has_equal_tokens: bool) -> dict[str, Any]:
+def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], is_greedy: bool) -> dict[str, Any]:
     ratios = [mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in zip(rounds, plain, strict=True)]
     # The same round of every arm, for rounds may differ in their work.
     shown = rounds[sorted(range(len(plain)), key=lambda i: plain[i].seconds)[(len(plain) - 1) // 2]]
@@ -32,7 +32,7 @@ def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], has_equal_
         "active_requests": active_curve(shown.finish_seconds),
         "draft_tokens_over_time": draft_token_steps(shown),
     }
-    if has_equal_tokens:
+    if is_greedy:
         pairs = [
             pair for mine, theirs in zip(rounds, plain, strict=True)
             for pair in zip(mine.token_ids, theirs.token_ids, strict=True)

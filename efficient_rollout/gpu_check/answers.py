@@ -8,6 +8,7 @@ import torch
 
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand
+from efficient_rollout.vllm_plugin.measuring.offline import drain
 
 # Two engines' log-probabilities of one token may differ by this much, and a tie by twice that falls either way. Passes
 # over other numbers of rows add in other orders; a tiny policy's largest logits are of order 4 to 8, whose bfloat16
@@ -96,13 +97,6 @@ def ask(
 
 def _table(logprobs: Any) -> torch.Tensor:
     return torch.tensor([[at[token].logprob for token in range(len(at))] for at in logprobs])
-
-
-def drain(engine: Any) -> None:
-    """Run the engine's last, empty tick, which brings its statistics to the worker."""
-    core = engine.llm_engine.engine_core.engine_core
-    while core.scheduler.has_requests() or core.batch_queue:
-        core.step_fn()
 
 
 def drafted_and_accepted(engine: Any) -> tuple[list[int], list[int]]:

@@ -79,7 +79,7 @@ def _needed_bytes(model: str, work: list[Request]) -> int:
 
 
 def _summary(result: BenchResult) -> Measured:
-    arms = summarize(result.rounds, has_equal_tokens=False)
+    arms = summarize(result.rounds, is_greedy=False)
     measured: Measured = {"response_tokens": arms[PLAIN]["rounds"][0]["response_tokens"]}
     for name, arm in arms.items():
         measured[name] = {"seconds": arm["seconds"], "speedup": arm["speedup"]}

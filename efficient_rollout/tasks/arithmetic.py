@@ -110,8 +110,19 @@ class Problem:
     @property
     def split(self) -> Split:
         """The split this problem belongs to, whatever the seed: the splits can share no problem."""
-        digest = hashlib.sha256(self.question.encode()).digest()
-        return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
+        return split_of(self.question)
+
+
+def split_of(question: str) -> Split:
+    """The split that a question of any task belongs to, by its hash."""
+    digest = hashlib.sha256(question.encode()).digest()
+    return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
+
+
+def require_split(split: Split) -> None:
+    """Raise ConfigError unless `split` is "train" or "validation"."""
+    if split not in get_args(Split):
+        raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
 
 
 def generate(level: Level, split: Split, seed: int) -> Iterator[Problem]:
@@ -120,8 +131,7 @@ def generate(level: Level, split: Split, seed: int) -> Iterator[Problem]:
     Raises:
         ConfigError: `split` is neither "train" nor "validation".
     """
-    if split not in get_args(Split):
-        raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    require_split(split)
     rng = random.Random(f"arithmetic-{GENERATOR_VERSION}-{split}-{seed}")
     for _ in itertools.count():
         problem = _draw(level, rng)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.files import written_whole
-from efficient_rollout.tasks import arithmetic, reward, word_problems, word_problems_reward
+from efficient_rollout.tasks import arithmetic, word_problems
 from efficient_rollout.tasks.arithmetic import Problem, Split
 from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
 from efficient_rollout.tasks.training_plans import level_of
@@ -61,11 +61,6 @@ def write_dataset(
             row["extra_info"] |= {"split": split, "index": index}
         paths.append(_write(directory / f"{split}.parquet", rows))
     return paths[0], paths[1]
-
-
-def reward_file(size: str) -> Path:
-    """The module whose `compute_score` checks the answers of this size's task."""
-    return Path((word_problems_reward if size == SMOLLM2 else reward).__file__)
 
 
 def _sum_row(problem: Problem) -> dict:

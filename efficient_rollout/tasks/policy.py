@@ -1,7 +1,6 @@
 """Embedded policies on disk: those that are shipped, copies of them, and others trained the same way."""
 
 import filecmp
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from shutil import copytree
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
 from efficient_rollout.tasks.smollm2 import ensure_smollm2
+from efficient_rollout.tasks.store import filled_at_once
 from efficient_rollout.tasks.training_plans import plan_of
 
 _SHIPPED = Path(__file__).parent / "policies"
@@ -40,7 +40,7 @@ def ensure_policy(size: str, *, out: Path | str | None = None) -> Path:
         return shipped
     target = Path(out)
     if not _is_same(shipped, target):
-        with _filled_at_once(target) as folder:
+        with _filling(target) as folder:
             copytree(shipped, folder, dirs_exist_ok=True)
     return target
 
@@ -60,7 +60,7 @@ def train_policy(size: str, out: Path | str, *, seed: int = 0, tied: bool | None
         EfficientRolloutError: Training ended with a policy that is hardly ever, or nearly always, right.
     """
     plan, target = plan_of(size, seed=seed, tied=tied), Path(out)
-    with _filled_at_once(target) as folder:
+    with _filling(target) as folder:
         from efficient_rollout.tasks.training import train
 
         train(plan, folder)
@@ -74,19 +74,14 @@ def _is_same(shipped: Path, target: Path) -> bool:
 
 
 @contextmanager
-def _filled_at_once(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when the block ends well, and is never seen half full."""
+def _filling(target: Path) -> Iterator[Path]:
+    """`filled_at_once`, with its faults told."""
     try:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise InputFileError(f"{target} exists and holds something else; remove it or choose another --out")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
-            staged = Path(staging) / "policy"
-            staged.mkdir()
-            yield staged
-            if target.exists():
-                target.rmdir()
-            staged.rename(target)
+        with filled_at_once(target) as folder:
+            yield folder
     except OSError as error:
         raise InputFileError(
             f"cannot write {error.filename or target}: {error.strerror or error}; choose a writable directory with "

@@ -1,4 +1,4 @@
-"""Rule-based reward of the arithmetic task, with veRL's signature.
+"""Rule-based reward of the embedded tasks, with veRL's signature.
 
 Give this file to veRL as `reward.custom_reward_function.path`, with `reward.custom_reward_function.name=compute_score`.
 veRL loads it by path in reward workers, so it imports nothing but the standard library.
@@ -7,13 +7,19 @@ veRL loads it by path in reward workers, so it imports nothing but the standard 
 import re
 
 _FINAL_ANSWER = re.compile(r"(?:^|=)(\d+)\.$", re.ASCII)
+_FINAL_ANSWERS = {
+    # At the very end, so that an answer that is cut off, or talked on about, is none.
+    "efficient_rollout/word_problems": re.compile(
+        r"\banswer is:?\s*\$?(\d+)(?:\.0+)?(?: [a-z]+)?\.?$", re.ASCII | re.IGNORECASE
+    ),
+}
 
 
 def compute_score(
-    data_source: str,  # noqa: ARG001 - veRL passes it by name
+    data_source: str,
     solution_str: str,
     ground_truth: str,
-    extra_info: dict | None = None,  # noqa: ARG001
+    extra_info: dict | None = None,  # noqa: ARG001 - veRL passes it by name
     **kwargs: object,  # noqa: ARG001
 ) -> dict[str, float]:
     """Score one response: 1 for the right final answer, 0 for a wrong, truncated or malformed one.
@@ -21,14 +27,14 @@ def compute_score(
     Only the final answer counts, so a policy may find its own way to work it out.
 
     Args:
-        data_source: Ignored; the task has one rule.
+        data_source: The task's; one that has no rule of its own gets that of the sums.
         solution_str: The decoded response, without special tokens.
-        ground_truth: The sum, in decimal.
+        ground_truth: The number, in decimal.
 
     Returns:
         `score` (the reward) and `acc` (the same, under the name veRL reports in validation), 0.0 or 1.0; and
         `well_formed`, 1.0 if the response ends with a complete answer, right or wrong.
     """
-    match = _FINAL_ANSWER.search(solution_str.strip())
+    match = _FINAL_ANSWERS.get(data_source, _FINAL_ANSWER).search(solution_str.strip())
     right = float(match is not None and match.group(1) == str(ground_truth))
     return {"score": right, "acc": right, "well_formed": float(match is not None)}

@@ -62,16 +62,22 @@ def _make_whole(final: Path, is_finished: Callable[[Path], bool], make: Callable
 
 
 def _copy(cached: Path, target: Path, is_finished: Callable[[Path], bool]) -> Path:
-    """Copy beside `target` and rename it there."""
-    if is_finished(target):
-        return target
+    if not is_finished(target):
+        with filled_at_once(target) as folder:
+            shutil.copytree(cached, folder, dirs_exist_ok=True)
+    return target
+
+
+@contextmanager
+def filled_at_once(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target`, absent or empty, when the block ends well, and is never seen half full."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
         staged = Path(staging) / "policy"
-        shutil.copytree(cached, staged)
+        staged.mkdir()
+        yield staged
         if target.exists():
             target.rmdir()
         staged.rename(target)
-    return target
 
 
 @contextmanager

@@ -3,15 +3,12 @@
 Standard library only: data can be generated, and rewards computed, where torch is not installed.
 """
 
-import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
 
-from efficient_rollout.errors import ConfigError
-from efficient_rollout.tasks.arithmetic import Split
+from efficient_rollout.tasks.arithmetic import Split, require_split, split_of
 
 DATA_SOURCE = "efficient_rollout/word_problems"
 GENERATOR_VERSION = 1
@@ -33,7 +30,6 @@ EXAMPLES = (
 )
 """Questions with the answers that a prompt shows first: a small model takes the form from them, not from an order."""
 
-_VALIDATION_SHARE = 1 / 10
 _NUMBERS = (2, 12)
 
 
@@ -177,8 +173,7 @@ class WordProblem:
     @property
     def split(self) -> Split:
         """The split this problem belongs to, whatever the seed: the splits can share no problem."""
-        digest = hashlib.sha256(self.question.encode()).digest()
-        return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
+        return split_of(self.question)
 
 
 def generate(split: Split, seed: int) -> Iterator[WordProblem]:
@@ -187,8 +182,7 @@ def generate(split: Split, seed: int) -> Iterator[WordProblem]:
     Raises:
         ConfigError: `split` is neither "train" nor "validation".
     """
-    if split not in get_args(Split):
-        raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    require_split(split)
     rng = random.Random(f"word-problems-{GENERATOR_VERSION}-{split}-{seed}")
     while True:
         problem = _draw(rng)

@@ -88,7 +88,8 @@ def prepare(config: DictConfig) -> None:
 
 
 def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
-    from efficient_rollout.tasks.dataset import reward_file, write_dataset
+    from efficient_rollout.tasks import reward
+    from efficient_rollout.tasks.dataset import write_dataset
     from efficient_rollout.tasks.policy import ensure_policy
 
     task = config.embedded_task
@@ -110,7 +111,7 @@ def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
         )
         config.data.train_files, config.data.val_files = str(train_file), str(validation_file)
         if config.reward.custom_reward_function.path is None:
-            config.reward.custom_reward_function.path = str(reward_file(task.size))
+            config.reward.custom_reward_function.path = reward.__file__
 
 
 def _require_own(config: DictConfig) -> None:

@@ -123,8 +123,8 @@ def call_core(engine: Any, method: str, *arguments: Any) -> Any:
 
 def generate(engine: Any, prompts: Sequence[Sequence[int]], params: Any) -> list[list[Any]]:
     """Completions per prompt: objects with `token_ids` and `logprobs`."""
+    from efficient_rollout.vllm_plugin.measuring.offline import drain
+
     outputs = engine.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
-    if is_in_process(engine):
-        # The statistics of the last tick come with the step behind it, which an engine of its own process takes.
-        engine.llm_engine.engine_core.get_output()
+    drain(engine)
     return [list(output.outputs) for output in outputs]

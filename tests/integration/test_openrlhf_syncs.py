@@ -1,7 +1,5 @@
 """Weight syncs of stock OpenRLHF: beside rollouts that go on, left out on purpose, and cut short by Ctrl-C."""
 
-import contextlib
-import os
 import signal
 
 import pytest
@@ -10,6 +8,7 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 
 import openrlhf_agent
 import openrlhf_unsynced
+from interrupt_support import end
 from job_support import is_alive, wait_until
 from openrlhf_support import MAX_PROBABILITY_DIFFERENCE, Run, start, train
 
@@ -60,9 +59,6 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
     assert [pid for pid in started if is_alive(pid)] == []
     assert log.read_text(errors="replace").rstrip().endswith("every process of the run has ended")

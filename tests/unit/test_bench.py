@@ -141,19 +141,19 @@ def test_summary_compares_rounds_with_the_same_number() -> None:
     # Round 2 was slow for both: a ratio of medians over all rounds would not see 2.0 in each.
     plain = [result(2.0, [1, 2], [3, 4]), result(20.0, [1, 2], [3, 4]), result(4.0, [1, 2], [3, 4])]
     fast = [result(1.0, [1, 2], [3, 4]), result(10.0, [1, 2], [3, 9]), result(2.0, [1, 2], [3, 4])]
-    arms = summarize({"plain": plain, "fast": fast}, has_equal_tokens=True)
+    arms = summarize({"plain": plain, "fast": fast}, is_greedy=True)
     assert arms["fast"]["speedup"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert arms["fast"]["seconds"] == {"median": 2.0, "min": 1.0, "max": 10.0}
     assert arms["fast"]["tokens_per_second"]["median"] == 2.0
     assert arms["fast"]["identical_to_plain"] == pytest.approx(5 / 6)
-    assert "identical_to_plain" not in summarize({"plain": plain}, has_equal_tokens=False)["plain"]
+    assert "identical_to_plain" not in summarize({"plain": plain}, is_greedy=False)["plain"]
     json.dumps(arms)
 
 
 def test_every_arm_shows_the_round_of_plains_median() -> None:
     plain = [result(3.0, [1]), result(1.0, [1]), result(2.0, [1])]
     other = [result(5.0, [1]), result(7.0, [1]), result(6.5, [1])]
-    arms = summarize({"plain": plain, "other": other}, has_equal_tokens=False)
+    arms = summarize({"plain": plain, "other": other}, is_greedy=False)
     assert arms["plain"]["active_requests"]["seconds"] == [0.0, 2.0]
     assert arms["other"]["active_requests"]["seconds"] == [0.0, 6.5]
 
@@ -166,7 +166,7 @@ def test_table_names_the_arms_that_lose() -> None:
         "even": [result(1.0, [1]), result(1.0, [1])],
         "fast": [result(0.8, [1]), result(0.8, [1])],
     }
-    lines = {line.split()[0]: line for line in table(summarize(results, has_equal_tokens=False)).splitlines()}
+    lines = {line.split()[0]: line for line in table(summarize(results, is_greedy=False)).splitlines()}
     assert lines["slow"].endswith("  slower")
     assert lines["mixed"].endswith("not in every round")
     assert "slower" not in lines["fast"] + lines["even"] + lines["plain"]

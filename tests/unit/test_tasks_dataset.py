@@ -1,14 +1,12 @@
 """The parquet files: veRL's columns, reproducible, disjoint; and the commands that write them."""
 
 import argparse
-from pathlib import Path
 
 import pytest
 
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.tasks import reward, word_problems_reward
 from efficient_rollout.tasks.cli import add_data_command, add_policy_command
-from efficient_rollout.tasks.dataset import reward_file, write_dataset
+from efficient_rollout.tasks.dataset import write_dataset
 from efficient_rollout.tasks.reward import compute_score
 from efficient_rollout.tasks.training_plans import SIZES
 
@@ -46,9 +44,7 @@ def test_smollm2_is_asked_word_problems_in_a_chat_that_shows_some(tmp_path):
             assert row["prompt"][-1]["content"] == row["extra_info"]["question"]
             assert (row["extra_info"]["split"], row["extra_info"]["index"]) == (path.stem, index)
             answer = f"The answer is {row['reward_model']['ground_truth']}."
-            assert word_problems_reward.compute_score(row["data_source"], answer, row["label"])["score"] == 1.0
-    assert reward_file("smollm2") == Path(word_problems_reward.__file__)
-    assert reward_file("nano") == Path(reward.__file__)
+            assert compute_score(row["data_source"], answer, row["label"])["score"] == 1.0
 
 
 def test_a_cap_reaches_the_rows(tmp_path):

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 
 from efficient_rollout.tasks import reward
+from efficient_rollout.tasks.word_problems import DATA_SOURCE
 
 
 @pytest.mark.parametrize(
@@ -33,11 +34,12 @@ def test_score(response, score, well_formed):
     assert result == {"score": score, "acc": score, "well_formed": well_formed}
 
 
-def test_it_loads_by_path_and_takes_verls_keywords():
+@pytest.mark.parametrize(("data_source", "response"), [("x", "3."), (DATA_SOURCE, "The answer is 3.")])
+def test_it_loads_by_path_and_takes_verls_keywords(data_source, response):
     spec = importlib.util.spec_from_file_location("custom_module", reward.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     result = module.compute_score(
-        data_source="x", solution_str="3.", ground_truth="3", extra_info=None, reward_router_address=None
+        data_source=data_source, solution_str=response, ground_truth="3", extra_info=None, reward_router_address=None
     )
     assert result["score"] == 1.0

@@ -1,13 +1,12 @@
 """Word problems and their reward: the same for a seed, right answers, splits apart, and only complete answers count."""
 
 import ast
-import importlib.util
 import re
 
 import pytest
 
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.tasks import word_problems_reward
+from efficient_rollout.tasks import reward
 from efficient_rollout.tasks.word_problems import DATA_SOURCE, EXAMPLES, generate, take
 
 
@@ -70,7 +69,7 @@ def test_the_prompt_shows_answers_in_the_form_that_the_reward_takes():
     assert problem.messages[-1]["content"] == problem.question
     for _, answer in EXAMPLES:
         said = re.findall(r"\d+", answer)[-1]
-        assert word_problems_reward.compute_score(DATA_SOURCE, answer, said)["score"] == 1.0
+        assert reward.compute_score(DATA_SOURCE, answer, said)["score"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -94,15 +93,5 @@ def test_the_prompt_shows_answers_in_the_form_that_the_reward_takes():
     ],
 )
 def test_only_a_complete_right_answer_at_the_end_counts(response, score, well_formed):
-    result = word_problems_reward.compute_score(DATA_SOURCE, response, "12", {"index": 0})
+    result = reward.compute_score(DATA_SOURCE, response, "12", {"index": 0})
     assert result == {"score": score, "acc": score, "well_formed": well_formed}
-
-
-def test_the_reward_loads_by_path_and_takes_verls_keywords():
-    spec = importlib.util.spec_from_file_location("custom_module", word_problems_reward.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    result = module.compute_score(
-        data_source="x", solution_str="The answer is 3.", ground_truth="3", extra_info=None, reward_router_address=None
-    )
-    assert result["score"] == 1.0

@@ -135,7 +135,7 @@ def roll_out(
                 tokens[output.request_id] = list(output.outputs[0].token_ids)
                 finished[output.request_id] = answers[-1]
     seconds = time.perf_counter() - started
-    _end_last_tick(llm_engine.engine_core)
+    drain(engine)
     return RolloutResult(
         seconds=seconds,
         finish_seconds=[finished.get(name, seconds) for name in names],
@@ -144,10 +144,11 @@ def roll_out(
     )
 
 
-def _end_last_tick(core: Any) -> None:
-    """The statistics of a tick come with the step behind it, which an engine of its own process takes by itself."""
-    if hasattr(core, "engine_core"):
-        core.get_output()
+def drain(engine: Any) -> None:
+    """Run the last, empty tick, which brings statistics to the worker; an engine of its own process does by itself."""
+    core = getattr(engine.llm_engine.engine_core, "engine_core", None)
+    while core is not None and (core.scheduler.has_requests() or core.batch_queue):
+        core.step_fn()
 
 
 def _submit(llm_engine: Any, works: Sequence[Work], first_seed: int | None, **sampling: Any) -> list[str]:
