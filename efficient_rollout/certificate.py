@@ -18,7 +18,7 @@ from efficient_rollout.provenance import package_versions
 
 COMMAND = "efficient-rollout gpu-check"
 # What an engine on a GPU runs of this package, and what checked it.
-_SOURCES = ("drafter", "vllm_plugin", "gpu_check")
+_SOURCES = ("drafter", "engine", "gpu_check")
 _DIGITS = 16
 
 

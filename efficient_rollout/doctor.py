@@ -22,12 +22,12 @@ from efficient_rollout.upstream import DISTRIBUTION, is_supported, supported_ver
 
 State = Literal["ok", "note", "bad"]
 ENTRY_POINTS = {
-    "vllm.general_plugins": "efficient_rollout.vllm_plugin.register",
+    "vllm.general_plugins": "efficient_rollout.engine.register",
     "verl.plugins": "efficient_rollout.verl_plugin.register",
 }
 # One of them is enough.
 FRAMEWORKS = ("verl", "openrlhf")
-LEDGERS = ("efficient_rollout.vllm_plugin.ledger", "efficient_rollout.verl_plugin.ledger")
+LEDGERS = ("efficient_rollout.engine.ledger", "efficient_rollout.verl_plugin.ledger")
 # Instruction sets that the drafter's kernels, or vLLM's, are faster with.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 # Wheels of the public index that load CUDA libraries; next to a CPU torch they break `import transformers`.
@@ -184,7 +184,7 @@ def _plugins() -> Iterator[Finding]:
 def _schemes() -> Iterator[Finding]:
     from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
     from efficient_rollout.drafter.schemes import make_scheme
-    from efficient_rollout.vllm_plugin.compat import check_certificate, check_device, check_scheme, device_type
+    from efficient_rollout.engine.compat import check_certificate, check_device, check_scheme, device_type
 
     try:
         check_device()

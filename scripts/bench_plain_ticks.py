@@ -15,7 +15,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from efficient_rollout.config import Settings
-from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.engine.engine_args import engine_args
 
 _NUM_TOKENS = 64
 

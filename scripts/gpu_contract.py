@@ -66,7 +66,7 @@ def operator_arguments(name: str) -> list[str]:
 
 def operator_breaches() -> Iterator[str]:
     """What of the table of operators the loaded extension has otherwise."""
-    from efficient_rollout.vllm_plugin.v2.symbols import OPERATORS
+    from efficient_rollout.engine.gpu.symbols import OPERATORS
 
     for name, wanted in OPERATORS.items():
         arguments = operator_arguments(name)
@@ -76,7 +76,7 @@ def operator_breaches() -> Iterator[str]:
 
 def snapshot() -> dict[str, str]:
     """Parameters of everything the GPU path calls or overrides, and arguments of its operators."""
-    from efficient_rollout.vllm_plugin.v2 import symbols
+    from efficient_rollout.engine.gpu import symbols
 
     taken = {}
     for target in (*symbols.CALLED, *symbols.OVERRIDDEN, *(name for names in symbols.MOVED for name in names)):
@@ -95,7 +95,7 @@ def check(version: str, wheel: Path, runtime: Path, folder: Path) -> list[str]:
 
     if not Path(vllm.__file__).is_relative_to(folder) or vllm.__version__ != version:
         return [f"vLLM {vllm.__version__} was imported from {vllm.__file__}, not {version} from {folder}"]
-    from efficient_rollout.vllm_plugin.v2.symbols import breaches
+    from efficient_rollout.engine.gpu.symbols import breaches
 
     found = list(breaches("vllm"))
     load_cuda_runtime(runtime, folder)

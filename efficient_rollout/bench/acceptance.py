@@ -60,7 +60,7 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
     Yields:
         One row per checkpoint, drafter, temperature and segment, of JSON types.
     """
-    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.measuring import offline
 
     for label, checkpoint in plan.checkpoints.items():
         for drafter, engine in engines.items():
@@ -71,8 +71,8 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
 
 
 def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator[dict[str, Any]]:
-    from efficient_rollout.vllm_plugin.measuring import offline, scripted
-    from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+    from efficient_rollout.engine.stats import take_rollout_stats
+    from efficient_rollout.measuring import offline, scripted
 
     texts = list(plan.prompts)
     for start, end in SEGMENTS:

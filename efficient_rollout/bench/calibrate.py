@@ -78,14 +78,14 @@ def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParse
 def resolve_dtype(args: argparse.Namespace) -> None:
     """Put the dtype that `auto` means on this machine in its place, so that results say which it was."""
     if args.dtype == _AUTO:
-        from efficient_rollout.vllm_plugin.measuring.starting import fastest_dtype
+        from efficient_rollout.measuring.starting import fastest_dtype
 
         args.dtype = fastest_dtype()
 
 
 def resolve_engine_arguments(args: argparse.Namespace) -> None:
     """As `resolve_dtype`, and for the mode that engines have on this machine."""
-    from efficient_rollout.vllm_plugin.compat import device_type
+    from efficient_rollout.engine.compat import device_type
 
     resolve_dtype(args)
     args.compile = args.compile or device_type() == "cuda"
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure or read, fit, save, and print the error."""
     if args.model is None:
         return run_calibrate(args)
-    from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, calibrate_engine
+    from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 
     resolve_engine_arguments(args)
     probe = ProbeSettings(

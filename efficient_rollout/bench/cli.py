@@ -133,7 +133,7 @@ def _settings(args: argparse.Namespace, arms: Sequence[Arm]) -> Settings:
     controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
     raw = {**engine_settings(args), "drafter": {"scheme": args.scheme}, "controller": controller}
     if args.profile is None and any(arm.needs_profile for arm in arms):
-        from efficient_rollout.vllm_plugin.profile_cache import ensure_profile
+        from efficient_rollout.engine.profile_cache import ensure_profile
 
         settings = Settings.parse(raw, where="the command line")
         args.profile = ensure_profile(str(args.model), settings, dtype=args.dtype, is_compiled=args.compile)

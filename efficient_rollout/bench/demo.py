@@ -52,7 +52,7 @@ def run_demo(args: argparse.Namespace) -> int:
     # A policy that is not in the cache yet is converted beside the imports; what is wrong with it is told below.
     policy = [sys.executable, "-m", "efficient_rollout", "policy", "--size", args.size]
     with subprocess.Popen(policy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        from efficient_rollout.vllm_plugin.measuring import in_process
+        from efficient_rollout.measuring import in_process
     model = str(ensure_policy(args.size))
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
@@ -123,7 +123,7 @@ def _shown(rounds: Mapping[str, Sequence[RoundResult]], model: str) -> str:
 
 
 def _first(tokens: Sequence[int], model: str) -> str:
-    from efficient_rollout.vllm_plugin.measuring.prompts import decode
+    from efficient_rollout.measuring.prompts import decode
 
     text = decode(model, tokens)
     return f"The first response begins: {' '.join(text.split())[:160]}\n"

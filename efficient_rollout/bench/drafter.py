@@ -27,7 +27,7 @@ _WARM_UP_TICKS_PER_LENGTH = 3
 @contextmanager
 def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
     """Engines by arm, all alive at once; only one works at a time."""
-    from efficient_rollout.vllm_plugin.measuring import starting
+    from efficient_rollout.measuring import starting
 
     engines: dict[str, Any] = {}
     try:
@@ -43,7 +43,7 @@ def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
 
 
 def _limits(plan: DrafterPlan, *, is_compiled: bool) -> Any:
-    from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits
+    from efficient_rollout.measuring.starting import EngineLimits
 
     longest = max(plan.longest_tokens, plan.context_tokens + plan.response_tokens, *map(len, plan.prompts))
     return EngineLimits(
@@ -68,7 +68,7 @@ def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable
         ConfigError: The policy's responses are too short for the contexts asked for.
         ProfileError: An engine did not do what was asked of it.
     """
-    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.measuring import offline
 
     prompts = grown_prompts(engines[PLAIN_EAGER], plan)
     measured = Measured()
@@ -116,7 +116,7 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
     Raises:
         ConfigError: Too few of the policy's responses are that long.
     """
-    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.measuring import offline
 
     num_tokens = max(1, plan.context_tokens - plan.response_tokens // 2)
     short = [prompt for prompt in plan.prompts if len(prompt) < num_tokens]
@@ -136,7 +136,7 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
 
 
 def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int) -> Any:
-    from efficient_rollout.vllm_plugin.measuring import offline, scripted
+    from efficient_rollout.measuring import offline, scripted
 
     works = [offline.Work(prompt, num_tokens) for prompt in prompts]
     return offline.roll_out(engine, works, temperature=plan.temperature, extra_args={scripted.PATTERN: pattern})
@@ -146,7 +146,7 @@ def _switch(
     plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], number: int, runs: Sequence[Run]
 ) -> SwitchRun:
     """Draft at every other tick, and compare with this round's runs that draft always and never."""
-    from efficient_rollout.vllm_plugin.measuring import offline
+    from efficient_rollout.measuring import offline
 
     k, batch = plan.shown_length, len(prompts)
     offline.take_ticks(engine)
@@ -202,17 +202,17 @@ def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _forget(engine: Any) -> None:
-    from efficient_rollout.vllm_plugin.measuring import offline
-    from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+    from efficient_rollout.engine.stats import take_rollout_stats
+    from efficient_rollout.measuring import offline
 
     offline.take_ticks(engine)
     take_rollout_stats(engine.collective_rpc)
 
 
 def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
-    from efficient_rollout.vllm_plugin.measuring import offline
-    from efficient_rollout.vllm_plugin.measuring.probe import require_steady_ticks, seconds_of_passes
-    from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+    from efficient_rollout.engine.stats import take_rollout_stats
+    from efficient_rollout.measuring import offline
+    from efficient_rollout.measuring.probe import require_steady_ticks, seconds_of_passes
 
     steady = require_steady_ticks(offline.take_ticks(engine), k, batch)
     seconds = seconds_of_passes(steady, k)

@@ -40,7 +40,7 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
     resolve_dtype(args)
     import torch
 
-    from efficient_rollout.vllm_plugin.measuring.kernel_timing import time_kernels
+    from efficient_rollout.measuring.kernel_timing import time_kernels
 
     torch.set_num_threads(args.threads)
     timed = [

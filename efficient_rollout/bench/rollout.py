@@ -11,7 +11,7 @@ from efficient_rollout.bench.work import Request
 from efficient_rollout.config import Settings
 
 if TYPE_CHECKING:
-    from efficient_rollout.vllm_plugin.measuring.starting import Engines
+    from efficient_rollout.measuring.starting import Engines
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run_plan(
         on_result: Called after each rollout with the round's name.
         starter: Of the engines; None: `starting.py`.
     """
-    from efficient_rollout.vllm_plugin.measuring import starting
+    from efficient_rollout.measuring import starting
 
     engines: dict[str, Any] = {}
     try:
@@ -146,7 +146,7 @@ def _engine_name(arm: Arm) -> str:
 
 
 def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
-    from efficient_rollout.vllm_plugin.measuring import starting
+    from efficient_rollout.measuring import starting
 
     # Every round's work runs at once, without preemption, in any engine.
     works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
@@ -175,7 +175,7 @@ class _Turn:
 
     def warm_up(self, requests: Sequence[Request]) -> None:
         """A few tokens of each request; the self-drafting engine drafts as many as it ever may."""
-        from efficient_rollout.vllm_plugin.measuring import offline, scripted
+        from efficient_rollout.measuring import offline, scripted
 
         works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, self.plan.warm_up_tokens)) for r in requests]
         pattern = {scripted.PATTERN: [self.plan.settings.controller.max_draft_tokens, 0, 1]}
@@ -183,8 +183,8 @@ class _Turn:
 
     def roll_out(self, requests: Sequence[Request]) -> RoundResult:
         """The whole work, with nothing of an earlier turn left in the engine."""
-        from efficient_rollout.vllm_plugin.measuring import offline, scripted
-        from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+        from efficient_rollout.engine.stats import take_rollout_stats
+        from efficient_rollout.measuring import offline, scripted
 
         is_ours = self.arm.engine == "self_drafting"
         self.engine.llm_engine.reset_prefix_cache()

@@ -131,7 +131,7 @@ def read_prompts(path: Path, model: str) -> FixedPrompts:
 
 
 def _encode(model: str, prompts: list[Any]) -> list[Prompt]:
-    from efficient_rollout.vllm_plugin.measuring.prompts import encode
+    from efficient_rollout.measuring.prompts import encode
 
     return [tuple(ids) for ids in encode(model, prompts)]
 

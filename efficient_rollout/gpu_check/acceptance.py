@@ -2,11 +2,11 @@
 
 from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.work import TaskPrompts, eos_token_ids
+from efficient_rollout.engine.stats import take_rollout_stats
 from efficient_rollout.gpu_check.answers import Question, ask
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.tasks.policy import ensure_policy
-from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 STEP = "acceptance"
 # Longer chains are rare where other requests run; the fourth draft tells how acceptance falls along a chain.

@@ -8,7 +8,7 @@ import torch
 
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand
-from efficient_rollout.vllm_plugin.measuring.offline import drain
+from efficient_rollout.measuring.offline import drain
 
 # Two engines' log-probabilities of one token may differ by this much, and a tie by twice that falls either way. Passes
 # over other numbers of rows add in other orders; a tiny policy's largest logits are of order 4 to 8, whose bfloat16

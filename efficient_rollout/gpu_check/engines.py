@@ -5,7 +5,7 @@ from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.gpu_check.stand import Stand, drafting_options
-from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, Engines
+from efficient_rollout.measuring.starting import EngineLimits, Engines
 
 
 @dataclass(frozen=True)

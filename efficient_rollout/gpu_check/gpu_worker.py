@@ -1,7 +1,7 @@
 """The GPU workers of the check itself, which makes the certificate that every other engine needs."""
 
-from efficient_rollout.vllm_plugin.measuring.v2 import RecordingGpuWorker
-from efficient_rollout.vllm_plugin.v2.gpu_worker import GpuWorker
+from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
+from efficient_rollout.measuring.v2 import RecordingGpuWorker
 
 
 class _Uncertified:

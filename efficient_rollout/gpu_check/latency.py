@@ -15,8 +15,8 @@ from efficient_rollout.cost_model.speedup import expected_tokens, speedup
 from efficient_rollout.gpu_check.engines import StandEngines
 from efficient_rollout.gpu_check.policies import make_shape
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, runnable_schemes, worker_of
+from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.provenance import provenance
-from efficient_rollout.vllm_plugin.measuring.probe import ProbeSettings, calibrate_engine
 
 _ACCEPTANCES = (0.7, 0.8, 0.9)
 _REQUANTIZATIONS = 3

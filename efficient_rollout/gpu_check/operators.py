@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from efficient_rollout.engine.compat import installed_vllm
+from efficient_rollout.engine.gpu.symbols import OPERATORS, breaches
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, available_schemes, runnable_schemes
-from efficient_rollout.vllm_plugin.compat import installed_vllm
-from efficient_rollout.vllm_plugin.v2.symbols import OPERATORS, breaches
 
 
 def check_operators(stand: Stand) -> Measured:

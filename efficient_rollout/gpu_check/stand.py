@@ -12,7 +12,7 @@ from typing import Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 
-SCHEDULER = "efficient_rollout.vllm_plugin.measuring.v2.AsyncScriptedScheduler"
+SCHEDULER = "efficient_rollout.measuring.v2.AsyncScriptedScheduler"
 # What a step measured, for the report; JSON types.
 Measured = dict[str, Any]
 
@@ -166,7 +166,7 @@ def drafting_options(policy: str, settings: Settings, worker: str) -> dict[str, 
         settings: Of this package.
         worker: Dotted path of its worker class.
     """
-    from efficient_rollout.vllm_plugin.engine_args import drafting_args
+    from efficient_rollout.engine.engine_args import drafting_args
 
     ours = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     return ours | drafting_args(policy, settings) | {"scheduler_cls": SCHEDULER}

@@ -13,7 +13,7 @@ def machine_to_check() -> Machine:
         UnsupportedVersionError: vLLM is not installed, or not one this package was tested with.
         UnsupportedDeviceError: There is no GPU, no Triton, or vLLM was built without CUDA.
     """
-    from efficient_rollout.vllm_plugin.compat import check_version_on_gpus, check_vllm_version, installed_vllm
+    from efficient_rollout.engine.compat import check_version_on_gpus, check_vllm_version, installed_vllm
 
     name, version = installed_vllm()
     if name != "vllm":
@@ -32,6 +32,6 @@ def machine_to_check() -> Machine:
             "vLLM finds no NVIDIA GPU here: run this where `nvidia-smi` lists one, outside containers without --gpus; "
             "with a GPU listed, the installed vLLM was built without CUDA: install another build"
         )
-    from efficient_rollout.vllm_plugin.v2.machine import this_machine
+    from efficient_rollout.engine.machine import this_machine
 
     return this_machine()

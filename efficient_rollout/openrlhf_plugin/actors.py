@@ -17,15 +17,15 @@ from openrlhf.trainer import ppo_trainer_async as stock_async
 from openrlhf.trainer.ray import vllm_engine as stock_engine
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.segments import SegmentRecorder
+from efficient_rollout.engine.stats import call_every_engine
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.step_file import StepFiles
 from efficient_rollout.metrics.timeline import StepTimelines
 from efficient_rollout.sampling.noise import request_seed
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.segments import SegmentRecorder
-from efficient_rollout.vllm_plugin.stats import call_every_engine
 
 
 def written_class(actor_class: Any) -> Any:

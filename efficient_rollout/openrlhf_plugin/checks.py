@@ -7,6 +7,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from efficient_rollout.engine.compat import (
+    check_device,
+    check_scheme,
+    check_vllm_symbols,
+    check_vllm_version,
+    device_type,
+)
+from efficient_rollout.engine.model_checks import check_model
+from efficient_rollout.engine.profile_cache import with_profile
+from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import ConfigError, InputFileError, UnsupportedDeviceError
 from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
@@ -14,16 +24,6 @@ from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import package_versions, provenance
 from efficient_rollout.secrets import without_secrets
 from efficient_rollout.upstream import check_version
-from efficient_rollout.vllm_plugin.compat import (
-    check_device,
-    check_scheme,
-    check_vllm_symbols,
-    check_vllm_version,
-    device_type,
-)
-from efficient_rollout.vllm_plugin.model_checks import check_model
-from efficient_rollout.vllm_plugin.profile_cache import with_profile
-from efficient_rollout.vllm_plugin.rules import check_profile
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from efficient_rollout.engine.weights.gloo_group import GlooGroup
 from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.openrlhf_plugin.options import CpuOptions
 from efficient_rollout.patching import Patch, apply_patches
-from efficient_rollout.vllm_plugin.gloo_group import GlooGroup
 
 # Ray's words where it has found a cluster that runs, and nothing is started yet.
 _JOINS = "When connecting to an existing cluster"

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from efficient_rollout.engine.weights.gloo_group import GlooGroup
 from efficient_rollout.openrlhf_plugin.worker_extension import EfficientWorkerWrap
-from efficient_rollout.vllm_plugin.gloo_group import GlooGroup
 
 
 class CpuWorkerWrap(EfficientWorkerWrap):

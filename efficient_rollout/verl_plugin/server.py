@@ -7,15 +7,15 @@ from typing import Any
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.prometheus import MIDDLEWARE
+from efficient_rollout.engine.segments import SegmentRecorder
+from efficient_rollout.engine.stats import call_every_engine
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.prometheus import MIDDLEWARE
-from efficient_rollout.vllm_plugin.segments import SegmentRecorder
-from efficient_rollout.vllm_plugin.stats import call_every_engine
 
 _WEIGHT_SYNC = "update_weights_from_ipc"
 _MERGED = "additional_config"

@@ -1,7 +1,7 @@
 """The package's source files as parsed trees, for the tests of this folder."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ class Source:
 
     Attributes:
         path: Relative to the repository.
-        room: Folder in the package, or the module's own name for one beside the folders.
+        room: Folder in the package, `engine.cpu` for one of the engine; or the name of a module beside the folders.
         text: The file's text.
         tree: Its syntax tree.
     """
@@ -38,8 +38,15 @@ class Import:
 
 def parse(path: Path, text: str) -> Source:
     """A source from its text; `path` is relative to the repository."""
-    parts = path.with_suffix("").parts[1:]
-    return Source(path, parts[0], text, ast.parse(text))
+    return Source(path, room_of(path.with_suffix("").parts[1:]), text, ast.parse(text))
+
+
+def room_of(below: Sequence[str]) -> str:
+    """The room of a module, from its names below the package; the engine's folders are rooms of their own."""
+    if not below:
+        return "__init__"
+    is_nested = below[0] == "engine" and len(below) > 1 and (PACKAGE / "engine" / below[1]).is_dir()
+    return ".".join(below[:2]) if is_nested else below[0]
 
 
 @cache

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
-from source_tree import Source, imports, package_sources, parse
+from source_tree import Source, imports, package_sources, parse, room_of
 
 # Room -> rooms of this package it may import. A room may always import itself and the package's version.
 # Files, tables, versions and the names of rules, for every room.
 TOOLS = {"rule_table", "errors", "files", "policy_config", "provenance", "secrets", "tables"}
 PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator", "metrics"}
+# What every room that runs engines builds on.
+ENGINES = PURE | {"drafter", "sampling", "engine.weights"}
 ROOMS = {
     "__init__": set(),
     "errors": set(),
@@ -38,16 +40,20 @@ ROOMS = {
     "dashboards": {"errors", "files", "config", "metrics", "provenance", "training_runs"},
     "summary": {"metrics", "training_runs", "tables"},
     "tasks": TOOLS | {"config", "cache"},
-    "vllm_plugin": PURE | {"drafter", "sampling", "cache", "patching", "certificate"},
-    "verl_plugin": PURE | {"drafter", "sampling", "vllm_plugin", "tasks", "patching", "cleanup", "nodes", "preload"},
-    "openrlhf_plugin": PURE | {"drafter", "sampling", "vllm_plugin", "tasks", "patching", "cleanup", "nodes"},
+    "engine.weights": {"errors"},
+    "engine": ENGINES | {"cache", "patching", "certificate"},
+    "engine.cpu": ENGINES | {"engine"},
+    "engine.gpu": ENGINES | {"engine", "certificate"},
+    "measuring": ENGINES | {"engine", "engine.cpu", "engine.gpu"},
+    "verl_plugin": ENGINES | {"engine", "tasks", "patching", "cleanup", "nodes", "preload"},
+    "openrlhf_plugin": ENGINES | {"engine", "tasks", "patching", "cleanup", "nodes"},
     "bench": PURE,
-    "gpu_check": PURE | {"drafter", "vllm_plugin", "certificate", "cleanup", "bench", "tasks"},
+    "gpu_check": ENGINES | {"engine", "engine.gpu", "measuring", "certificate", "cleanup", "bench", "tasks"},
     "doctor": PURE,
     "__main__": {"errors"},
 }
-# Gear that no engine of a user's may carry: a package, and who else may import it.
-MEASURING, MEASURERS = "efficient_rollout.vllm_plugin.measuring", {"bench", "gpu_check"}
+# Gear that no engine of a user's may carry: who may import it, at whatever time.
+MEASURERS = {"measuring", "bench", "gpu_check"}
 # Rooms that may import anything of the package inside a function.
 LAZY_ROOMS = {"__main__", "doctor", "bench", "tasks"}
 # Room -> packages of others that it may import. Some come with the upstream itself: filelock with torch, pyarrow and
@@ -68,7 +74,11 @@ UPSTREAM = {
     "nodes": {"ray"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock", "gguf"},
-    "vllm_plugin": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client", "packaging"},
+    "engine.weights": {"vllm", "torch"},
+    "engine": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client", "packaging"},
+    "engine.cpu": {"vllm", "torch", "numpy"},
+    "engine.gpu": {"vllm", "torch", "numpy"},
+    "measuring": {"vllm", "torch", "transformers", "numpy"},
     "verl_plugin": {
         "verl",
         "ray",
@@ -93,11 +103,11 @@ def faults(source: Source) -> list[str]:
         top, *below = item.module.split(".")
         where = f"{source.path}:{item.line}: {source.room} imports {item.module}"
         if top == "efficient_rollout":
-            room = below[0] if below else "__init__"
+            room = room_of(below)
             is_own = room == source.room or room.startswith("__")
             is_lazy = item.is_lazy and source.room in LAZY_ROOMS
             is_ours = is_own or is_lazy or room in ROOMS[source.room]
-            if not is_ours or (item.module.startswith(MEASURING) and not _may_measure(source)):
+            if not is_ours or (room == "measuring" and source.room not in MEASURERS):
                 found.append(where)
         elif top not in sys.stdlib_module_names and top not in UPSTREAM.get(source.room, set()):
             found.append(where)
@@ -130,10 +140,6 @@ def _reached(start: str, modules: Mapping[str, Source]) -> set[str]:
     return found
 
 
-def _may_measure(source: Source) -> bool:
-    return source.room in MEASURERS or "measuring" in source.path.parts
-
-
 @pytest.mark.parametrize("source", package_sources(), ids=lambda source: str(source.path))
 def test_module_imports_only_what_its_room_may(source: Source) -> None:
     assert source.room in ROOMS, f"{source.path}: a new room; add it to ROOMS, and to the design"
@@ -149,14 +155,17 @@ def test_module_imports_only_what_its_room_may(source: Source) -> None:
         ("controller/x.py", "from efficient_rollout import drafter"),
         ("drafter/x.py", "try:\n    from vllm import _custom_ops\nexcept ImportError:\n    pass"),
         ("verl_plugin/x.py", "import vllm"),
-        ("vllm_plugin/x.py", "import verl.utils"),
-        ("vllm_plugin/x.py", "from efficient_rollout.verl_plugin import checks"),
-        ("vllm_plugin/x.py", "from tests.unit import anything"),
+        ("engine/x.py", "import verl.utils"),
+        ("engine/x.py", "from efficient_rollout.verl_plugin import checks"),
+        ("engine/x.py", "from tests.unit import anything"),
         ("__main__.py", "from efficient_rollout.verl_plugin.main import train"),
-        ("vllm_plugin/x.py", "from efficient_rollout.vllm_plugin.measuring import offline"),
-        ("verl_plugin/x.py", "def f():\n    from efficient_rollout.vllm_plugin.measuring.probe import measure"),
+        ("engine/x.py", "from efficient_rollout.measuring import offline"),
+        ("verl_plugin/x.py", "def f():\n    from efficient_rollout.measuring.probe import measure"),
+        ("engine/x.py", "from efficient_rollout.engine.cpu import worker"),
+        ("engine/cpu/x.py", "from efficient_rollout.engine.gpu.graphs import complete"),
+        ("engine/weights/x.py", "from efficient_rollout.engine import ledger"),
         ("metrics/x.py", "import numpy"),
-        ("dashboards/x.py", "import efficient_rollout.vllm_plugin"),
+        ("dashboards/x.py", "import efficient_rollout.engine"),
     ],
 )
 def test_the_check_sees_a_forbidden_import(path: str, text: str) -> None:

@@ -17,10 +17,10 @@ from vllm import __version__ as vllm_version
 if Version(vllm_version) < Version("0.31"):
     pytest.skip("the V2 runner takes a draft model from vLLM 0.31 on", allow_module_level=True)
 
+from efficient_rollout.engine.compat import installed_vllm
+from efficient_rollout.engine.gpu import symbols
+from efficient_rollout.engine.symbols import ENGINE_SYMBOLS
 from efficient_rollout.errors import UnsupportedVersionError
-from efficient_rollout.vllm_plugin.compat import installed_vllm
-from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS
-from efficient_rollout.vllm_plugin.v2 import symbols
 
 DISTRIBUTION = installed_vllm()[0]
 
@@ -35,7 +35,7 @@ def test_the_installed_vllm_keeps_the_contract():
 
 
 def test_every_import_is_listed(repository: Path):
-    sources = list((repository / "efficient_rollout" / "vllm_plugin" / "v2").glob("*.py"))
+    sources = list((repository / "efficient_rollout" / "engine" / "gpu").glob("*.py"))
     moved = [name for names in symbols.MOVED for name in names]
     assert unlisted(sources, "vllm", [*ENGINE_SYMBOLS, *symbols.V2_SYMBOLS, *symbols.CALLED, *moved]) == []
 

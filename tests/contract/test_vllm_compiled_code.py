@@ -12,7 +12,7 @@ from vllm.compilation import decorators
 from vllm.compilation.counter import compilation_counter
 from vllm.config import VllmConfig
 
-from efficient_rollout.vllm_plugin import ledger
+from efficient_rollout.engine import ledger
 
 
 class Scaled(torch.nn.Module):

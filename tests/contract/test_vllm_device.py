@@ -45,7 +45,7 @@ NVIDIA = (
 ON_NVIDIA = """
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import EfficientRolloutError
-from efficient_rollout.vllm_plugin.engine_args import engine_args
+from efficient_rollout.engine.engine_args import engine_args
 
 for settings in (Settings(), Settings(enabled=False)):
     try:
@@ -65,9 +65,9 @@ from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.vllm_plugin import profile_cache
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.v2.machine import this_machine
+from efficient_rollout.engine import profile_cache
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.machine import this_machine
 
 policy, table = sys.argv[1:]
 certificate.Certificate(
@@ -93,8 +93,8 @@ REFUSAL = "the installed vLLM runs on npu; engines of this package run on CPUs a
 BY_HAND = """
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import UnsupportedDeviceError
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits, start_plain
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.measuring.starting import EngineLimits, start_plain
 
 for start in (
     lambda: engine_args("any", Settings()),
@@ -175,7 +175,7 @@ def test_a_rule_that_needs_a_latency_profile_has_this_gpu_measured_once(tmp_path
     pytest.importorskip("vllm")
     from transformers import Qwen3Config
 
-    from efficient_rollout.vllm_plugin.engine_args import GPU_WORKER
+    from efficient_rollout.engine.engine_args import GPU_WORKER
 
     policy = tmp_path / "policy"
     Qwen3Config(

@@ -16,7 +16,7 @@ import json, logging, sys
 import vllm.config.vllm, vllm.triton_utils
 from vllm.engine.arg_utils import EngineArgs
 
-from efficient_rollout.vllm_plugin import environment
+from efficient_rollout.engine import environment
 
 vllm.config.vllm.HAS_TRITON = vllm.triton_utils.HAS_TRITON = True
 said = []

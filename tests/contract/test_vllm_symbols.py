@@ -22,7 +22,7 @@ def test_scheduler_indexes_its_lookup_once_per_tick():
 def test_proposer_has_the_signature_the_self_drafter_overrides():
     from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-    from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
+    from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 
     assert parameters(SelfDraftProposer.propose) == parameters(DraftModelProposer.propose)
     for method in ("load_model", "initialize_attn_backend", "_get_model", "_create_draft_vllm_config"):
@@ -41,8 +41,8 @@ def test_every_door_for_new_weights_is_known():
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
     from vllm.v1.worker.gpu_worker import Worker
 
-    from efficient_rollout.vllm_plugin import engine_checks
-    from efficient_rollout.vllm_plugin.weight_doors import WeightDoors
+    from efficient_rollout.engine import engine_checks
+    from efficient_rollout.engine.weights.doors import WeightDoors
 
     doors = {name for name, _ in inspect.getmembers(Worker, callable) if "weight" in name and not name.startswith("_")}
     loading_nothing = {"init_weight_transfer_engine", "shutdown_weight_transfer_engine", "compute_weight_checksums"}
@@ -66,7 +66,7 @@ def test_a_reload_wraps_loaders_so_that_they_can_be_watched_and_undone():
 
 
 def test_ledger_applies_twice_without_harm():
-    from efficient_rollout.vllm_plugin import ledger
+    from efficient_rollout.engine import ledger
 
     ledger.apply()
     ledger.apply()
@@ -76,7 +76,7 @@ def test_ledger_applies_twice_without_harm():
 def test_entry_point_is_the_one_vllm_loads():
     from importlib.metadata import entry_points
 
-    from efficient_rollout.vllm_plugin import register
+    from efficient_rollout.engine import register
 
     (entry,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "efficient_rollout"]
     entry.load()()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from efficient_rollout.config import Settings
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.environment import engines_in_this_process
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.environment import engines_in_this_process
 
 ENGINE_LIMITS: dict[str, Any] = {
     "enforce_eager": True,
@@ -93,7 +93,7 @@ def start(
     """
     from vllm import LLM
 
-    from efficient_rollout.vllm_plugin.executor import InProcessExecutor
+    from efficient_rollout.engine.executor import InProcessExecutor
 
     ranks = overrides.get("tensor_parallel_size", 1)
     ours = {} if settings is None else engine_args(str(model), Settings.parse(settings), tensor_parallel_size=ranks)
@@ -123,7 +123,7 @@ def call_core(engine: Any, method: str, *arguments: Any) -> Any:
 
 def generate(engine: Any, prompts: Sequence[Sequence[int]], params: Any) -> list[list[Any]]:
     """Completions per prompt: objects with `token_ids` and `logprobs`."""
-    from efficient_rollout.vllm_plugin.measuring.offline import drain
+    from efficient_rollout.measuring.offline import drain
 
     outputs = engine.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
     drain(engine)

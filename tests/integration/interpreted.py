@@ -9,9 +9,9 @@ from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from efficient_rollout.config import CONFIG_KEY, Settings
-from efficient_rollout.vllm_plugin.engine_args import drafting_args
-from efficient_rollout.vllm_plugin.measuring.v2 import RecordingV2
-from efficient_rollout.vllm_plugin.v2.worker import V2Worker
+from efficient_rollout.engine.engine_args import drafting_args
+from efficient_rollout.engine.gpu.worker import V2Worker
+from efficient_rollout.measuring.v2 import RecordingV2
 
 # The interpreter cannot run stock's kernel for these two; a CPU without Triton has stock's other way.
 topk_topp_sampler.apply_top_k_top_p_triton = topk_topp_sampler.apply_top_k_top_p_pytorch

@@ -18,13 +18,13 @@ from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.vllm_plugin import verifier
-from efficient_rollout.vllm_plugin.draft_plan import AttentionWindow
-from efficient_rollout.vllm_plugin.link_report import link_report
-from efficient_rollout.vllm_plugin.proposer import SelfDraftProposer
-from efficient_rollout.vllm_plugin.scheduler import EfficientScheduler
-from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
-from efficient_rollout.vllm_plugin.worker import CpuWorker
+from efficient_rollout.engine.cpu import verifier
+from efficient_rollout.engine.cpu.draft_plan import AttentionWindow
+from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
+from efficient_rollout.engine.cpu.worker import CpuWorker
+from efficient_rollout.engine.link_report import link_report
+from efficient_rollout.engine.scheduler import EfficientScheduler
+from efficient_rollout.engine.tapped_target import PackedMethod
 
 _EMITTED = verifier._emitted
 

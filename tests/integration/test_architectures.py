@@ -9,8 +9,8 @@ from architecture_cases import ARCHITECTURES, ARMS, ENGINES, RARE, WITH_WINDOWS
 from rare_cases import cases
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
+from efficient_rollout.engine.stats import take_rollout_stats
 from efficient_rollout.errors import EfficientRolloutError
-from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 
@@ -50,7 +50,7 @@ def packed_layers(worker: Any) -> dict[str, tuple[list[int], list[int] | None, i
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    from efficient_rollout.vllm_plugin.tapped_target import PackedMethod
+    from efficient_rollout.engine.tapped_target import PackedMethod
 
     drafter, facts = worker.self_drafter.model, {}
     for path, layer in worker.model_runner.get_model().named_modules():

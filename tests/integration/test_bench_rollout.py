@@ -15,7 +15,7 @@ from efficient_rollout.bench.cli import add_bench_command
 from efficient_rollout.controller.cli import explain
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
-from efficient_rollout.vllm_plugin.measuring import in_process, starting
+from efficient_rollout.measuring import in_process, starting
 
 pytestmark = pytest.mark.engine
 

@@ -19,8 +19,8 @@ from lossless_support import (
     sample_pairs,
 )
 
+from efficient_rollout.engine.stats import take_rollout_stats
 from efficient_rollout.gpu_check.exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
-from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from efficient_rollout.engine.engine_args import CPU_WORKER, EXECUTOR, SCHEDULER
+from efficient_rollout.engine.prometheus import MIDDLEWARE
 from efficient_rollout.metrics.exported import all_exported
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.tasks.policy import ensure_policy
-from efficient_rollout.vllm_plugin.engine_args import CPU_WORKER, EXECUTOR, SCHEDULER
-from efficient_rollout.vllm_plugin.prometheus import MIDDLEWARE
 
 pytestmark = pytest.mark.engine
 

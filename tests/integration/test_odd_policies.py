@@ -4,10 +4,10 @@ import engine_support
 import pytest
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.engine_checks import check_engine
+from efficient_rollout.engine.stats import take_rollout_stats
 from efficient_rollout.errors import SchemeUnavailableError
-from efficient_rollout.vllm_plugin.engine_args import engine_args
-from efficient_rollout.vllm_plugin.engine_checks import check_engine
-from efficient_rollout.vllm_plugin.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 

@@ -18,11 +18,11 @@ from rare_cases import cases
 from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine import engine_args
+from efficient_rollout.engine.gpu.scheduler import AsyncEfficientScheduler
 from efficient_rollout.gpu_check.stand import worker_of
 from efficient_rollout.gpu_check.weights import addresses_of
-from efficient_rollout.vllm_plugin import engine_args
-from efficient_rollout.vllm_plugin.measuring.offline import drain
-from efficient_rollout.vllm_plugin.v2.scheduler import AsyncEfficientScheduler
+from efficient_rollout.measuring.offline import drain
 
 VOCABULARY, NUM_TOKENS, MOST_DRAFTS = 96, 14, 3
 PROMPTS = [[(7 * number + place) % VOCABULARY for place in range(5 + 9 * number)] for number in range(4)]

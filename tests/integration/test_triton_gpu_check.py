@@ -14,6 +14,8 @@ from vllm.config.compilation import CUDAGraphMode
 
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.drafter.cuda import products as gpu_products
+from efficient_rollout.engine.gpu.symbols import OPERATORS
+from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check import answers, child, graphs, kernels, latency, operators, plan, products, samples
 from efficient_rollout.gpu_check.answers import Answer, Question, ask
@@ -21,10 +23,8 @@ from efficient_rollout.gpu_check.engines import StandEngines
 from efficient_rollout.gpu_check.policies import make_policy, make_shape
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
 from efficient_rollout.gpu_check.weights import digest, hard_weight, hashed, packed_of
-from efficient_rollout.vllm_plugin.measuring import offline, starting
-from efficient_rollout.vllm_plugin.measuring.starting import EngineLimits
-from efficient_rollout.vllm_plugin.v2.symbols import OPERATORS
-from efficient_rollout.vllm_plugin.v2.verifier import SharedNoiseVerifier
+from efficient_rollout.measuring import offline, starting
+from efficient_rollout.measuring.starting import EngineLimits
 
 # Seconds in the interpreter are those of tokens drawn. Architectures, and every scheme, are tried here alone.
 SMALLEST = Sizes(
@@ -237,9 +237,9 @@ def test_the_weights_are_the_same_numbers_in_every_dtype():
 
 
 def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path, monkeypatch):
+    from efficient_rollout.engine.gpu import gpu_worker
     from efficient_rollout.errors import UnsupportedDeviceError
     from efficient_rollout.gpu_check.gpu_worker import UncertifiedGpuWorker
-    from efficient_rollout.vllm_plugin.v2 import gpu_worker
 
     def refused(*_):
         raise UnsupportedDeviceError("no certificate")

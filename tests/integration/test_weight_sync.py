@@ -6,7 +6,7 @@ import pytest
 from weight_support import DOORS, fingerprints, logprobs, status, sync, through_buckets
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.vllm_plugin.stats import take_rollout_stats
+from efficient_rollout.engine.stats import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 

@@ -72,7 +72,7 @@ def bench_rollout(policy: Path, *more: str) -> argparse.Namespace:
 def test_a_profile_that_an_arm_needs_is_measured_as_for_an_engine(
     arms: str, is_measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile_cache = pytest.importorskip("efficient_rollout.vllm_plugin.profile_cache")
+    profile_cache = pytest.importorskip("efficient_rollout.engine.profile_cache")
     asked: list[dict[str, Any]] = []
 
     def ensure_profile(model: str, settings: Settings, **options: Any) -> Path:

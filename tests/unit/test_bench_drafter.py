@@ -304,7 +304,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 
 def test_auto_becomes_a_dtype_before_anything_is_written(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("efficient_rollout.vllm_plugin.measuring.offline")
+    pytest.importorskip("efficient_rollout.measuring.offline")
     torch = pytest.importorskip("torch")
     for capability, dtype in (("AVX2", "float32"), ("DEFAULT", "float32"), ("AVX512", "bfloat16")):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)

@@ -84,7 +84,7 @@ def test_every_machine_has_a_file_of_its_own():
 
 def test_the_sources_are_those_that_run_on_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(certificate, "__file__", str(tmp_path / "certificate.py"))
-    for folder in ("drafter/cuda", "vllm_plugin/v2", "bench"):
+    for folder in ("drafter/cuda", "engine/gpu", "bench"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "x.py").write_text("x = 1\n")
     before = certificate.sources_digest()

@@ -8,9 +8,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm import platforms
 
+from efficient_rollout.engine import compat
 from efficient_rollout.errors import UnsupportedDeviceError, UnsupportedVersionError
 from efficient_rollout.gpu_check.start import machine_to_check
-from efficient_rollout.vllm_plugin import compat
 
 
 def test_a_build_for_cpus_is_refused(monkeypatch):

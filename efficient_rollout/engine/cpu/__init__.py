@@ -1,0 +1,1 @@
+"""Drafting in vLLM's V1 model runner, on a CPU."""

@@ -1,0 +1,140 @@
+"""The CPU worker: stock, plus the self-drafter, and a report of what the engine did."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.engine.compat import uses_native_products
+from efficient_rollout.engine.cpu.draft_plan import AttentionWindow
+from efficient_rollout.engine.cpu.logits_processors import custom_processors_hidden, use_every_processor
+from efficient_rollout.engine.cpu.native_attention import use_native_attention
+from efficient_rollout.engine.cpu.noise_sampler import NoiseSampler, RequestNoise
+from efficient_rollout.engine.cpu.plain_ticks import is_plain, speculation_hidden
+from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
+from efficient_rollout.engine.cpu.verifier import Verifier
+from efficient_rollout.engine.engine_args import settings_of
+from efficient_rollout.engine.engine_checks import check_engine
+from efficient_rollout.engine.graph_cache import name_policy_graph
+from efficient_rollout.engine.reporting_worker import ReportingWorker
+from efficient_rollout.engine.tapped_target import TappedTargetConfig
+
+# As many first tokens as StreamingLLM keeps (arXiv 2309.17453); the engine rounds up to a block of its KV cache.
+_SINK_TOKENS = 4
+
+
+class CpuWorker(ReportingWorker, CPUWorker):
+    """`worker_cls` of an engine on a CPU, with or without drafting."""
+
+    noise: RequestNoise | None = None
+    _is_plain_tick = False
+
+    def init_device(self) -> None:
+        """Check everything, then stock, then put the self-drafter in the place of the stock draft model.
+
+        Raises:
+            EfficientRolloutError: Something this package needs is not there; nothing is started then.
+        """
+        check_engine(self.vllm_config, settings_of(self.vllm_config))
+        self.begin()
+        scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
+        native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
+        if native_products:
+            use_native_attention()
+        name_policy_graph(self.vllm_config, native_products=native_products)
+        with custom_processors_hidden(self.model_config) if self.settings.enabled else nullcontext():
+            super().init_device()
+        # N-gram lookup too, in the benchmark: vLLM's own rejection sampler is wrong on a CPU.
+        noise_sampler = self._share_noise() if self.vllm_config.speculative_config is not None else None
+        if scheme is not None:
+            assert noise_sampler is not None
+            use_every_processor(self.model_runner, self.vllm_config)
+            packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
+            self.vllm_config.quant_config = TappedTargetConfig(
+                packed, products="native" if native_products else "stock"
+            )
+            window_tokens = self.settings.drafter.attention_window_tokens
+            self.self_drafter = SelfDraftProposer(
+                packed=packed,
+                window=AttentionWindow(window_tokens, _SINK_TOKENS) if window_tokens else None,
+                vllm_config=self.vllm_config,
+                device=self.device,
+                runner=self.model_runner,
+                noise_sampler=noise_sampler,
+            )
+            self.model_runner.drafter = self.self_drafter
+
+    def _share_noise(self) -> NoiseSampler:
+        """Every token of a request, drafted, verified or decoded, is drawn with the noise of its position."""
+        runner, model_config = self.model_runner, self.model_config
+        use_float64 = bool(getattr(model_config, "use_fp64_gumbel", False))
+        self.noise = RequestNoise(runner, model_config.seed, use_float64=use_float64)
+        noise_sampler = NoiseSampler(self.noise, model_config.logprobs_mode)
+        runner.sampler.topk_topp_sampler = noise_sampler
+        runner.rejection_sampler = Verifier(runner.sampler, noise_sampler, runner)
+        return noise_sampler
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        """Stock, which is told that the drafter's layers have none of their own."""
+        if self.self_drafter is None:
+            return super().get_kv_cache_spec()
+        with self.self_drafter.sharing_kv_cache():
+            return super().get_kv_cache_spec()
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
+        """Stock, with the scheduler's statistics taken in.
+
+        Raises:
+            WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
+        """
+        if not self.take_in(scheduler_output):
+            return None
+        if self.noise is not None:
+            self.noise.forget(scheduler_output.finished_req_ids)
+        self._is_plain_tick = is_plain(scheduler_output)
+        with self._speculating_where_asked():
+            return self.count(super().execute_model(scheduler_output))
+
+    def _speculating_where_asked(self) -> AbstractContextManager[None]:
+        is_hidden = self.self_drafter is not None and self._is_plain_tick
+        return speculation_hidden(self.model_runner) if is_hidden else nullcontext()
+
+    def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
+        """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
+        refused = self.take_refused_tick()
+        if refused is not None:
+            return refused
+        drafter = self.self_drafter
+        if drafter is not None:
+            drafter.chain_length = 0  # stock may not ask it
+        with self._no_noise_for_unfinished_prompts(), self._speculating_where_asked():
+            output = super().sample_tokens(grammar_output)
+        if drafter is not None and isinstance(output, ModelRunnerOutput):
+            drafts = self.model_runner.take_draft_token_ids() if drafter.chain_length else None
+            usable = None if drafts is None else drafter.usable(drafts)
+            self.report_on(output, drafter.chain_length, usable)
+        return self.count(output)
+
+    @contextmanager
+    def _no_noise_for_unfinished_prompts(self) -> Iterator[None]:
+        """A request's own generator stands still while its prompt is computed in chunks.
+
+        vLLM draws a token after every chunk, throws it away, and winds the generator back, which it can do with a
+        generator on a GPU only: on a CPU the engine would end there.
+        """
+        batch = self.model_runner.input_batch
+        if not batch.generators:
+            yield
+            return
+        unfinished = self.model_runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+        held = {row: batch.generators.pop(row) for row in unfinished if row in batch.generators}
+        try:
+            yield
+        finally:
+            batch.generators.update(held)

@@ -1,0 +1,103 @@
+"""The vLLM arguments that turn self-drafting on. Everything goes through vLLM's own options."""
+
+from typing import TYPE_CHECKING, Any
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.engine.compat import (
+    check_certificate,
+    check_device,
+    check_gpu_settings,
+    check_scheme,
+    check_vllm_symbols,
+    check_vllm_version,
+    device_type,
+)
+from efficient_rollout.engine.environment import bind_workers, choose_runner
+from efficient_rollout.engine.model_checks import check_model
+from efficient_rollout.engine.profile_cache import with_profile
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+CPU_WORKER = "efficient_rollout.engine.cpu.worker.CpuWorker"
+GPU_WORKER = "efficient_rollout.engine.gpu.gpu_worker.GpuWorker"
+EXECUTOR = "efficient_rollout.engine.executor.EfficientExecutor"
+SCHEDULER = "efficient_rollout.engine.scheduler.EfficientScheduler"
+V2_SCHEDULER = "efficient_rollout.engine.gpu.scheduler.AsyncEfficientScheduler"
+
+
+def engine_args(
+    model: str,
+    settings: Settings,
+    *,
+    dtype: str = "auto",
+    enforce_eager: bool = False,
+    tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+) -> dict[str, Any]:
+    """Keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or, as JSON, for `vllm serve`.
+
+    Args:
+        model: The policy's path, or its name on the Hugging Face Hub: the same as the engine's own `model`.
+        settings: With `enabled=False` the engine is stock vLLM, plus a report of what it did. Where its rule needs a
+            latency profile and none is named, the cached one is taken, or measured first.
+        dtype: The engine's own option: for that profile, and whether the scheme takes it.
+        enforce_eager: The engine's own option, for that profile.
+        tensor_parallel_size: The engine's own option: for that profile, and for the scheme.
+        data_parallel_size: The same; workers of all engines get cores of their own through this process's variables.
+
+    Raises:
+        EfficientRolloutError: The installed vLLM, its device, the policy, or the scheme on it cannot do it. Raised
+            here, before any process is started.
+    """
+    check_vllm_version()
+    check_device()
+    check_certificate(settings)
+    is_gpu = device_type() == "cuda"
+    if not is_gpu:  # on a GPU the worker checks its own
+        check_vllm_symbols()
+    check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
+    check_scheme(settings)
+    if is_gpu:
+        check_gpu_settings(settings)
+    else:
+        bind_workers(tensor_parallel_size * data_parallel_size)
+    settings = with_profile(
+        model, settings, dtype=dtype, is_compiled=not enforce_eager, tensor_parallel_size=tensor_parallel_size
+    )
+    worker = GPU_WORKER if is_gpu else CPU_WORKER
+    args: dict[str, Any] = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
+    if settings.enabled:
+        args |= drafting_args(model, settings) if is_gpu else _cpu_drafting_args(model, settings)
+    return args
+
+
+def _cpu_drafting_args(model: str, settings: Settings) -> dict[str, Any]:
+    choose_runner()
+    return drafting_args(model, settings) | {
+        "scheduler_cls": SCHEDULER,
+        "distributed_executor_backend": EXECUTOR,
+        # Decisions are made per tick from results of the tick before: both must be in hand.
+        "async_scheduling": False,
+    }
+
+
+def drafting_args(model: str, settings: Settings) -> dict[str, Any]:
+    """Those that make an engine on vLLM's V2 model runner draft, beside its worker and settings."""
+    return {
+        "scheduler_cls": V2_SCHEDULER,
+        "speculative_config": {
+            "method": "draft_model",
+            "model": model,
+            "num_speculative_tokens": settings.controller.max_draft_tokens,
+        },
+    }
+
+
+def settings_of(vllm_config: "VllmConfig") -> Settings:
+    """The settings an engine was started with.
+
+    Raises:
+        ConfigError: They are absent or invalid; the message names the argument to pass.
+    """
+    return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")

@@ -1,0 +1,266 @@
+"""Every name of vLLM's V2 runner that this package uses, and the parameters between them, checked at an engine's start.
+
+Beside `engine/symbols.py`, whose names count for every engine. The operators of a CUDA build are here too; they
+are checked against the compiled library by scripts/gpu_contract.py, on a machine without a GPU.
+"""
+
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import zip_longest
+from typing import Any
+
+from efficient_rollout.engine.gpu.graphs import MANAGER_ATTRIBUTES
+from efficient_rollout.errors import UnsupportedVersionError
+from efficient_rollout.upstream import check_symbols, supported_versions
+
+_GPU = "vllm.v1.worker.gpu."
+_SPECULATOR = f"{_GPU}spec_decode.speculator:DraftModelSpeculator"
+_REJECTION = f"{_GPU}spec_decode.rejection_sampler:RejectionSampler"
+_SAMPLER = f"{_GPU}sample.sampler:Sampler"
+_RUNNER = f"{_GPU}model_runner:GPUModelRunner"
+_WORKER = "vllm.v1.worker.gpu_worker:Worker"
+_OURS = "efficient_rollout.engine.gpu."
+_FLASH = "vllm.v1.attention.backends.flash_attn:FlashAttentionMetadataBuilder"
+
+
+def _of(owner: str, attributes: str) -> Iterator[str]:
+    yield owner
+    yield from (f"{owner}.{attribute}" for attribute in attributes.split())
+
+
+V2_SYMBOLS = (
+    *_of("vllm.config:CompilationConfig", "cudagraph_capture_sizes max_cudagraph_capture_size static_forward_context"),
+    *_of(
+        "vllm.config.compilation:CUDAGraphMode",
+        "FULL FULL_AND_PIECEWISE FULL_DECODE_ONLY NONE decode_mode separate_routine",
+    ),
+    *_of("vllm.config:SpeculativeConfig", "draft_model_config draft_parallel_config num_speculative_tokens"),
+    "vllm.compilation.backends:set_model_tag",
+    "vllm.config:replace",
+    "vllm.utils.import_utils:import_pynvml",
+    # Runner and worker.
+    *_of(
+        _RUNNER,
+        "adaptive_verification block_tables capture_model cudagraph_manager device execute_model initialize_kv_cache "
+        "input_buffers load_model model model_state rejection_sampler req_states sample_tokens sampler speculator",
+    ),
+    *_of(
+        _WORKER,
+        "compile_or_warm_up_model determine_available_memory device execute_model init_device initialize_from_config "
+        "load_model model_runner sample_tokens sleep vllm_config wake_up",
+    ),
+    *_of("vllm.device_allocator.cumem:CuMemAllocator", "discard get_instance sleep use_memory_pool wake_up"),
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+    "vllm.v1.kv_cache_interface:KVCacheConfig",
+    "vllm.v1.outputs:AsyncModelRunnerOutput.get_output",
+    # Graphs.
+    *_of(f"{_GPU}cudagraph_utils:CudaGraphManager", " ".join((*MANAGER_ATTRIBUTES, "dispatch", "run_fullgraph"))),
+    f"{_GPU}cudagraph_utils:ModelCudaGraphManager",
+    *_of(
+        f"{_GPU}cudagraph_utils:BatchExecutionDescriptor",
+        "cg_mode max_query_len num_active_loras num_reqs num_tokens num_ubatches uniform_token_count",
+    ),
+    # Drafting.
+    *_of(
+        _SPECULATOR,
+        "_build_uniform_attn_metadata _copy_request_inputs attn_groups block_tables capture dp_rank dp_size "
+        "draft_logits draft_model_config draft_tokens idx_mapping init_cudagraph_manager input_buffers "
+        "kv_cache_config load_draft_model max_model_len max_num_reqs model model_state num_speculative_steps propose "
+        "sample_draft seeds set_attn speculative_config temperature use_fp64_gumbel vllm_config",
+    ),
+    *_of(f"{_GPU}input_batch:InputBuffers", "input_ids positions query_start_loc seq_lens"),
+    *_of(
+        f"{_GPU}input_batch:InputBatch",
+        "cu_num_logits cu_num_logits_np expanded_idx_mapping expanded_local_pos idx_mapping idx_mapping_np input_ids "
+        "logits_indices num_reqs positions seq_lens seq_lens_cpu_upper_bound",
+    ),
+    *_of("vllm.v1.worker.utils:AttentionGroup", "layer_names supports_draft_decode_metadata_update"),
+    f"{_FLASH}.supports_draft_decode_metadata_update",
+    # Sampling.
+    *_of(_REJECTION, "_get_logprobs_tensors _verify num_speculative_steps sampler"),
+    *_of(_SAMPLER, "apply_sampling_params compute_nans logprobs_mode req_states sample sampling_states use_flashinfer"),
+    *_of(f"{_GPU}sample.states:SamplingStates", "max_num_logprobs seeds temperature"),
+    *_of(f"{_GPU}states:RequestState", "draft_tokens last_sampled_tokens prefill_len"),
+)
+# Names that moved: one of a row must be there. From 0.32 on, the later ones are.
+MOVED = (
+    (
+        f"{_GPU}spec_decode.autoregressive.cudagraph_utils:SpeculatorCudaGraphManager",
+        f"{_GPU}spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorCudaGraphManager",
+    ),
+    (
+        f"{_GPU}spec_decode.draft_model.speculator:PlainDraftModelSpeculator._run_model",
+        f"{_GPU}spec_decode.standalone_ar.speculator:StandaloneARSpeculator._run_model",
+    ),
+)
+_LOGITS = "logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
+# What we call -> what we pass: the first parameters by position, those behind the star by name.
+CALLED = {
+    f"{_SPECULATOR}._build_uniform_attn_metadata": "* batch_desc num_reqs num_query_per_req seq_lens_cpu_upper_bound "
+    "step",
+    f"{_SPECULATOR}._copy_request_inputs": "num_reqs idx_mapping temperature seeds * dummy_run",
+    f"{_SPECULATOR}.sample_draft": "hidden_states sample_src_positions idx_mapping temperature seeds draft_step "
+    "draft_logits",
+    f"{_GPU}dp_utils:dispatch_cg_and_sync_dp": "cudagraph_manager num_reqs num_tokens * uniform_token_count dp_size "
+    "dp_rank need_eager",
+    f"{_GPU}block_table:BlockTables.compute_slot_mappings": "idx_mapping query_start_loc positions num_tokens_padded",
+    f"{_GPU}attn_utils:build_slot_mappings_by_layer": "slot_mappings kv_cache_config",
+    f"{_GPU}cudagraph_utils:CudaGraphManager.run_fullgraph": "desc",
+    f"{_GPU}cudagraph_utils:CudaGraphManager.dispatch": "num_reqs num_tokens uniform_token_count num_active_loras * "
+    "max_query_len",
+    f"{_GPU}cudagraph_utils:CudaGraphManager._maybe_ubatch_twin": "desc",
+    f"{_GPU}cudagraph_utils:CudaGraphManager": "vllm_config device cudagraph_mode * decode_query_len",
+    f"{_GPU}cudagraph_utils:BatchExecutionDescriptor": "* cg_mode num_tokens num_reqs uniform_token_count "
+    "num_active_loras",
+    "vllm.v1.worker.utils:AttentionGroup.update_draft_decode_metadata": "attn_metadata",
+    f"{_FLASH}.update_draft_decode_metadata": "metadata",
+    f"{_SAMPLER}.sample": f"{_LOGITS}seq_lens_upper_bound_np * return_logprobs",
+    f"{_SAMPLER}.apply_sampling_params": f"{_LOGITS}seq_lens_upper_bound_np",
+    f"{_GPU}sample.gumbel:gumbel_sample": "logits expanded_idx_mapping temperature seed pos * apply_temperature "
+    "is_drafting use_fp64",
+    f"{_GPU}spec_decode.rejection_sampler:gather_draft_sampled": "input_ids positions logits_indices "
+    "expanded_idx_mapping expanded_local_pos prefill_len",
+    f"{_GPU}input_batch:get_num_sampled_and_rejected": "num_sampled seq_lens cu_num_logits idx_mapping prefill_len",
+    f"{_REJECTION}._get_logprobs_tensors": "sampled num_sampled logits cu_num_logits cu_num_logits_np max_num_logprobs",
+    f"{_RUNNER}.initialize_kv_cache": "kv_cache_config * is_profiling",
+    f"{_WORKER}.sleep": "level",
+    f"{_WORKER}.wake_up": "tags",
+    "vllm.device_allocator.cumem:CuMemAllocator.use_memory_pool": "* tag",
+    "vllm.model_executor.model_loader.utils:process_weights_after_loading": "model model_config target_device",
+}
+# What we override -> with what.
+OVERRIDDEN = {
+    f"{_SPECULATOR}.propose": f"{_OURS}speculator:SelfDraftSpeculator.propose",
+    f"{_SPECULATOR}.load_draft_model": f"{_OURS}speculator:SelfDraftSpeculator.load_draft_model",
+    f"{_SPECULATOR}.init_cudagraph_manager": f"{_OURS}speculator:SelfDraftSpeculator.init_cudagraph_manager",
+    f"{_SPECULATOR}.capture": f"{_OURS}speculator:SelfDraftSpeculator.capture",
+    f"{_REJECTION}._verify": f"{_OURS}verifier:SharedNoiseVerifier._verify",
+    f"{_WORKER}.init_device": f"{_OURS}worker:V2Worker.init_device",
+    f"{_WORKER}.load_model": f"{_OURS}worker:V2Worker.load_model",
+    f"{_WORKER}.initialize_from_config": f"{_OURS}worker:V2Worker.initialize_from_config",
+    f"{_WORKER}.execute_model": f"{_OURS}worker:V2Worker.execute_model",
+    f"{_WORKER}.sample_tokens": f"{_OURS}worker:V2Worker.sample_tokens",
+    f"{_WORKER}.sleep": f"{_OURS}worker:V2Worker.sleep",
+}
+# Operators in `torch.ops._C` of a CUDA build -> all their arguments, in order.
+OPERATORS = {
+    "marlin_gemm": "a c_or_none b_q_weight b_bias_or_none b_scales a_scales global_scale "
+    "b_zeros_or_none workspace b_type_id size_m size_n size_k use_atomic_add use_fp32_reduce is_zp_float",
+    "cutlass_scaled_mm": "out a b a_scales b_scales bias",
+    "dynamic_scaled_int8_quant": "result input scale azp",
+    "dynamic_per_token_scaled_fp8_quant": "result input scale scale_ub",
+}
+
+
+def breaches(distribution: str) -> Iterator[str]:
+    """What of the tables above the importable vLLM does not have, or has otherwise; a sentence each.
+
+    Imports the runner's modules, and ours that override them.
+
+    Args:
+        distribution: Name of the distribution it came with.
+    """
+    for name in (*V2_SYMBOLS, *(_present(names) for names in MOVED)):
+        try:
+            check_symbols(distribution, (name,))
+        except UnsupportedVersionError:
+            yield f"{name} is missing"
+    for target, passed in CALLED.items():
+        yield from (f"{target} {what}" for what in _call_breaches(target, passed))
+    for module in sorted({ours.partition(":")[0] for ours in OVERRIDDEN.values()}):
+        of_module = {target: ours for target, ours in OVERRIDDEN.items() if ours.startswith(f"{module}:")}
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            yield f"{module} cannot be imported: {error}"
+            continue
+        for target, ours in of_module.items():
+            yield from (f"{target} {what}" for what in _override_breaches(target, ours))
+
+
+def check_v2(distribution: str) -> None:
+    """Check an engine whose processes run the V2 runner.
+
+    Args:
+        distribution: Name of the installed vLLM's distribution.
+
+    Raises:
+        UnsupportedVersionError: Its V2 runner is not the one this package was written for; lists every difference.
+    """
+    found = list(breaches(distribution))
+    if found:
+        raise UnsupportedVersionError(
+            f"the V2 model runner of {distribution} {importlib.metadata.version(distribution)} is not one that was "
+            f"tested: {'; '.join(found)}. Install a tested version: pip install '{distribution}"
+            f"{supported_versions(distribution)}'"
+        )
+
+
+def parameters(target: str) -> dict[str, inspect.Parameter]:
+    """Parameters of a function, a method or a class, by name, without `self`.
+
+    Args:
+        target: `module:function` or `module:Class.method`.
+
+    Raises:
+        ImportError: There is none; or its module cannot be imported, and the message says why.
+    """
+    module, _, path = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ImportError(f"{module} has no {path}")
+        found = getattr(found, name)
+    return {name: value for name, value in inspect.signature(found).parameters.items() if name != "self"}
+
+
+def _present(names: tuple[str, ...]) -> str:
+    for name in names:
+        with suppress(ImportError):
+            parameters(name)
+            return name
+    return " or ".join(names)
+
+
+def _call_breaches(target: str, passed: str) -> Iterator[str]:
+    try:
+        takes = parameters(target)
+    except ImportError as error:
+        yield f"is missing: {error}"
+        return
+    by_position, by_name = ((part or "").split() for part in (*passed.split("*"), "")[:2])
+    first = list(takes)[: len(by_position)]
+    if by_position != first:
+        yield f"takes {', '.join(first)} first, not {', '.join(by_position)}"
+    missing = [name for name in by_name if name not in takes]
+    if missing:
+        yield f"takes no {', '.join(missing)}"
+    required = [name for name in takes if _is_required(takes[name]) and name not in (*by_position, *by_name)]
+    if required:
+        yield f"needs {', '.join(required)} too"
+
+
+def _override_breaches(target: str, ours: str) -> Iterator[str]:
+    try:
+        theirs, own = parameters(target), parameters(ours)
+    except ImportError as error:
+        yield f"is missing, or ours: {error}"
+        return
+    # Stock passes by position what has no default, and the rest by name.
+    required = [name for name in theirs if _is_required(theirs[name])]
+    takes_any = any(value.kind == value.VAR_KEYWORD for value in own.values())
+    unknown = [name for name, ours in zip_longest(required, list(own)[: len(required)]) if name != ours]
+    unknown += [name for name in theirs if name not in (*required, *own) and not takes_any]
+    if unknown:
+        yield f"is called with {', '.join(unknown)}, which {ours.partition(':')[2]} does not take there"
+    needed = [name for name in own if _is_required(own[name]) and name not in theirs]
+    if needed:
+        yield f"is called without {', '.join(needed)}, which {ours.partition(':')[2]} needs"
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    is_variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    return parameter.default is parameter.empty and not is_variable

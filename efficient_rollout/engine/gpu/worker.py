@@ -1,0 +1,134 @@
+"""What an engine's worker adds to vLLM's V2 model runner, on whichever device."""
+
+import logging
+from typing import Any
+
+import torch
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.engine.gpu.graphs import capture_limit
+from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
+from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
+from efficient_rollout.engine.reporting_worker import ReportingWorker
+from efficient_rollout.engine.tapped_target import TappedTargetConfig
+from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
+
+logger = logging.getLogger(__name__)
+
+_LOST = "the engine was put to sleep without its weights; the next weight sync brings the drafter's back too"
+_LEVEL_THAT_DISCARDS = 2
+
+
+class _Reported(AsyncModelRunnerOutput):
+    """An output still on its way from the device, on which a worker's report rides once it is there.
+
+    Args:
+        output: Stock's.
+        worker: Whose tick it is of.
+        chain_length: Draft tokens per request that the tick drafted.
+    """
+
+    def __init__(self, output: AsyncModelRunnerOutput, worker: "V2Worker", chain_length: int) -> None:
+        self._output, self._worker, self._chain_length = output, worker, chain_length
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Wait for it."""
+        output = self._output.get_output()
+        self._worker.report_on(output, self._chain_length)
+        return self._worker.count(output)
+
+
+class V2Worker(ReportingWorker):
+    """Before one of vLLM's worker classes whose runner is V2 among the bases; drafts where the settings say so."""
+
+    weight_sync = InPlaceWeightSync
+    self_drafter: SelfDraftSpeculator | None = None
+
+    def init_device(self) -> None:
+        """Stock, then the self-drafter and the verifier in the places of stock's.
+
+        Raises:
+            EfficientRolloutError: Something this package needs is not there; nothing is started then.
+        """
+        self.check()
+        self.begin()
+        scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
+        super().init_device()
+        if scheme is not None:
+            packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
+            self.vllm_config.quant_config = TappedTargetConfig(packed, products="in place")
+            self.self_drafter = SelfDraftSpeculator(self.vllm_config, self.model_runner, packed)
+            self.model_runner.speculator = self.self_drafter
+
+    def check(self) -> None:
+        """Refuse an engine that cannot draft here; nothing where a device has nothing to be checked for."""
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Stock, with the drafter; drafts are verified by sampling from then on."""
+        super().load_model(**kwargs)
+        if self.self_drafter is not None:
+            self.model_runner.rejection_sampler = SharedNoiseVerifier(self.model_runner.rejection_sampler)
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """Stock; the drafter's layers, bound to the policy's KV cache, write to it from then on."""
+        super().initialize_from_config(kv_cache_config)
+        if self.self_drafter is not None:
+            self.self_drafter.start_writing()
+            self._tell_of_batches_without_a_graph()
+
+    def _tell_of_batches_without_a_graph(self) -> None:
+        most = self.vllm_config.compilation_config.max_cudagraph_capture_size
+        wanted = capture_limit(
+            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
+        )
+        if most and wanted is not None and wanted > most:
+            logger.warning(
+                "batches that verify more than %d tokens run without a CUDA graph; max_cudagraph_capture_size=%d in "
+                "compilation_config gives all of them one, for memory and time to capture",
+                most,
+                wanted,
+            )
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
+        """Stock, with the scheduler's statistics taken in, and its decision.
+
+        Raises:
+            WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
+        """
+        if not self.take_in(scheduler_output):
+            return None
+        if self.self_drafter is not None:
+            self.self_drafter.num_drafts = scheduler_output.num_spec_tokens_to_schedule
+        return super().execute_model(scheduler_output)
+
+    @torch.inference_mode()
+    def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
+        """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
+        refused = self.take_refused_tick()
+        if refused is not None:
+            return refused
+        output = super().sample_tokens(grammar_output)
+        if not isinstance(output, AsyncModelRunnerOutput):
+            return output
+        return _Reported(output, self, 0 if self.self_drafter is None else self.self_drafter.chain_length)
+
+    def sleep(self, level: int = 1) -> None:
+        """Stock. What a level discards, the drafter's weights among it, is not drafted with before the next sync."""
+        super().sleep(level)
+        if level >= _LEVEL_THAT_DISCARDS:
+            self._lose_drafter()
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        """Stock; as a sleep of level 2 where weights are among what is discarded."""
+        super().discard(tags)
+        if "weights" in tags:
+            self._lose_drafter()
+
+    def _lose_drafter(self) -> None:
+        if self.self_drafter is not None:
+            # Makes the next sync requantize, whatever the evidence says.
+            self.self_drafter.packed.fault = self.self_drafter.fault = _LOST

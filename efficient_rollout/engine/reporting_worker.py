@@ -1,0 +1,189 @@
+"""What every worker of this package does, whatever its device and model runner: settings, statistics, reports."""
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+
+from efficient_rollout import __version__
+from efficient_rollout.controller.drafter_health import DrafterReport
+from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
+from efficient_rollout.engine import ledger
+from efficient_rollout.engine.compat import installed_vllm
+from efficient_rollout.engine.engine_args import settings_of
+from efficient_rollout.engine.link_report import require_quantized
+from efficient_rollout.engine.refusal import without_tokens
+from efficient_rollout.engine.register import is_registered
+from efficient_rollout.engine.scheduler import STATS_ATTRIBUTE
+from efficient_rollout.engine.weights.doors import WeightDoors
+from efficient_rollout.engine.worker_report import WorkerReport, attach
+from efficient_rollout.errors import PluginInactiveError, WeightSyncError
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+
+
+class ReportingWorker(WeightDoors):
+    """Before one of vLLM's worker classes among the bases.
+
+    Attributes:
+        settings: The engine's.
+        self_drafter: What drafts; None in an engine that does not.
+        stats: Counts since `take_rollout_stats` was called last.
+        evidence: Whether a drafter that keeps its weights should take new ones.
+    """
+
+    self_drafter: Any = None
+    _refused_tick: ModelRunnerOutput | None = None
+    _told_health: DrafterReport | None = None
+    _num_stale_drafters = 0
+
+    if TYPE_CHECKING:
+        vllm_config: Any
+        model_config: Any
+
+    def begin(self) -> None:
+        """Read the settings, patch what must be patched; before the device is touched.
+
+        Raises:
+            PluginInactiveError: vLLM has not loaded this package's plugin in this process.
+            PatchDriftError: vLLM has drifted from what the ledger patches.
+        """
+        if not is_registered():
+            raise PluginInactiveError(
+                "the entry point vllm.general_plugins of efficient-rollout was not called in this worker. Is "
+                "VLLM_PLUGINS set to a list without 'efficient_rollout', or the package not installed there?"
+            )
+        self.settings = settings_of(self.vllm_config)
+        ledger.apply()
+        self.stats = RolloutStats(num_engines=1)
+        self._past_stats = RolloutStats(num_engines=1)
+        self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
+        self._unseen_finished_ids: set[str] = set()
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Stock, and the drafter with it.
+
+        Raises:
+            SchemeUnavailableError: The scheme quantized nothing.
+        """
+        super().load_model(**kwargs)
+        if self.self_drafter is not None:
+            assert self.self_drafter.links is not None
+            require_quantized(self.self_drafter.links, self.settings.drafter, self.model_config.dtype)
+
+    def take_in(self, scheduler_output: SchedulerOutput) -> bool:
+        """Take the scheduler's statistics; whether the tick may run. One that may not is answered by `sample_tokens`.
+
+        Raises:
+            WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
+        """
+        tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
+        if tick_stats is not None:
+            self.stats = RolloutStats.merge([self.stats, tick_stats])
+            if tick_stats.num_ticks:
+                self._num_stale_drafters = tick_stats.num_stale_drafters
+            self.evidence.observe(sum(tick_stats.drafted_per_position[:1]), sum(tick_stats.accepted_per_position[:1]))
+        if self.weights_fault is not None and scheduler_output.total_num_scheduled_tokens:
+            self._refuse(scheduler_output, self.weights_fault)
+            return False
+        if self._unseen_finished_ids:
+            scheduler_output.finished_req_ids |= self._unseen_finished_ids
+            self._unseen_finished_ids = set()
+        if not self.settings.enabled and scheduler_output.total_num_scheduled_tokens:
+            self.stats.num_ticks += 1
+        return True
+
+    def _refuse(self, scheduler_output: SchedulerOutput, fault: str) -> None:
+        if not self.settings.enabled:
+            raise WeightSyncError(f"the engine refuses to generate: {fault}")
+        # The runner hears later of requests that ended before this tick, which it does not see.
+        self._unseen_finished_ids |= scheduler_output.finished_req_ids
+        self._refused_tick = without_tokens(scheduler_output)
+        self.report_on(self._refused_tick)
+
+    def take_refused_tick(self) -> ModelRunnerOutput | None:
+        """The answer to a tick that was not run, once."""
+        refused, self._refused_tick = self._refused_tick, None
+        return refused
+
+    def report_on(self, output: ModelRunnerOutput, chain_length: int = 0, drafts: DraftTokenIds | None = None) -> None:
+        """Let the news of a tick ride on its output, where there are any."""
+        health = self.drafter_report()
+        if chain_length or health != self._told_health:
+            attach(output, WorkerReport(health, chain_length, drafts))
+            # A fault of the weights is told with every tick that it refuses.
+            self._told_health = None if health.weights_fault is not None else health
+
+    def count(self, output: ModelRunnerOutput | None) -> ModelRunnerOutput | None:
+        """The output, its tokens counted where no scheduler of this package does that."""
+        if not self.settings.enabled and isinstance(output, ModelRunnerOutput):
+            self.stats.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
+        return output
+
+    def drafter_report(self) -> DrafterReport:
+        """How the weights and the drafter are, on this rank."""
+        fault = None if self.self_drafter is None else self.self_drafter.fault
+        return DrafterReport(self.weights_version, self.weights_fault, fault)
+
+    def take_report_of_all_ranks(self, report: DrafterReport) -> None:
+        """Stop where another rank of the engine must: ranks generate, and draft, together or not at all."""
+        self.weights_version, self.weights_fault = report.weights_version, report.weights_fault
+        drafter = self.self_drafter
+        if drafter is not None and drafter.fault is None and report.drafter_fault is not None:
+            drafter.turn_off(report.drafter_fault)
+            # Whatever the evidence says, the next weight sync mends every rank's part of the drafter.
+            drafter.packed.fault = report.drafter_fault
+
+    def repeat(self, mark: str) -> str:
+        """Answer so; the executor reads answers up to this one."""
+        return mark
+
+    def wants_requantizing(self) -> bool:
+        """At a weight sync, once: whether the drafter is to take the new weights."""
+        return self.evidence.asks() or self.settings.drafter.requantize == "every_sync"
+
+    def take_rollout_stats(self) -> dict[str, Any]:
+        """Counts since the last call, as `RolloutStats.to_dict()`."""
+        stats = self._untaken_stats()
+        self._past_stats = self._past_stats.followed_by(stats)
+        self.stats = RolloutStats(num_engines=1)
+        if self.self_drafter is not None:
+            self.self_drafter.forget_counts()
+        return stats.to_dict()
+
+    def rollout_totals(self) -> dict[str, Any]:
+        """Counts since the engine started, as `RolloutStats.to_dict()`; takes nothing."""
+        total = self._past_stats.followed_by(self._untaken_stats())
+        return replace(total, num_stale_drafters=self._num_stale_drafters).to_dict()
+
+    def _untaken_stats(self) -> RolloutStats:
+        drafter = self.self_drafter
+        if drafter is None:
+            return self.stats
+        return replace(
+            self.stats,
+            draft_seconds=drafter.draft_seconds,
+            num_drafter_faults=drafter.num_faults,
+            drafter_bytes=drafter.packed.num_bytes,
+            packed_weight_share=drafter.links.packed_weight_share if drafter.links else None,
+        )
+
+    def plugin_status(self) -> dict[str, Any]:
+        """What is active in this worker, for a check before the first rollout."""
+        name, version = installed_vllm()
+        links = self.self_drafter.links if self.self_drafter else None
+        return {
+            "process_id": os.getpid(),
+            "efficient_rollout": __version__,
+            name: version,
+            "enabled": self.settings.enabled,
+            "scheme": self.settings.drafter.scheme if self.settings.enabled else None,
+            "packed_layers": links.num_packed if links else 0,
+            "unquantized_layers": links.num_unquantized if links else 0,
+            "packed_weight_share": links.packed_weight_share if links else None,
+            "drafter_fault": self.self_drafter.fault if self.self_drafter else None,
+            "weights_version": self.weights_version,
+            "weights_fault": self.weights_fault,
+            "patches": {row["name"]: row["state"] for row in ledger.status()},
+        }

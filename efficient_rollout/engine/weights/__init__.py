@@ -1,0 +1,1 @@
+"""New weights into a running engine, through every door that vLLM has."""

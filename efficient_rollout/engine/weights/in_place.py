@@ -1,0 +1,25 @@
+"""New weights into layers that hold them as they were loaded: written in place, then quantized where they are."""
+
+from collections.abc import Iterable
+
+import torch
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+from efficient_rollout.engine.weights.sync import WeightSync
+
+
+class InPlaceWeightSync(WeightSync):
+    """A sync in which every tensor is copied to where the policy computes with it, and nothing is rebuilt.
+
+    Captured graphs keep their addresses: the policy's weights have theirs, and packed layers requantize in place.
+    """
+
+    def _open_layers(self) -> None:
+        pass
+
+    def _owned(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+        return weights
+
+    def _close_layers(self) -> None:
+        """As after a first load: every layer is shown to the drafter."""
+        process_weights_after_loading(self._model, self._config.model_config, self._worker.device)

@@ -1,0 +1,210 @@
+"""New weights into a running engine: the policy's, and through the taps the drafter's."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import (
+    LOADING_LAYERS,
+    _place_kernel_tensors,
+    get_layerwise_info,
+)
+
+from efficient_rollout.engine.weights.arrivals import Arrivals
+from efficient_rollout.errors import WeightSyncError
+
+if TYPE_CHECKING:
+    from efficient_rollout.engine.cpu.worker import CpuWorker
+
+UNFINISHED = "a weight sync began and has not finished"
+_WAY_OUT = "The engine holds no whole policy now and generates nothing: begin again, and send every tensor."
+_MAX_CAUSE_CHARACTERS = 400  # vLLM's may list every parameter
+
+
+class WeightSync:
+    """One weight sync of one worker, as a context: buckets of named tensors in, then everything repacked.
+
+    vLLM on a CPU repacks weights after loading, so new ones go through its layerwise reload: each layer is
+    rebuilt from its checkpoint tensors, quantized for the drafter by the taps, and repacked. Every tensor is checked
+    as it comes, and at the end that all came.
+
+    From `begin` on the worker's `weights_fault` says why its weights are no policy's; `finish` clears it. A sync that
+    fails is over, and leaves a model that runs, on a mixture of old and new; drafting is off. The next may begin.
+
+    Args:
+        worker: The engine's worker.
+    """
+
+    def __init__(self, worker: "CpuWorker") -> None:
+        self._worker = worker
+        self._model = worker.model_runner.get_model()
+        self._config = worker.model_runner.vllm_config
+        self._arrivals: Arrivals | None = None
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        elif self._is_open:
+            self.fail(error)
+
+    @property
+    def _is_open(self) -> bool:
+        return self._worker.open_weight_sync is self
+
+    def begin(self) -> None:
+        """Make the model ready to be loaded again.
+
+        Raises:
+            WeightSyncError: Another sync is open; it stays as it is.
+        """
+        open_sync = self._worker.open_weight_sync
+        if open_sync is not None:
+            raise WeightSyncError(
+                f"another weight sync is open in this engine, begun {time.perf_counter() - open_sync.started:.0f} s "
+                "ago: finish it first, or drop it with collective_rpc('abort_weight_sync') if its sender is gone"
+            )
+        self.started = time.perf_counter()
+        self._worker.open_weight_sync = self
+        self._worker.weights_fault = UNFINISHED
+        if self._worker.self_drafter is not None:
+            packed = self._worker.self_drafter.packed
+            packed.take_report()
+            # After a fault the weights are no policy's.
+            packed.is_held = not self._worker.wants_requantizing() and packed.fault is None
+            packed.fault = None
+        with self.step():
+            # Of a quantized policy (in an engine without a drafter) only vLLM knows what a checkpoint holds.
+            is_quantized = self._config.model_config.quantization is not None
+            expected = set() if is_quantized else {name for name, _ in self._model.named_parameters()}
+            self._open_layers()
+            self._arrivals = Arrivals(self._model, expected, is_exact=self._worker.self_drafter is not None)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A part of this sync, in vLLM's context; whatever is raised inside ends the sync.
+
+        Raises:
+            WeightSyncError: For any exception inside; or the sync is not open.
+        """
+        if not self._is_open:
+            raise WeightSyncError(
+                f"this weight sync is not open: {self._worker.weights_fault or 'it has finished'}. Begin another."
+            )
+        try:
+            with set_current_vllm_config(self._config), torch.no_grad():
+                yield
+        except Exception as error:
+            if not self._is_open:  # A part of this part ended it.
+                raise
+            raise self.fail(error) from error
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load one bucket of checkpoint tensors.
+
+        Args:
+            weights: Names as in the checkpoint, and tensors, whose memory may be used again afterwards.
+
+        Returns:
+            The model's names of what was loaded.
+
+        Raises:
+            WeightSyncError: A tensor has an unknown name, a wrong shape, or values that are no finite numbers.
+        """
+        with self.step():
+            return self._worker.load_checkpoint_tensors(self._arrivals.named(self._owned(weights))) or set()
+
+    def require_complete(self) -> None:
+        """Raise, and end the sync, unless every parameter got all its values.
+
+        Raises:
+            WeightSyncError: Names those that did not.
+        """
+        with self.step():
+            self._arrivals.require_complete()
+
+    def finish(self) -> None:
+        """Repack what is left, and count.
+
+        Raises:
+            WeightSyncError: Some parameters did not get all their values.
+        """
+        self.require_complete()
+        with self.step():
+            self._close_layers()
+        worker, stats, drafter = self._worker, self._worker.stats, self._worker.self_drafter
+        self._arrivals.close()
+        worker.open_weight_sync, worker.weights_fault = None, None
+        worker.weights_version += 1
+        if drafter is not None:
+            report = drafter.packed.take_report()
+            drafter.fault = None
+            if drafter.packed.fault is not None:
+                drafter.turn_off(drafter.packed.fault)
+            stats.requantize_seconds += report.seconds
+        stats.weight_sync_seconds += time.perf_counter() - self.started
+        stats.num_weight_syncs += 1
+
+    def fail(self, error: BaseException) -> WeightSyncError:
+        """End this sync for `error`; returns what to raise."""
+        text = str(error)
+        if not isinstance(error, WeightSyncError):
+            text = f"{type(error).__name__}: {text[:_MAX_CAUSE_CHARACTERS]}"
+            if self._arrivals is not None and self._arrivals.num_tensors:
+                text = f"{text} (the last tensor was {self._arrivals.current})"
+        text = f"the weight sync failed: {text}. {_WAY_OUT}"
+        if self._arrivals is not None:
+            self._arrivals.close()
+        self.restore_layers(self._model)
+        self._worker.open_weight_sync, self._worker.weights_fault = None, text
+        if self._worker.self_drafter is not None:
+            # Makes the next sync requantize, whatever the evidence says.
+            self._worker.self_drafter.packed.fault = self._worker.self_drafter.fault = text
+        return WeightSyncError(text)
+
+    def _open_layers(self) -> None:
+        initialize_layerwise_reload(self._model)
+
+    def _owned(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+        # The loader keeps tensors until their layer is complete.
+        return ((name, tensor.clone()) for name, tensor in weights)
+
+    def _close_layers(self) -> None:
+        finalize_layerwise_reload(self._model, self._config.model_config)
+        self._repack_tied_heads()
+
+    def _repack_tied_heads(self) -> None:
+        # A tied head shares the embedding's tensor but owns a packed copy of it, and the layerwise reload
+        # processes only the layer that the checkpoint names.
+        embeddings = {
+            id(module.weight)
+            for module in self._model.modules()
+            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+        }
+        for module in self._model.modules():
+            if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
+                module.quant_method.process_weights_after_loading(module)
+
+    @staticmethod
+    def restore_layers(model: torch.nn.Module) -> None:
+        """Undo vLLM's preparation of a reload: layers that were not loaded again get their old tensors back.
+
+        Without it the model can neither run nor be prepared again.
+        """
+        for layer in model.modules():
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                _place_kernel_tensors(layer, info)
+                info.reset()
+        LOADING_LAYERS.clear()

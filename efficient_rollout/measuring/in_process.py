@@ -1,0 +1,48 @@
+"""Engines of a measurement in this process: they start in seconds, and share its interpreter with whoever asks them.
+
+As `starting.py`, whose functions these stand in for.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm import LLM
+
+from efficient_rollout.config import Settings
+from efficient_rollout.engine.environment import engines_in_this_process
+from efficient_rollout.engine.executor import InProcessExecutor
+from efficient_rollout.measuring.starting import EngineLimits, self_drafting_args
+from efficient_rollout.measuring.starting import start_ngram as _start_ngram
+from efficient_rollout.measuring.starting import start_plain as _start_plain
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Meanwhile, this process logs errors alone: a command's own lines are the point, and engines set levels anew."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def start_plain(model: str, limits: EngineLimits) -> Any:
+    """Stock vLLM, without any class of this package."""
+    with engines_in_this_process():
+        return _start_plain(model, limits)
+
+
+def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
+    """Stock vLLM's n-gram drafts."""
+    with engines_in_this_process():
+        return _start_ngram(model, limits, num_draft_tokens)
+
+
+def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
+    """The product's engine, scripted and recorded, but for its worker's process."""
+    with engines_in_this_process():
+        args = self_drafting_args(model, limits, settings)
+        return LLM(**{**args, "distributed_executor_backend": InProcessExecutor})

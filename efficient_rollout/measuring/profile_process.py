@@ -1,0 +1,74 @@
+"""The process that measures a latency profile: a `CalibrationRequest` as JSON on stdin, the profile in its file.
+
+An engine leaves threads, thread bindings and distributed state in the process that starts it; this one ends.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.profile import save_profile
+from efficient_rollout.engine.profile_cache import CalibrationRequest
+from efficient_rollout.errors import EfficientRolloutError
+from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
+from efficient_rollout.policy_config import read_policy_config
+from efficient_rollout.provenance import provenance
+
+_LENGTHS = (1, 2, 4, 8)
+_SPARE_TOKENS = 512  # beside a point's context: what a point decodes, with the most drafts
+
+
+def probe_settings(
+    max_positions: int, max_draft_tokens: int, *, dtype: str, is_compiled: bool, tensor_parallel_size: int = 1
+) -> ProbeSettings:
+    """The usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
+
+    Args:
+        max_positions: Tokens the policy can hold.
+        max_draft_tokens: Largest k; always one of the lengths.
+        dtype: Of the engine.
+        is_compiled: Compiled mode.
+        tensor_parallel_size: Of the engine.
+    """
+    usual = ProbeSettings(dtype=dtype, is_compiled=is_compiled)
+    contexts = tuple(c for c in usual.contexts if c + _SPARE_TOKENS <= max_positions)
+    lengths = (*(k for k in _LENGTHS if k < max_draft_tokens), max_draft_tokens)
+    return ProbeSettings(
+        contexts=contexts or (max(1, max_positions // 4),), lengths=lengths, dtype=dtype, is_compiled=is_compiled,
+        tensor_parallel_size=tensor_parallel_size,
+    )  # fmt: skip
+
+
+def run(request: CalibrationRequest) -> None:
+    """Measure and save.
+
+    Raises:
+        EfficientRolloutError: See `probe.calibrate_engine`.
+    """
+    settings = Settings.parse(request.settings, where="the calibration request")
+    probe = probe_settings(
+        read_policy_config(request.model).max_positions,
+        settings.controller.max_draft_tokens,
+        dtype=request.dtype,
+        is_compiled=request.is_compiled,
+        tensor_parallel_size=request.tensor_parallel_size,
+    )
+    profile = calibrate_engine(request.model, settings, probe, provenance={"source": "engine start", **provenance()})
+    save_profile(profile, Path(request.out))
+
+
+def main() -> int:
+    """Exit code 2 with the reason as the last line where it cannot be done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(CalibrationRequest(**json.load(sys.stdin)))
+    except EfficientRolloutError as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""Schedulers for probing and benchmarking: requests say how their ticks are decided.
+
+Products and training jobs use the schedulers that these begin with; only `calibrate`, `bench` and `gpu-check` name
+these.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from efficient_rollout.controller.inputs import RuleInputs
+from efficient_rollout.controller.registry import make_rule
+from efficient_rollout.controller.rule import Never, Rule
+from efficient_rollout.controller.script import PATTERN, Script
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.profile import load_profile
+from efficient_rollout.engine.engine_args import settings_of
+from efficient_rollout.engine.rules import profile_key, profiled_scheme
+from efficient_rollout.engine.scheduler import Controlled, EfficientScheduler
+from efficient_rollout.measuring.recording import KEY_ATTRIBUTE, TICK_ATTRIBUTE
+
+# Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
+RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
+PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever is in it
+
+if TYPE_CHECKING:
+    _Base: Any = Controlled
+else:
+    _Base = object
+
+
+class Scripted(_Base):
+    """Before one of this package's schedulers: the decision is a script's, or that of a rule that can be changed.
+
+    A rule keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings = settings_of(self.vllm_config)
+        self._script = Script()
+        self._rules: dict[str, Rule] = {}
+        self._run: int | None = None
+        self._tick_table: TickTable | None = None
+        # From this process, which is the one that will compare it.
+        key = profile_key(
+            self.vllm_config.model_config.model,
+            profiled_scheme(self._settings),
+            tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
+        )
+        self._unsent_key: dict[str, str] | None = asdict(key)
+
+    def decide(self, num_scheduled_requests: int) -> int:
+        """As the oldest running request asks."""
+        wanted = (self.running[0].sampling_params.extra_args or {}) if self.running else {}
+        if PATTERN in wanted:
+            # Nothing is concluded from acceptance: weights may be random or wrong, and only latencies asked for.
+            self._book.health.forget()
+            self._script.pattern = wanted[PATTERN]
+            self._book.rule = self._script
+        else:
+            self._follow(wanted)
+        return super().decide(num_scheduled_requests)
+
+    def _follow(self, wanted: dict[str, Any]) -> None:
+        if RULE not in wanted or wanted[RUN] == self._run:
+            return
+        self._run = wanted[RUN]
+        rule = self._rules.get(wanted[RULE])
+        if rule is None:
+            rule = self._rules[wanted[RULE]] = make_rule(wanted[RULE], self._rule_inputs())
+        else:
+            rule.mark_stale()
+        self._book.rule = rule
+
+    def _rule_inputs(self) -> RuleInputs:
+        controller = self._settings.controller
+        if controller.profile is not None and self._tick_table is None:
+            profile = load_profile(Path(controller.profile))
+            self._tick_table = TickTable(profile.model, controller.max_draft_tokens)
+        return RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=self._tick_table)
+
+    def add_request(self, request: Any) -> None:
+        """Stock; a `prefilled` prompt is admitted as one whose KV came from elsewhere, all but its last token."""
+        super().add_request(request)
+        num_known = request.num_prompt_tokens - 1
+        if num_known > 0 and request.sampling_params and (request.sampling_params.extra_args or {}).get(PREFILLED):
+            blocks = self.kv_cache_manager.allocate_slots(request, num_known, delay_cache_blocks=True)
+            assert blocks is not None, "the KV cache cannot hold the context to be timed"
+            request.num_computed_tokens = num_known
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """The product's, with the decision written on the output for the worker's record."""
+        output = super().schedule(*args, **kwargs)
+        context = self._state(len(output.num_scheduled_tokens)).mean_context_tokens
+        setattr(output, TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._book.decision.reason})
+        setattr(output, KEY_ATTRIBUTE, self._unsent_key)
+        self._unsent_key = None
+        return output
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Stock, between rollouts; the rule of the last one is told when its own next one starts."""
+        self._book.rule = Never()
+        return super().reset_prefix_cache(*args, **kwargs)
+
+
+class ScriptedScheduler(Scripted, EfficientScheduler):
+    """Of measured engines on a CPU."""

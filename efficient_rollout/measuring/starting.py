@@ -1,0 +1,130 @@
+"""Start and stop the engines of a measurement."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vllm import LLM
+
+from efficient_rollout.config import Settings
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.drafter.cpu.native.library import has_avx512
+from efficient_rollout.engine.compat import check_device, device_type
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.environment import bind_workers
+
+# Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
+_SPARE_TOKENS = 256
+_NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+# Of measured engines that draft, by type of device.
+_CLASSES = {
+    "cpu": {
+        "scheduler_cls": "efficient_rollout.measuring.scripted.ScriptedScheduler",
+        "worker_cls": "efficient_rollout.measuring.recording.RecordingWorker",
+    },
+    "cuda": {
+        "scheduler_cls": "efficient_rollout.measuring.v2.AsyncScriptedScheduler",
+        "worker_cls": "efficient_rollout.measuring.v2.RecordingGpuWorker",
+    },
+}
+# vLLM refuses to start where less than this share of a GPU is free. Several engines stand beside each other here, and
+# their memory is given in bytes.
+_FREE_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What every engine of one measurement shares.
+
+    Attributes:
+        max_requests: Requests that run at once.
+        max_context_tokens: Longest prompt and response together.
+        kv_cache_tokens: Tokens the KV cache holds, all requests together.
+        dtype: Of the policy.
+        is_compiled: Compiled mode instead of eager.
+        keeps_prefixes: Prefix caching, as by default in vLLM.
+        tensor_parallel_size: Workers, a part of the policy each.
+    """
+
+    max_requests: int
+    max_context_tokens: int
+    kv_cache_tokens: int
+    dtype: str = "bfloat16"
+    is_compiled: bool = False
+    keeps_prefixes: bool = True
+    tensor_parallel_size: int = 1
+
+    def to_args(self, model: str) -> dict[str, Any]:
+        """Keyword arguments of `vllm.LLM`."""
+        bytes_per_token = read_model_shape(model).kv_bytes(self.dtype)
+        on_device = {"gpu_memory_utilization": _FREE_SHARE} if device_type() == "cuda" else {}
+        return on_device | {
+            "model": model,
+            "dtype": self.dtype,
+            "enforce_eager": not self.is_compiled,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "max_model_len": self.max_context_tokens,
+            "max_num_seqs": self.max_requests,
+            "max_num_batched_tokens": max(2048, self.max_requests * 17),
+            "kv_cache_memory_bytes": int(bytes_per_token * (self.kv_cache_tokens + _SPARE_TOKENS * self.max_requests)),
+            "enable_prefix_caching": self.keeps_prefixes,
+            "seed": 0,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": True,
+        }
+
+
+def fastest_dtype() -> str:
+    """The dtype plain decoding is faster in here: on a CPU, bfloat16 needs AVX512 to be worth its fewer bytes.
+
+    Without it, vLLM's and torch's bfloat16 products of more than a few rows take far longer than float32 ones.
+    """
+    return "bfloat16" if device_type() != "cpu" or has_avx512() else "float32"
+
+
+class Engines(Protocol):
+    """Starts the engines of a measurement; this module is one."""
+
+    def start_plain(self, model: str, limits: EngineLimits) -> Any:
+        """Stock vLLM."""
+
+    def start_ngram(self, model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
+        """Stock vLLM's n-gram drafts."""
+
+    def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
+        """The product's engine, scripted and recorded."""
+
+
+def start_plain(model: str, limits: EngineLimits) -> Any:
+    """Stock vLLM, without any class of this package; UnsupportedDeviceError where none of ours could start either."""
+    check_device()
+    if device_type() == "cpu":
+        bind_workers(limits.tensor_parallel_size)
+    return LLM(**limits.to_args(model))
+
+
+def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
+    """Stock vLLM's n-gram drafts. Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly."""
+    return LLM(
+        **limits.to_args(model),
+        **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),
+        speculative_config={"method": "ngram", "num_speculative_tokens": num_draft_tokens, **_NGRAM_LOOKUP},
+    )
+
+
+def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
+    """The product's engine, with decisions that requests can script and ticks that are recorded."""
+    return LLM(**self_drafting_args(model, limits, settings))
+
+
+def self_drafting_args(model: str, limits: EngineLimits, settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM` for `start_self_drafting`."""
+    ours = engine_args(
+        model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
+        tensor_parallel_size=limits.tensor_parallel_size,
+    )  # fmt: skip
+    return limits.to_args(model) | ours | _CLASSES[device_type()]
+
+
+def stop(engine: Any) -> None:
+    """End an engine's processes."""
+    engine.llm_engine.engine_core.shutdown()

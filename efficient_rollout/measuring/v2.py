@@ -1,0 +1,75 @@
+"""Scheduler and workers for probing and benchmarking on vLLM's V2 model runner."""
+
+from collections.abc import Callable
+
+import torch
+
+from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
+from efficient_rollout.engine.gpu.scheduler import AsyncEfficientScheduler
+from efficient_rollout.measuring.recording import Recording
+from efficient_rollout.measuring.scripted import Scripted
+
+# Odd numbers that spread consecutive integers over 64 bits: the golden ratio, and splitmix64's second.
+_SEED_FACTOR, _PLACE_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
+_BITS = 24
+
+
+class AsyncScriptedScheduler(Scripted, AsyncEfficientScheduler):
+    """Of measured engines on a GPU."""
+
+
+class RecordingV2(Recording):
+    """Before a worker of the V2 runner; drafts can be made wrong on purpose, as often as is wanted.
+
+    Host and device work at the same time, so seconds inside the drafter are the device's own. Ticks that are all alike
+    begin as far apart as they take.
+    """
+
+    def init_device(self) -> None:
+        """The worker's own, with a drafter whose laps are kept, and whose draws are spoiled as `spoil_drafts` says."""
+        super().init_device()
+        drafter = self.self_drafter
+        if drafter is not None:
+            drafter.stopwatch.keep_laps()
+            self._spoiled_share = torch.zeros((), device=self.device)
+            drafter._draw = _spoiled(drafter, drafter._draw, self._spoiled_share)
+
+    def spoil_drafts(self, share: float) -> None:
+        """From now on, draft another token than the one that was drawn at a share of all places.
+
+        For policies with random weights, whose drafts are all accepted: with a share of 0.1 they are accepted as those
+        of a drafter that agrees with its policy in 0.9 of all draws, whatever was drawn before.
+
+        Args:
+            share: Of drafts, 0 to 1; which ones, is decided by their request's seed and position.
+        """
+        self._spoiled_share.fill_(share)
+
+    def _draft_mark(self) -> float:
+        return 0 if self.self_drafter is None else self.self_drafter.stopwatch.num_laps
+
+    def _draft_seconds_between(self, marks: list[list[float]]) -> list[float]:
+        laps = {} if self.self_drafter is None else self.self_drafter.stopwatch.take_laps()
+        return [sum(laps.get(lap, 0.0) for lap in range(int(begin), int(end))) for begin, end in marks]
+
+
+def _spoiled(
+    drafter: torch.nn.Module, draw: Callable[[torch.Tensor], torch.Tensor], share: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A draw that is replaced by its neighbour in the vocabulary at a share of all places; all of it on the device."""
+
+    def spoiled(logits: torch.Tensor) -> torch.Tensor:
+        tokens, n = draw(logits), logits.shape[0]
+        seeds = drafter.seeds[drafter.idx_mapping[:n].clamp(min=0).long()]
+        places = drafter.input_buffers.positions[:n].long()
+        mixed = (seeds * _SEED_FACTOR + places) * _PLACE_FACTOR
+        # Twice, because a product's low bits tell little of its factors' high ones.
+        mixed = (mixed ^ (mixed >> 29)) * _PLACE_FACTOR
+        uniform = ((mixed >> 32) & ((1 << _BITS) - 1)) / float(1 << _BITS)
+        return torch.where(uniform < share, (tokens + 1) % logits.shape[1], tokens)
+
+    return spoiled
+
+
+class RecordingGpuWorker(RecordingV2, GpuWorker):
+    """The worker of measured engines on a GPU."""
