@@ -71,7 +71,7 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
 
 
 def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator[dict[str, Any]]:
-    from efficient_rollout.engine.stats import take_rollout_stats
+    from efficient_rollout.engine.statistics import take_rollout_stats
     from efficient_rollout.measuring import offline, scripted
 
     texts = list(plan.prompts)

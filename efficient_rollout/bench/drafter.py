@@ -202,7 +202,7 @@ def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _forget(engine: Any) -> None:
-    from efficient_rollout.engine.stats import take_rollout_stats
+    from efficient_rollout.engine.statistics import take_rollout_stats
     from efficient_rollout.measuring import offline
 
     offline.take_ticks(engine)
@@ -210,7 +210,7 @@ def _forget(engine: Any) -> None:
 
 
 def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
-    from efficient_rollout.engine.stats import take_rollout_stats
+    from efficient_rollout.engine.statistics import take_rollout_stats
     from efficient_rollout.measuring import offline
     from efficient_rollout.measuring.probe import require_steady_ticks, seconds_of_passes
 

@@ -183,7 +183,7 @@ class _Turn:
 
     def roll_out(self, requests: Sequence[Request]) -> RoundResult:
         """The whole work, with nothing of an earlier turn left in the engine."""
-        from efficient_rollout.engine.stats import take_rollout_stats
+        from efficient_rollout.engine.statistics import take_rollout_stats
         from efficient_rollout.measuring import offline, scripted
 
         is_ours = self.arm.engine == "self_drafting"

@@ -1,4 +1,4 @@
-"""May this engine draft, and if not, why not: one answer, from what its worker says and from what is accepted."""
+"""May this engine draft, and if not, why not: what a rank knows, what it reports, and what acceptance shows."""
 
 import logging
 from collections.abc import Sequence
@@ -37,6 +37,48 @@ class DrafterReport:
             _of_first([report.weights_fault for report in reports]),
             _of_first([report.drafter_fault for report in reports]),
         )
+
+
+@dataclass(slots=True)
+class Health:
+    """The one place on a rank that knows how its weights and its drafter are.
+
+    Attributes:
+        weights_version: Weight syncs that were completed since the engine started.
+        weights_fault: Why the weights in the engine are no policy's; None while they are.
+        drafter_fault: Why the drafter is off; None while it works. The next weight sync requantizes then.
+        num_drafter_faults: Faults that turned the drafter off, since they were counted last.
+    """
+
+    weights_version: int = 0
+    weights_fault: str | None = None
+    drafter_fault: str | None = None
+    num_drafter_faults: int = 0
+
+    def report(self) -> DrafterReport:
+        """Return what the scheduler is told."""
+        return DrafterReport(self.weights_version, self.weights_fault, self.drafter_fault)
+
+    def lose_weights(self, fault: str) -> None:
+        """Say that the weights are no policy's, and so neither are the drafter's."""
+        self.weights_fault = self.drafter_fault = fault
+
+    def take_weights(self) -> None:
+        """Say that a policy's weights have arrived, all of them."""
+        self.weights_version += 1
+        self.weights_fault = self.drafter_fault = None
+
+    def turn_off_drafter(self, fault: str) -> None:
+        """Stop drafting in this engine, loudly. The engine goes on; no sample is lost or changed."""
+        self.drafter_fault = fault
+        self.num_drafter_faults += 1
+        logger.error("the self-drafter failed and is turned off in this engine; decoding goes on plainly: %s", fault)
+
+    def agree(self, report: DrafterReport) -> None:
+        """Stop where another rank of the engine must: ranks generate, and draft, together or not at all."""
+        self.weights_version, self.weights_fault = report.weights_version, report.weights_fault
+        if self.drafter_fault is None and report.drafter_fault is not None:
+            self.turn_off_drafter(report.drafter_fault)
 
 
 def _of_first(faults: Sequence[str | None]) -> str | None:

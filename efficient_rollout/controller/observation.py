@@ -12,7 +12,8 @@ class TickObservation:
         num_requests: Requests that decoded.
         mean_context_tokens: Their mean context, in tokens, as it was decided on.
         attempts_per_position: How often draft position i was reached, that is, all positions before it were accepted.
-        accepted_per_position: How often draft position i was accepted; same length as `attempts_per_position`.
+        accepted_per_position: How often draft position i was the policy's own draw; same length as
+            `attempts_per_position`.
         num_tokens: Tokens emitted by the tick, all requests together.
         seconds: Time between this scheduler update and the previous one; None when it is not known.
         had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.

@@ -18,25 +18,34 @@ class VerifiedDrafts:
     Attributes:
         num_passes: Requests that had at least one draft token verified.
         drafted: Draft tokens at each position.
-        judged: Those reached: all drafts before them were accepted.
-        accepted: Those accepted.
+        judged: Those reached: all drafts before them were the policy's own draws.
+        stood: Those that were the policy's own draws, behind a response's end too: what a drafter is judged by.
+        accepted: Those that a request gained: it got so many tokens more than plain decoding gives in a tick.
     """
 
     num_passes: int = 0
     drafted: list[int] = field(default_factory=list)
     judged: list[int] = field(default_factory=list)
+    stood: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
 
-    def add(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
-        """Count one request's verify pass; drafts up to the first rejected one were judged."""
+    def add(self, num_draft_tokens: int, *, num_sampled_tokens: int, num_emitted_tokens: int) -> None:
+        """Count one request's verify pass.
+
+        Args:
+            num_draft_tokens: Its drafts.
+            num_sampled_tokens: The drafts that stood, and the token behind them.
+            num_emitted_tokens: Those that the request got: fewer where its response ended among them.
+        """
         self.num_passes += 1
         missing = max(0, num_draft_tokens - len(self.drafted))
-        for counts in (self.drafted, self.judged, self.accepted):
+        for counts in (self.drafted, self.judged, self.stood, self.accepted):
             counts += [0] * missing
         for position in range(num_draft_tokens):
             self.drafted[position] += 1
-            self.judged[position] += position <= num_accepted_tokens
-            self.accepted[position] += position < num_accepted_tokens
+            self.judged[position] += position < num_sampled_tokens
+            self.stood[position] += position < num_sampled_tokens - 1
+            self.accepted[position] += position < num_emitted_tokens - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +190,7 @@ class TickBook:
             num_requests=result.num_requests,
             mean_context_tokens=begun.mean_context_tokens,
             attempts_per_position=tuple(verified.judged),
-            accepted_per_position=tuple(verified.accepted),
+            accepted_per_position=tuple(verified.stood),
             num_tokens=result.num_emitted_tokens,
             seconds=None if is_cut else seconds,
             had_prefill=result.num_computed_tokens != result.num_requests + sum(verified.drafted),

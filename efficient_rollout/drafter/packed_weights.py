@@ -18,11 +18,13 @@ class RefreshReport:
         num_layers: Layers quantized since the last report.
         seconds: Time of quantizing and packing them.
         num_bytes: Memory of all packed layers.
+        fault: Why the last of them failed; None while the packed weights are those of the policy.
     """
 
     num_layers: int
     seconds: float
     num_bytes: int
+    fault: str | None
 
 
 class PackedWeights:
@@ -34,8 +36,6 @@ class PackedWeights:
 
     Attributes:
         is_held: While true, `refresh` leaves packed layers as they are: the drafter stays that of an older policy.
-        fault: Why the last refresh failed; None while the packed weights are those of the policy. A failed refresh
-            never raises: it happens inside the load of the policy's own weights, which must go on.
         product_faults: Products that could not be computed, where ranks compute them together (`PackedLinear.faults`);
             None where the first fault raises.
     """
@@ -44,11 +44,11 @@ class PackedWeights:
         self.scheme = scheme
         self.quantize_output_head = quantize_output_head
         self.is_held = False
-        self.fault: str | None = None
         self.product_faults: list[str] | None = None
         self._layers: dict[str, PackedLinear] = {}
         self._num_layers = 0
         self._seconds = 0.0
+        self._fault: str | None = None
 
     @property
     def layers(self) -> Mapping[str, PackedLinear]:
@@ -62,6 +62,8 @@ class PackedWeights:
 
     def refresh(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Quantize the policy's layer `name` into its packed twin, made here the first time.
+
+        What fails is in the next report: this is called inside the load of the policy's own weights, which must go on.
 
         Args:
             name: The policy's layer name.
@@ -82,13 +84,13 @@ class PackedWeights:
                 layer.faults = self.product_faults
                 self._layers[name] = layer
         except (RuntimeError, MemoryError, ValueError) as error:
-            self.fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
+            self._fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
             return
         self._num_layers += 1
         self._seconds += time.perf_counter() - started
 
     def take_report(self) -> RefreshReport:
-        """Layers and seconds since the last call."""
-        report = RefreshReport(self._num_layers, self._seconds, self.num_bytes)
-        self._num_layers, self._seconds = 0, 0.0
+        """Return layers, seconds and the last fault since the last call."""
+        report = RefreshReport(self._num_layers, self._seconds, self.num_bytes, self._fault)
+        self._num_layers, self._seconds, self._fault = 0, 0.0, None
         return report

@@ -50,8 +50,9 @@ def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: Pac
         SchemeUnavailableError: A layer of the policy could not be quantized.
         UnsupportedModelError: The attention layers cannot be told apart or paired with the policy's.
     """
-    if packed.fault is not None:
-        raise SchemeUnavailableError(f"the drafter cannot be built: {packed.fault}")
+    fault = packed.take_report().fault
+    if fault is not None:
+        raise SchemeUnavailableError(f"the drafter cannot be built: {fault}")
     graph = with_graph_of(draft_config, "drafter", packed_facts(packed))
     config = replace(draft_config, quant_config=HollowDrafterConfig(), additional_config=graph)
     with (

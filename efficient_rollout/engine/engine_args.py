@@ -1,6 +1,6 @@
 """The vLLM arguments that turn self-drafting on. Everything goes through vLLM's own options."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.engine.compat import (
@@ -16,14 +16,12 @@ from efficient_rollout.engine.environment import bind_workers, choose_runner
 from efficient_rollout.engine.model_checks import check_model
 from efficient_rollout.engine.profile_cache import with_profile
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
 CPU_WORKER = "efficient_rollout.engine.cpu.worker.CpuWorker"
 GPU_WORKER = "efficient_rollout.engine.gpu.gpu_worker.GpuWorker"
 EXECUTOR = "efficient_rollout.engine.executor.EfficientExecutor"
+IN_PROCESS_EXECUTOR = "efficient_rollout.engine.executor.InProcessExecutor"
 SCHEDULER = "efficient_rollout.engine.scheduler.EfficientScheduler"
-V2_SCHEDULER = "efficient_rollout.engine.gpu.scheduler.AsyncEfficientScheduler"
+V2_SCHEDULER = "efficient_rollout.engine.scheduler.AsyncEfficientScheduler"
 
 
 def engine_args(
@@ -68,13 +66,14 @@ def engine_args(
     worker = GPU_WORKER if is_gpu else CPU_WORKER
     args: dict[str, Any] = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     if settings.enabled:
-        args |= drafting_args(model, settings) if is_gpu else _cpu_drafting_args(model, settings)
+        drafting = drafting_args(model, settings, tensor_parallel_size=tensor_parallel_size)
+        args |= drafting if is_gpu else drafting | _cpu_drafting_args()
     return args
 
 
-def _cpu_drafting_args(model: str, settings: Settings) -> dict[str, Any]:
+def _cpu_drafting_args() -> dict[str, Any]:
     choose_runner()
-    return drafting_args(model, settings) | {
+    return {
         "scheduler_cls": SCHEDULER,
         "distributed_executor_backend": EXECUTOR,
         # Decisions are made per tick from results of the tick before: both must be in hand.
@@ -82,22 +81,15 @@ def _cpu_drafting_args(model: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def drafting_args(model: str, settings: Settings) -> dict[str, Any]:
-    """Those that make an engine on vLLM's V2 model runner draft, beside its worker and settings."""
+def drafting_args(model: str, settings: Settings, *, tensor_parallel_size: int = 1) -> dict[str, Any]:
+    """Return those that make an engine on vLLM's V2 model runner draft, beside its worker and settings."""
     return {
         "scheduler_cls": V2_SCHEDULER,
+        # As stock chooses: one worker is in the engine's own process.
+        "distributed_executor_backend": IN_PROCESS_EXECUTOR if tensor_parallel_size == 1 else EXECUTOR,
         "speculative_config": {
             "method": "draft_model",
             "model": model,
             "num_speculative_tokens": settings.controller.max_draft_tokens,
         },
     }
-
-
-def settings_of(vllm_config: "VllmConfig") -> Settings:
-    """The settings an engine was started with.
-
-    Raises:
-        ConfigError: They are absent or invalid; the message names the argument to pass.
-    """
-    return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")

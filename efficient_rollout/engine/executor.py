@@ -1,5 +1,6 @@
-"""The stock executor, with one call per tick fewer."""
+"""The stock executors, which report what a whole engine did, and need one call per tick fewer."""
 
+import time
 from typing import Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
@@ -7,19 +8,47 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import DraftTokenIds
 
 from efficient_rollout.controller.drafter_health import DrafterReport
-from efficient_rollout.engine.worker_report import WorkerReport, report_on
+from efficient_rollout.engine.record import WorkerReport, record_of, report_on
+from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 _TICK = ("execute_model", "sample_tokens")
+# What is asked of every rank, and answered by the scheduler too: the call, and whether the answer is taken away.
+_STATISTICS = {"take_rollout_stats": True, "rollout_totals": False}
+# A rank that has not answered by then has died, or hangs.
+_LIMIT_SECONDS = 300.0
 
 
-class DraftsRideAlong:
-    """Before a stock executor among a class's bases: drafts come back with the sampled tokens.
+class Reporting:
+    """Before a stock executor among a class's bases.
 
-    Stock asks the worker for them in a second call after every tick, drafts or none, which on a small policy costs
-    as much as the tick.
+    Calls for statistics are answered with the scheduler's half, which is in this process. Drafts come back with the
+    sampled tokens: stock asks the worker for them in a second call after every tick, drafts or none, which on a small
+    policy costs as much as the tick.
     """
 
     _report: WorkerReport | None = None
+
+    def _init_executor(self) -> None:
+        self._record = record_of(self.vllm_config)
+        super()._init_executor()
+
+    def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stock; statistics are the whole engine's, on the first rank's answer."""
+        if method in _TICK:
+            return super().collective_rpc(method, *args, **kwargs)
+        self._tell_of_first_drafts()
+        answers = super().collective_rpc(method, *args, **kwargs)
+        if method in _STATISTICS:
+            tally = self._record.tally
+            ours = tally.take() if _STATISTICS[method] else tally.total()
+            answers[0] = RolloutStats.merge([RolloutStats.from_dict(answers[0]), ours]).to_dict()
+        return answers
+
+    def _tell_of_first_drafts(self) -> None:
+        """Before a call that may be a weight sync, which asks how often drafts were accepted."""
+        first_drafts = self._record.take_first_drafts()
+        if first_drafts[0]:
+            super().collective_rpc("observe_first_drafts", args=first_drafts)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Stock; the drafts of the tick before are spent."""
@@ -33,15 +62,17 @@ class DraftsRideAlong:
         return output
 
     def take_draft_token_ids(self) -> DraftTokenIds | None:
-        """The drafts of the last tick; None where none were asked for."""
+        """The drafts of the last tick; None where none were asked for. Stock where they stay on the device."""
+        if self.vllm_config.use_v2_model_runner:
+            return super().take_draft_token_ids()
         return None if self._report is None else self._report.drafts
 
 
-class InProcessExecutor(DraftsRideAlong, UniProcExecutor):
-    """With one worker, in the engine's own process; for `environment.engines_in_this_process`."""
+class InProcessExecutor(Reporting, UniProcExecutor):
+    """With one worker, in the engine's own process."""
 
 
-class EfficientExecutor(DraftsRideAlong, MultiprocExecutor):
+class EfficientExecutor(Reporting, MultiprocExecutor):
     """With every worker in a process of its own.
 
     Only the first rank answers a tick. What a call between ticks left behind, on whichever rank, a weight sync that
@@ -72,9 +103,17 @@ class EfficientExecutor(DraftsRideAlong, MultiprocExecutor):
         self._num_failed += 1
         mark = f"after failed call {self._num_failed}"
         self.rpc_broadcast_mq.enqueue(("repeat", (mark,), {}, None))
-        for answers in self.response_mqs:
-            while answers.dequeue() != (WorkerProc.ResponseStatus.SUCCESS, mark):
-                pass
+        deadline = time.monotonic() + _LIMIT_SECONDS
+        for rank, answers in enumerate(self.response_mqs):
+            answer = None
+            while answer != (WorkerProc.ResponseStatus.SUCCESS, mark):
+                try:
+                    answer = answers.dequeue(timeout=max(0.0, deadline - time.monotonic()))
+                except TimeoutError as error:
+                    raise TimeoutError(
+                        f"worker {rank} has not answered for {_LIMIT_SECONDS:.0f} s after a call that failed: it has "
+                        "died, or hangs. End the engine; the log of that worker says why."
+                    ) from error
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Stock, once every rank knows how the others are."""

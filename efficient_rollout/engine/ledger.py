@@ -50,16 +50,14 @@ def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., An
 
 
 def _is_self_drafting(speculative_config: Any) -> bool:
-    """Whether an engine was configured with `engine_args`; its executor tells, or on a GPU its worker."""
-    from efficient_rollout.engine.engine_args import EXECUTOR, GPU_WORKER
+    """Whether an engine was configured with `engine_args`; its executor tells."""
+    from efficient_rollout.engine.engine_args import EXECUTOR, IN_PROCESS_EXECUTOR
 
     if speculative_config is None:
         return False
-    parallel_config = speculative_config.target_parallel_config
-    if parallel_config.worker_cls == GPU_WORKER:
-        return True
-    backend = parallel_config.distributed_executor_backend
-    return backend == EXECUTOR or f"{getattr(backend, '__module__', '')}.{getattr(backend, '__name__', '')}" == EXECUTOR
+    backend = speculative_config.target_parallel_config.distributed_executor_backend
+    name = backend if isinstance(backend, str) else f"{backend.__module__}.{backend.__name__}" if backend else ""
+    return name in (EXECUTOR, IN_PROCESS_EXECUTOR)
 
 
 # In every process that vLLM loads plugins in, because requests are checked in the caller's.

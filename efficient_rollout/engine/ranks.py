@@ -16,6 +16,11 @@ class DrafterFault(RuntimeError):
     """A chain that failed, on whichever rank."""
 
 
+def fault_of(error: Exception) -> str:
+    """Return what is said of a chain that raised."""
+    return str(error) if isinstance(error, DrafterFault) else f"{type(error).__name__}: {error}"
+
+
 class Ranks:
     """One chain at a time, on every rank of an engine.
 

@@ -3,24 +3,19 @@
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from efficient_rollout.controller.drafter_health import DrafterHealth
 from efficient_rollout.controller.state import DecodeState
 from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDrafts
-from efficient_rollout.engine.engine_args import settings_of
-from efficient_rollout.engine.refusal import end_all_requests
+from efficient_rollout.engine.record import record_of, report_on
+from efficient_rollout.engine.responses import end_all_requests, split_by_token
 from efficient_rollout.engine.rules import rule_from
-from efficient_rollout.engine.stop_strings import split_by_token
-from efficient_rollout.engine.worker_report import report_on
-from efficient_rollout.metrics.rollout_stats import RolloutStats
-
-# Where statistics ride from the scheduler to the worker, which may be another process.
-STATS_ATTRIBUTE = "efficient_rollout_stats"
-_TICKS_PER_REPORT = 32
 
 
 class _Decide:
@@ -53,7 +48,8 @@ class Controlled:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = settings_of(self.vllm_config)
+        self._record = record_of(self.vllm_config)
+        settings = self._record.settings
         self._max_draft_tokens = settings.controller.max_draft_tokens
         rule = rule_from(
             settings,
@@ -61,7 +57,9 @@ class Controlled:
             tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
         )
         self._book = TickBook(rule, DrafterHealth())
-        self._stats = RolloutStats()
+        self._verified = VerifiedDrafts()
+        self._num_first_drafts = self._num_first_stood = 0
+        self._drafts_to_judge: tuple[int, int, SpecDecodingStats | None] | None = None
         # Tells this engine's timeline from others', whatever host they run on.
         self._engine_name = uuid.uuid4().hex
         self.dynamic_sd_lookup = _Decide(self)
@@ -82,13 +80,10 @@ class Controlled:
         )
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Stock, with the statistics of the ticks since the last report riding along now and then."""
+        """Stock; the controller decides in it."""
         self._book.begin()
         output = super().schedule(*args, **kwargs)
         self.num_drafts_asked = self._book.decision.num_draft_tokens
-        if self._stats.num_ticks >= _TICKS_PER_REPORT or not self.has_unfinished_requests():
-            setattr(output, STATS_ATTRIBUTE, self._stats)
-            self._stats = RolloutStats()
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
@@ -96,8 +91,6 @@ class Controlled:
         report = report_on(model_runner_output)
         if report is not None:
             self._book.hear(report.health)
-        # Before stock: it cuts the lists of sampled tokens at a request's end, and forgets requests that ended.
-        verified = self._verified(scheduler_output, model_runner_output)
         with_stop_strings = {
             request_id
             for request_id in scheduler_output.scheduled_spec_decode_tokens
@@ -109,6 +102,7 @@ class Controlled:
                 of_client.outputs = split_by_token(of_client.outputs, with_stop_strings)
         if report is not None and report.health.weights_fault is not None:
             end_all_requests(self, core_outputs, report.health.weights_fault)
+        verified = self._take_verified()
         if scheduler_output.total_num_scheduled_tokens:
             result = TickResult(
                 num_requests=len(scheduler_output.num_scheduled_tokens),
@@ -118,30 +112,61 @@ class Controlled:
                 chain_length=0 if report is None else report.chain_length,
                 goes_on=self.has_unfinished_requests(),
             )
-            self._stats.add_tick(self._book.finish(result), engine=self._engine_name)
+            self._record.tally.recent.add_tick(self._book.finish(result), engine=self._engine_name)
         else:
             self._book.leave_out()
         return core_outputs
 
-    def _verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> VerifiedDrafts:
-        verified, num_telling, num_accepted = VerifiedDrafts(), 0, 0
-        if not scheduled.scheduled_spec_decode_tokens:
-            return verified
-        for request_id, draft_tokens in scheduled.scheduled_spec_decode_tokens.items():
-            sampled = output.sampled_token_ids[output.req_id_to_index[request_id]]
-            if not sampled:
-                continue
-            verified.add(len(draft_tokens), len(sampled) - 1)
-            request = self.requests.get(request_id)
-            if request is not None and _tells_of_the_drafter(request):
-                num_telling += 1
-                num_accepted += len(sampled) > 1
-        self._book.health.observe_first_drafts(num_telling, num_accepted)
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: SpecDecodingStats | None,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> SpecDecodingStats | None:
+        """Stock's own counts are of what requests gain, which is known once a response's end has been looked for."""
+        if self.log_stats and spec_decoding_stats is None:
+            spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
+        num_invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
+        self._drafts_to_judge = num_draft_tokens, num_draft_tokens - num_invalid, spec_decoding_stats
+        return spec_decoding_stats
+
+    def _update_request_with_output(self, request: Request, new_token_ids: list[int], **kwargs: Any) -> Any:
+        """Stock, which cuts the tokens at the response's end; then the request's drafts are counted."""
+        num_sampled, judged = len(new_token_ids), self._drafts_to_judge
+        self._drafts_to_judge = None
+        emitted, stopped = super()._update_request_with_output(request, new_token_ids, **kwargs)
+        if judged is not None:
+            num_drafts, num_valid, stats = judged
+            self._verified.add(num_drafts, num_sampled_tokens=num_sampled, num_emitted_tokens=len(emitted))
+            if _tells_of_the_drafter(request):
+                self._num_first_drafts += 1
+                self._num_first_stood += num_sampled > 1
+            if stats is not None:
+                stats.observe_draft(num_draft_tokens=num_valid, num_accepted_tokens=max(0, len(emitted) - 1))
+        return emitted, stopped
+
+    def _take_verified(self) -> VerifiedDrafts:
+        verified, self._verified = self._verified, VerifiedDrafts()
+        self._book.health.observe_first_drafts(self._num_first_drafts, self._num_first_stood)
+        self._num_first_drafts = self._num_first_stood = 0
+        self._record.count_first_drafts(sum(verified.drafted[:1]), sum(verified.stood[:1]))
         return verified
 
 
 class EfficientScheduler(Controlled, Scheduler):
     """For an engine that knows a tick's result before it schedules the next."""
+
+
+class AsyncEfficientScheduler(Controlled, AsyncScheduler):
+    """For vLLM's V2 model runner, with asynchronous scheduling on or off."""
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """Stock, where scheduling is not asynchronous: that runner tells of the largest number, whatever was asked."""
+        for drafts in draft_token_ids.draft_token_ids:
+            del drafts[self.num_drafts_asked :]
+        super().update_draft_token_ids(draft_token_ids)
 
 
 def _tells_of_the_drafter(request: Request) -> bool:

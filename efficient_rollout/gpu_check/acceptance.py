@@ -2,7 +2,7 @@
 
 from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.work import TaskPrompts, eos_token_ids
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.gpu_check.answers import Question, ask
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes
 from efficient_rollout.policy_config import read_policy_config

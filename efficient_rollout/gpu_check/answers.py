@@ -8,7 +8,6 @@ import torch
 
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand
-from efficient_rollout.measuring.offline import drain
 
 # Two engines' log-probabilities of one token may differ by this much, and a tie by twice that falls either way. Passes
 # over other numbers of rows add in other orders; a tiny policy's largest logits are of order 4 to 8, whose bfloat16
@@ -90,7 +89,6 @@ def ask(
     ]
     prompts = [{"prompt_token_ids": list(question.prompt)} for question in asked]
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
-    drain(engine)
     responses = [output.outputs[0] for output in outputs]
     return [Answer(list(r.token_ids), _table(r.logprobs) if tells_logprobs else None) for r in responses]
 

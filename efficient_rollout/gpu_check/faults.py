@@ -20,21 +20,21 @@ def check_faults(stand: Stand) -> Measured:
     with stand.engine(policy, drafting(runnable_schemes()[0], MOST_DRAFTS)) as engine:
         expected = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH, tells_logprobs=True)
         engine.collective_rpc("take_rollout_stats")
-        drafter = worker_of(engine).self_drafter
+        worker = worker_of(engine)
+        drafter = worker.self_drafter
         _let_fail(drafter.model)
         found = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH)
         measured = compare(stand, "a drafter that fails", asked, expected, found)
         (stats,) = engine.collective_rpc("take_rollout_stats")
-        fault = drafter.fault or "none"
+        fault = worker.health.drafter_fault or "none"
         require(_MESSAGE in fault, "the drafter's fault", where="the worker", expected=_MESSAGE, found=fault)
         faults = stats["num_drafter_faults"]
         require(faults == 1, "faults in the statistics", where="the worker", expected=1, found=faults)
 
         del drafter.model.compute_logits
         engine.collective_rpc("reload_weights", kwargs={"weights_path": str(policy)})
-        require(
-            drafter.fault is None, "fault after a weight sync", where="the worker", expected=None, found=drafter.fault
-        )
+        fault = worker.health.drafter_fault
+        require(fault is None, "fault after a weight sync", where="the worker", expected=None, found=fault)
         found = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH)
         compare(stand, "after the weight sync", asked, expected, found)
         drafted, accepted = drafted_and_accepted(engine)

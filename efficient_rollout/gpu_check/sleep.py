@@ -51,9 +51,9 @@ def check_sleep(stand: Stand) -> Measured:
 
 def _sleep_and_wake(engine: Any, stand: Stand, policy: Path, level: int) -> int | None:
     """Free bytes in the sleep."""
-    drafter = worker_of(engine).self_drafter
+    health = worker_of(engine).health
     engine.sleep(level=level)
-    free, fault = stand.free_bytes(), drafter.fault
+    free, fault = stand.free_bytes(), health.drafter_fault
     loses = level > 1
     require(
         (fault is not None) == loses,
@@ -65,6 +65,6 @@ def _sleep_and_wake(engine: Any, stand: Stand, policy: Path, level: int) -> int 
     engine.wake_up()
     if loses:
         engine.collective_rpc("reload_weights", kwargs={"weights_path": str(policy)})
-        fault = drafter.fault
+        fault = health.drafter_fault
         require(fault is None, "the drafter's fault", where="after the weight sync", expected=None, found=fault)
     return free

@@ -12,7 +12,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.engine.cpu.worker import CpuWorker
-from efficient_rollout.engine.reporting_worker import ReportingWorker
+from efficient_rollout.engine.worker import ReportingWorker
 
 # On a scheduler's output: what the decision was made from, and what a latency profile measured here belongs to.
 TICK_ATTRIBUTE = "efficient_rollout_tick"
@@ -114,7 +114,7 @@ class Recording(_Base):
 
     def sync_from(self, checkpoint: str) -> dict[str, float]:
         """A weight sync from a checkpoint's files; returns seconds, as a dictionary of `WeightSyncSeconds`."""
-        stats = self.stats
+        stats = self.tally.recent
         requantized_before, started = stats.requantize_seconds, time.perf_counter()
         with self.weight_sync(self) as sync:
             for file in sorted(Path(checkpoint).glob("*.safetensors")):

@@ -16,7 +16,6 @@ from efficient_rollout.controller.rule import Never, Rule
 from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
-from efficient_rollout.engine.engine_args import settings_of
 from efficient_rollout.engine.rules import profile_key, profiled_scheme
 from efficient_rollout.engine.scheduler import Controlled, EfficientScheduler
 from efficient_rollout.measuring.recording import KEY_ATTRIBUTE, TICK_ATTRIBUTE
@@ -39,7 +38,7 @@ class Scripted(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings = settings_of(self.vllm_config)
+        self._settings = self._record.settings
         self._script = Script()
         self._rules: dict[str, Rule] = {}
         self._run: int | None = None

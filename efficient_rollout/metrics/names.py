@@ -40,7 +40,10 @@ TOKENS_PER_SECOND = _declare("generated_tokens_per_second", "tokens/s", "Respons
 ENGINE_TICKS = _declare("engine_ticks", "count", "Engine steps that computed at least one token, all engines.")
 SPECULATIVE_TICK_SHARE = _declare("speculative_tick_share", "ratio", "Ticks that verified drafts, over all ticks.")
 DRAFT_TOKENS = _declare("draft_tokens", "tokens", "Draft tokens verified.")
-ACCEPTED_TOKENS = _declare("accepted_tokens", "tokens", "Draft tokens accepted.")
+ACCEPTED_TOKENS = _declare("accepted_tokens", "tokens", "Draft tokens accepted: those that requests gained.")
+ACCEPTED_BEHIND_END = _declare(
+    "accepted_behind_end_tokens", "tokens", "Draft tokens that stood behind a response's end, which no request got."
+)
 ACCEPTANCE_RATE = _declare("acceptance_rate", "ratio", "Accepted over verified draft tokens.", "up")
 ACCEPTANCE_RATE_AT_PREFIX = _declare(
     "acceptance_rate_at/", "ratio", "Accepted over verified draft tokens at this position of the draft.", "up"

@@ -23,6 +23,7 @@ class Verified(Protocol):
 
     num_passes: int
     drafted: list[int]
+    stood: list[int]
     accepted: list[int]
 
 
@@ -65,7 +66,8 @@ class RolloutStats:
         num_generated_tokens: Tokens emitted to requests, drafts included.
         num_verify_passes: Verify events: requests times ticks with at least one draft token.
         num_draft_tokens: Draft tokens verified.
-        num_accepted_tokens: Draft tokens accepted.
+        num_accepted_tokens: Draft tokens accepted: those that requests gained.
+        num_accepted_behind_end: Draft tokens that were the policy's own draws too, but behind a response's end.
         accepted_per_position: Accepted drafts at each position, first draft token first.
         drafted_per_position: Verified drafts at each position.
         ticks_by_reason: Ticks by the controller's reason for its decision.
@@ -91,6 +93,7 @@ class RolloutStats:
     num_verify_passes: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_accepted_behind_end: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
     drafted_per_position: list[int] = field(default_factory=list)
     ticks_by_reason: dict[str, int] = field(default_factory=dict)
@@ -128,6 +131,7 @@ class RolloutStats:
             self.num_verify_passes += verified.num_passes
             self.num_draft_tokens += sum(verified.drafted)
             self.num_accepted_tokens += sum(verified.accepted)
+            self.num_accepted_behind_end += sum(verified.stood) - sum(verified.accepted)
             self.drafted_per_position = _combine(add, self.drafted_per_position, verified.drafted)
             self.accepted_per_position = _combine(add, self.accepted_per_position, verified.accepted)
 
@@ -178,6 +182,10 @@ class RolloutStats:
             setattr(total, name, getattr(later, name))
         return total
 
+    def restarted(self) -> "RolloutStats":
+        """Return an empty record of the same engine, which is in the same state."""
+        return RolloutStats(num_engines=self.num_engines, num_stale_drafters=self.num_stale_drafters)
+
     @classmethod
     def of_ranks(cls, ranks: Sequence["RolloutStats"]) -> "RolloutStats":
         """One engine's record from those of its ranks, which all count every tick: the first's counts.
@@ -202,6 +210,7 @@ class RolloutStats:
             names.GENERATED_TOKENS: self.num_generated_tokens,
             names.DRAFT_TOKENS: self.num_draft_tokens,
             names.ACCEPTED_TOKENS: self.num_accepted_tokens,
+            names.ACCEPTED_BEHIND_END: self.num_accepted_behind_end,
             names.DRAFT_SECONDS: self.draft_seconds,
             names.DRAFTER_BYTES: self.drafter_bytes,
             names.DRAFTER_FAULTS: self.num_drafter_faults,
@@ -247,3 +256,28 @@ def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
     if ours is None or theirs is None:
         return theirs if ours is None else ours
     return choose(ours, theirs)
+
+
+class Tally:
+    """Statistics that are taken now and then, and all of them since the start.
+
+    Args:
+        num_engines: 0 for a part that is added to an engine's record.
+
+    Attributes:
+        recent: What was counted since `take` was called last.
+    """
+
+    def __init__(self, num_engines: int = 0) -> None:
+        self.recent = RolloutStats(num_engines=num_engines)
+        self._past = RolloutStats(num_engines=num_engines)
+
+    def take(self, **state: Any) -> RolloutStats:
+        """Return what was counted since the last call, with these values of its fields, and count anew."""
+        taken = replace(self.recent, **state)
+        self._past, self.recent = self._past.followed_by(taken), self.recent.restarted()
+        return taken
+
+    def total(self, **state: Any) -> RolloutStats:
+        """Return all that was counted, with these values of the recent fields, without timelines; takes nothing."""
+        return self._past.followed_by(replace(self.recent, **state))

@@ -18,8 +18,7 @@ from openrlhf.trainer.ray import vllm_engine as stock_engine
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.segments import SegmentRecorder
-from efficient_rollout.engine.stats import call_every_engine
+from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines

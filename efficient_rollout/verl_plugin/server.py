@@ -7,10 +7,9 @@ from typing import Any
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
-from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.engine_args import EXECUTOR, engine_args
 from efficient_rollout.engine.prometheus import MIDDLEWARE
-from efficient_rollout.engine.segments import SegmentRecorder
-from efficient_rollout.engine.stats import call_every_engine
+from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.verl_plugin.adapter import announce_job_id
@@ -55,6 +54,9 @@ class EfficientServer(vLLMHttpServer):
             )
         theirs = engine_kwargs.get(_MERGED) or {}
         theirs = json.loads(theirs) if isinstance(theirs, str) else dict(theirs)
+        if "distributed_executor_backend" in ours:
+            # As veRL has it: every worker in a process of its own.
+            ours["distributed_executor_backend"] = EXECUTOR
         engine_kwargs.update(ours)
         if _MERGED in ours:
             engine_kwargs[_MERGED] = theirs | ours[_MERGED]

@@ -36,6 +36,7 @@ ACROSS_MODULES = {
     "cost_model_per_request": "a claim about the cost model, on measured latencies",
     "cost_model_regret": "a claim about the cost model, on measured latencies",
     "drafter_cuda_compiled": "the Triton kernels, compiled for GPUs that are not here",
+    "engine_cpu_draft_chains": "how a chain is laid out, apart from the layers that read it",
     "drafter_native": "the C kernels behind their layers",
 }
 FORBIDDEN_IN_FILES = {

@@ -123,8 +123,5 @@ def call_core(engine: Any, method: str, *arguments: Any) -> Any:
 
 def generate(engine: Any, prompts: Sequence[Sequence[int]], params: Any) -> list[list[Any]]:
     """Completions per prompt: objects with `token_ids` and `logprobs`."""
-    from efficient_rollout.measuring.offline import drain
-
     outputs = engine.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
-    drain(engine)
     return [list(output.outputs) for output in outputs]

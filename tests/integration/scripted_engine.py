@@ -18,8 +18,8 @@ from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.cpu import verifier
-from efficient_rollout.engine.cpu.draft_plan import AttentionWindow
+from efficient_rollout.engine.cpu import sampling as verifier
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.worker import CpuWorker
 from efficient_rollout.engine.link_report import link_report
@@ -132,7 +132,7 @@ class FaultyWorker(CpuWorker):
         if mode is None or rank in (None, self.rank):
             self.self_drafter.mode = None if mode == "product" else mode
             self.break_products(is_broken=mode == "product")
-        self.self_drafter.fault = None
+        self.health.drafter_fault = None
 
     def num_noise_streams(self) -> int:
         """Requests whose noise is kept."""

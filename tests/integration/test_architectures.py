@@ -9,7 +9,7 @@ from architecture_cases import ARCHITECTURES, ARMS, ENGINES, RARE, WITH_WINDOWS
 from rare_cases import cases
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.errors import EfficientRolloutError
 
 pytestmark = pytest.mark.engine

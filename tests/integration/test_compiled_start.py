@@ -11,7 +11,7 @@ from weight_support import PROMPTS, fingerprints, logprobs, sync
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.engine.engine_args import EXECUTOR
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

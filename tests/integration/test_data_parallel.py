@@ -11,8 +11,8 @@ from scripted_engine import PATTERN
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.segments import SegmentRecorder
-from efficient_rollout.engine.stats import (
+from efficient_rollout.engine.statistics import (
+    SegmentRecorder,
     call_every_engine,
     rollout_totals_by_engine,
     take_rollout_stats_behind,

@@ -19,7 +19,7 @@ from lossless_support import (
     sample_pairs,
 )
 
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.gpu_check.exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

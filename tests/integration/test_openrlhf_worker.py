@@ -7,7 +7,7 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 import engine_support
 from weight_support import fingerprints, logprobs, status
 
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 
 pytestmark = pytest.mark.openrlhf
 

@@ -18,7 +18,7 @@ from lossless_support import (
 from scripted_engine import PATTERN
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 

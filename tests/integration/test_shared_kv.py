@@ -3,7 +3,7 @@
 import engine_support
 import pytest
 
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 

@@ -26,7 +26,7 @@ from lossless_support import (
 from rare_cases import cases
 from scripted_engine import PATTERN
 
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.gpu_check.exact_distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
 
 pytestmark = [pytest.mark.engine, pytest.mark.several_cores]

@@ -19,10 +19,9 @@ from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine import engine_args
-from efficient_rollout.engine.gpu.scheduler import AsyncEfficientScheduler
+from efficient_rollout.engine.scheduler import AsyncEfficientScheduler
 from efficient_rollout.gpu_check.stand import worker_of
 from efficient_rollout.gpu_check.weights import addresses_of
-from efficient_rollout.measuring.offline import drain
 
 VOCABULARY, NUM_TOKENS, MOST_DRAFTS = 96, 14, 3
 PROMPTS = [[(7 * number + place) % VOCABULARY for place in range(5 + 9 * number)] for number in range(4)]
@@ -106,7 +105,6 @@ def sampled(engine, seeds=True, **condition):
         for number in range(len(PROMPTS))
     ]
     outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters, use_tqdm=False)
-    drain(engine)
     responses = [output.outputs[0] for output in outputs]
     return [
         (
@@ -191,12 +189,12 @@ def test_a_drafter_of_other_weights_changes_no_token(engine, stock):
 
 def test_a_weight_sync_reaches_policy_and_drafter_in_place(engine, stock, policies):
     worker = worker_of(engine)
-    version = worker.weights_version
+    version = worker.health.weights_version
     buffers = [tensor.data_ptr() for tensor in worker.model_runner.get_model().parameters()]
     packs = {name: layer.dequantize() for name, layer in worker.self_drafter.packed.layers.items()}
     addresses = addresses_of(worker.self_drafter.packed.layers)
     engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["other"]})
-    assert worker.weights_version == version + 1
+    assert worker.health.weights_version == version + 1
     assert [tensor.data_ptr() for tensor in worker.model_runner.get_model().parameters()] == buffers
     assert addresses_of(worker.self_drafter.packed.layers) == addresses
     assert all(not torch.equal(layer.dequantize(), packs[n]) for n, layer in worker.self_drafter.packed.layers.items())
@@ -209,7 +207,7 @@ def test_a_weight_sync_reaches_policy_and_drafter_in_place(engine, stock, polici
 def test_what_a_sleep_discards_is_not_drafted_with_before_the_next_sync(engine, stock, policies):
     worker = worker_of(engine)
     worker.sleep(1)
-    assert worker.self_drafter.fault is None
+    assert worker.health.drafter_fault is None
     worker.sleep(2)
     worker.self_drafter.draft_tokens.fill_(-1)
     engine.collective_rpc("take_rollout_stats")
@@ -235,9 +233,9 @@ def test_a_fault_of_the_drafter_costs_no_token(engine, stock, monkeypatch):
     monkeypatch.setattr(drafter, "_draw", failing)
     assert_same(sampled(engine), stock("qwen3", "temperature-1"))
     (stats,) = engine.collective_rpc("take_rollout_stats")
-    assert "no more drafts" in drafter.fault
+    assert "no more drafts" in worker_of(engine).health.drafter_fault
     assert stats["num_drafter_faults"] == 1
-    drafter.fault = None
+    worker_of(engine).health.drafter_fault = None
 
 
 def test_weights_that_are_no_policys_generate_nothing(engine, stock, policies):
@@ -250,7 +248,6 @@ def test_weights_that_are_no_policys_generate_nothing(engine, stock, policies):
         [{"prompt_token_ids": PROMPTS[0]}], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False
     )
     assert output.outputs[0].finish_reason == "error"
-    drain(engine)
     engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["qwen3"]})
     assert_same(sampled(engine), stock("qwen3", "temperature-1"))
 

@@ -17,7 +17,7 @@ import weight_support
 from safetensors.torch import load_file, save_file
 from weight_support import DOORS, fingerprints, logprobs, status, sync
 
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 

@@ -6,7 +6,7 @@ import pytest
 from weight_support import DOORS, fingerprints, logprobs, status, sync, through_buckets
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.engine.stats import take_rollout_stats
+from efficient_rollout.engine.statistics import take_rollout_stats
 
 pytestmark = pytest.mark.engine
 
@@ -39,7 +39,9 @@ def policies(case, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(case):
-    return {**DRAFTING, "verify_kernel": KERNELS[case]}
+    # The executor takes the evidence along where the settings ask for it; the worker then says when it counts.
+    drafter = {**DRAFTING["drafter"], "requantize": "on_evidence"}
+    return {**DRAFTING, "drafter": drafter, "verify_kernel": KERNELS[case]}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,7 @@ def engine(policies, settings, of_a_fresh_engine):
     engine = engine_support.start(
         policies[0], settings, **CLASSES, weight_transfer_config={"backend": file_transfer.BACKEND}
     )
+    engine.collective_rpc("set_requantize", args=("every_sync",))
     yield engine
     engine_support.stop(engine)
 

@@ -42,7 +42,7 @@ def book() -> TickBook:
 def result(*passes: tuple[int, int], **changes: Any) -> TickResult:
     verified = VerifiedDrafts()
     for drafted, accepted in passes:
-        verified.add(drafted, accepted)
+        verified.add(drafted, num_sampled_tokens=accepted + 1, num_emitted_tokens=accepted + 1)
     computed = 2 + sum(drafted for drafted, _ in passes)
     told = {
         "num_requests": 2,
@@ -62,11 +62,18 @@ def run(book: TickBook, *passes: tuple[int, int], **changes: Any) -> Any:
 
 def test_drafts_behind_a_rejected_one_were_not_judged() -> None:
     verified = VerifiedDrafts()
-    verified.add(4, 1)
-    verified.add(2, 2)
+    verified.add(4, num_sampled_tokens=2, num_emitted_tokens=2)
+    verified.add(2, num_sampled_tokens=3, num_emitted_tokens=3)
     assert (verified.num_passes, verified.drafted) == (2, [2, 2, 1, 1])
     assert verified.judged == [2, 2, 0, 0], "the third and fourth draft of the first request were never reached"
-    assert verified.accepted == [2, 1, 0, 0]
+    assert verified.accepted == verified.stood == [2, 1, 0, 0]
+
+
+def test_what_stands_behind_a_responses_end_is_not_accepted() -> None:
+    verified = VerifiedDrafts()
+    verified.add(4, num_sampled_tokens=5, num_emitted_tokens=2)
+    assert (verified.drafted, verified.judged, verified.stood) == ([1] * 4, [1] * 4, [1] * 4)
+    assert verified.accepted == [1, 0, 0, 0], "the request got one token more than plain decoding gives in a tick"
 
 
 def test_seconds_run_from_finish_to_finish_and_not_across_an_idle_engine(book: TickBook) -> None:

@@ -13,8 +13,7 @@ from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 from vllm.v1.worker.block_table import BlockTable
 from vllm.v1.worker.utils import AttentionGroup
 
-from efficient_rollout.engine.cpu.draft_attention import DraftAttention, _Group
-from efficient_rollout.engine.cpu.draft_plan import AttentionWindow
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, _Group
 
 BLOCK, MAX_MODEL_LEN = 32, 256
 WINDOW = AttentionWindow(num_tokens=8, num_sink_tokens=4)

@@ -14,8 +14,8 @@ from efficient_rollout.config import CONFIG_KEY, DrafterSettings, Settings
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine import graph_cache
-from efficient_rollout.engine.engine_args import settings_of
 from efficient_rollout.engine.graph_cache import name_policy_graph, packed_facts, with_graph_of
+from efficient_rollout.engine.record import settings_of
 
 # One that kernels of this package run on too.
 OTHER_CAPABILITY = "AVX512" if torch.backends.cpu.get_cpu_capability() == "AVX2" else "AVX2"

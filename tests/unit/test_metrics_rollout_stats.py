@@ -20,7 +20,7 @@ def tick(*passes: tuple[int, int], num_emitted_tokens: int = 1, **more: Any) -> 
     """A tick in which requests had (drafted, accepted) draft tokens verified."""
     verified = VerifiedDrafts()
     for drafted, accepted in passes:
-        verified.add(drafted, accepted)
+        verified.add(drafted, num_sampled_tokens=accepted + 1, num_emitted_tokens=accepted + 1)
     told = {"reason": "below", "speedup": None, "is_drafter_stale": False, **more}
     return FinishedTick(num_emitted_tokens=num_emitted_tokens, verified=verified, **told)
 

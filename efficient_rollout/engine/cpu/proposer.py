@@ -14,16 +14,14 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
+from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.engine.cpu.draft_attention import DraftAttention
-from efficient_rollout.engine.cpu.draft_plan import AttentionWindow, DraftPlan, drafts_left
-from efficient_rollout.engine.cpu.draft_sampling import DraftSampler
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftPlan, drafts_left
 from efficient_rollout.engine.cpu.logits_processors import can_look_ahead
-from efficient_rollout.engine.cpu.noise_sampler import NoiseSampler
+from efficient_rollout.engine.cpu.sampling import DraftSampler, NoiseSampler
 from efficient_rollout.engine.drafter_model import build_drafter
-from efficient_rollout.engine.drafter_switch import DrafterSwitch
 from efficient_rollout.engine.link_report import LinkReport, link_report
-from efficient_rollout.engine.ranks import Ranks
+from efficient_rollout.engine.ranks import Ranks, fault_of
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
@@ -33,7 +31,7 @@ def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor 
     return num_computed if num_rejected is None else num_computed - num_rejected[:num_requests]
 
 
-class SelfDraftProposer(DrafterSwitch, DraftModelProposer):
+class SelfDraftProposer(DraftModelProposer):
     """The `draft_model` method with the policy as its own draft model.
 
     Two things differ from stock. The attention layers are aliases of the policy's, so there is no second KV
@@ -51,13 +49,14 @@ class SelfDraftProposer(DrafterSwitch, DraftModelProposer):
         device: torch.device,
         runner: Any,
         packed: PackedWeights,
+        health: Health,
         window: AttentionWindow | None,
         noise_sampler: NoiseSampler,
     ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
         self.runner = runner
         self._noise_sampler = noise_sampler
-        self.packed = packed
+        self.packed, self._health = packed, health
         self.window = window
         self.chain_length = 0
         self._useful: list[int] = []
@@ -129,7 +128,7 @@ class SelfDraftProposer(DrafterSwitch, DraftModelProposer):
         """
         num_requests = common_attn_metadata.batch_size()
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
-        if num_speculative_tokens == 0 or self.fault is not None:
+        if num_speculative_tokens == 0 or self._health.drafter_fault is not None:
             return none
         started = time.perf_counter()
         num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
@@ -142,7 +141,7 @@ class SelfDraftProposer(DrafterSwitch, DraftModelProposer):
                 num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
-            self.turn_off_for(error)
+            self._health.turn_off_drafter(fault_of(error))
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
@@ -156,7 +155,7 @@ class SelfDraftProposer(DrafterSwitch, DraftModelProposer):
 
     def forget_counts(self) -> None:
         """Count from here on."""
-        self.draft_seconds, self.num_faults = 0.0, 0
+        self.draft_seconds = 0.0
 
     def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
         """Draft tokens that each request can use; the one place where this is asked.

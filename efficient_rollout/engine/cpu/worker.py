@@ -12,18 +12,35 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.compat import uses_native_products
-from efficient_rollout.engine.cpu.draft_plan import AttentionWindow
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
 from efficient_rollout.engine.cpu.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.native_attention import use_native_attention
-from efficient_rollout.engine.cpu.noise_sampler import NoiseSampler, RequestNoise
-from efficient_rollout.engine.cpu.plain_ticks import is_plain, speculation_hidden
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
-from efficient_rollout.engine.cpu.verifier import Verifier
-from efficient_rollout.engine.engine_args import settings_of
+from efficient_rollout.engine.cpu.sampling import NoiseSampler, RequestNoise, Verifier
 from efficient_rollout.engine.engine_checks import check_engine
 from efficient_rollout.engine.graph_cache import name_policy_graph
-from efficient_rollout.engine.reporting_worker import ReportingWorker
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
+from efficient_rollout.engine.worker import ReportingWorker
+
+
+def is_plain(scheduler_output: SchedulerOutput) -> bool:
+    """Whether a tick verifies no drafts and is not asked for any."""
+    return scheduler_output.num_spec_tokens_to_schedule == 0 and not scheduler_output.scheduled_spec_decode_tokens
+
+
+@contextmanager
+def speculation_hidden(model_runner: Any) -> Iterator[None]:
+    """For one of a plain tick's two calls, the stock runner takes its path without speculation.
+
+    With it, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not any draft is
+    wanted. Both calls of a tick must see the same.
+    """
+    speculation, model_runner.speculative_config = model_runner.speculative_config, None
+    try:
+        yield
+    finally:
+        model_runner.speculative_config = speculation
+
 
 # As many first tokens as StreamingLLM keeps (arXiv 2309.17453); the engine rounds up to a block of its KV cache.
 _SINK_TOKENS = 4
@@ -41,8 +58,8 @@ class CpuWorker(ReportingWorker, CPUWorker):
         Raises:
             EfficientRolloutError: Something this package needs is not there; nothing is started then.
         """
-        check_engine(self.vllm_config, settings_of(self.vllm_config))
         self.begin()
+        check_engine(self.vllm_config, self.settings)
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
         native_products = self.settings.enabled and uses_native_products(self.settings, self.model_config.dtype)
         if native_products:
@@ -62,6 +79,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
             window_tokens = self.settings.drafter.attention_window_tokens
             self.self_drafter = SelfDraftProposer(
                 packed=packed,
+                health=self.health,
                 window=AttentionWindow(window_tokens, _SINK_TOKENS) if window_tokens else None,
                 vllm_config=self.vllm_config,
                 device=self.device,

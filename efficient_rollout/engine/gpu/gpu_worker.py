@@ -4,7 +4,6 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from efficient_rollout.certificate import require_certificate
 from efficient_rollout.engine.compat import installed_vllm
-from efficient_rollout.engine.engine_args import settings_of
 from efficient_rollout.engine.engine_checks import check_drafting_engine
 from efficient_rollout.engine.gpu.symbols import check_v2
 from efficient_rollout.engine.gpu.worker import V2Worker
@@ -23,7 +22,7 @@ class GpuWorker(V2Worker, Worker):
             UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
             SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
         """
-        settings = settings_of(self.vllm_config)
+        settings = self.settings
         if settings.enabled:
             self.require_certificate(settings.gpu_certificate)
             check_v2(installed_vllm()[0])

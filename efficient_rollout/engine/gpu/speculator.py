@@ -17,13 +17,13 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.engine.drafter_model import build_drafter
-from efficient_rollout.engine.drafter_switch import DrafterSwitch
 from efficient_rollout.engine.gpu.graphs import complete
 from efficient_rollout.engine.gpu.stopwatch import Stopwatch
 from efficient_rollout.engine.link_report import LinkReport, link_report
-from efficient_rollout.engine.ranks import Ranks
+from efficient_rollout.engine.ranks import Ranks, fault_of
 
 try:  # vLLM 0.31
     from vllm.v1.worker.gpu.spec_decode.autoregressive.cudagraph_utils import SpeculatorCudaGraphManager
@@ -39,7 +39,7 @@ except ImportError:  # from 0.32 on
 _ANY_TOKEN = 0
 
 
-class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
+class SelfDraftSpeculator(DraftModelSpeculator):
     """In the place of the runner's speculator for `method: draft_model`, with the policy as its own draft model.
 
     The attention layers are aliases of the policy's, so there is no second KV cache, no second prefill, and nothing to
@@ -49,17 +49,18 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
     Args:
         runner: Whose speculator it is.
         packed: The drafter's weights, which the policy's layers lead to.
+        health: Of this rank.
 
     Attributes:
         num_drafts: Draft tokens per request to draft in the tick that runs; the worker sets it.
         chain_length: Those drafted in the last tick.
     """
 
-    def __init__(self, vllm_config: VllmConfig, runner: Any, packed: PackedWeights) -> None:
+    def __init__(self, vllm_config: VllmConfig, runner: Any, packed: PackedWeights, health: Health) -> None:
         device = runner.device
         super().__init__(vllm_config, device)
         self._runner = runner
-        self.packed = packed
+        self.packed, self._health = packed, health
         self.num_drafts = self.chain_length = 0
         self.links: LinkReport | None = None
         self.stopwatch = Stopwatch(device)
@@ -77,7 +78,6 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
     def forget_counts(self) -> None:
         """Count from here on."""
         self.stopwatch.reset()
-        self.num_faults = 0
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
         """The drafter, whose attention layers name the policy's until the KV cache is bound.
@@ -169,7 +169,7 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
         """
         num_requests = input_batch.num_reqs
         drafts, self.chain_length = self.draft_tokens[:num_requests], 0
-        if not dummy_run and (self.num_drafts == 0 or self.fault is not None):
+        if not dummy_run and (self.num_drafts == 0 or self._health.drafter_fault is not None):
             return drafts.fill_(_ANY_TOKEN) if self.num_drafts else drafts
         self._copy_request_inputs(num_requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
         skips_attention = dummy_run and skip_attn_for_dummy_run
@@ -181,7 +181,7 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
         except Exception as error:
             if dummy_run:
                 raise
-            self.turn_off_for(error)
+            self._health.turn_off_drafter(fault_of(error))
             return drafts.fill_(_ANY_TOKEN)
         self.chain_length = self.num_drafts
         return drafts

@@ -13,9 +13,9 @@ from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.gpu.graphs import capture_limit
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
-from efficient_rollout.engine.reporting_worker import ReportingWorker
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
+from efficient_rollout.engine.worker import ReportingWorker
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ class V2Worker(ReportingWorker):
         Raises:
             EfficientRolloutError: Something this package needs is not there; nothing is started then.
         """
-        self.check()
         self.begin()
+        self.check()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
         super().init_device()
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
             self.vllm_config.quant_config = TappedTargetConfig(packed, products="in place")
-            self.self_drafter = SelfDraftSpeculator(self.vllm_config, self.model_runner, packed)
+            self.self_drafter = SelfDraftSpeculator(self.vllm_config, self.model_runner, packed, self.health)
             self.model_runner.speculator = self.self_drafter
 
     def check(self) -> None:
@@ -130,5 +130,4 @@ class V2Worker(ReportingWorker):
 
     def _lose_drafter(self) -> None:
         if self.self_drafter is not None:
-            # Makes the next sync requantize, whatever the evidence says.
-            self.self_drafter.packed.fault = self.self_drafter.fault = _LOST
+            self.health.drafter_fault = _LOST

@@ -28,19 +28,16 @@ class WeightDoors:
 
     Attributes:
         weight_sync: How this engine's layers take new weights.
-        weights_version: Weight syncs that finished since the engine's start, through whichever door.
-        weights_fault: Why the weights in the engine are no policy's; None while they are.
         open_weight_sync: The sync that began and has not ended.
     """
 
     weight_sync = WeightSync
-    weights_version = 0
-    weights_fault: str | None = None
     open_weight_sync: WeightSync | None = None
 
     if TYPE_CHECKING:
         model_runner: Any
         self_drafter: Any
+        health: Any
         weight_transfer_engine: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -144,7 +141,7 @@ class WeightDoors:
     def _transfer(self) -> WeightSync:
         if self.open_weight_sync is None or not self._weight_update_active:
             raise WeightSyncError(
-                f"no weight update is open{': ' + self.weights_fault if self.weights_fault else ''}. "
+                f"no weight update is open{': ' + self.health.weights_fault if self.health.weights_fault else ''}. "
                 "Call start_weight_update first."
             )
         return self.open_weight_sync

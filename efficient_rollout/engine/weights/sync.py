@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Protocol, Self
 
 import torch
 from vllm.config import set_current_vllm_config
@@ -19,12 +19,35 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from efficient_rollout.engine.weights.arrivals import Arrivals
 from efficient_rollout.errors import WeightSyncError
 
-if TYPE_CHECKING:
-    from efficient_rollout.engine.cpu.worker import CpuWorker
-
 UNFINISHED = "a weight sync began and has not finished"
 _WAY_OUT = "The engine holds no whole policy now and generates nothing: begin again, and send every tensor."
 _MAX_CAUSE_CHARACTERS = 400  # vLLM's may list every parameter
+
+
+class SyncedWorker(Protocol):
+    """What a weight sync asks of the worker that it is of.
+
+    Attributes:
+        model_runner: vLLM's.
+        device: Of the weights.
+        health: Of the rank (`controller/drafter_health.py`), which says why weights are no policy's.
+        tally: Counts of the rank (`metrics/rollout_stats.py`).
+        self_drafter: What drafts, with its packed weights; None where nothing does.
+        open_weight_sync: The sync that began and has not ended.
+    """
+
+    model_runner: Any
+    device: torch.device
+    health: Any
+    tally: Any
+    self_drafter: Any
+    open_weight_sync: Any
+
+    def load_checkpoint_tensors(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
+        """Load them as the model does."""
+
+    def wants_requantizing(self) -> bool:
+        """At a weight sync, once: whether the drafter is to take the new weights."""
 
 
 class WeightSync:
@@ -34,14 +57,14 @@ class WeightSync:
     rebuilt from its checkpoint tensors, quantized for the drafter by the taps, and repacked. Every tensor is checked
     as it comes, and at the end that all came.
 
-    From `begin` on the worker's `weights_fault` says why its weights are no policy's; `finish` clears it. A sync that
+    From `begin` on the worker's health says why its weights are no policy's; `finish` clears it. A sync that
     fails is over, and leaves a model that runs, on a mixture of old and new; drafting is off. The next may begin.
 
     Args:
         worker: The engine's worker.
     """
 
-    def __init__(self, worker: "CpuWorker") -> None:
+    def __init__(self, worker: SyncedWorker) -> None:
         self._worker = worker
         self._model = worker.model_runner.get_model()
         self._config = worker.model_runner.vllm_config
@@ -77,13 +100,12 @@ class WeightSync:
             )
         self.started = time.perf_counter()
         self._worker.open_weight_sync = self
-        self._worker.weights_fault = UNFINISHED
+        self._worker.health.weights_fault = UNFINISHED
         if self._worker.self_drafter is not None:
             packed = self._worker.self_drafter.packed
             packed.take_report()
-            # After a fault the weights are no policy's.
-            packed.is_held = not self._worker.wants_requantizing() and packed.fault is None
-            packed.fault = None
+            # After a fault the drafter's weights may be no policy's.
+            packed.is_held = not self._worker.wants_requantizing() and self._worker.health.drafter_fault is None
         with self.step():
             # Of a quantized policy (in an engine without a drafter) only vLLM knows what a checkpoint holds.
             is_quantized = self._config.model_config.quantization is not None
@@ -100,7 +122,8 @@ class WeightSync:
         """
         if not self._is_open:
             raise WeightSyncError(
-                f"this weight sync is not open: {self._worker.weights_fault or 'it has finished'}. Begin another."
+                f"this weight sync is not open: {self._worker.health.weights_fault or 'it has finished'}. "
+                "Begin another."
             )
         try:
             with set_current_vllm_config(self._config), torch.no_grad():
@@ -143,15 +166,14 @@ class WeightSync:
         self.require_complete()
         with self.step():
             self._close_layers()
-        worker, stats, drafter = self._worker, self._worker.stats, self._worker.self_drafter
+        worker, stats = self._worker, self._worker.tally.recent
         self._arrivals.close()
-        worker.open_weight_sync, worker.weights_fault = None, None
-        worker.weights_version += 1
-        if drafter is not None:
-            report = drafter.packed.take_report()
-            drafter.fault = None
-            if drafter.packed.fault is not None:
-                drafter.turn_off(drafter.packed.fault)
+        worker.open_weight_sync = None
+        worker.health.take_weights()
+        if worker.self_drafter is not None:
+            report = worker.self_drafter.packed.take_report()
+            if report.fault is not None:
+                worker.health.turn_off_drafter(report.fault)
             stats.requantize_seconds += report.seconds
         stats.weight_sync_seconds += time.perf_counter() - self.started
         stats.num_weight_syncs += 1
@@ -167,10 +189,8 @@ class WeightSync:
         if self._arrivals is not None:
             self._arrivals.close()
         self.restore_layers(self._model)
-        self._worker.open_weight_sync, self._worker.weights_fault = None, text
-        if self._worker.self_drafter is not None:
-            # Makes the next sync requantize, whatever the evidence says.
-            self._worker.self_drafter.packed.fault = self._worker.self_drafter.fault = text
+        self._worker.open_weight_sync = None
+        self._worker.health.lose_weights(text)
         return WeightSyncError(text)
 
     def _open_layers(self) -> None:

@@ -1,26 +1,25 @@
 """What every worker of this package does, whatever its device and model runner: settings, statistics, reports."""
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from efficient_rollout import __version__
-from efficient_rollout.controller.drafter_health import DrafterReport
+from efficient_rollout.controller.drafter_health import DrafterReport, Health
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.engine import ledger
 from efficient_rollout.engine.compat import installed_vllm
-from efficient_rollout.engine.engine_args import settings_of
 from efficient_rollout.engine.link_report import require_quantized
-from efficient_rollout.engine.refusal import without_tokens
+from efficient_rollout.engine.record import WorkerReport, attach, settings_of
 from efficient_rollout.engine.register import is_registered
-from efficient_rollout.engine.scheduler import STATS_ATTRIBUTE
+from efficient_rollout.engine.responses import without_tokens
 from efficient_rollout.engine.weights.doors import WeightDoors
-from efficient_rollout.engine.worker_report import WorkerReport, attach
 from efficient_rollout.errors import PluginInactiveError, WeightSyncError
-from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.rollout_stats import Tally
 
 
 class ReportingWorker(WeightDoors):
@@ -29,14 +28,15 @@ class ReportingWorker(WeightDoors):
     Attributes:
         settings: The engine's.
         self_drafter: What drafts; None in an engine that does not.
-        stats: Counts since `take_rollout_stats` was called last.
+        health: How this rank's weights and its drafter are.
+        tally: What takes place on this rank: weight syncs, drafting; ticks and tokens where the scheduler is stock.
         evidence: Whether a drafter that keeps its weights should take new ones.
     """
 
     self_drafter: Any = None
     _refused_tick: ModelRunnerOutput | None = None
     _told_health: DrafterReport | None = None
-    _num_stale_drafters = 0
+    _drafter_facts: Mapping[str, Any] = MappingProxyType({})
 
     if TYPE_CHECKING:
         vllm_config: Any
@@ -56,8 +56,8 @@ class ReportingWorker(WeightDoors):
             )
         self.settings = settings_of(self.vllm_config)
         ledger.apply()
-        self.stats = RolloutStats(num_engines=1)
-        self._past_stats = RolloutStats(num_engines=1)
+        self.health = Health()
+        self.tally = Tally(num_engines=1)
         self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
         self._unseen_finished_ids: set[str] = set()
 
@@ -71,27 +71,25 @@ class ReportingWorker(WeightDoors):
         if self.self_drafter is not None:
             assert self.self_drafter.links is not None
             require_quantized(self.self_drafter.links, self.settings.drafter, self.model_config.dtype)
+            self._drafter_facts = {
+                "drafter_bytes": self.self_drafter.packed.num_bytes,
+                "packed_weight_share": self.self_drafter.links.packed_weight_share,
+            }
 
     def take_in(self, scheduler_output: SchedulerOutput) -> bool:
-        """Take the scheduler's statistics; whether the tick may run. One that may not is answered by `sample_tokens`.
+        """Tell whether the tick may run. One that may not is answered by `sample_tokens`.
 
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
         """
-        tick_stats = getattr(scheduler_output, STATS_ATTRIBUTE, None)
-        if tick_stats is not None:
-            self.stats = RolloutStats.merge([self.stats, tick_stats])
-            if tick_stats.num_ticks:
-                self._num_stale_drafters = tick_stats.num_stale_drafters
-            self.evidence.observe(sum(tick_stats.drafted_per_position[:1]), sum(tick_stats.accepted_per_position[:1]))
-        if self.weights_fault is not None and scheduler_output.total_num_scheduled_tokens:
-            self._refuse(scheduler_output, self.weights_fault)
+        if self.health.weights_fault is not None and scheduler_output.total_num_scheduled_tokens:
+            self._refuse(scheduler_output, self.health.weights_fault)
             return False
         if self._unseen_finished_ids:
             scheduler_output.finished_req_ids |= self._unseen_finished_ids
             self._unseen_finished_ids = set()
         if not self.settings.enabled and scheduler_output.total_num_scheduled_tokens:
-            self.stats.num_ticks += 1
+            self.tally.recent.num_ticks += 1
         return True
 
     def _refuse(self, scheduler_output: SchedulerOutput, fault: str) -> None:
@@ -118,22 +116,20 @@ class ReportingWorker(WeightDoors):
     def count(self, output: ModelRunnerOutput | None) -> ModelRunnerOutput | None:
         """The output, its tokens counted where no scheduler of this package does that."""
         if not self.settings.enabled and isinstance(output, ModelRunnerOutput):
-            self.stats.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
+            self.tally.recent.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
         return output
 
     def drafter_report(self) -> DrafterReport:
-        """How the weights and the drafter are, on this rank."""
-        fault = None if self.self_drafter is None else self.self_drafter.fault
-        return DrafterReport(self.weights_version, self.weights_fault, fault)
+        """Return how the weights and the drafter are, on this rank."""
+        return self.health.report()
 
     def take_report_of_all_ranks(self, report: DrafterReport) -> None:
-        """Stop where another rank of the engine must: ranks generate, and draft, together or not at all."""
-        self.weights_version, self.weights_fault = report.weights_version, report.weights_fault
-        drafter = self.self_drafter
-        if drafter is not None and drafter.fault is None and report.drafter_fault is not None:
-            drafter.turn_off(report.drafter_fault)
-            # Whatever the evidence says, the next weight sync mends every rank's part of the drafter.
-            drafter.packed.fault = report.drafter_fault
+        """Stop where another rank of the engine must."""
+        self.health.agree(report)
+
+    def observe_first_drafts(self, num_drafts: int, num_stood: int) -> None:
+        """Take what the scheduler counted: the evidence that a weight sync asks for."""
+        self.evidence.observe(num_drafts, num_stood)
 
     def repeat(self, mark: str) -> str:
         """Answer so; the executor reads answers up to this one."""
@@ -144,30 +140,26 @@ class ReportingWorker(WeightDoors):
         return self.evidence.asks() or self.settings.drafter.requantize == "every_sync"
 
     def take_rollout_stats(self) -> dict[str, Any]:
-        """Counts since the last call, as `RolloutStats.to_dict()`."""
-        stats = self._untaken_stats()
-        self._past_stats = self._past_stats.followed_by(stats)
-        self.stats = RolloutStats(num_engines=1)
+        """Return this rank's counts since the last call, as `RolloutStats.to_dict()`."""
+        taken = self.tally.take(**self._drafter_counts())
+        self.health.num_drafter_faults = 0
         if self.self_drafter is not None:
             self.self_drafter.forget_counts()
-        return stats.to_dict()
+        return taken.to_dict()
 
     def rollout_totals(self) -> dict[str, Any]:
-        """Counts since the engine started, as `RolloutStats.to_dict()`; takes nothing."""
-        total = self._past_stats.followed_by(self._untaken_stats())
-        return replace(total, num_stale_drafters=self._num_stale_drafters).to_dict()
+        """Return this rank's counts since the engine started, as `RolloutStats.to_dict()`; takes nothing."""
+        return self.tally.total(**self._drafter_counts()).to_dict()
 
-    def _untaken_stats(self) -> RolloutStats:
-        drafter = self.self_drafter
-        if drafter is None:
-            return self.stats
-        return replace(
-            self.stats,
-            draft_seconds=drafter.draft_seconds,
-            num_drafter_faults=drafter.num_faults,
-            drafter_bytes=drafter.packed.num_bytes,
-            packed_weight_share=drafter.links.packed_weight_share if drafter.links else None,
-        )
+    def _drafter_counts(self) -> dict[str, Any]:
+        if self.self_drafter is None:
+            return {}
+        num_faults = self.health.num_drafter_faults
+        return {
+            **self._drafter_facts,
+            "draft_seconds": self.self_drafter.draft_seconds,
+            "num_drafter_faults": num_faults,
+        }
 
     def plugin_status(self) -> dict[str, Any]:
         """What is active in this worker, for a check before the first rollout."""
@@ -182,8 +174,8 @@ class ReportingWorker(WeightDoors):
             "packed_layers": links.num_packed if links else 0,
             "unquantized_layers": links.num_unquantized if links else 0,
             "packed_weight_share": links.packed_weight_share if links else None,
-            "drafter_fault": self.self_drafter.fault if self.self_drafter else None,
-            "weights_version": self.weights_version,
-            "weights_fault": self.weights_fault,
+            "drafter_fault": self.health.drafter_fault if self.self_drafter else None,
+            "weights_version": self.health.weights_version,
+            "weights_fault": self.health.weights_fault,
             "patches": {row["name"]: row["state"] for row in ledger.status()},
         }

@@ -1,6 +1,8 @@
-"""No token from weights that are no policy's: what a worker answers, and how requests end, until a full weight sync."""
+"""How responses end: at a stop string among several tokens of a tick; with an error where weights are no policy's."""
 
+import copy
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -10,6 +12,39 @@ from vllm.v1.request import RequestStatus
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
+
+
+def split_by_token(outputs: list[EngineCoreOutput], request_ids: Collection[str]) -> list[EngineCoreOutput]:
+    """Outputs with those of some requests in pieces of one token each.
+
+    Args:
+        outputs: Of one tick.
+        request_ids: Requests that have stop strings and were given several tokens.
+    """
+    pieces: list[EngineCoreOutput] = []
+    for output in outputs:
+        pieces += _pieces(output) if output.request_id in request_ids else [output]
+    return pieces
+
+
+def _pieces(output: EngineCoreOutput) -> list[EngineCoreOutput]:
+    num_tokens = len(output.new_token_ids)
+    if num_tokens < 2:
+        return [output]
+    pieces = []
+    for i, token in enumerate(output.new_token_ids):
+        piece = copy.copy(output)
+        piece.new_token_ids = [token]
+        if output.new_logprobs is not None:
+            piece.new_logprobs = output.new_logprobs.slice_request(i, 1)
+        if i > 0:
+            # What a request tells once came with its first token.
+            piece.events = piece.prefill_stats = piece.new_prompt_logprobs_tensors = None
+        if i < num_tokens - 1:
+            piece.finish_reason = piece.stop_reason = piece.kv_transfer_params = None
+        pieces.append(piece)
+    return pieces
+
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ pytest.importorskip("vllm", reason="the padding slot is vLLM's")
 
 import torch
 
-from efficient_rollout.engine.cpu.draft_plan import AttentionWindow, plan_chain
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, plan_chain
 
 BLOCK = 4
 PADDING = -1

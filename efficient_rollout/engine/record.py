@@ -1,0 +1,98 @@
+"""What the parts of one engine tell one another.
+
+A worker's report rides up on a tick's output. The scheduler and the executor, which are in one process, share a record.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+
+from efficient_rollout.config import CONFIG_KEY, Settings
+from efficient_rollout.controller.drafter_health import DrafterReport
+from efficient_rollout.metrics.rollout_stats import Tally
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_REPORT = "efficient_rollout_report"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker says at the end of a tick that has news.
+
+    Attributes:
+        health: Of the weights and of the drafter.
+        chain_length: Draft tokens per request that were drafted.
+        drafts: Those each request can use, by request; None where nothing was asked for.
+    """
+
+    health: DrafterReport
+    chain_length: int = 0
+    drafts: DraftTokenIds | None = None
+
+
+def attach(output: ModelRunnerOutput, report: WorkerReport) -> None:
+    """Let the report ride on the output, from the worker's process to the scheduler's."""
+    setattr(output, _REPORT, report)
+
+
+def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
+    """Return the report that rides on an output; None where nothing was drafted and all is as it was told last."""
+    return getattr(output, _REPORT, None)
+
+
+def settings_of(vllm_config: "VllmConfig") -> Settings:
+    """Parse the settings an engine was started with.
+
+    Raises:
+        ConfigError: They are absent or invalid; the message names the argument to pass.
+    """
+    return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")
+
+
+class EngineRecord:
+    """One engine's record, in the process of its core.
+
+    Attributes:
+        settings: The engine's.
+        tally: What the scheduler has counted; the ranks count what takes place in them.
+        first_drafts: First drafts of requests that were verified since the ranks were told of them, and those of them
+            that stood.
+    """
+
+    def __init__(self, vllm_config: "VllmConfig") -> None:
+        # Held, so that no other configuration gets its identity while this record lives.
+        self._vllm_config = vllm_config
+        self.settings = settings_of(vllm_config)
+        self.tally = Tally()
+        self.first_drafts = (0, 0)
+        self._wants_evidence = self.settings.drafter.requantize == "on_evidence"
+
+    def count_first_drafts(self, num_drafts: int, num_stood: int) -> None:
+        """Count first drafts of one tick, where a weight sync will ask for them."""
+        if not self._wants_evidence:
+            return
+        self.first_drafts = (self.first_drafts[0] + num_drafts, self.first_drafts[1] + num_stood)
+
+    def take_first_drafts(self) -> tuple[int, int]:
+        """Return `first_drafts`, and count anew."""
+        taken, self.first_drafts = self.first_drafts, (0, 0)
+        return taken
+
+
+_records: "WeakValueDictionary[int, EngineRecord]" = WeakValueDictionary()
+
+
+def record_of(vllm_config: "VllmConfig") -> EngineRecord:
+    """Return the record of the engine with this configuration, which its parts share; made at the first call.
+
+    Raises:
+        ConfigError: See `settings_of`.
+    """
+    record = _records.get(id(vllm_config))
+    if record is None:
+        record = _records[id(vllm_config)] = EngineRecord(vllm_config)
+    return record

@@ -1,0 +1,84 @@
+"""Fetch the statistics of one engine, or of the engines behind one server, with the times of a rollout."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from efficient_rollout.metrics.rollout_record import Segment
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+
+
+def take_rollout_stats(collective_rpc: Callable[[str], list[dict[str, Any]]]) -> RolloutStats:
+    """Take statistics since the last call.
+
+    Args:
+        collective_rpc: `LLM.collective_rpc` of an engine started with `engine_args`.
+    """
+    return _of_engine(collective_rpc("take_rollout_stats"))
+
+
+async def take_rollout_stats_by_engine(server: Any) -> list[RolloutStats]:
+    """Take statistics since the last call, of each data-parallel engine behind an `AsyncLLM`."""
+    return [_of_engine(ranks) for ranks in await call_every_engine(server, "take_rollout_stats")]
+
+
+async def take_rollout_stats_behind(server: Any) -> RolloutStats:
+    """Take statistics since the last call, of all data-parallel engines behind an `AsyncLLM` together."""
+    return RolloutStats.merge(await take_rollout_stats_by_engine(server))
+
+
+async def rollout_totals_by_engine(server: Any) -> dict[int, RolloutStats]:
+    """Read the statistics of each engine behind an `AsyncLLM` since it started, by the number vLLM labels it with."""
+    engines = [_of_engine(ranks) for ranks in await call_every_engine(server, "rollout_totals")]
+    return dict(zip(server.engine_core.engine_ranks_managed, engines, strict=True))
+
+
+def _of_engine(ranks: list[dict[str, Any]]) -> RolloutStats:
+    return RolloutStats.of_ranks([RolloutStats.from_dict(rank) for rank in ranks])
+
+
+async def call_every_engine(server: Any, method: str) -> list[list[Any]]:
+    """Call a method of every worker behind an `AsyncLLM`; answers by engine, then by rank.
+
+    vLLM's own `collective_rpc` calls them all too, and returns what the first engine's workers answer.
+    """
+    client = server.engine_core
+    return [
+        await client._call_utility_async("collective_rpc", method, None, (), None, engine=engine)
+        for engine in client.core_engines
+    ]
+
+
+class SegmentRecorder:
+    """The record of one `AsyncLLM`, kept by the process that owns it."""
+
+    def __init__(self) -> None:
+        # One list a weight sync, one segment in it an engine.
+        self._closed: list[list[Segment]] = []
+        self._first_request_time: float | None = None
+        self._last_response_time: float | None = None
+
+    def request_came(self) -> None:
+        """A request goes to the engine now."""
+        if self._first_request_time is None:
+            self._first_request_time = time.time()
+
+    def response_went(self) -> None:
+        """A response is complete."""
+        self._last_response_time = time.time()
+
+    async def close(self, engine: Any) -> None:
+        """End the running segment: a weight sync begins."""
+        self._closed.append(await self._running(engine))
+
+    async def take(self, engine: Any) -> list[list[dict[str, Any]]]:
+        """As plain types, by engine: its segments since the last call, one a weight sync and one since the last."""
+        segments = [*self._closed, await self._running(engine)]
+        self._closed = []
+        return [[segment.to_dict() for segment in of_engine] for of_engine in zip(*segments, strict=True)]
+
+    async def _running(self, engine: Any) -> list[Segment]:
+        by_engine = await take_rollout_stats_by_engine(engine)
+        segments = [Segment(stats, self._first_request_time, self._last_response_time) for stats in by_engine]
+        self._first_request_time = self._last_response_time = None
+        return segments
