@@ -116,7 +116,7 @@ def first_requests(engine):
 @pytest.fixture(scope="module")
 def engine(policy, plain_engine_seeded):
     settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
-    engine = engine_support.start(policy, settings, processes=True, **PROCESSORS, **SMALL_TICKS)
+    engine = engine_support.start(policy, settings, disable_log_stats=False, **PROCESSORS, **SMALL_TICKS)
     # An engine's very first requests: what the runner keeps of a batch was never put in order yet.
     drafted, accepted, faults = first_requests(engine)
     assert faults == 0
@@ -148,6 +148,29 @@ def test_stop_strings_end_responses_where_stock_ends_them(engine, stock, stop):
     take_rollout_stats(engine.collective_rpc)
     assert_equal(completions(engine, **stops(stock["texts"])[stop]), expected)
     assert take_rollout_stats(engine.collective_rpc).num_accepted_tokens > 0
+
+
+def spec_decode_counters(engine):
+    """vLLM's own, of draft tokens and of those accepted."""
+    values = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
+    return [values[f"vllm:spec_decode_num_{name}_tokens"] for name in ("draft", "accepted")]
+
+
+def test_accepted_drafts_are_those_that_requests_gained(engine):
+    take_rollout_stats(engine.collective_rpc)
+    before = spec_decode_counters(engine)
+    found = completions(engine, PROMPTS[:4], **REQUESTS["stop-ids"])
+    stats = take_rollout_stats(engine.collective_rpc)
+    num_tokens = sum(len(tokens) for tokens, *_ in found)
+    assert all(len(tokens) < GREEDY["max_tokens"] - 5 for tokens, *_ in found), "responses must end by themselves"
+    # The first token of each response, one of every verify pass behind it, and what drafts added.
+    assert num_tokens == len(found) + stats.num_verify_passes + stats.num_accepted_tokens
+    assert stats.num_generated_tokens == num_tokens
+    # Every draft stands, so that what no request got lay behind an end.
+    assert stats.num_accepted_behind_end == stats.num_draft_tokens - stats.num_accepted_tokens > 0
+    assert spec_decode_counters(engine) == [
+        old + new for old, new in zip(before, (stats.num_draft_tokens, stats.num_accepted_tokens), strict=True)
+    ]
 
 
 def test_several_sampled_responses_each_end_behind_their_stop_string(engine, stock):
