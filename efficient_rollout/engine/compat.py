@@ -3,7 +3,6 @@
 import logging
 
 import torch
-from packaging.version import Version
 
 from efficient_rollout.certificate import require_certificate
 from efficient_rollout.config import Settings
@@ -20,9 +19,6 @@ from efficient_rollout.provenance import package_versions
 from efficient_rollout.upstream import check_symbols, check_version
 
 logger = logging.getLogger(__name__)
-
-# vLLM from there on runs every model on its V2 runner, and lets that speculate with a draft model.
-FIRST_ON_GPUS = "0.31"
 
 
 def installed_vllm() -> tuple[str, str]:
@@ -68,25 +64,14 @@ def check_certificate(settings: Settings) -> None:
     """Check that engines may draft on this kind of GPU; nothing on a CPU.
 
     Raises:
-        UnsupportedVersionError: vLLM is too old for drafting on a GPU.
         UnsupportedDeviceError: There is no certificate for this kind of machine.
     """
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
-        check_version_on_gpus()
         from efficient_rollout.engine.machine import this_machine
 
         require_certificate(this_machine(), settings.gpu_certificate)
-
-
-def check_version_on_gpus() -> None:
-    """Raise UnsupportedVersionError where the installed vLLM is too old for drafting on a GPU."""
-    name, version = installed_vllm()
-    if Version(version) < Version(FIRST_ON_GPUS):
-        raise UnsupportedVersionError(
-            f"{name} {version} has no model runner that can draft on a GPU: pip install '{name}>={FIRST_ON_GPUS}'"
-        )
 
 
 def device_type() -> str:

