@@ -8,7 +8,6 @@ from efficient_rollout.certificate import require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.symbols import ENGINE_SYMBOLS
 from efficient_rollout.errors import (
     ConfigError,
     SchemeUnavailableError,
@@ -16,7 +15,7 @@ from efficient_rollout.errors import (
     UnsupportedVersionError,
 )
 from efficient_rollout.provenance import package_versions
-from efficient_rollout.upstream import check_symbols, check_version
+from efficient_rollout.upstream import check_version
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +35,6 @@ def installed_vllm() -> tuple[str, str]:
 def check_vllm_version() -> None:
     """Raise UnsupportedVersionError where the installed vLLM was not tested with this package."""
     check_version(*installed_vllm())
-
-
-def check_vllm_symbols() -> None:
-    """Raise UnsupportedVersionError where vLLM lacks anything that an engine stands on; the message lists it all.
-
-    Where an engine's worker is started without `engine_args`, a name that is imported is missed before this is called.
-    """
-    check_symbols(installed_vllm()[0], ENGINE_SYMBOLS)
 
 
 def check_device() -> None:

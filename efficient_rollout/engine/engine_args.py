@@ -8,7 +8,6 @@ from efficient_rollout.engine.compat import (
     check_device,
     check_gpu_settings,
     check_scheme,
-    check_vllm_symbols,
     check_vllm_version,
     device_type,
 )
@@ -54,8 +53,6 @@ def engine_args(
     check_device()
     check_certificate(settings)
     is_gpu = device_type() == "cuda"
-    if not is_gpu:  # on a GPU the worker checks its own
-        check_vllm_symbols()
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
     check_scheme(settings)
     if is_gpu:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine.compat import check_device, check_vllm_symbols, check_vllm_version
+from efficient_rollout.engine.compat import check_device, check_vllm_version
 from efficient_rollout.engine.model_checks import check_hf_config, check_widths
 from efficient_rollout.errors import UnsupportedDeviceError, UnsupportedModelError, UnsupportedVersionError
 
@@ -43,15 +43,13 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
     """Check an engine's options once vLLM has resolved them.
 
     Raises:
-        UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with, or lacks
-            a name.
+        UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
         UnsupportedDeviceError: It does not run on a CPU, or is to get new weights in a way that only GPUs have.
         UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
         SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
     """
     check_vllm_version()
     check_device()
-    check_vllm_symbols()
     _check_weight_transfer(vllm_config.weight_transfer_config)
     if settings.enabled:
         check_drafting_engine(vllm_config, settings)

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from efficient_rollout.engine.compat import (
     check_device,
     check_scheme,
-    check_vllm_symbols,
     check_vllm_version,
     device_type,
 )
@@ -45,7 +44,6 @@ def check_environment() -> None:
             f"vLLM runs on {device_type()} here, and jobs of this package's OpenRLHF plugin run on CPUs, so far: train "
             "with OpenRLHF's own command, or on a CPU"
         )
-    check_vllm_symbols()
 
 
 def prepare_job(args: Any, options: Options) -> Any:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import torch
+from names_of_vllm_v2 import MOVED
 from packaging.version import Version
 from vllm import __version__ as vllm_version
 from vllm.config.compilation import CUDAGraphMode
@@ -20,7 +21,6 @@ from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import cudagraph_utils
 
 from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, request_counts
-from efficient_rollout.engine.gpu.symbols import MOVED
 from efficient_rollout.errors import UnsupportedVersionError
 
 FULL, PIECEWISE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE

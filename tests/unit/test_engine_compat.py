@@ -9,7 +9,6 @@ from transformers import AutoConfig, Qwen3Config
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine import compat, engine_checks, model_checks
-from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.errors import (
     InputFileError,
     SchemeUnavailableError,
@@ -129,12 +128,6 @@ def test_another_vllm_is_refused_with_both_versions(monkeypatch):
 
 def test_the_installed_vllm_is_supported():
     compat.check_vllm_version()
-
-
-def test_a_vllm_that_lacks_names_is_refused_before_the_policy_is_looked_at(monkeypatch):
-    monkeypatch.setattr(compat, "ENGINE_SYMBOLS", ("vllm.platforms:current_platform", "vllm.platforms:a", "vllm.b:c"))
-    with pytest.raises(UnsupportedVersionError, match=r"lacks what .* uses: vllm\.platforms:a, vllm\.b:c\. Install"):
-        engine_args("no such policy", OFF)
 
 
 def test_the_configurations_of_this_test_are_what_transformers_calls_them(checkpoint):
