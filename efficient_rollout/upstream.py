@@ -8,6 +8,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from efficient_rollout.errors import PluginInactiveError, UnsupportedVersionError
+from efficient_rollout.provenance import package_versions
 
 DISTRIBUTION = "efficient-rollout"
 
@@ -58,3 +59,8 @@ def check_version(distribution: str, installed: str | None) -> None:
         raise UnsupportedVersionError(
             f"{distribution} {installed} is not supported (supported: {supported}): {install}"
         )
+
+
+def check_installed(distribution: str) -> None:
+    """Refuse a distribution that is not installed here, or not in a version that was tested; see `check_version`."""
+    check_version(distribution, package_versions((distribution,)).get(distribution))

@@ -13,5 +13,5 @@
 
 Between ticks new weights arrive through `weight_sync.py`, and the taps (`tapped_target.py`) let the drafter follow;
 while they are incomplete, no token is sampled (`refusal.py`). An engine is made by `engine_args.py`, checked by
-`compat.py`, and patched by `ledger.py` alone.
+`checks.py`, and patched by `ledger.py` alone.
 """

@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
-from efficient_rollout.engine.compat import (
+from efficient_rollout.engine.checks import (
     check_certificate,
     check_device,
     check_gpu_settings,
+    check_model,
     check_scheme,
     check_vllm_version,
-    device_type,
 )
 from efficient_rollout.engine.environment import bind_workers, choose_runner
-from efficient_rollout.engine.model_checks import check_model
+from efficient_rollout.engine.installed import device_type
 from efficient_rollout.engine.profile_cache import with_profile
 
 if TYPE_CHECKING:

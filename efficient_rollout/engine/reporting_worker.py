@@ -11,8 +11,8 @@ from efficient_rollout import __version__
 from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.engine import ledger
-from efficient_rollout.engine.compat import installed_vllm
 from efficient_rollout.engine.engine_args import settings_of
+from efficient_rollout.engine.installed import installed_vllm
 from efficient_rollout.engine.link_report import require_quantized
 from efficient_rollout.engine.refusal import without_tokens
 from efficient_rollout.engine.register import is_registered

@@ -13,7 +13,8 @@ def machine_to_check() -> Machine:
         UnsupportedVersionError: vLLM is not installed, or not one this package was tested with.
         UnsupportedDeviceError: There is no GPU, no Triton, or vLLM was built without CUDA.
     """
-    from efficient_rollout.engine.compat import check_vllm_version, installed_vllm
+    from efficient_rollout.engine.checks import check_vllm_version
+    from efficient_rollout.engine.installed import installed_vllm
 
     name, version = installed_vllm()
     if name != "vllm":

@@ -4,8 +4,8 @@ import engine_support
 import pytest
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine.checks import check_engine
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.engine_checks import check_engine
 from efficient_rollout.engine.stats import take_rollout_stats
 from efficient_rollout.errors import SchemeUnavailableError
 

@@ -1,5 +1,7 @@
 """One rule for versions."""
 
+import importlib.metadata
+
 import pytest
 from packaging.specifiers import SpecifierSet
 
@@ -40,3 +42,22 @@ def test_another_version_is_refused_with_what_to_install(version: str | None, sa
         upstream.check_version("verl", version)
     assert "\n" not in str(raised.value)
     upstream.check_version("verl", "0.9.1")
+
+
+@pytest.mark.parametrize("version", ["0.8.0", "0.10.0", "1.0"])
+def test_another_version_than_the_tested_ones_is_refused_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "verl" else real(name))
+    with pytest.raises(UnsupportedVersionError, match=rf"verl {version} is not supported"):
+        upstream.check_installed("verl")
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(UnsupportedVersionError, match="verl is not installed: pip install"):
+        upstream.check_installed("verl")

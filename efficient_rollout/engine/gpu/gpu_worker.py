@@ -3,8 +3,8 @@
 from vllm.v1.worker.gpu_worker import Worker
 
 from efficient_rollout.certificate import require_certificate
+from efficient_rollout.engine.checks import check_drafting_engine
 from efficient_rollout.engine.engine_args import settings_of
-from efficient_rollout.engine.engine_checks import check_drafting_engine
 from efficient_rollout.engine.gpu.worker import V2Worker
 from efficient_rollout.engine.machine import this_machine
 
