@@ -13,7 +13,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 CONFIG_KEY = "efficient_rollout"
-SchemeName = Literal["int8", "int4", "fp8", "mixed", "unquantized"]
+SchemeName = Literal["int8", "int4", "fp8", "unquantized"]
 SCHEME_NAMES: tuple[str, ...] = get_args(SchemeName)
 if TYPE_CHECKING:
     RuleName = str
@@ -32,10 +32,9 @@ class DrafterSettings(_Group):
         default="int8",
         description="int8: W8A8, per output channel. int4: weight only, group-wise, asymmetric. "
         "fp8: e4m3 weights and activations, per output channel, on GPUs that multiply it. "
-        "mixed: both in memory, int4 for few rows. unquantized: the policy itself, for tests; every draft is accepted.",
+        "unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
-    int4_max_rows: int = Field(default=2, ge=1, description="mixed: int4 at or below this many sequences, int8 above.")
     attention_window_tokens: int | None = Field(
         default=None,
         ge=1,

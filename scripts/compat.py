@@ -1,6 +1,6 @@
 """What `scripts/compat.sh` does in Python: what to install beside a version of vLLM, and the table of what ran with it.
 
-compat.py inputs WHEEL FOLDER [--plain-torch]   write requirements.in, overrides.txt and a start for the lock
+compat.py inputs WHEEL FOLDER                   write requirements.in, overrides.txt and a start for the lock
 compat.py row VERSION FOLDER RESULTS            write RESULTS/VERSION.json from FOLDER's test reports
 compat.py table PAGE RESULTS                    write the table of RESULTS into PAGE
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements"
@@ -42,7 +41,7 @@ def pins(text: str) -> dict[str, str]:
     return dict(_PIN.findall(text))
 
 
-def adapt(direct: str, name: str, version: str, needs: Iterable[Requirement], *, plain_torch: bool) -> tuple[str, str]:
+def adapt(direct: str, name: str, version: str, needs: Iterable[Requirement]) -> tuple[str, str]:
     """The requirements of this repository with another vLLM.
 
     A direct requirement that this vLLM excludes gives way to what it asks for, also where another package (veRL) asks
@@ -53,7 +52,6 @@ def adapt(direct: str, name: str, version: str, needs: Iterable[Requirement], *,
         name: The vLLM distribution.
         version: Its version.
         needs: What it needs.
-        plain_torch: Take torch's release from the index where it has no CPU build of it.
 
     Returns:
         Direct requirements, and overrides.
@@ -64,8 +62,6 @@ def adapt(direct: str, name: str, version: str, needs: Iterable[Requirement], *,
         # A pin without a local part also stands for that release's CPU build.
         if wanted is None or any(need.specifier.contains(v, prereleases=True) for v in (wanted, f"{wanted}+cpu")):
             continue
-        if need.name == "torch" and plain_torch:
-            need.specifier = SpecifierSet(str(need.specifier).replace("+cpu", ""))
         overrides.append(f"{need.name}{need.specifier}")
     replaced = {Requirement(line).name for line in overrides}
     lines = [f"{name}=={version}" if line.startswith(f"{name}==") else line for line in direct.splitlines()]
@@ -73,10 +69,10 @@ def adapt(direct: str, name: str, version: str, needs: Iterable[Requirement], *,
     return "\n".join([*kept, *sorted(replaced)]) + "\n", "".join(f"{line}\n" for line in overrides)
 
 
-def write_inputs(wheel: Path, folder: Path, *, plain_torch: bool) -> None:
+def write_inputs(wheel: Path, folder: Path) -> None:
     """`requirements.in`, `overrides.txt`, and `requirements.txt` as the resolver's preference, in a folder."""
     name, version, needs = wheel_requirements(wheel)
-    direct, overrides = adapt((REQUIREMENTS / "cpu.in").read_text(), name, version, needs, plain_torch=plain_torch)
+    direct, overrides = adapt((REQUIREMENTS / "cpu.in").read_text(), name, version, needs)
     (folder / "requirements.in").write_text(direct)
     (folder / "overrides.txt").write_text((REQUIREMENTS / "overrides.txt").read_text() + overrides)
     # The resolver keeps the pins it finds in its output wherever it can.
@@ -188,7 +184,6 @@ def main(arguments: list[str]) -> None:
     inputs = commands.add_parser("inputs")
     inputs.add_argument("wheel", type=Path)
     inputs.add_argument("folder", type=Path)
-    inputs.add_argument("--plain-torch", action="store_true")
     row = commands.add_parser("row")
     row.add_argument("version")
     row.add_argument("folder", type=Path)
@@ -198,7 +193,7 @@ def main(arguments: list[str]) -> None:
     page.add_argument("results", type=Path)
     given = parser.parse_args(arguments)
     if given.command == "inputs":
-        write_inputs(given.wheel, given.folder, plain_torch=given.plain_torch)
+        write_inputs(given.wheel, given.folder)
     elif given.command == "row":
         made = make_row(given.version, given.folder, given.results)
         (given.results / f"{given.version}.json").write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")

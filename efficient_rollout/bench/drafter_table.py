@@ -72,7 +72,7 @@ def _headline(headline: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]) 
                 str(row["batch"]),
                 str(row["draft_tokens"]),
                 _ratio(row["draft_over_plain"]),
-                "-" if held["byte_ratio"] is None else f"{held['byte_ratio']:.3f}",
+                f"{held['byte_ratio']:.3f}",
                 _ratio(row["verify_over_plain"]),
                 str(row["best_draft_tokens"]),
                 _ratio(row["best_speedup"]),

@@ -3,17 +3,16 @@
 from typing import Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
-from efficient_rollout.engine.compat import (
+from efficient_rollout.engine.checks import (
     check_certificate,
     check_device,
     check_gpu_settings,
+    check_model,
     check_scheme,
-    check_vllm_symbols,
     check_vllm_version,
-    device_type,
 )
 from efficient_rollout.engine.environment import bind_workers, choose_runner
-from efficient_rollout.engine.model_checks import check_model
+from efficient_rollout.engine.installed import device_type
 from efficient_rollout.engine.profile_cache import with_profile
 
 CPU_WORKER = "efficient_rollout.engine.cpu.worker.CpuWorker"
@@ -52,8 +51,6 @@ def engine_args(
     check_device()
     check_certificate(settings)
     is_gpu = device_type() == "cuda"
-    if not is_gpu:  # on a GPU the worker checks its own
-        check_vllm_symbols()
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
     check_scheme(settings)
     if is_gpu:

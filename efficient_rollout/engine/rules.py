@@ -11,8 +11,8 @@ from efficient_rollout.controller.rule import Rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
-from efficient_rollout.engine.compat import installed_vllm
 from efficient_rollout.engine.environment import cores_of_first
+from efficient_rollout.engine.installed import installed_vllm
 from efficient_rollout.provenance import hardware
 
 _CPU_TOPOLOGY = Path("/sys/devices/system/cpu")

@@ -12,7 +12,7 @@ from efficient_rollout import __version__
 from efficient_rollout.controller.drafter_health import DrafterReport, Health
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.engine import ledger
-from efficient_rollout.engine.compat import installed_vllm
+from efficient_rollout.engine.installed import installed_vllm
 from efficient_rollout.engine.link_report import require_quantized
 from efficient_rollout.engine.record import WorkerReport, attach, settings_of
 from efficient_rollout.engine.register import is_registered

@@ -13,7 +13,8 @@ def machine_to_check() -> Machine:
         UnsupportedVersionError: vLLM is not installed, or not one this package was tested with.
         UnsupportedDeviceError: There is no GPU, no Triton, or vLLM was built without CUDA.
     """
-    from efficient_rollout.engine.compat import check_version_on_gpus, check_vllm_version, installed_vllm
+    from efficient_rollout.engine.checks import check_vllm_version
+    from efficient_rollout.engine.installed import installed_vllm
 
     name, version = installed_vllm()
     if name != "vllm":
@@ -22,7 +23,6 @@ def machine_to_check() -> Machine:
             "pip install 'efficient-rollout[gpu]'"
         )
     check_vllm_version()
-    check_version_on_gpus()
     if importlib.util.find_spec("triton") is None:
         raise UnsupportedDeviceError("Triton is not installed; a CUDA build of torch brings it: reinstall torch")
     from vllm.platforms import current_platform

@@ -18,7 +18,7 @@ from efficient_rollout.cost_model.profile import Profile, ProfileKey
 from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
-from efficient_rollout.engine.compat import device_type
+from efficient_rollout.engine.installed import device_type
 from efficient_rollout.errors import ConfigError, ProfileError
 from efficient_rollout.measuring import offline, scripted, starting
 from efficient_rollout.measuring.offline import TickRecord, Work

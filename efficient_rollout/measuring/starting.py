@@ -8,9 +8,10 @@ from vllm import LLM
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.drafter.cpu.native.library import has_avx512
-from efficient_rollout.engine.compat import check_device, device_type
+from efficient_rollout.engine.checks import check_device
 from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.engine.environment import bind_workers
+from efficient_rollout.engine.installed import device_type
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
 _SPARE_TOKENS = 256

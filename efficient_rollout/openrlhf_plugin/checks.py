@@ -7,23 +7,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from efficient_rollout.engine.compat import (
-    check_device,
-    check_scheme,
-    check_vllm_symbols,
-    check_vllm_version,
-    device_type,
-)
-from efficient_rollout.engine.model_checks import check_model
+from efficient_rollout.engine.checks import check_device, check_model, check_scheme, check_vllm_version
+from efficient_rollout.engine.installed import device_type
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import ConfigError, InputFileError, UnsupportedDeviceError
 from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.openrlhf_plugin.options import Options
-from efficient_rollout.provenance import package_versions, provenance
+from efficient_rollout.provenance import provenance
 from efficient_rollout.secrets import without_secrets
-from efficient_rollout.upstream import check_version
+from efficient_rollout.upstream import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +31,7 @@ def check_environment() -> None:
         UnsupportedVersionError: OpenRLHF or vLLM is missing or not supported.
         UnsupportedDeviceError: vLLM does not run on a CPU.
     """
-    check_version("openrlhf", package_versions(("openrlhf",)).get("openrlhf"))
+    check_installed("openrlhf")
     check_vllm_version()
     check_device()
     if device_type() != "cpu":
@@ -45,7 +39,6 @@ def check_environment() -> None:
             f"vLLM runs on {device_type()} here, and jobs of this package's OpenRLHF plugin run on CPUs, so far: train "
             "with OpenRLHF's own command, or on a CPU"
         )
-    check_vllm_symbols()
 
 
 def prepare_job(args: Any, options: Options) -> Any:

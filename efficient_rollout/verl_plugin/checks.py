@@ -1,6 +1,8 @@
 """Everything that can be known to be wrong before Ray starts, with the way out."""
 
+import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,14 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine.compat import check_certificate, check_device, check_scheme, check_vllm_version
+from efficient_rollout.engine.checks import (
+    check_certificate,
+    check_device,
+    check_model,
+    check_scheme,
+    check_vllm_version,
+)
 from efficient_rollout.engine.environment import bind_workers
-from efficient_rollout.engine.model_checks import check_model
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import (
@@ -22,7 +29,9 @@ from efficient_rollout.errors import (
 )
 from efficient_rollout.files import names_in_python
 from efficient_rollout.nodes import require_running_cluster
-from efficient_rollout.verl_plugin import ROLLOUT_NAME, compat
+from efficient_rollout.patching import refuse_drifted
+from efficient_rollout.upstream import check_installed
+from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.reproducible import make_reproducible
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
 
@@ -32,6 +41,40 @@ _WITHOUT_PLUGIN = (
     f"Rollout {ROLLOUT_NAME} with mode",
     "vllm version None not supported",
 )
+
+
+def check_environment() -> None:
+    """Versions, vLLM's device, and the plugin in this process.
+
+    Raises:
+        UnsupportedVersionError: veRL or vLLM is missing or not supported.
+        UnsupportedDeviceError: vLLM runs on a device that no engine of this package runs on.
+        PluginInactiveError: `import verl` did not load the plugin.
+        PatchDriftError: A patch does not know this version of veRL.
+    """
+    check_installed("verl")
+    check_vllm_version()
+    check_device()
+    import verl  # noqa: F401 - the import loads the plugins
+
+    if PLUGIN_MODULE not in sys.modules:
+        try:
+            importlib.import_module(PLUGIN_MODULE)
+        except Exception as error:
+            raise PluginInactiveError(f"the veRL plugin of efficient_rollout cannot load: {error}") from error
+        raise PluginInactiveError(
+            "`import verl` did not load the plugin of efficient_rollout: install the package (an entry point in the "
+            "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
+            "'efficient_rollout'"
+        )
+    plugin = sys.modules[PLUGIN_MODULE]
+    allowed = plugin.vllm_plugins_allowed()
+    if allowed is not None and "efficient_rollout" not in allowed:
+        raise PluginInactiveError(
+            f"VLLM_PLUGINS is set to {','.join(allowed)!r}, so vLLM will not load the plugin of efficient_rollout in "
+            "its processes: unset it, or add 'efficient_rollout' to it"
+        )
+    refuse_drifted(plugin.PATCHES)
 
 
 def check_job(config: DictConfig) -> Settings:
@@ -81,7 +124,7 @@ def check_stock_job(config: DictConfig) -> None:
 
     if ray.is_initialized():
         return
-    compat.check_versions()
+    check_installed("verl")
     check_vllm_version()
     check_device()
     settings = check_job(config)

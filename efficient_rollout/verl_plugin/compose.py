@@ -13,7 +13,7 @@ from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.provenance import provenance
 from efficient_rollout.secrets import without_secrets
-from efficient_rollout.verl_plugin import compat
+from efficient_rollout.upstream import check_installed
 from efficient_rollout.verl_plugin.job_hydra import (
     CONFIG_NAME,
     MODEL_PATH,
@@ -40,7 +40,7 @@ def job_hydra(extra: str | None = None) -> Hydra:
         UnsupportedVersionError: There is no veRL, whose configuration is the ground, or another than is supported.
         ConfigError: `extra` is no folder.
     """
-    compat.check_versions()
+    check_installed("verl")
     register_recipes(config_dir())
     return hydra_of(config_dir(), extra)
 

@@ -53,8 +53,7 @@ def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
     # What the user wrote comes first: it is answered in a second, before anything large is imported.
     config = compose_config(overrides, hydra)
     settings = check_settings(config)
-    from efficient_rollout.verl_plugin.checks import check_job, prepare_profile, validate
-    from efficient_rollout.verl_plugin.environment_checks import check_environment
+    from efficient_rollout.verl_plugin.checks import check_environment, check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.reproducible import make_reproducible
 
     check_environment()

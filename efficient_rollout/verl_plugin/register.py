@@ -29,9 +29,9 @@ def _load_replica() -> type:
         UnsupportedVersionError: veRL is not one this package was tested with.
         PatchDriftError: A patch does not know this version of veRL.
     """
-    from efficient_rollout.verl_plugin import compat
+    from efficient_rollout.upstream import check_installed
 
-    compat.check_versions()
+    check_installed("verl")
     apply_patches(PATCHES)
     from efficient_rollout.verl_plugin.replica import EfficientReplica
 

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
-from efficient_rollout.engine.compat import check_device
+from efficient_rollout.engine.checks import check_device
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.deferred import deferred

@@ -75,7 +75,7 @@ UPSTREAM = {
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock", "gguf"},
     "engine.weights": {"vllm", "torch"},
-    "engine": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client", "packaging"},
+    "engine": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client"},
     "engine.cpu": {"vllm", "torch", "numpy"},
     "engine.gpu": {"vllm", "torch", "numpy"},
     "measuring": {"vllm", "torch", "transformers", "numpy"},

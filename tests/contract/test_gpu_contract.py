@@ -10,87 +10,41 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from packaging.version import Version
+import names_of_vllm_v2 as names
+from names_of_vllm import OF_ENGINES
 from test_symbols import unlisted
-from vllm import __version__ as vllm_version
 
-if Version(vllm_version) < Version("0.31"):
-    pytest.skip("the V2 runner takes a draft model from vLLM 0.31 on", allow_module_level=True)
-
-from efficient_rollout.engine.compat import installed_vllm
-from efficient_rollout.engine.gpu import symbols
-from efficient_rollout.engine.symbols import ENGINE_SYMBOLS
-from efficient_rollout.errors import UnsupportedVersionError
-
-DISTRIBUTION = installed_vllm()[0]
-
-
-def stock(first, second=0, *, third=None):
-    """Called, or overridden, in the tests below."""
+from efficient_rollout.gpu_check.operators import OPERATORS
 
 
 def test_the_installed_vllm_keeps_the_contract():
-    assert list(symbols.breaches(DISTRIBUTION)) == []
-    symbols.check_v2(DISTRIBUTION)
+    assert list(names.breaches()) == []
 
 
-def test_every_import_is_listed(repository: Path):
-    sources = list((repository / "efficient_rollout" / "engine" / "gpu").glob("*.py"))
-    moved = [name for names in symbols.MOVED for name in names]
-    assert unlisted(sources, "vllm", [*ENGINE_SYMBOLS, *symbols.V2_SYMBOLS, *symbols.CALLED, *moved]) == []
+def test_every_import_of_the_engine_s_is_listed(repository: Path):
+    sources = list((repository / "efficient_rollout" / "engine").rglob("*.py"))
+    moved = [name for places in names.MOVED for name in places]
+    assert unlisted(sources, "vllm", [*OF_ENGINES, *names.OF_V2, *names.CALLED, *moved]) == []
 
 
 def test_no_name_is_listed_twice():
-    assert len(set(symbols.V2_SYMBOLS)) == len(symbols.V2_SYMBOLS)
+    assert len(set(names.OF_V2)) == len(names.OF_V2)
 
 
 def test_a_name_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(symbols, "V2_SYMBOLS", ("vllm.config:VllmConfig.no_such_thing",))
-    monkeypatch.setattr(symbols, "MOVED", (("vllm.none:A", "vllm.config:NoSuchClass"),))
-    monkeypatch.setattr(symbols, "CALLED", {"vllm.none:function": ""})
-    monkeypatch.setattr(symbols, "OVERRIDDEN", {})
-    with pytest.raises(UnsupportedVersionError, match=r"no_such_thing is missing; vllm.none:A or .*; vllm.none:func"):
-        symbols.check_v2(DISTRIBUTION)
-
-
-@pytest.mark.parametrize(
-    ("passed", "breach"),
-    [
-        ("first * third", None),
-        ("* first", None),
-        ("second first", "takes first, second first, not second, first"),
-        ("first * fourth", "takes no fourth"),
-        ("* third", "needs first too"),
-    ],
-)
-def test_a_call_that_would_fail_is_named(monkeypatch: pytest.MonkeyPatch, passed: str, breach: str | None):
-    monkeypatch.setattr("vllm.config.stock_of_this_test", stock, raising=False)
-    found = list(symbols._call_breaches("vllm.config:stock_of_this_test", passed))
-    assert found == ([breach] if breach else [])
-
-
-@pytest.mark.parametrize(
-    ("ours", "breach"),
-    [
-        ("first, second=0, third=None", None),
-        ("first, **others", None),
-        ("first, *, third, second", None),
-        ("first, third=None", "is called with second"),
-        ("other=None, **others", "is called with first"),
-        ("first, second, third, fourth", "is called without fourth"),
-    ],
-)
-def test_an_override_that_would_fail_is_named(monkeypatch: pytest.MonkeyPatch, ours: str, breach: str | None):
-    monkeypatch.setattr("vllm.config.stock_of_this_test", stock, raising=False)
-    monkeypatch.setattr("vllm.config.ours_of_this_test", eval(f"lambda {ours}: None"), raising=False)
-    target = "vllm.config:{}_of_this_test"
-    found = list(symbols._override_breaches(target.format("stock"), target.format("ours")))
-    assert [what.partition(",")[0] for what in found] == ([breach] if breach else [])
+    monkeypatch.setattr(names, "OF_V2", ("vllm.config:VllmConfig.no_such_thing",))
+    monkeypatch.setattr(names, "MOVED", (("vllm.none:A", "vllm.config:NoSuchClass"),))
+    monkeypatch.setattr(names, "CALLED", {"vllm.none:function": ""})
+    monkeypatch.setattr(names, "OVERRIDDEN", {})
+    gone, moved, called = names.breaches()
+    assert gone == "vllm.config:VllmConfig.no_such_thing is missing"
+    assert moved == "vllm.none:A or vllm.config:NoSuchClass is missing"
+    assert called.startswith("vllm.none:function is missing")
 
 
 def test_an_operator_that_changed_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch):
     tool = runpy.run_path(str(repository / "scripts" / "gpu_contract.py"))
-    takes = {name: arguments.split() for name, arguments in symbols.OPERATORS.items()}
+    takes = {name: arguments.split() for name, arguments in OPERATORS.items()}
     takes["marlin_gemm"] = takes["marlin_gemm"][:-1]
     del takes["cutlass_scaled_mm"]
     monkeypatch.setitem(tool["operator_breaches"].__globals__, "operator_arguments", lambda name: takes.get(name, []))

@@ -12,19 +12,15 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import torch
+from names_of_vllm_v2 import MOVED
 from packaging.version import Version
 from vllm import __version__ as vllm_version
-
-if Version(vllm_version) < Version("0.31"):
-    pytest.skip("the V2 runner takes a draft model from vLLM 0.31 on", allow_module_level=True)
-
 from vllm.config.compilation import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import cudagraph_utils
 
 from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, request_counts
-from efficient_rollout.engine.gpu.symbols import MOVED
 from efficient_rollout.errors import UnsupportedVersionError
 
 FULL, PIECEWISE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE

@@ -54,5 +54,4 @@ def test_the_v1_runner_is_chosen_where_vllm_would_choose_the_other(tmp_path, mon
     ((level, message),) = told["said"]
     assert level == "WARNING"
     assert "VLLM_USE_V2_MODEL_RUNNER=0" in message
-    if not told["by_itself"]:
-        pytest.skip("this vLLM chooses the V1 runner by itself")
+    assert told["by_itself"], "vLLM chooses the V1 runner by itself: choose_runner need not"

@@ -41,16 +41,14 @@ def test_every_door_for_new_weights_is_known():
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
     from vllm.v1.worker.gpu_worker import Worker
 
-    from efficient_rollout.engine import engine_checks
+    from efficient_rollout.engine import checks
     from efficient_rollout.engine.weights.doors import WeightDoors
 
     doors = {name for name, _ in inspect.getmembers(Worker, callable) if "weight" in name and not name.startswith("_")}
     loading_nothing = {"init_weight_transfer_engine", "shutdown_weight_transfer_engine", "compute_weight_checksums"}
     assert doors - vars(WeightDoors).keys() <= loading_nothing
     of_these_tests = {"files"}
-    assert WeightTransferEngineFactory._registry.keys() - of_these_tests <= engine_checks._GPU_TRANSFERS, (
-        "may run on a CPU"
-    )
+    assert WeightTransferEngineFactory._registry.keys() - of_these_tests <= checks._GPU_TRANSFERS, "may run on a CPU"
 
 
 def test_a_reload_wraps_loaders_so_that_they_can_be_watched_and_undone():

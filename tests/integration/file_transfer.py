@@ -56,23 +56,15 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Without stock's wait for an accelerator, which raises where there is none."""
         self.receive_weights(self.parse_update_info(update_info))
 
-    def receive_weights(self, update_info: FileUpdateInfo, load_weights: Any = None) -> None:
-        """In a buffer that is overwritten afterwards, as a network's is.
-
-        vLLM 0.24's worker hands over what to load with, and prepares and ends the reload itself.
-        """
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        """In a buffer that is overwritten afterwards, as a network's is."""
         chunk = tensors(update_info.path)[update_info.start : update_info.stop]
-        (load_weights or self.model.load_weights)(chunk)
+        self.model.load_weights(chunk)
         for _, tensor in chunk:
             tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
 
     def shutdown(self) -> None:
         """Nothing to close."""
-
-    @staticmethod
-    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """Nobody's: files are there already. vLLM up to 0.27 asks for it."""
-        raise NotImplementedError
 
 
 def tensors(path: str | Path) -> list[tuple[str, torch.Tensor]]:

@@ -30,7 +30,6 @@ COARSEST = {"scheme": "int4", "group_size": 128}
 DRAFTERS = {
     "int8": {"scheme": "int8"},
     "int4-32": {"scheme": "int4", "group_size": 32},
-    "mixed": {"scheme": "mixed", "group_size": 128, "int4_max_rows": 8},
     "output-head-of-the-policy": {**COARSEST, "quantize_output_head": False},
     "window": {**COARSEST, "attention_window_tokens": 8},
 }

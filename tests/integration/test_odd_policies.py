@@ -4,8 +4,8 @@ import engine_support
 import pytest
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine.checks import check_engine
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.engine_checks import check_engine
 from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.errors import SchemeUnavailableError
 
@@ -28,7 +28,6 @@ DRAFTERS = {
     "int4-32": ({"scheme": "int4", "group_size": 32}, 0.4, 0.9),
     "int4-128": ({"scheme": "int4", "group_size": 128}, 0.4, 0.9),
     "int8": ({"scheme": "int8"}, 0.8, 0.999),
-    "mixed": ({"scheme": "mixed", "int4_max_rows": 4}, 0.8, 0.999),
     # Rows computed together may round otherwise than one alone, and a tie then falls the other way.
     "unquantized": ({"scheme": "unquantized"}, 0.98, 1.0),
 }

@@ -13,8 +13,7 @@ pytestmark = pytest.mark.engine
 
 VOCABULARY = 128
 PROMPTS = [[8 + (5 * i) % 90, 9 + (11 * i) % 80, 40 + i, 17] for i in range(12)]
-# Longer than the drafting engines' ticks, which are also too small for twelve requests with drafts. vLLM below 0.31
-# takes `max_num_seqs` off them again.
+# Longer than the drafting engines' ticks, which are also too small for twelve requests with drafts.
 LONG_PROMPT = [7 + (13 * i) % 110 for i in range(200)]
 SMALL_TICKS = {"max_num_batched_tokens": 56, "max_num_seqs": 24}
 GREEDY = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, "logprobs": 0}

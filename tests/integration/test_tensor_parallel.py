@@ -35,11 +35,10 @@ DRAFTERS = {
     "unquantized": {"scheme": "unquantized"},
     "int8": {"scheme": "int8"},
     "int4": COARSEST,
-    "mixed": {"scheme": "mixed", "group_size": 32, "int4_max_rows": 8},
 }
 # Of the drafts of greedy completions. Of int8's 0.88 were, and 0.51 where every rank added the bias of a layer whose
 # inputs are split; int4 is too coarse to tell.
-LEAST_ACCEPTED = {"unquantized": 1.0, "int8": 0.75, "int4": 0.3, "mixed": 0.3}
+LEAST_ACCEPTED = {"unquantized": 1.0, "int8": 0.75, "int4": 0.3}
 CONDITIONS = {
     "temperature-1": (Sampling(), {}),
     "top-k-top-p": (Sampling(top_k=40, top_p=0.9), {}),
@@ -83,7 +82,7 @@ def assert_ranks_drafted_alike(engine):
     assert digests[0] == digests[1] != ""
 
 
-@pytest.mark.parametrize("drafter", cases(DRAFTERS, rare=("int8", "mixed")), indirect=True)
+@pytest.mark.parametrize("drafter", cases(DRAFTERS, rare=("int8",)), indirect=True)
 def test_every_drafter_is_lossless(engine, policy, stock_greedy, drafter):
     take_rollout_stats(engine.collective_rpc)
     assert_equal(greedy(engine, ON), stock_greedy)

@@ -14,7 +14,6 @@ from vllm.config.compilation import CUDAGraphMode
 
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.drafter.cuda import products as gpu_products
-from efficient_rollout.engine.gpu.symbols import OPERATORS
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check import answers, child, graphs, kernels, latency, operators, plan, products, samples
@@ -37,7 +36,7 @@ MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=
 
 # With the schemas of a CUDA build's operators: a CPU has none. They are there as long as this object is.
 STAND_INS = torch.library.Library("gpu_check_stand_ins", "DEF")
-for name, arguments in OPERATORS.items():
+for name, arguments in operators.OPERATORS.items():
     STAND_INS.define(f"{name}({', '.join(f'Tensor? {argument}' for argument in arguments.split())}) -> ()")
 
 
@@ -124,7 +123,7 @@ def test_noise_of_another_position_is_named(stand, monkeypatch):
 
 
 def test_an_operator_with_another_argument_is_named(stand, monkeypatch):
-    monkeypatch.setitem(OPERATORS, "marlin_gemm", "a b c")
+    monkeypatch.setitem(operators.OPERATORS, "marlin_gemm", "a b c")
     with pytest.raises(CheckFailed, match=r"operator marlin_gemm.*expected a b c, found a c_or_none"):
         operators.check_operators(stand)
     assert operators.argument_names(torch.ops.gpu_check_stand_ins, "no_such_operator") == []

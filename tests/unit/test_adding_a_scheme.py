@@ -87,7 +87,7 @@ def test_every_scheme_has_a_row_and_its_bytes_are_right(repository):
     assert names == SCHEME_NAMES
     pytest.importorskip("vllm.platforms", reason="int8 needs vLLM's CPU kernels").current_platform.import_kernels()
     tiles = {row[0].strip("| `"): row[6].strip(" |") for row in rows}
-    for name in ("int8", "int4", "mixed"):
+    for name in ("int8", "int4"):
         outputs, inputs = make_scheme(DrafterSettings(scheme=name, group_size=128), "cpu").tile
         assert tiles[name].replace("`group_size`", "128") == f"{outputs} x {inputs}"
     assert "1 + 4 / inputs" in rows[names.index("int8")][3]

@@ -162,13 +162,13 @@ def test_table_names_the_arms_that_lose() -> None:
     results = {
         "plain": [result(1.0, [1]), result(1.0, [1])],
         "slow": [result(2.0, [1]), result(1.1, [1])],
-        "mixed": [result(2.0, [1]), result(0.9, [1])],
+        "unsure": [result(2.0, [1]), result(0.9, [1])],
         "even": [result(1.0, [1]), result(1.0, [1])],
         "fast": [result(0.8, [1]), result(0.8, [1])],
     }
     lines = {line.split()[0]: line for line in table(summarize(results, is_greedy=False)).splitlines()}
     assert lines["slow"].endswith("  slower")
-    assert lines["mixed"].endswith("not in every round")
+    assert lines["unsure"].endswith("not in every round")
     assert "slower" not in lines["fast"] + lines["even"] + lines["plain"]
     assert "1.250 [1.250, 1.250]" in lines["fast"]
 

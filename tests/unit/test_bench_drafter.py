@@ -218,13 +218,6 @@ def test_the_table_shows_every_row_and_marks_those_that_lose(policy: Path) -> No
                            "2.000 [2.000, 2.000]", "0.250"]  # fmt: skip
 
 
-def test_a_drafter_with_two_packs_has_no_byte_ratio(policy: Path) -> None:
-    mixed = Settings.parse({"drafter": {"scheme": "mixed"}})
-    summary = summarize(plan(policy, drafters={"int8": mixed}), measured())
-    assert summary["memory"]["int8"]["byte_ratio"] is None
-    assert blocks(table(summary))[2][1][4] == "-"
-
-
 def test_drafters_are_told_apart(policy: Path) -> None:
     found, other = measured(), measured()
     found.runs += [

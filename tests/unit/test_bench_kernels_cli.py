@@ -21,7 +21,7 @@ def test_every_kernel_is_timed_at_every_number_of_rows(tmp_path: Path, capsys: p
     names = {name for name, _ in cells}
     assert len(cells) == 2 * len(names)
     assert "policy, stock" in names
-    assert {name.split(",")[0] for name in names} == {"policy", "int8", "int4", "mixed"}
+    assert {name.split(",")[0] for name in names} == {"policy", "int8", "int4"}
     assert all(
         0.0 < row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"] for row in cells.values()
     )

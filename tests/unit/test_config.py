@@ -12,7 +12,6 @@ CHANGED = {
     "drafter": {
         "scheme": "int4",
         "group_size": 32,
-        "int4_max_rows": 4,
         "attention_window_tokens": 512,
         "quantize_output_head": False,
         "requantize": "on_evidence",

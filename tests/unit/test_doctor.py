@@ -208,6 +208,6 @@ def test_each_scheme_says_which_dtypes_and_shapes_it_takes() -> None:
     pytest.importorskip("vllm")
     found = {finding.name: finding.value for finding in doctor._schemes() if finding.state == "ok"}
     assert found["unquantized"].endswith("takes no layer of the policy")
-    for name, tile in (("int8", "16 x 16"), ("int4", "16 x 64"), ("mixed", "16 x 64")):
+    for name, tile in (("int8", "16 x 16"), ("int4", "16 x 64")):
         if name in found:
             assert f"takes bfloat16, float16, float32; weights that padding to multiples of {tile} " in found[name]

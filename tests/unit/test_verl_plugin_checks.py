@@ -1,4 +1,4 @@
-"""A job's latency profile is checked before Ray starts."""
+"""What is wrong with a veRL job is said before Ray starts, and what Ray carried is said in our words."""
 
 import dataclasses
 from pathlib import Path
@@ -10,8 +10,8 @@ pytest.importorskip("verl")
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import ProfileKey, save_profile
 from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.errors import ProfileError
-from efficient_rollout.verl_plugin.checks import check_job
+from efficient_rollout.errors import ConfigError, PluginInactiveError, ProfileError
+from efficient_rollout.verl_plugin.checks import check_job, explain
 from efficient_rollout.verl_plugin.compose import compose_config, prepare
 from efficient_rollout.verl_plugin.settings import rollout_settings
 
@@ -60,3 +60,22 @@ def test_a_relative_path_means_the_same_in_ray_s_processes(
     prepare(config)
     settings = rollout_settings(config.actor_rollout_ref.rollout.custom)
     assert settings.controller.profile == str(tmp_path / "p.json")
+
+
+def test_an_error_of_ours_is_found_behind_what_ray_carried():
+    ours = ConfigError("the fault")
+    carried = RuntimeError("remote traceback")
+    carried.cause = ours
+    assert explain(carried) is ours
+    assert explain(RuntimeError("something else")) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ValueError: Unknown rollout mode: efficient_vllm. Available: ['vllm']",
+        "AssertionError: Rollout efficient_vllm with mode async not found",
+    ],
+)
+def test_verl_without_the_plugin_is_called_what_it_is(words):
+    assert isinstance(explain(RuntimeError(words)), PluginInactiveError)

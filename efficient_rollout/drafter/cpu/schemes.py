@@ -1,7 +1,5 @@
 """The schemes on a CPU: whose kernel each takes here."""
 
-import math
-
 import torch
 
 from efficient_rollout.config import DrafterSettings
@@ -10,7 +8,6 @@ from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
 from efficient_rollout.drafter.cpu.int8 import Int8Linear, onednn_missing
 from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
-from efficient_rollout.drafter.mixed import MixedLinear
 from efficient_rollout.drafter.scheme import Scheme
 
 
@@ -39,20 +36,6 @@ def _int4(group_size: int) -> Scheme:
     )
 
 
-def _mixed(group_size: int, int4_max_rows: int) -> Scheme:
-    few_rows, many_rows = _int4(group_size), _int8()
-    few, many = few_rows.layer, many_rows.layer
-    assert few is not None
-    assert many is not None
-    return Scheme(
-        name="mixed",
-        kernel=f"{few_rows.kernel} to {int4_max_rows} rows, then {many_rows.kernel}",
-        layer=lambda weight, bias: MixedLinear(few(weight, bias), many(weight, bias), few_max_rows=int4_max_rows),
-        missing=lambda: few_rows.missing() or many_rows.missing(),
-        tile=(math.lcm(few_rows.tile[0], many_rows.tile[0]), math.lcm(few_rows.tile[1], many_rows.tile[1])),
-    )
-
-
 def _unquantized() -> Scheme:
     return Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)
 
@@ -62,6 +45,5 @@ def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
     return {
         "int8": _int8(),
         "int4": _int4(settings.group_size),
-        "mixed": _mixed(settings.group_size, settings.int4_max_rows),
         "unquantized": _unquantized(),
     }

@@ -3,9 +3,7 @@
 from vllm.v1.worker.gpu_worker import Worker
 
 from efficient_rollout.certificate import require_certificate
-from efficient_rollout.engine.compat import installed_vllm
-from efficient_rollout.engine.engine_checks import check_drafting_engine
-from efficient_rollout.engine.gpu.symbols import check_v2
+from efficient_rollout.engine.checks import check_drafting_engine
 from efficient_rollout.engine.gpu.worker import V2Worker
 from efficient_rollout.engine.machine import this_machine
 
@@ -25,7 +23,6 @@ class GpuWorker(V2Worker, Worker):
         settings = self.settings
         if settings.enabled:
             self.require_certificate(settings.gpu_certificate)
-            check_v2(installed_vllm()[0])
             check_drafting_engine(self.vllm_config, settings, device="cuda")
 
     def require_certificate(self, path: str | None) -> None:

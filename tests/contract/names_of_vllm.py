@@ -1,7 +1,7 @@
-"""Every name of vLLM's that this package imports, calls, overrides or reads, checked before an engine starts.
+"""Every name of vLLM's that this package imports, calls, overrides or reads, on vLLM's V1 runner and beside it.
 
-A contract test finds the imports; attributes are added here by hand, beside the class they belong to. Doors that only
-some versions have, and this package closes (`weight_doors.py`), are not among them.
+Attributes are added by hand, beside the class they belong to. Doors that only some versions have, and this package
+closes (`engine/weights/doors.py`), are not among them.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 # What an engine's own processes import in any case.
-ENGINE_SYMBOLS = (
+OF_ENGINES = (
     # Configuration.
     *_of("vllm.engine.arg_utils:EngineArgs", *_OPTIONS),
     *_of(
@@ -91,10 +91,9 @@ ENGINE_SYMBOLS = (
         "speculative_config", "take_draft_token_ids", "vllm_config",
     ),
     *_of(
-        "vllm.v1.worker.gpu_input_batch:InputBatch", "_make_sampling_metadata", "allowed_token_ids_mask_cpu_tensor",
-        "block_table", "condense", "generators", "logitsprocs", "logitsprocs_need_output_token_ids",
-        "num_prompt_tokens", "num_reqs", "num_tokens_no_spec", "req_ids", "req_output_token_ids", "sampling_metadata",
-        "spec_token_ids",
+        "vllm.v1.worker.gpu_input_batch:InputBatch", "_make_sampling_metadata", "block_table", "generators",
+        "logitsprocs", "logitsprocs_need_output_token_ids", "num_prompt_tokens", "num_reqs", "num_tokens_no_spec",
+        "req_ids", "req_output_token_ids", "sampling_metadata", "spec_token_ids",
     ),
     *_of("vllm.v1.worker.gpu_input_batch:CachedRequestState", "generator", "sampling_params"),
     "vllm.v1.worker.block_table:BlockTable.num_blocks_per_row",
@@ -180,14 +179,14 @@ ENGINE_SYMBOLS = (
 )  # fmt: skip
 
 # What only a server of several engines needs.
-SERVER_SYMBOLS = (
+OF_SERVERS = (
     *_of("vllm.v1.engine.async_llm:AsyncLLM", "engine_core", "vllm_config"),
     *_of("vllm.v1.engine.core_client:AsyncMPClient", "_call_utility_async", "core_engines", "engine_ranks_managed"),
     "vllm.config:ModelConfig.served_model_name",
 )
 
-# What only the measuring gear needs: no engine of a user's is refused for it.
-MEASURING_SYMBOLS = (
+# What only the measuring gear needs.
+OF_MEASURING = (
     *_of("vllm:LLM", "collective_rpc", "llm_engine", "reset_prefix_cache"),
     *_of(
         "vllm.v1.engine.llm_engine:LLMEngine", "abort_request", "add_request", "engine_core",

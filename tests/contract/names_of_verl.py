@@ -1,11 +1,6 @@
-"""Is the installed veRL one this package was made for?"""
+"""Every name of veRL's that this package imports, calls, overrides or reads."""
 
-from efficient_rollout.provenance import package_versions
-from efficient_rollout.upstream import check_version
-
-# Every name of veRL's that this package imports, calls, overrides or reads: for the contract tests, which try each in a
-# tested version. Trying them at a job's start would import its trainers and its server in every process that tries.
-REQUIRED_SYMBOLS = (
+OF_VERL = (
     "verl.experimental.agent_loop.agent_loop:AgentLoopManager",
     "verl.experimental.agent_loop.agent_loop:AgentLoopWorker._run_agent_loop",
     "verl.plugin.platform:PlatformBase.is_ipc_supported",
@@ -51,12 +46,3 @@ REQUIRED_SYMBOLS = (
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMReplica.servers",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMReplica.workers",
 )
-
-
-def check_versions() -> None:
-    """Refuse a veRL that is missing or outside the supported range.
-
-    Raises:
-        UnsupportedVersionError: Names the installed version, the range, and what to install.
-    """
-    check_version("verl", package_versions(("verl",)).get("verl"))

