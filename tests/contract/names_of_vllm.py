@@ -42,8 +42,8 @@ OF_ENGINES = (
     *_of("vllm.platforms:current_platform", "device_type", "get_device_name", "import_kernels", "is_cpu"),
     # Scheduling.
     *_of(
-        "vllm.v1.core.sched.scheduler:Scheduler", "dynamic_sd_lookup", "finish_requests", "has_unfinished_requests",
-        "requests", "reset_prefix_cache", "running", "schedule", "update_from_output", "vllm_config", "waiting",
+        "vllm.v1.core.sched.scheduler:Scheduler", "_update_request_with_output", "dynamic_sd_lookup", "finish_requests",
+        "has_unfinished_requests", "log_stats", "make_spec_decoding_stats", "num_spec_tokens", "requests", "reset_prefix_cache", "running", "schedule", "update_from_output", "vllm_config", "waiting",
     ),
     *_of(
         "vllm.v1.core.sched.output:SchedulerOutput", "finished_req_ids", "num_scheduled_tokens",
@@ -117,6 +117,7 @@ OF_ENGINES = (
     ),
     *_of("vllm.v1.sample.sampler:Sampler", "forward", "topk_topp_sampler"),
     *_of("vllm.v1.spec_decode.metadata:SpecDecodeMetadata", "draft_token_ids", "num_draft_tokens"),
+    *_of("vllm.v1.spec_decode.metrics:SpecDecodingStats", "new", "observe_draft"),
     "vllm.v1.sample.rejection_sampler:PLACEHOLDER_TOKEN_ID",
     *_of("vllm.v1.sample.logits_processor:AdapterLogitsProcessor", "req_info"),
     *_of("vllm.v1.sample.logits_processor:LogitBiasLogitsProcessor", "biases"),

@@ -19,6 +19,20 @@ def test_scheduler_indexes_its_lookup_once_per_tick():
     assert "num_spec_tokens_to_schedule=num_spec_tokens_to_schedule" in source
 
 
+def test_drafts_are_counted_between_two_methods_that_the_scheduler_calls_in_turn():
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from efficient_rollout.engine.scheduler import Controlled
+
+    assert parameters(Controlled.make_spec_decoding_stats) == parameters(Scheduler.make_spec_decoding_stats)
+    assert (
+        parameters(Controlled._update_request_with_output)[:3] == parameters(Scheduler._update_request_with_output)[:3]
+    )
+    source = inspect.getsource(Scheduler.update_from_output)
+    assert source.count("self.make_spec_decoding_stats(") == source.count("self._update_request_with_output(") == 1
+    assert source.index("self.make_spec_decoding_stats(") < source.index("self._update_request_with_output(")
+
+
 def test_proposer_has_the_signature_the_self_drafter_overrides():
     from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
