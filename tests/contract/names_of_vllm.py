@@ -43,7 +43,8 @@ OF_ENGINES = (
     # Scheduling.
     *_of(
         "vllm.v1.core.sched.scheduler:Scheduler", "_update_request_with_output", "dynamic_sd_lookup", "finish_requests",
-        "has_unfinished_requests", "log_stats", "make_spec_decoding_stats", "num_spec_tokens", "requests", "reset_prefix_cache", "running", "schedule", "update_from_output", "vllm_config", "waiting",
+        "has_unfinished_requests", "log_stats", "make_spec_decoding_stats", "num_spec_tokens", "requests",
+        "reset_prefix_cache", "running", "schedule", "update_from_output", "vllm_config", "waiting",
     ),
     *_of(
         "vllm.v1.core.sched.output:SchedulerOutput", "finished_req_ids", "num_scheduled_tokens",
