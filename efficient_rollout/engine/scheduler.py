@@ -34,10 +34,10 @@ class Controlled:
     The number asked for at one tick is drafted at the end of it and verified at the next.
 
     Attributes:
-        num_drafts_asked: Draft tokens per request that the tick scheduled last asks for.
+        num_draft_tokens: Draft tokens per request that the tick scheduled last asks for.
     """
 
-    num_drafts_asked = 0
+    num_draft_tokens = 0
 
     if TYPE_CHECKING:
         vllm_config: Any
@@ -83,7 +83,7 @@ class Controlled:
         """Stock; the controller decides in it."""
         self._book.begin()
         output = super().schedule(*args, **kwargs)
-        self.num_drafts_asked = self._book.decision.num_draft_tokens
+        self.num_draft_tokens = self._book.decision.num_draft_tokens
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
@@ -165,7 +165,7 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """Stock, where scheduling is not asynchronous: that runner tells of the largest number, whatever was asked."""
         for drafts in draft_token_ids.draft_token_ids:
-            del drafts[self.num_drafts_asked :]
+            del drafts[self.num_draft_tokens :]
         super().update_draft_token_ids(draft_token_ids)
 
 

@@ -133,19 +133,19 @@ class SelfDraftProposer(DraftModelProposer):
         started = time.perf_counter()
         num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
         self._useful = self._useful_drafts(num_computed)
-        num_drafts = min(num_speculative_tokens, max(self._useful))
-        if num_drafts == 0:
+        chain_length = min(num_speculative_tokens, max(self._useful))
+        if chain_length == 0:
             return none
         try:
             drafts = self._draft_chain(
-                num_drafts, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+                chain_length, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self._health.turn_off_drafter(fault_of(error))
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
-        self.chain_length = num_drafts
+        self.chain_length = chain_length
         return drafts
 
     def usable(self, drafts: DraftTokenIds) -> DraftTokenIds:
@@ -182,15 +182,15 @@ class SelfDraftProposer(DraftModelProposer):
 
     def _draft_chain(
         self,
-        num_drafts: int,
+        chain_length: int,
         next_token_ids: torch.Tensor,
         num_computed: torch.Tensor,
         metadata: CommonAttentionMetadata,
         sampling: SamplingMetadata,
     ) -> torch.Tensor:
-        """Returns drafts, int64 [num_requests, num_drafts]."""
+        """Returns drafts, int64 [num_requests, chain_length]."""
         num_requests = num_computed.shape[0]
-        plans = self.attention.plan(num_drafts, num_computed)
+        plans = self.attention.plan(chain_length, num_computed)
         metadata.num_actual_tokens = num_requests
         metadata.max_query_len = 1
         metadata.query_start_loc = self.arange[: num_requests + 1]
@@ -198,7 +198,7 @@ class SelfDraftProposer(DraftModelProposer):
         sampler = self._draft_sampler(next_token_ids, num_computed, sampling)
         tokens, drafts = next_token_ids, []
         self._ranks.begin()
-        for step in range(num_drafts):
+        for step in range(chain_length):
             hidden_states = self._forward(tokens, plans, step, metadata)
             logits = self.model.compute_logits(hidden_states)
             tokens = self._ranks.draw(partial(self._sample, sampler), logits)
