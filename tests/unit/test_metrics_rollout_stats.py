@@ -174,6 +174,7 @@ def test_every_metric_is_what_its_name_says() -> None:
         names.GENERATED_TOKENS: 90,
         names.DRAFT_TOKENS: 8,
         names.ACCEPTED_TOKENS: 4,
+        names.ACCEPTED_BEHIND_END: 0,
         names.ACCEPTANCE_RATE: 0.5,
         names.MEAN_ACCEPTED_LENGTH: 3.0,
         names.DRAFT_SECONDS: 0.5,
