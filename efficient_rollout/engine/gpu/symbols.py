@@ -41,6 +41,7 @@ V2_SYMBOLS = (
     "vllm.compilation.backends:set_model_tag",
     "vllm.config:replace",
     "vllm.utils.import_utils:import_pynvml",
+    "vllm.utils.torch_utils:set_random_seed",
     # Runner and worker.
     *_of(
         _RUNNER,
