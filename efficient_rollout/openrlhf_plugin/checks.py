@@ -22,7 +22,7 @@ from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import package_versions, provenance
-from efficient_rollout.secrets import without_secrets
+from efficient_rollout.secrets import text_without_secrets, without_secrets
 from efficient_rollout.upstream import check_version
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def prepare_job(args: Any, options: Options) -> Any:
     settings, dtype = options.settings, options.cpu.param_dtype
     _check_fits(args, options)
     for change in cpu.adapt(args, options.cpu):
-        logger.warning("without a GPU, %s", change)
+        logger.warning("without a GPU, %s", text_without_secrets(change))
     model = args.actor.model_name_or_path
     check_model(model, settings, dtype=dtype)
     check_scheme(settings)

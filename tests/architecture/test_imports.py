@@ -15,7 +15,7 @@ PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator"
 ENGINES = PURE | {"drafter", "sampling", "engine.weights"}
 ROOMS = {
     "__init__": set(),
-    "errors": set(),
+    "errors": {"secrets"},
     "files": {"errors"},
     "policy_config": {"errors", "files"},
     "tables": set(),
@@ -50,7 +50,7 @@ ROOMS = {
     "bench": PURE,
     "gpu_check": ENGINES | {"engine", "engine.gpu", "measuring", "certificate", "cleanup", "bench", "tasks"},
     "doctor": PURE,
-    "__main__": {"errors"},
+    "__main__": {"errors", "secrets"},
 }
 # Gear that no engine of a user's may carry: who may import it, at whatever time.
 MEASURERS = {"measuring", "bench", "gpu_check"}
