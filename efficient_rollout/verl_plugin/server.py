@@ -12,6 +12,7 @@ from efficient_rollout.engine.prometheus import MIDDLEWARE
 from efficient_rollout.engine.segments import SegmentRecorder
 from efficient_rollout.engine.stats import call_every_engine
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
@@ -25,6 +26,7 @@ class EfficientServer(vLLMHttpServer):
     """One replica's server on one node."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        keep_own_warnings()
         self._record = SegmentRecorder()
         super().__init__(*args, **kwargs)
         self._is_seeded = rollout_settings(self.config.custom).rollout_seed is not None
