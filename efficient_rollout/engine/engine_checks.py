@@ -1,5 +1,7 @@
 """An engine's options once vLLM has resolved them: whether the self-drafter can work with them."""
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import Settings
@@ -84,6 +86,7 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
     _check_runner(vllm_config, device)
     check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
     check_split(vllm_config.parallel_config)
+    check_options(_resolved_options(vllm_config))
     check_widths(
         vllm_config.model_config.hf_config,
         settings,
@@ -99,3 +102,39 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
             "efficient_rollout is enabled but the engine has no speculative_config with method 'draft_model'; "
             "take the arguments from efficient_rollout.engine.engine_args.engine_args"
         )
+
+
+# vLLM's options that decide whether an engine can draft -> the values with which it can.
+_FITTING: dict[str, tuple[Any, ...]] = {
+    "enable_lora": (None, False),
+    "quantization": (None,),
+    "enable_prompt_embeds": (None, False),
+    "kv_cache_dtype": (None, "auto", "float16", "bfloat16"),
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse an engine's options beside which it cannot draft.
+
+    Args:
+        options: By vLLM's names; unknown ones, and those beside which drafting works, are left to vLLM.
+
+    Raises:
+        UnsupportedModelError: Lists those that do not fit.
+    """
+    check_split(SimpleNamespace(**{name: value or 1 for name, value in options.items()}))
+    unfit = [f"{name}={options.get(name)}" for name, fitting in _FITTING.items() if options.get(name) not in fitting]
+    if unfit:
+        raise UnsupportedModelError(
+            f"self-drafting does not work in an engine with {', '.join(unfit)}: leave it out, or set "
+            "efficient_rollout.enabled=false to roll out plainly"
+        )
+
+
+def _resolved_options(vllm_config: "VllmConfig") -> dict[str, Any]:
+    """Those of an engine that was started with arguments of the user's own, as vLLM has resolved them."""
+    return {
+        "quantization": vllm_config.model_config.quantization,
+        "enable_prompt_embeds": vllm_config.model_config.enable_prompt_embeds,
+        "kv_cache_dtype": vllm_config.cache_config.cache_dtype,
+    }

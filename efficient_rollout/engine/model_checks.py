@@ -1,5 +1,7 @@
 """Which policies can draft for themselves, checked before any minute is spent."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,14 @@ from efficient_rollout.errors import InputFileError, UnsupportedModelError
 from efficient_rollout.policy_config import find_policy_config
 
 
-def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_parallel_size: int = 1) -> None:
+def check_model(
+    model: str,
+    settings: Settings,
+    *,
+    dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Check a policy.
 
     Args:
@@ -20,6 +29,7 @@ def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_p
         settings: With `enabled=False` nothing but readability is asked of the policy.
         dtype: Of the engine, as vLLM's option.
         tensor_parallel_size: Of the engine.
+        options: The engine's others, by vLLM's names, of which some say how the policy is read.
 
     Raises:
         InputFileError: It is missing or unreadable.
@@ -27,17 +37,15 @@ def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_p
             says why.
         SchemeUnavailableError: The drafter's scheme takes none of its layers.
     """
-    from transformers import AutoConfig
-
+    options = options or {}
     file = find_policy_config(model)
     if not file.is_file():
         raise InputFileError(f"no policy at {model}: {file} does not exist or is not a file")
-    try:
-        config = AutoConfig.from_pretrained(str(file.parent))
-    except (OSError, ValueError) as error:
-        raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+    config = read_hf_config(model, file.parent, options)
     path = Path(model).expanduser()
-    if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+    # Dummy weights are the first weight sync's to replace.
+    if path.exists() and not has_weights and options.get("load_format") != "dummy":
         raise InputFileError(f"no weights at {model}: neither *.safetensors nor *.bin files are there")
     check_heads(config, tensor_parallel_size)
     if settings.enabled:
@@ -116,3 +124,30 @@ def _model_fault(config: Any) -> str | None:
     if odd_layers:
         return f"it has layers other than attention, full or in a sliding window ({', '.join(sorted(odd_layers))})"
     return None
+
+
+def read_hf_config(model: str, folder: Path, options: Mapping[str, Any]) -> Any:
+    """A policy's configuration as the engine will have it.
+
+    Args:
+        model: Directory of a checkpoint, or a name on the Hugging Face Hub.
+        folder: Where its `config.json` is.
+        options: The engine's, by vLLM's names; `trust_remote_code` and `hf_overrides` count.
+
+    Raises:
+        InputFileError: It cannot be read.
+    """
+    from transformers import AutoConfig
+
+    trusts = bool(options.get("trust_remote_code"))
+    # Code that a configuration names lies beside it, on the Hub too.
+    source = model if trusts and not Path(model).expanduser().exists() else str(folder)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusts)
+    except (OSError, ValueError) as error:
+        raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+    overrides = options.get("hf_overrides") or {}
+    if callable(overrides):
+        return overrides(config)
+    config.update(json.loads(overrides) if isinstance(overrides, str) else overrides)
+    return config

