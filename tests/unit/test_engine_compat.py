@@ -142,6 +142,25 @@ def test_options_beside_which_nothing_drafts_are_refused_before_an_engine_starts
     assert "speculative_config" not in engine_args(path, OFF, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"enable_lora": True}, "LoRA"),
+        ({"quantization": "fp8"}, "quantization=fp8"),
+        ({"enable_prompt_embeds": True}, "enable_prompt_embeds=True"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),
+        ({"hf_overrides": {"num_experts": 8}}, "num_experts=8"),
+    ],
+)
+def test_options_that_engine_args_was_not_told_are_refused_by_the_worker(checkpoint, options, said):
+    from vllm import EngineArgs
+
+    path = checkpoint(architectures=["Qwen3ForCausalLM"], dtype="float32")
+    by_hand = EngineArgs(path, dtype="bfloat16", skip_tokenizer_init=True, **engine_args(path, ON), **options)
+    with pytest.raises(UnsupportedModelError, match=said):
+        engine_checks.check_engine(by_hand.create_engine_config(), ON)
+
+
 def test_options_that_change_nothing_are_vllm_s_own_affair(checkpoint):
     ours = engine_args(checkpoint(), ON)
     options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "auto", "quantization": None, "max_num_seqs": 3}
