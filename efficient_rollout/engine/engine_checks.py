@@ -109,7 +109,6 @@ _FITTING: dict[str, tuple[Any, ...]] = {
     "enable_lora": (None, False),
     "quantization": (None,),
     "enable_prompt_embeds": (None, False),
-    "kv_cache_dtype": (None, "auto", "float16", "bfloat16"),
 }
 
 
@@ -136,5 +135,4 @@ def _resolved_options(vllm_config: "VllmConfig") -> dict[str, Any]:
     return {
         "quantization": vllm_config.model_config.quantization,
         "enable_prompt_embeds": vllm_config.model_config.enable_prompt_embeds,
-        "kv_cache_dtype": vllm_config.cache_config.cache_dtype,
     }

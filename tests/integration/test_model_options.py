@@ -1,6 +1,7 @@
 """Policies that an engine reads in an unusual way: drafts are those of the policy it has, and change no token."""
 
 import json
+import shutil
 
 import engine_support
 import pytest
@@ -18,6 +19,12 @@ WINDOW = {
     "layer_types": ["sliding_attention"] * 2,
 }
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Written once: vLLM's Transformers backend changes the classes that it would be made from."""
+    return engine_support.random_policy(tmp_path_factory.mktemp("policy"), spread=0.2)
 
 
 def own_code(policy):
@@ -54,11 +61,12 @@ def greedy(policy, settings, options):
         pytest.param({"hf_overrides": WINDOW}, None, marks=pytest.mark.slow),
         pytest.param({"trust_remote_code": True}, own_code, marks=pytest.mark.slow),
         pytest.param({"load_format": "dummy"}, without_weights, marks=pytest.mark.slow),
+        pytest.param({"kv_cache_dtype": "fp8"}, None, marks=pytest.mark.slow),
     ],
-    ids=["transformers", "rope", "window", "own-code", "dummy"],
+    ids=["transformers", "rope", "window", "own-code", "dummy", "fp8-kv-cache"],
 )
-def test_greedy_tokens_equal_stock_and_most_drafts_stand(tmp_path, options, change):
-    policy = engine_support.random_policy(tmp_path, spread=0.2)
+def test_greedy_tokens_equal_stock_and_most_drafts_stand(checkpoint, tmp_path, options, change):
+    policy = shutil.copytree(checkpoint, tmp_path / "policy")
     if change is not None:
         change(policy)
     stock, _ = greedy(policy, None, options)

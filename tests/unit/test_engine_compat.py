@@ -129,7 +129,7 @@ def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
         ({"enable_lora": True}, "with enable_lora=True: leave it out"),
         ({"quantization": "fp8"}, "with quantization=fp8: leave it out"),
         ({"enable_prompt_embeds": True}, "with enable_prompt_embeds=True"),
-        ({"kv_cache_dtype": "fp8_e5m2", "enable_lora": True}, "with enable_lora=True, kv_cache_dtype=fp8_e5m2"),
+        ({"quantization": "fp8", "enable_lora": True}, "with enable_lora=True, quantization=fp8"),
         ({"hf_overrides": {"num_experts": 8}}, r"mixture of experts \(num_experts=8\)"),
         ({"hf_overrides": lambda config: config.update({"is_encoder_decoder": True}) or config}, "encoder-decoder"),
     ],
@@ -148,7 +148,6 @@ def test_options_beside_which_nothing_drafts_are_refused_before_an_engine_starts
         ({"enable_lora": True}, "LoRA"),
         ({"quantization": "fp8"}, "quantization=fp8"),
         ({"enable_prompt_embeds": True}, "enable_prompt_embeds=True"),
-        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),
         ({"hf_overrides": {"num_experts": 8}}, "num_experts=8"),
     ],
 )
@@ -163,7 +162,7 @@ def test_options_that_engine_args_was_not_told_are_refused_by_the_worker(checkpo
 
 def test_options_that_change_nothing_are_vllm_s_own_affair(checkpoint):
     ours = engine_args(checkpoint(), ON)
-    options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "auto", "quantization": None, "max_num_seqs": 3}
+    options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "fp8", "quantization": None, "max_num_seqs": 3}
     assert engine_args(checkpoint(), ON, **options, hf_overrides={"rope_theta": 5.0}) == ours
 
 
