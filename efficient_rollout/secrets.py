@@ -16,19 +16,24 @@ _SECRET = frozenset(
 _HARMLESS_KEYS = frozenset(
     {"prompt", "input", "output", "label", "image", "video", "audio", "reward", "fn", "tool", "tools"}
 )
+_HARMLESS_TOKENS = frozenset({"eos", "bos", "pad", "unk", "stop", "begin", "end", "special", "mask", "image", "per"})
 _NOTHING = ("", "None", "null", "???")
 _SHORTEST_KNOWN = 8
-# A value in quotes or brackets, or bare, up to what ends it in a list of arguments, an address, or a printed mapping.
-_QUOTED = r"""'[^']*'|"[^"]*"|\[[^\]]*\]"""
-_ASSIGNED = re.compile(rf"(?P<before>(?P<name>[\w.~+-]+)=)(?P<value>{_QUOTED}|(?:,(?=\S)|[^\s,;&)\]}}])+)")
-_OPTION = re.compile(rf"(?P<before>(?P<name>--[\w.-]+)\s+)(?P<value>{_QUOTED}|(?!--)\S+)")
+
+
+def _value(bare: str) -> str:
+    """A pattern of what a name is given: in quotes or brackets, or bare; nothing that was left out already."""
+    return rf"""(?P<value>(?!{re.escape(LEFT_OUT)})(?:'[^']*'|"[^"]*"|\[[^\]]*\]|{bare}))"""
+
+
+_ASSIGNED = re.compile(r"(?P<before>(?P<name>[\w.~+-]+)=)" + _value(r"(?:,(?=\S)|[^\s,;&)\]}])+"))
+_OPTION = re.compile(r"(?P<before>(?P<name>--[\w.-]+)\s+)" + _value(r"(?!--)\S+"))
 _KEYED = re.compile(
-    rf"""(?P<before>(?:^|[{{,(\[])[ ]*(?:-[ ])?(?P<quote>['"]?)(?P<name>[\w.-]+)(?P=quote):[ ]*)"""
-    rf"(?P<value>{_QUOTED}|[^\s,)\]}}]+)",
+    r"""(?P<before>(?:^|[{,(\[])[ ]*(?:-[ ])?(?P<quote>['"]?)(?P<name>[\w.-]+)(?P=quote):[ ]*)"""
+    + _value(r"[^\s,)\]}]+"),
     re.MULTILINE,
 )
-_PASSWORD = re.compile(r"(?P<before>://[^\s/@:]*:)(?P<value>[^\s/@]+)(?=@)")
-_HARMLESS_TOKENS = frozenset({"eos", "bos", "pad", "unk", "stop", "begin", "end", "special", "mask", "image", "per"})
+_PASSWORD = re.compile(r"(?P<before>://[^\s/@:]*:)(?P<value>[^\s/]+)(?=@)")
 
 
 def is_secret(name: str) -> bool:

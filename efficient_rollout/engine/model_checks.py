@@ -145,7 +145,8 @@ def read_hf_config(model: str, folder: Path, options: Mapping[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trusts)
     except (OSError, ValueError) as error:
-        raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+        told = " ".join(str(error).split())
+        raise InputFileError(f"cannot read the policy's configuration at {model}: {told}") from error
     overrides = options.get("hf_overrides") or {}
     if callable(overrides):
         return overrides(config)
