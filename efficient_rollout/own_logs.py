@@ -7,15 +7,16 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def keep_own_warnings() -> None:
-    """Give this package's loggers a level and a handler of their own in this process, once.
+    """Give this package's loggers a level and a handler of their own in this process, once; nothing where they have.
 
     vLLM's server loads a package that sets the root logger to ERROR, and raises the level of its handlers. What the
-    handlers of the root logger would have said a second time is not passed on to them.
+    handlers of the root logger would say a second time is not passed on to them.
     """
     logger = logging.getLogger(_PACKAGE)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(_FORMAT))
-        logger.addHandler(handler)
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
     logger.propagate = False
