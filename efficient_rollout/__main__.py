@@ -9,6 +9,7 @@ from types import FrameType
 
 from efficient_rollout import __version__
 from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
+from efficient_rollout.secrets import DiscreetParser
 
 # Name -> one line of help, and the function that adds the command's parser.
 COMMANDS = {
@@ -95,7 +96,7 @@ def _run_openrlhf(parsed: argparse.Namespace) -> int:
 
 def command_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for these arguments: it has every command, and only of the one that they name the options."""
-    parser = argparse.ArgumentParser(prog="efficient-rollout", description="Faster rollouts by lossless self-drafting.")
+    parser = DiscreetParser(prog="efficient-rollout", description="Faster rollouts by lossless self-drafting.")
     parser.add_argument("--version", action="version", version=f"efficient-rollout {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)

@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +22,7 @@ SHARED_MEMORY = Path("/dev/shm")
 _PREFIXES = ("verl_weights_", "psm_", "sem.mp-", "torch_")
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,15 +33,20 @@ class Terminated(KeyboardInterrupt):
 def nothing_left_behind() -> Iterator[Callable[[], None]]:
     """Around a job: on the way out, whatever the way, end its processes and remove its shared memory.
 
-    Orphans of the job are adopted by this process, so that descent alone, and no name, decides what is ended.
+    Orphans of the job are adopted by this process, so that descent alone, and no name, decides what is ended. Of shared
+    memory, what one of them was seen to have open is removed: a container may share `/dev/shm` with others, whose
+    processes it does not see.
 
     Yields:
         A function that takes SIGTERM back from a library that has installed a handler of its own.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ours_before = set(descendants())
-    segments_before = set(_segments())
 
+    def list_processes() -> list[int]:
+        return [pid for pid in descendants() if pid not in ours_before]
+
+    segments = _OwnSegments(lambda: [os.getpid(), *list_processes()])
     terminated = False
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
@@ -63,8 +70,9 @@ def nothing_left_behind() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            end_processes(lambda: [pid for pid in descendants() if pid not in ours_before])
-            remove_segments(set(_segments()) - segments_before)
+            opened = segments.take()
+            end_processes(list_processes)
+            remove_segments(opened)
         finally:
             signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGTERM, previous)
@@ -134,26 +142,73 @@ def _reap() -> None:
             pass
 
 
-def _segments() -> list[Path]:
-    if not SHARED_MEMORY.is_dir():
-        return []
-    return [path for path in SHARED_MEMORY.iterdir() if path.name.startswith(_PREFIXES)]
+def _segments() -> dict[Path, int]:
+    """Those that there are by now, with their inodes."""
+    found: dict[Path, int] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path in SHARED_MEMORY.iterdir():
+            with contextlib.suppress(OSError):
+                if path.name.startswith(_PREFIXES):
+                    found[path] = path.stat().st_ino
+    return found
 
 
-def remove_segments(candidates: set[Path]) -> None:
-    """Remove those that no living process has mapped or open: other jobs' segments stay."""
-    in_use = _used_inodes() if candidates else set()
-    for path in candidates:
+class _OwnSegments:
+    """New shared memory that a job's processes have open, looked for until it is taken.
+
+    A process that ends by itself may leave a segment behind, so they are asked while they live: soon after a segment
+    appears, and ever more rarely while it turns out to be nobody's.
+
+    Args:
+        list_processes: Ids of the job's.
+    """
+
+    def __init__(self, list_processes: Callable[[], list[int]]) -> None:
+        self._list_processes = list_processes
+        self._before = _segments()
+        self._own: dict[Path, int] = {}
+        self._num_looks: dict[Path, int] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="shared memory", daemon=True)
+        self._thread.start()
+
+    def take(self) -> dict[Path, int]:
+        """Look once more, at every segment, and for the last time."""
+        self._is_over.set()
+        self._thread.join()
+        self._look(lambda _: True)
+        return self._own
+
+    def _look_on(self) -> None:
+        while not self._is_over.wait(_LOOK_SECONDS):
+            self._look(lambda num_looks: num_looks.bit_count() == 1)
+
+    def _look(self, is_due: Callable[[int], bool]) -> None:
+        unknown = dict(_segments().items() - self._before.items() - self._own.items())
+        self._num_looks = {path: self._num_looks.get(path, 0) + 1 for path in unknown}
+        if any(is_due(num_looks) for num_looks in self._num_looks.values()):
+            opened = _used_inodes(self._list_processes())
+            self._own |= {path: inode for path, inode in unknown.items() if inode in opened}
+
+
+def remove_segments(candidates: dict[Path, int]) -> None:
+    """Remove those that no living process has mapped or open.
+
+    Args:
+        candidates: With their inodes; one that has another by now is somebody else's.
+    """
+    in_use = _used_inodes(psutil.pids()) if candidates else set()
+    for path, inode in candidates.items():
         with contextlib.suppress(OSError):
-            if path.stat().st_ino not in in_use:
+            if path.stat().st_ino == inode and inode not in in_use:
                 path.unlink()
 
 
-def _used_inodes() -> set[int]:
+def _used_inodes(processes: Iterable[int]) -> set[int]:
     # By inode, which psutil does not tell, not by name: a POSIX semaphore is mapped under the temporary name it was
     # made with.
     used: set[int] = set()
-    for process in (Path("/proc") / str(pid) for pid in psutil.pids()):
+    for process in (Path("/proc") / str(pid) for pid in processes):
         with contextlib.suppress(OSError):
             for line in (process / "maps").read_text().splitlines():
                 if str(SHARED_MEMORY) in line:

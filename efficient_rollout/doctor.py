@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from efficient_rollout import provenance
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings, Settings
 from efficient_rollout.errors import EfficientRolloutError, SchemeUnavailableError, UnsupportedDeviceError
+from efficient_rollout.secrets import without_secrets
 from efficient_rollout.tables import aligned
 from efficient_rollout.upstream import DISTRIBUTION, is_supported, supported_versions
 
@@ -64,7 +65,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     """Print every finding; 1 where one is bad."""
     # vLLM and veRL log to standard output while they are imported.
     with contextlib.redirect_stdout(sys.stderr):
-        findings = examine()
+        findings = [Finding(**without_secrets(asdict(finding))) for finding in examine()]
     report = json.dumps([asdict(finding) for finding in findings], indent=2) if args.json else render(findings)
     sys.stdout.write(report + "\n")
     return int(any(finding.state == "bad" for finding in findings))

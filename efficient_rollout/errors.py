@@ -1,11 +1,16 @@
 """Errors shown to users. Every message says what is wrong, which value, and what to do."""
 
+from efficient_rollout.secrets import text_without_secrets
+
 # What a command's process ends with; the last two by convention, after SIGINT and SIGTERM.
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 
 class EfficientRolloutError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose; its text holds no secret, whoever prints it."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(text_without_secrets(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(EfficientRolloutError, ValueError):

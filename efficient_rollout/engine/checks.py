@@ -1,6 +1,8 @@
 """What engines of this package need of vLLM, of its device and of the policy, checked before any minute is spent."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +11,7 @@ from efficient_rollout.certificate import require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.schemes import make_scheme, require_taken
 from efficient_rollout.engine.installed import device_type, installed_vllm
+from efficient_rollout.engine.policy import model_fault, read_hf_config
 from efficient_rollout.errors import (
     ConfigError,
     InputFileError,
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 _GPU_TRANSFERS = {"nccl", "ipc", "sparse_nccl", "sharded_rdt", "nccl_m2n", "modelexpress", "verl_delta_ipc"}
 # Which of vLLM's model runners the self-drafter has, by type of device.
 _RUNNERS = {"cpu": "V1", "cuda": "V2"}
+# vLLM's options that decide whether an engine can draft -> the values with which it can.
+_FITTING: dict[str, tuple[Any, ...]] = {
+    "enable_lora": (None, False),
+    "quantization": (None,),
+    "enable_prompt_embeds": (None, False),
+}
 
 
 def check_vllm_version() -> None:
@@ -83,7 +92,14 @@ def check_gpu_settings(settings: Settings) -> None:
         raise ConfigError("verify_kernel=native is for engines on a CPU: leave it out on a GPU")
 
 
-def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_parallel_size: int = 1) -> None:
+def check_model(
+    model: str,
+    settings: Settings,
+    *,
+    dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Check a policy.
 
     Args:
@@ -91,6 +107,7 @@ def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_p
         settings: With `enabled=False` nothing but readability is asked of the policy.
         dtype: Of the engine, as vLLM's option.
         tensor_parallel_size: Of the engine.
+        options: The engine's others, by vLLM's names, of which some say how the policy is read.
 
     Raises:
         InputFileError: It is missing or unreadable.
@@ -98,17 +115,15 @@ def check_model(model: str, settings: Settings, *, dtype: str = "auto", tensor_p
             says why.
         SchemeUnavailableError: The drafter's scheme takes none of its layers.
     """
-    from transformers import AutoConfig
-
+    options = options or {}
     file = find_policy_config(model)
     if not file.is_file():
         raise InputFileError(f"no policy at {model}: {file} does not exist or is not a file")
-    try:
-        config = AutoConfig.from_pretrained(str(file.parent))
-    except (OSError, ValueError) as error:
-        raise InputFileError(f"cannot read the policy's configuration at {model}: {error}") from error
+    config = read_hf_config(model, file.parent, options)
     path = Path(model).expanduser()
-    if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+    # Dummy weights are the first weight sync's to replace.
+    if path.exists() and not has_weights and options.get("load_format") != "dummy":
         raise InputFileError(f"no weights at {model}: neither *.safetensors nor *.bin files are there")
     check_heads(config, tensor_parallel_size)
     if settings.enabled:
@@ -159,34 +174,11 @@ def check_widths(
 
 def check_hf_config(config: Any, model: str) -> None:
     """Raise UnsupportedModelError for a policy that is not a dense, text-only, unquantized decoder."""
-    fault = _model_fault(config)
+    fault = model_fault(config)
     if fault is not None:
         raise UnsupportedModelError(
             f"the self-drafter cannot handle {model}: {fault}. Set efficient_rollout.enabled=false to roll out plainly."
         )
-
-
-def _model_fault(config: Any) -> str | None:
-    values = config.to_dict()
-    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if (values.get(key) or 0) > 1:
-            return f"it is a mixture of experts ({key}={values[key]}), where reading quantized weights saves nothing"
-    for key in ("vision_config", "audio_config", "thinker_config"):
-        if values.get(key):
-            return f"it is multimodal ({key} is set); only text-only policies are supported"
-    if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "unknown method")
-        return f"its weights are already quantized ({method}); the drafter needs the policy in 16 or 32 bits"
-    if values.get("kv_lora_rank"):
-        return f"it uses latent attention (kv_lora_rank={values['kv_lora_rank']})"
-    if values.get("num_kv_shared_layers"):
-        return f"layers of it share others' KV cache (num_kv_shared_layers={values['num_kv_shared_layers']})"
-    if values.get("is_encoder_decoder"):
-        return "it is an encoder-decoder model"
-    odd_layers = set(values.get("layer_types") or []) - {"full_attention", "sliding_attention"}
-    if odd_layers:
-        return f"it has layers other than attention, full or in a sliding window ({', '.join(sorted(odd_layers))})"
-    return None
 
 
 def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
@@ -221,6 +213,7 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
     _check_runner(vllm_config, device)
     check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
     check_split(vllm_config.parallel_config)
+    check_options(_resolved_options(vllm_config))
     check_widths(
         vllm_config.model_config.hf_config,
         settings,
@@ -261,6 +254,32 @@ def check_split(parallel: "ParallelConfig") -> None:
             f"self-drafting works in engines split by tensors alone, and this one has {', '.join(split)}: set it to 1 "
             "and tensor_parallel_size to the number of workers, or set efficient_rollout.enabled=false"
         )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse an engine's options beside which it cannot draft.
+
+    Args:
+        options: By vLLM's names; unknown ones, and those beside which drafting works, are left to vLLM.
+
+    Raises:
+        UnsupportedModelError: Lists those that do not fit.
+    """
+    check_split(SimpleNamespace(**{name: value or 1 for name, value in options.items()}))
+    unfit = [f"{name}={options.get(name)}" for name, fitting in _FITTING.items() if options.get(name) not in fitting]
+    if unfit:
+        raise UnsupportedModelError(
+            f"self-drafting does not work in an engine with {', '.join(unfit)}: leave it out, or set "
+            "efficient_rollout.enabled=false to roll out plainly"
+        )
+
+
+def _resolved_options(vllm_config: "VllmConfig") -> dict[str, Any]:
+    """Those of an engine that was started with arguments of the user's own, as vLLM has resolved them."""
+    return {
+        "quantization": vllm_config.model_config.quantization,
+        "enable_prompt_embeds": vllm_config.model_config.enable_prompt_embeds,
+    }
 
 
 def _check_weight_transfer(config: Any) -> None:

@@ -8,6 +8,7 @@ from efficient_rollout.engine.checks import (
     check_device,
     check_gpu_settings,
     check_model,
+    check_options,
     check_scheme,
     check_vllm_version,
 )
@@ -31,6 +32,7 @@ def engine_args(
     enforce_eager: bool = False,
     tensor_parallel_size: int = 1,
     data_parallel_size: int = 1,
+    **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or, as JSON, for `vllm serve`.
 
@@ -42,6 +44,8 @@ def engine_args(
         enforce_eager: The engine's own option, for that profile.
         tensor_parallel_size: The engine's own option: for that profile, and for the scheme.
         data_parallel_size: The same; workers of all engines get cores of their own through this process's variables.
+        others: The engine's further options, by vLLM's names: to read the policy as the engine will, and to refuse here
+            what would end behind "Engine core initialization failed" there. They are not among the arguments returned.
 
     Raises:
         EfficientRolloutError: The installed vLLM, its device, the policy, or the scheme on it cannot do it. Raised
@@ -51,7 +55,9 @@ def engine_args(
     check_device()
     check_certificate(settings)
     is_gpu = device_type() == "cuda"
-    check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size)
+    if settings.enabled:
+        check_options(others)
+    check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size, options=others)
     check_scheme(settings)
     if is_gpu:
         check_gpu_settings(settings)

@@ -52,7 +52,8 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         settings = Settings.parse(efficient_rollout)
         self._rollout_seed = settings.rollout_seed
         kwargs["worker_extension_cls"] = self.worker_extension
-        kwargs |= engine_args(kwargs["model"], settings, dtype=kwargs["dtype"], enforce_eager=kwargs["enforce_eager"])
+        options = {name: kwargs[name] for name in ("dtype", "enforce_eager", "trust_remote_code") if name in kwargs}
+        kwargs |= engine_args(kwargs["model"], settings, **options)
         await super().__init__(*args, **kwargs)
         await self._require_active()
 

@@ -16,7 +16,7 @@ from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import provenance
-from efficient_rollout.secrets import without_secrets
+from efficient_rollout.secrets import text_without_secrets, without_secrets
 from efficient_rollout.upstream import check_installed
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,10 @@ def prepare_job(args: Any, options: Options) -> Any:
     settings, dtype = options.settings, options.cpu.param_dtype
     _check_fits(args, options)
     for change in cpu.adapt(args, options.cpu):
-        logger.warning("without a GPU, %s", change)
+        logger.warning("without a GPU, %s", text_without_secrets(change))
     model = args.actor.model_name_or_path
-    check_model(model, settings, dtype=dtype)
+    # OpenRLHF's trainer and its engines trust the code that a policy brings.
+    check_model(model, settings, dtype=dtype, options={"trust_remote_code": True})
     check_scheme(settings)
     check_profile(settings, model)
     _check_reward(args)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.errors import ConfigError, InputFileError
@@ -103,8 +103,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     try:
         tree = OmegaConf.merge(_read(getattr(parsed, CONFIG_KEY)), OmegaConf.from_dotlist(dotted))
         raw: Any = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the settings cannot be read: {error}") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"the settings cannot be read: {_told(error)}") from error
     cpu = CpuOptions(parsed.param_dtype, parsed.kv_cache_bytes)
     return Options(Settings.parse(raw, where=_PREFIX.rstrip(".")), cpu, tuple(theirs))
 
@@ -127,7 +127,14 @@ def _read(path: Path | None) -> Any:
     except OSError as error:
         raise InputFileError(f"--{CONFIG_KEY}: cannot read {path}: {error.strerror}") from error
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise InputFileError(f"--{CONFIG_KEY}: {path} is not yaml: {error}") from error
+        raise InputFileError(f"--{CONFIG_KEY}: {path} is not yaml: {_told(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise InputFileError(f"--{CONFIG_KEY}: {path} holds a list; settings are a mapping")
     return tree
+
+
+def _told(error: Exception) -> str:
+    """What is wrong, without yaml's excerpt of what it read: half a secret cannot be told from a word."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    return f"{error.problem}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.checks import (
     check_certificate,
     check_device,
     check_model,
+    check_options,
     check_scheme,
     check_vllm_version,
 )
@@ -99,7 +100,16 @@ def check_job(config: DictConfig) -> Settings:
             "set actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false for plain vLLM"
         )
     num_workers = rollout.tensor_model_parallel_size
-    check_model(config.actor_rollout_ref.model.path, settings, dtype=rollout.dtype, tensor_parallel_size=num_workers)
+    options = _engine_options(config)
+    if settings.enabled:
+        check_options(options)
+    check_model(
+        config.actor_rollout_ref.model.path,
+        settings,
+        dtype=rollout.dtype,
+        tensor_parallel_size=num_workers,
+        options=options,
+    )
     check_scheme(settings, config.trainer.device)
     check_certificate(settings)
     bind_workers(num_workers * rollout.data_parallel_size)
@@ -112,6 +122,18 @@ def check_job(config: DictConfig) -> Settings:
     _check_reward(config.reward.custom_reward_function)
     require_running_cluster(config.ray_kwargs.get("ray_init", {}).get("address"))
     return settings
+
+
+def _engine_options(config: DictConfig) -> dict[str, Any]:
+    """What veRL hands vLLM of the user's, as far as it decides whether an engine can draft.
+
+    Not `load_format`: the trainer reads the weights that an engine can do without.
+    """
+    kwargs = config.actor_rollout_ref.rollout.get("engine_kwargs") or {}
+    given = OmegaConf.to_container(OmegaConf.create(kwargs.get("vllm") or {}), resolve=True)
+    assert isinstance(given, dict)
+    options = {str(name): value for name, value in given.items() if name != "load_format"}
+    return {"trust_remote_code": config.actor_rollout_ref.model.get("trust_remote_code"), **options}
 
 
 def check_stock_job(config: DictConfig) -> None:

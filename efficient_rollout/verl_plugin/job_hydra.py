@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.secrets import text_without_secrets
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ def _join_running_cluster(config: DictConfig) -> None:
     ray_init = config.ray_kwargs.ray_init
     if address in (None, "", "local") or ray_init.get("address") != "local":
         return
-    logger.warning("joining the Ray cluster at %s (%s), whose own slots count", address, _RAY_ADDRESS)
+    told = text_without_secrets(address)
+    logger.warning("joining the Ray cluster at %s (%s), whose own slots count", told, _RAY_ADDRESS)
     with open_dict(ray_init):
         for name in _OF_A_NEW_CLUSTER:
             ray_init.pop(name, None)

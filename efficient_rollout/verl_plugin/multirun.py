@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from efficient_rollout.cleanup import nothing_left_behind
 from efficient_rollout.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError
+from efficient_rollout.secrets import arguments_without_secrets
 from efficient_rollout.tables import aligned
 from efficient_rollout.verl_plugin.compose import compose_config, run_directory
 from efficient_rollout.verl_plugin.job_hydra import told_plainly
@@ -57,7 +58,7 @@ def jobs_of(overrides: Sequence[str], hydra: Hydra) -> list[Job]:
     for combination in combinations:
         config = compose_config(combination, hydra)
         check_settings(config)
-        told = ",".join(each for each in combination if each.partition("=")[0] in swept)
+        told = ",".join(arguments_without_secrets([each for each in combination if each.partition("=")[0] in swept]))
         jobs.append(Job(tuple(combination), told, run_directory(config)))
     if max(Counter(job.directory for job in jobs).values()) == 1:
         return jobs

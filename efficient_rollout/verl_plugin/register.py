@@ -14,6 +14,7 @@ import os
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
+from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.patching import apply_patches
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, metadata_bridge
 from efficient_rollout.verl_plugin.ledger import CPU_PATCHES, JOB_PATCHES, PATCHES
@@ -31,6 +32,7 @@ def _load_replica() -> type:
     """
     from efficient_rollout.upstream import check_installed
 
+    keep_own_warnings()
     check_installed("verl")
     apply_patches(PATCHES)
     from efficient_rollout.verl_plugin.replica import EfficientReplica

@@ -11,6 +11,7 @@ from efficient_rollout.engine.engine_args import EXECUTOR, engine_args
 from efficient_rollout.engine.prometheus import MIDDLEWARE
 from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
@@ -24,6 +25,7 @@ class EfficientServer(vLLMHttpServer):
     """One replica's server on one node."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        keep_own_warnings()
         self._record = SegmentRecorder()
         super().__init__(*args, **kwargs)
         self._is_seeded = rollout_settings(self.config.custom).rollout_seed is not None
@@ -38,14 +40,15 @@ class EfficientServer(vLLMHttpServer):
         model, settings = self.model_config.local_path, rollout_settings(self.config.custom)
         # `efficient-rollout train` has measured a latency profile already; veRL's own entry point, or another node,
         # has not: then it is measured here.
-        ours = engine_args(
-            model,
-            settings,
-            dtype=self.config.dtype,
-            enforce_eager=self.config.enforce_eager,
-            tensor_parallel_size=self.config.tensor_model_parallel_size,
-            data_parallel_size=self.config.data_parallel_size,
-        )
+        options = {
+            "dtype": self.config.dtype,
+            "enforce_eager": self.config.enforce_eager,
+            "tensor_parallel_size": self.config.tensor_model_parallel_size,
+            "data_parallel_size": self.config.data_parallel_size,
+            "load_format": self.config.load_format,
+            "trust_remote_code": self.model_config.trust_remote_code,
+        }
+        ours = engine_args(model, settings, **options | engine_kwargs)
         both = sorted((ours.keys() & engine_kwargs.keys()) - {_MERGED})
         if both:
             raise ConfigError(

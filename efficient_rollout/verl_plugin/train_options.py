@@ -1,6 +1,8 @@
 """Arguments of `efficient-rollout train`: hydra's own flags, and overrides."""
 
 import argparse
+import contextlib
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +11,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.secrets import DiscreetParser, text_without_secrets
 from efficient_rollout.verl_plugin.compose import config_dir
 from efficient_rollout.verl_plugin.job_hydra import CONFIG_NAME, told_plainly
 
@@ -66,17 +69,18 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def show(options: argparse.Namespace, hydra: Hydra) -> str | None:
-    """Do what the flags ask for in the place of a job, if they do: hydra prints, or the text to print is returned.
+    """Do what the flags ask for in the place of a job, if they do.
 
     Returns:
-        None where a job is to run.
+        The text to print; None where a job is to run.
 
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.
     """
     if options.help:
         return help_text(hydra)
-    with told_plainly(hydra):
+    printed = io.StringIO()
+    with told_plainly(hydra), contextlib.redirect_stdout(printed):
         if options.hydra_help:
             hydra.hydra_help(CONFIG_NAME, _parser(), options)
         elif options.cfg:
@@ -85,7 +89,7 @@ def show(options: argparse.Namespace, hydra: Hydra) -> str | None:
             hydra.show_info(options.info, CONFIG_NAME, options.overrides)
         else:
             return None
-    return ""
+    return text_without_secrets(printed.getvalue())
 
 
 def help_text(hydra: Hydra) -> str:
@@ -114,9 +118,8 @@ def _entry(name: str, text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = get_args_parser()
-    parser.prog, parser.usage = _PROGRAM, "%(prog)s [flags] [key=value ...]; --help lists the flags and the groups"
-    return parser
+    usage = "%(prog)s [flags] [key=value ...]; --help lists the flags and the groups"
+    return DiscreetParser(_PROGRAM, usage, parents=[get_args_parser()], add_help=False)
 
 
 def _flag(name: str) -> str:

@@ -15,6 +15,7 @@ LONG_FILES: dict[str, str] = {}
 # Modules that touch the process environment, each with its reason. Settings never travel that way.
 ENVIRONMENT_USERS = {
     "efficient_rollout/cache.py": "the cache directory follows the XDG convention",
+    "efficient_rollout/secrets.py": "knows which variables are secrets, to leave them out of messages",
     "efficient_rollout/engine/environment.py": "sets what vLLM takes from variables alone",
     "efficient_rollout/gpu_check/child.py": "shows a step one of the GPUs that CUDA's own variable names",
     "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",

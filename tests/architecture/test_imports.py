@@ -15,11 +15,12 @@ PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator"
 ENGINES = PURE | {"drafter", "sampling", "engine.weights"}
 ROOMS = {
     "__init__": set(),
-    "errors": set(),
+    "errors": {"secrets"},
     "files": {"errors"},
     "policy_config": {"errors", "files"},
     "tables": set(),
     "secrets": set(),
+    "own_logs": set(),
     "provenance": {"errors", "secrets"},
     "upstream": {"errors", "provenance"},
     "cache": set(),
@@ -45,12 +46,12 @@ ROOMS = {
     "engine.cpu": ENGINES | {"engine"},
     "engine.gpu": ENGINES | {"engine", "certificate"},
     "measuring": ENGINES | {"engine", "engine.cpu", "engine.gpu"},
-    "verl_plugin": ENGINES | {"engine", "tasks", "patching", "cleanup", "nodes", "preload"},
+    "verl_plugin": ENGINES | {"engine", "tasks", "patching", "cleanup", "nodes", "own_logs", "preload"},
     "openrlhf_plugin": ENGINES | {"engine", "tasks", "patching", "cleanup", "nodes"},
     "bench": PURE,
     "gpu_check": ENGINES | {"engine", "engine.gpu", "measuring", "certificate", "cleanup", "bench", "tasks"},
     "doctor": PURE,
-    "__main__": {"errors"},
+    "__main__": {"errors", "secrets"},
 }
 # Gear that no engine of a user's may carry: who may import it, at whatever time.
 MEASURERS = {"measuring", "bench", "gpu_check"}

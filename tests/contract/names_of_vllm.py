@@ -28,7 +28,10 @@ OF_ENGINES = (
     *_of("vllm.config:CompilationConfig", "static_forward_context"),
     *_of("vllm.config:DeviceConfig", "device"),
     *_of("vllm.config:ModelConfig", "dtype", "hf_config", "logits_processors", "max_model_len", "model"),
-    *_of("vllm.config:ParallelConfig", "data_parallel_rank_local", "pipeline_parallel_size", "tensor_parallel_size"),
+    *_of(
+        "vllm.config:ParallelConfig", "data_parallel_index", "data_parallel_rank_local", "pipeline_parallel_size",
+        "tensor_parallel_size",
+    ),
     *_of("vllm.config:SpeculativeConfig", "target_parallel_config", "uses_draft_model"),
     "vllm.config:set_current_vllm_config",
     "vllm.config.utils:replace",

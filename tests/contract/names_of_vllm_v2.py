@@ -36,6 +36,7 @@ OF_V2 = (
     "vllm.compilation.backends:set_model_tag",
     "vllm.config:replace",
     "vllm.utils.import_utils:import_pynvml",
+    "vllm.utils.torch_utils:set_random_seed",
     # Runner and worker.
     *_of(
         _RUNNER,

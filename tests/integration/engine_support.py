@@ -95,8 +95,7 @@ def start(
 
     from efficient_rollout.engine.executor import InProcessExecutor
 
-    ranks = overrides.get("tensor_parallel_size", 1)
-    ours = {} if settings is None else engine_args(str(model), Settings.parse(settings), tensor_parallel_size=ranks)
+    ours = {} if settings is None else engine_args(str(model), Settings.parse(settings), **overrides)
     if not processes and "distributed_executor_backend" in ours:
         ours["distributed_executor_backend"] = InProcessExecutor
     with nullcontext() if processes else engines_in_this_process():

@@ -80,6 +80,24 @@ async def generate(server, rank, pattern, has_begun=None):
     return last.outputs[0].token_ids
 
 
+def test_no_two_engines_answer_a_prompt_with_the_same_noise(server, loop):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=1.0, max_tokens=20, ignore_eos=True, detokenize=False)
+
+    async def sample(rank, number):
+        async for output in server.generate(
+            {"prompt_token_ids": PROMPT}, params, f"sample-{rank}-{number}", data_parallel_rank=rank
+        ):
+            last = output
+        return tuple(last.outputs[0].token_ids)
+
+    async def all_of_them():
+        return await asyncio.gather(*(sample(rank, number) for rank in (0, 1) for number in range(4)))
+
+    assert len(set(loop.run_until_complete(all_of_them()))) == 8
+
+
 def test_engines_choose_their_own_draft_lengths_and_all_are_counted(server, loop):
     async def both():
         await take_rollout_stats_behind(server)

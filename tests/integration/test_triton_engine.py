@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
 import interpreted
+import numpy as np
 import torch
 import transformers
 from rare_cases import cases
@@ -255,6 +256,19 @@ def test_weights_that_are_no_policys_generate_nothing(engine, stock, policies):
 def test_requests_without_a_seed_draw_one_stream_each(engine):
     responses = [tokens for tokens, _ in sampled(engine, seeds=False)]
     assert len({tuple(tokens) for tokens in responses}) == len(responses)
+
+
+def test_every_engine_of_a_server_draws_seeds_of_its_own(engine, monkeypatch):
+    worker = worker_of(engine)
+
+    def seeds(rank):
+        monkeypatch.setattr(worker.vllm_config.parallel_config, "data_parallel_index", rank)
+        worker.compile_or_warm_up_model()
+        return tuple(np.random.randint(0, 1 << 30, 4))
+
+    assert seeds(0) == tuple(np.random.RandomState(worker.model_config.seed).randint(0, 1 << 30, 4)), "as stock"
+    assert seeds(1) == seeds(1)
+    assert len({seeds(rank) for rank in range(4)}) == 4
 
 
 @pytest.mark.parametrize(

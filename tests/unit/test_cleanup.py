@@ -58,18 +58,67 @@ def shared_memory(tmp_path, monkeypatch) -> Path:
 
 
 def test_only_unused_segments_are_removed(shared_memory):
-    orphan, open_one = shared_memory / "verl_weights_a", shared_memory / "verl_weights_b"
-    orphan.write_bytes(b"x")
-    open_one.write_bytes(b"x")
+    orphan, open_one, renewed = (shared_memory / f"verl_weights_{letter}" for letter in "abc")
+    for path in (orphan, open_one, renewed):
+        path.write_bytes(b"x")
+    inodes = {path: path.stat().st_ino for path in (orphan, open_one, renewed)}
     with open_one.open("rb"):
-        cleanup.remove_segments({orphan, open_one})
+        cleanup.remove_segments(inodes | {renewed: inodes[renewed] + 1})
     assert not orphan.exists()
     assert open_one.exists()
+    assert renewed.exists(), "another segment has its name"
 
 
-def test_segments_from_before_and_foreign_names_stay(shared_memory):
+# Makes a segment in the folder when told to, says so, keeps it open or closes it, and waits.
+MAKER = """
+import sys
+from pathlib import Path
+path, keeps_open = Path(sys.argv[1]), sys.argv[2] == "open"
+sys.stdin.readline()
+file = path.open("wb")
+if not keeps_open:
+    file.close()
+print("made", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Maker:
+    """A process that makes a segment."""
+
+    def __init__(self, path: Path, *, keeps_open: bool) -> None:
+        command = [sys.executable, "-c", MAKER, str(path), "open" if keeps_open else "closed"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def make(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "made\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_what_the_job_opened_is_removed_and_nothing_else(shared_memory, monkeypatch):
+    monkeypatch.setattr(cleanup, "_LOOK_SECONDS", 0.02)
     (shared_memory / "verl_weights_old").touch()
-    with cleanup.nothing_left_behind():
-        (shared_memory / "verl_weights_new").touch()
-        (shared_memory / "somebody_else").touch()
-    assert sorted(path.name for path in shared_memory.iterdir()) == ["somebody_else", "verl_weights_old"]
+    # What no process that is seen here has open may be in the hands of another container.
+    stranger = Maker(shared_memory / "psm_strangers", keeps_open=False)
+    try:
+        with cleanup.nothing_left_behind():
+            stranger.make()
+            with (shared_memory / "somebody_else").open("wb"):
+                dead, living = (Maker(shared_memory / f"psm_{name}", keeps_open=True) for name in ("dead", "living"))
+                dead.make()
+                time.sleep(0.5)
+                dead.kill()
+                living.make()
+        living.process.wait(10)
+        assert sorted(path.name for path in shared_memory.iterdir()) == [
+            "psm_strangers",
+            "somebody_else",
+            "verl_weights_old",
+        ]
+    finally:
+        stranger.kill()

@@ -9,6 +9,7 @@ from transformers import AutoConfig, Qwen3Config
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine import checks
+from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.errors import (
     InputFileError,
     SchemeUnavailableError,
@@ -118,6 +119,65 @@ def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
     checks.check_split(SimpleNamespace(tensor_parallel_size=8))
     with pytest.raises(UnsupportedModelError, match=rf"this one has {name}=2: set it to 1"):
         checks.check_split(SimpleNamespace(**{name: 2}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pipeline_parallel_size": 2}, "this one has pipeline_parallel_size=2: set it to 1"),
+        ({"decode_context_parallel_size": 2}, "this one has decode_context_parallel_size=2"),
+        ({"enable_lora": True}, "with enable_lora=True: leave it out"),
+        ({"quantization": "fp8"}, "with quantization=fp8: leave it out"),
+        ({"enable_prompt_embeds": True}, "with enable_prompt_embeds=True"),
+        ({"quantization": "fp8", "enable_lora": True}, "with enable_lora=True, quantization=fp8"),
+        ({"hf_overrides": {"num_experts": 8}}, r"mixture of experts \(num_experts=8\)"),
+        ({"hf_overrides": lambda config: config.update({"is_encoder_decoder": True}) or config}, "encoder-decoder"),
+    ],
+)
+def test_options_beside_which_nothing_drafts_are_refused_before_an_engine_starts(checkpoint, options, said):
+    path = checkpoint()
+    with pytest.raises(UnsupportedModelError, match=f"(?s){said}.*enabled=false") as raised:
+        engine_args(path, ON, **options)
+    assert "\n" not in str(raised.value)
+    assert "speculative_config" not in engine_args(path, OFF, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"enable_lora": True}, "LoRA"),
+        ({"quantization": "fp8"}, "quantization=fp8"),
+        ({"enable_prompt_embeds": True}, "enable_prompt_embeds=True"),
+        ({"hf_overrides": {"num_experts": 8}}, "num_experts=8"),
+    ],
+)
+def test_options_that_engine_args_was_not_told_are_refused_by_the_worker(checkpoint, options, said):
+    from vllm import EngineArgs
+
+    path = checkpoint(architectures=["Qwen3ForCausalLM"], dtype="float32")
+    by_hand = EngineArgs(path, dtype="bfloat16", skip_tokenizer_init=True, **engine_args(path, ON), **options)
+    with pytest.raises(UnsupportedModelError, match=said):
+        checks.check_engine(by_hand.create_engine_config(), ON)
+
+
+def test_options_that_change_nothing_are_vllm_s_own_affair(checkpoint):
+    ours = engine_args(checkpoint(), ON)
+    options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "fp8", "quantization": None, "max_num_seqs": 3}
+    assert engine_args(checkpoint(), ON, **options, hf_overrides={"rope_theta": 5.0}) == ours
+
+
+def test_a_policy_is_read_as_the_engine_will_read_it(checkpoint, tmp_path):
+    path = checkpoint(model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    (tmp_path / "configuration_own.py").write_text(
+        "from transformers import Qwen3Config\n\n\nclass OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+    )
+    with pytest.raises(InputFileError, match="trust_remote_code"):
+        engine_args(path, ON)
+    engine_args(path, ON, trust_remote_code=True)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputFileError, match="no weights"):
+        engine_args(path, ON, trust_remote_code=True)
+    engine_args(path, ON, trust_remote_code=True, load_format="dummy")
 
 
 def test_another_vllm_is_refused_with_both_versions(monkeypatch):

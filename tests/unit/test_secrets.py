@@ -1,8 +1,27 @@
 """Values of secret names are left out, and nothing else is."""
 
+import argparse
+import contextlib
+import logging
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
-from efficient_rollout.secrets import LEFT_OUT, arguments_without_secrets, is_secret, without_secrets
+from efficient_rollout import doctor
+from efficient_rollout.__main__ import main
+from efficient_rollout.doctor import Finding
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.secrets import (
+    LEFT_OUT,
+    arguments_without_secrets,
+    is_secret,
+    text_without_secrets,
+    without_secrets,
+)
+
+PLANTED = "s3cr3t-Planted"
 
 
 @pytest.mark.parametrize(
@@ -55,3 +74,114 @@ def test_trees_keep_their_shape() -> None:
     assert without_secrets(tree) == {
         "a": [{"token": LEFT_OUT, "steps": 3}], "secret": None, "wandb": {"key": LEFT_OUT, "project": "p"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"no trainer.wandb_api_key={PLANTED} here", f"no trainer.wandb_api_key={LEFT_OUT} here"),
+        (f"a.token='{PLANTED} x', b=1", f"a.token={LEFT_OUT}, b=1"),
+        (f"a.key={PLANTED},{PLANTED}2 b", f"a.key={LEFT_OUT} b"),
+        (f"unrecognized arguments: --wandb.key {PLANTED} --seed 1",
+         f"unrecognized arguments: --wandb.key {LEFT_OUT} --seed 1"),
+        (f"{{'api_key': '{PLANTED}', 'n': 1}}", f"{{'api_key': {LEFT_OUT}, 'n': 1}}"),
+        (f"+a={{api_key:{PLANTED},n:1}}", f"+a={{api_key:{LEFT_OUT},n:1}}"),
+        (f"wandb:\n  key: {PLANTED}\n  project: p", f"wandb:\n  key: {LEFT_OUT}\n  project: p"),
+        (f"redis://:{PLANTED}@host:6379 is down", f"redis://:{LEFT_OUT}@host:6379 is down"),
+        (f"https://me:{PLANTED}@host/a?token={PLANTED}&b=1", f"https://me:{LEFT_OUT}@host/a?token={LEFT_OUT}&b=1"),
+        ("a key: unknown; token=null, --data.input_key p, see http://host:80/a@b", None),
+        ("data.prompt_key=p, the key: b, --key", None),
+    ],
+)  # fmt: skip
+def test_texts_keep_all_but_secrets(text: str, told: str | None) -> None:
+    told = text if told is None else told
+    assert text_without_secrets(text) == told
+    assert text_without_secrets(told) == told, "an error may quote another"
+
+
+def test_what_this_process_was_given_is_left_out_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{PLANTED}-1")
+    monkeypatch.setattr(sys, "argv", ["x", f"a.key='{PLANTED}-2'", "--token", f"{PLANTED}-3", "--key", "--verbose"])
+    error = ConfigError(f"{PLANTED}-1, {PLANTED}-2 and {PLANTED}-3 with --verbose")
+    assert str(error) == f"{LEFT_OUT}, {LEFT_OUT} and {LEFT_OUT} with --verbose"
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding("plugins", "x", f"failed at http://a:{PLANTED}@b", "bad", f"unset a.key={PLANTED}")
+    monkeypatch.setattr(doctor, "examine", lambda: [finding])
+    for as_json in (True, False):
+        doctor.run_doctor(argparse.Namespace(json=as_json))
+        printed = capsys.readouterr().out
+        assert printed.count(LEFT_OUT) == 2
+        assert PLANTED not in printed
+
+
+ADDRESS = f"http://me:{PLANTED}@host"
+SETTINGS = "actor_rollout_ref.rollout.custom.efficient_rollout"
+VERL = pytest.mark.skipif(find_spec("verl") is None or find_spec("hydra") is None, reason="needs veRL's configuration")
+OPENRLHF = pytest.mark.skipif(find_spec("omegaconf") is None, reason="needs omegaconf")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["train", f"trainer.wandb_api_key={PLANTED}"], marks=VERL),
+        pytest.param(["train", f"+trainer.wandb_api_key={PLANTED}{{,["], marks=VERL),
+        pytest.param(["train", f"+trainer.wandb_api_key='{PLANTED}", "recipe=grpo"], marks=VERL),
+        pytest.param(["train", "--wandb_api_key", PLANTED], marks=VERL),
+        pytest.param(["train", f"+{SETTINGS}.controller.rule={{api_key:{PLANTED}}}"], marks=VERL),
+        pytest.param(["train", f"{SETTINGS}.controller.rule={ADDRESS}"], marks=VERL),
+        pytest.param(["train", f"+{SETTINGS}.controller.rule=${{oc.env:WANDB_API_KEY}}"], marks=VERL),
+        pytest.param(["train", "--cfg", "job", f"+trainer.wandb_api_key={PLANTED}", f"+trainer.proxy={ADDRESS}"],
+                     marks=VERL),
+        pytest.param(["train", "--cfg", "all", f"+trainer.wandb_api_key={PLANTED}"], marks=VERL),
+        pytest.param(["train", "--info", "all", f"+trainer.wandb_api_key={PLANTED}"], marks=VERL),
+        pytest.param(["train", "--multirun", f"+trainer.wandb_api_key={PLANTED},{PLANTED}2", "size=x"], marks=VERL),
+        pytest.param(["openrlhf", f"--efficient_rollout.api_key={PLANTED}", "--"], marks=OPENRLHF),
+        pytest.param(["openrlhf", f"--efficient_rollout.drafter.scheme={ADDRESS}", "--"], marks=OPENRLHF),
+        pytest.param(["openrlhf", "--efficient_rollout.drafter={api_key: [" + PLANTED, "--"], marks=OPENRLHF),
+        pytest.param(["openrlhf", "--wandb.key", PLANTED, "--"], marks=OPENRLHF),
+        ["report", "--wandb-key", PLANTED],
+        ["doctor", f"--token={PLANTED}"],
+        ["data", f"{ADDRESS}/x", "--api-key", PLANTED],
+    ],
+)  # fmt: skip
+def test_no_command_says_a_secret(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", PLANTED)
+    monkeypatch.setattr(sys, "argv", ["efficient-rollout", *arguments])
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+    printed = "".join(capfd.readouterr())
+    assert printed
+    assert PLANTED not in printed
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file for file in written if PLANTED.encode() in file.read_bytes()] == []
+
+
+@VERL
+def test_the_address_of_a_cluster_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from efficient_rollout.verl_plugin.compose import compose_config
+
+    monkeypatch.setenv("RAY_ADDRESS", f"ray://me:{PLANTED}@host:1")
+    with caplog.at_level(logging.WARNING):
+        compose_config([])
+    assert f"joining the Ray cluster at ray://me:{LEFT_OUT}@host:1" in caplog.text
+    assert PLANTED not in caplog.text
+
+
+@VERL
+def test_jobs_of_one_command_are_told_apart_without_secrets() -> None:
+    from efficient_rollout.verl_plugin.compose import job_hydra
+    from efficient_rollout.verl_plugin.multirun import jobs_of
+
+    overrides = [f"+trainer.wandb_api_key={PLANTED},{PLANTED}2", "trainer.total_epochs=1,2"]
+    with pytest.raises(ConfigError, match="one directory") as raised:
+        jobs_of(overrides, job_hydra())
+    assert PLANTED not in str(raised.value)
+    overrides[0] = f"+trainer.wandb_api_key={PLANTED}"
+    assert PLANTED not in repr([(job.swept, job.directory) for job in jobs_of(overrides, job_hydra())])

@@ -10,7 +10,7 @@ pytest.importorskip("verl")
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import ProfileKey, save_profile
 from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.errors import ConfigError, PluginInactiveError, ProfileError
+from efficient_rollout.errors import ConfigError, PluginInactiveError, ProfileError, UnsupportedModelError
 from efficient_rollout.verl_plugin.checks import check_job, explain
 from efficient_rollout.verl_plugin.compose import compose_config, prepare
 from efficient_rollout.verl_plugin.settings import rollout_settings
@@ -34,6 +34,21 @@ def job(tmp_path: Path) -> list[str]:
         f"data.train_files={tmp_path / 'none.parquet'}",
         f"data.val_files={tmp_path / 'none.parquet'}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("enable_prompt_embeds=true", "enable_prompt_embeds=True"),
+        ("pipeline_parallel_size=2", "pipeline_parallel_size=2"),
+        ("hf_overrides={num_experts:8}", "num_experts=8"),
+    ],
+)
+def test_options_for_vllm_beside_which_nothing_drafts_stop_the_job(job: list[str], option: str, said: str) -> None:
+    unfit = f"+actor_rollout_ref.rollout.engine_kwargs.vllm.{option}"
+    with pytest.raises(UnsupportedModelError, match=f"{said}.*enabled=false") as raised:
+        check_job(compose_config([*job, unfit]))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_profile_stops_the_job_in_one_line(job: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.config.utils import replace
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import DraftTokenIds
@@ -69,7 +70,9 @@ class SelfDraftProposer(DraftModelProposer):
 
     def _get_model(self) -> torch.nn.Module:
         target = self.runner.get_model()
-        drafter = build_drafter(self._create_draft_vllm_config(), target, self.packed)
+        # The policy's own: stock reads the checkpoint once more, without `hf_overrides` and `model_impl`.
+        config = replace(self._create_draft_vllm_config(), model_config=self.vllm_config.model_config)
+        drafter = build_drafter(config, target, self.packed)
         self._twins = drafter.twins
         self.links = link_report(drafter.model)
         return drafter.model

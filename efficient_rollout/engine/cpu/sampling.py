@@ -29,16 +29,19 @@ class RequestNoise:
     """A stream for each request of an engine, from its first token to its last.
 
     A request with a seed has the generator that stock gives it. One without has its number among this engine's
-    requests, and the engine's seed.
+    requests, the engine's seed, and its rank: two engines of a server that get one prompt answer it each for itself.
 
     Args:
         runner: Whose requests they are.
-        seed: The engine's.
+        seed: The engine's; all engines of a server have one.
+        rank: The engine's among those of its server.
         use_float64: vLLM's `use_fp64_gumbel`.
     """
 
-    def __init__(self, runner: Any, seed: int, *, use_float64: bool) -> None:
-        self._runner, self._seed = runner, seed
+    def __init__(self, runner: Any, seed: int, *, rank: int, use_float64: bool) -> None:
+        self._runner = runner
+        # An engine alone samples as the first of several does.
+        self._engine = (seed,) if rank == 0 else (seed, "rank", rank)
         self._dtype = torch.float64 if use_float64 else torch.float32
         # Without the kernel, and in float64, a request without a seed gets a generator too, which is slower.
         self._is_counted = not use_float64 and native_missing() is None
@@ -68,7 +71,7 @@ class RequestNoise:
 
     def _begin(self, request_id: str) -> NoiseStream:
         self._num_requests += 1
-        key = stream_key("request", self._seed, self._num_requests)
+        key = stream_key("request", *self._engine, self._num_requests)
         stream = self._streams[request_id] = self._new(self._runner.requests[request_id].generator, key)
         return stream
 

@@ -92,7 +92,8 @@ class CpuWorker(ReportingWorker, CPUWorker):
         """Every token of a request, drafted, verified or decoded, is drawn with the noise of its position."""
         runner, model_config = self.model_runner, self.model_config
         use_float64 = bool(getattr(model_config, "use_fp64_gumbel", False))
-        self.noise = RequestNoise(runner, model_config.seed, use_float64=use_float64)
+        rank = self.vllm_config.parallel_config.data_parallel_index
+        self.noise = RequestNoise(runner, model_config.seed, rank=rank, use_float64=use_float64)
         noise_sampler = NoiseSampler(self.noise, model_config.logprobs_mode)
         runner.sampler.topk_topp_sampler = noise_sampler
         runner.rejection_sampler = Verifier(runner.sampler, noise_sampler, runner)

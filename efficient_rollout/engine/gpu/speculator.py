@@ -86,9 +86,8 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             SchemeUnavailableError: A layer could not be quantized.
         """
         parallel = replace(self.speculative_config.draft_parallel_config, rank=self.vllm_config.parallel_config.rank)
-        config = replace(
-            self.vllm_config, model_config=self.draft_model_config, quant_config=None, parallel_config=parallel
-        )
+        # The policy's own model config: stock's for the drafter is without `hf_overrides` and `model_impl`.
+        config = replace(self.vllm_config, quant_config=None, parallel_config=parallel)
         with set_model_tag("draft_model"):
             drafter = build_drafter(config, target_model, self.packed)
         self.links = link_report(drafter.model)

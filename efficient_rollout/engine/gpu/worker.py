@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
@@ -16,6 +17,7 @@ from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
+from efficient_rollout.sampling.noise import stream_key
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,18 @@ class V2Worker(ReportingWorker):
         if self.self_drafter is not None:
             self.self_drafter.start_writing()
             self._tell_of_batches_without_a_graph()
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Stock, which ends by seeding its generators alike in all engines of a server.
+
+        The runner draws the seeds of requests that bring none from them: without a seed of each engine's own, a prompt
+        that two of them get is copied, not answered twice.
+        """
+        result = super().compile_or_warm_up_model()
+        rank = self.vllm_config.parallel_config.data_parallel_index
+        if rank > 0:
+            set_random_seed(stream_key("engine", self.model_config.seed, rank) >> 32)
+        return result
 
     def _tell_of_batches_without_a_graph(self) -> None:
         most = self.vllm_config.compilation_config.max_cudagraph_capture_size
