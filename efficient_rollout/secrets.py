@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 LEFT_OUT = "(left out)"
@@ -68,7 +69,7 @@ def _told(match: re.Match[str]) -> str:
 def _known() -> Iterator[str]:
     given = [value for name, value in os.environ.items() if is_secret(name)]
     arguments = sys.argv[1:]
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in pairwise([*arguments, "--"]):
         name, equals, value = argument.partition("=")
         if is_secret(name):
             given += [value, value.strip("'\"")] if equals else [following] if name.startswith("--") else []

@@ -185,3 +185,9 @@ def test_jobs_of_one_command_are_told_apart_without_secrets() -> None:
     assert PLANTED not in str(raised.value)
     overrides[0] = f"+trainer.wandb_api_key={PLANTED}"
     assert PLANTED not in repr([(job.swept, job.directory) for job in jobs_of(overrides, job_hydra())])
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["--wandb-key"]])
+def test_a_command_line_of_any_length_is_looked_through(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["program", *arguments])
+    assert text_without_secrets("nothing to hide") == "nothing to hide"
