@@ -9,6 +9,7 @@ pytest.importorskip("verl")
 from verl_support import train
 
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
@@ -24,13 +25,19 @@ def test_a_drafter_that_strays_and_one_that_fails_are_told_of(tmp_path: Path) ->
         ],
         tmp_path,
     )
-    records = {**run.validations, **run.steps}.values()
-    told = {
-        "the drafter does not follow the policy": "stale_drafter",
-        "RuntimeError: deliberate fault": names.DRAFTER_FAULTS.removeprefix(names.PREFIX),
-    }
-    for text, metric in told.items():
-        happened = sum(value for record in records for name, value in record.items() if name.endswith(metric))
-        assert happened > 0
-        assert run.log.count(text) == happened
+    records = {**run.validations, **run.steps}
+
+    def reported(step: int, name: str) -> float:
+        return sum(
+            value
+            for key, value in records[step].items()
+            if key.removeprefix(VALIDATION_PREFIX).removeprefix(names.PREFIX) == name.removeprefix(names.PREFIX)
+        )
+
+    # Once for as long as it lasts, and once each time.
+    assert [reported(step, names.STALE_DRAFTER) for step in range(3)] == [1, 1, 0]
+    assert run.log.count("the drafter does not follow the policy") == 1
+    num_faults = sum(reported(step, names.DRAFTER_FAULTS) for step in range(3))
+    assert num_faults > 0
+    assert run.log.count("RuntimeError: deliberate fault") == num_faults
     assert all(record["critic/score/mean"] >= 0 for record in run.steps.values())
