@@ -120,8 +120,8 @@ def difference(own: Run, baseline: Run, metric: str, label: str) -> Estimate | N
 
 
 def shared_steps(own: Run, baseline: Run) -> list[int]:
-    """Steps of both runs but the first, in which processes and caches warm up."""
-    return sorted(set(own.steps) & set(baseline.steps))[1:]
+    """Steps of both runs but the first, and but the first after a resume: processes and caches warm up in those."""
+    return sorted(set(own.steps) & set(baseline.steps) - {*own.resumed, *baseline.resumed})[1:]
 
 
 def _shared(own: Run, baseline: Run, metric: str) -> tuple[Values, Values]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import read_json, read_text
-from efficient_rollout.metrics.step_file import FILE_NAME
+from efficient_rollout.metrics.step_file import FILE_NAME, RUN_PART
 from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
 from efficient_rollout.training_runs.steps import read_growing_steps
 
@@ -44,6 +44,12 @@ class Run:
     def steps(self) -> list[int]:
         """Numbers of the steps."""
         return [int(record["step"]) for record in self.records]
+
+    @property
+    def resumed(self) -> list[int]:
+        """Steps that are the first after a resume: processes and caches warm up in them again."""
+        parts = [record.get(RUN_PART, 0) for record in self.records]
+        return [step for step, part, before in zip(self.steps[1:], parts[1:], parts, strict=False) if part != before]
 
     def values(self, metric: str) -> Values:
         """A metric at every step; not a number where it was not reported, or is none."""
@@ -90,7 +96,7 @@ def read_run(directory: Path) -> Run:
     if len(newest) < len(records):
         notes.append(f"{FILE_NAME} holds some steps more than once, as after a restart: the newest record counts.")
     timelines, timeline_notes = _timelines(directory / TIMELINE_FILE)
-    return Run(
+    run = Run(
         directory=directory,
         records=[newest[step] for step in sorted(newest)],
         config=_config(directory / CONFIG_FILE),
@@ -98,6 +104,14 @@ def read_run(directory: Path) -> Run:
         timelines={step: item for step, item in timelines.items() if step in newest},
         notes=[*notes, *timeline_notes],
     )
+    return replace(run, notes=[*run.notes, *_resume_notes(run)])
+
+
+def _resume_notes(run: Run) -> list[str]:
+    if not run.resumed:
+        return []
+    steps = ", ".join(map(str, run.resumed))
+    return [f"The run was resumed: processes started again before step {steps}. No comparison counts such a step."]
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:
