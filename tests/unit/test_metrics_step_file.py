@@ -57,10 +57,12 @@ def test_a_step_without_a_timeline_leaves_the_file(tmp_path: Path) -> None:
 
 def test_a_run_that_is_resumed_twice_is_one_file(tmp_path: Path) -> None:
     first = StepFiles(tmp_path)
-    write(first, 1, 2, 3, loss=0.5)
+    write(first, 1, 2, 3, 4, loss=0.5)
     checkpoint = saved(tmp_path, 2, first.run_id)
     second = StepFiles(tmp_path, checkpoint)
-    write(second, 3, 4, 5, loss=0.25)
+    write(second, 3, loss=0.25)
+    assert kept_steps(tmp_path / TIMELINE) == [1, 2, 3], "step 4 has not been yet"
+    write(second, 4, 5, loss=0.25)
     third = StepFiles(tmp_path, saved(tmp_path, 4, second.run_id))
     assert kept_steps(tmp_path / METRICS) == [1, 2, 3, 4, 5], "until its first row, a run that resumes changes nothing"
     write(third, 5, 6, loss=0.125)
@@ -84,6 +86,12 @@ def test_a_run_that_begins_anew_sets_both_files_aside(tmp_path: Path) -> None:
         found = rows(tmp_path / f"metrics{name}.jsonl")
         assert [(row["step"], row["loss"], row["run_id"]) for row in found] == [(1, loss, run_id), (2, loss, run_id)]
         assert kept_steps(tmp_path / f"timeline{name}.jsonl") == [1, 2]
+
+
+def test_rows_without_an_id_belong_to_an_earlier_run_where_one_begins(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"step": 1}\n')
+    write(StepFiles(tmp_path), 1)
+    assert kept_steps(tmp_path / METRICS) == kept_steps(tmp_path / "metrics.1.jsonl") == [1]
 
 
 def test_validating_first_begins_a_run_too(tmp_path: Path) -> None:
