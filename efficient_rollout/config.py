@@ -97,9 +97,9 @@ class Settings(_Group):
     rollout_seed: int | None = Field(
         default=None,
         ge=0,
-        description="In a training job every request gets a seed of its own, from this one, the step, the prompt and "
-        "the sample, so that a run samples the same tokens whatever its engines, their load, or drafting; unset, "
-        "requests have none.",
+        description="In a training job every request gets a seed of its own, which no other has, from this one, its "
+        "prompt's place in the run and the sample, so that a run samples the same tokens whatever its engines, their "
+        "load, or drafting, and however often it was resumed; unset, requests have none.",
     )
     gpu_certificate: str | None = Field(
         default=None,

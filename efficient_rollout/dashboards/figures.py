@@ -84,17 +84,32 @@ def step_axis(drawn: go.Figure, steps: Sequence[int]) -> None:
 
 
 def lines(
-    steps: Sequence[int], values: Mapping[str, Values], *, y_title: str, unit: str, from_zero: bool = True
+    steps: Sequence[int],
+    values: Mapping[str, Values],
+    *,
+    y_title: str,
+    unit: str,
+    from_zero: bool = True,
+    are_apart: bool = False,
 ) -> tuple[go.Figure, str]:
-    """A line for each label over the steps, and a sentence on the thinning, empty where there is none."""
+    """A line for each label over the steps, and a sentence on the thinning, empty where there is none.
+
+    Args:
+        steps: Of the values. Where some are missing the lines are broken, unless they are apart.
+        values: By label.
+        y_title: Of the axis.
+        unit: Of a value, beside it.
+        from_zero: Whether the axis shows 0.
+        are_apart: The steps are some, as where every tenth is measured, and lines go from one to the next.
+    """
     drawn = figure(x_title="training step", y_title=y_title)
-    few = thinned(steps, values)
+    few = thinned(steps, values) if are_apart else thinned(*_with_gaps(steps, values))
     for index, (name, series) in enumerate(few.values.items()):
         drawn.add_scatter(
             x=few.steps,
             y=series,
             name=label(name),
-            mode="lines+markers" if len(few.steps) <= 60 else "lines",
+            mode="lines+markers" if len(few.steps) <= 60 or _has_lone_points(series) else "lines",
             line={"color": PALETTE[index % len(PALETTE)], "width": 1.8},
             marker={"size": 5},
             showlegend=True,
@@ -104,6 +119,22 @@ def lines(
         drawn.update_yaxes(rangemode="normal")
     step_axis(drawn, steps)
     return drawn, thinning_note(few.group)
+
+
+def _with_gaps(steps: Sequence[int], values: Mapping[str, Values]) -> tuple[list[int], Mapping[str, Values]]:
+    """The same with a step that is no number wherever steps are missing: no line is drawn across."""
+    known = np.array(steps)
+    behind = np.flatnonzero(np.diff(known) > 1) + 1
+    holes = known[behind - 1] + 1
+    return [int(step) for step in np.insert(known, behind, holes)], {
+        name: np.insert(series.astype(float), behind, np.nan) for name, series in values.items()
+    }
+
+
+def _has_lone_points(series: Values) -> bool:
+    """Whether a number stands between two that are missing: a line alone would not show it."""
+    known = np.concatenate([[False], np.isfinite(series), [False]])
+    return bool((known[1:-1] & ~known[:-2] & ~known[2:]).any())
 
 
 def stacked_bars(

@@ -4,7 +4,7 @@ import numpy as np
 
 from efficient_rollout.dashboards import figures
 from efficient_rollout.dashboards.section import Panel, Section, missing
-from efficient_rollout.training_runs.run import Run, Values
+from efficient_rollout.training_runs.run import Run, Values, as_number
 from efficient_rollout.training_runs.steps import REWARD_MEAN
 from efficient_rollout.training_runs.verdicts import reward_verdict
 
@@ -19,7 +19,7 @@ _SHARES_OF_A_RUN, _MIN_WINDOW = 30, 5
 def training_section(own: Run, baseline: Run | None) -> Section:
     """Rewards with their spread, and the disagreement of rollout and trainer where veRL logs it."""
     arms = {"this run": own} | ({"baseline": baseline} if baseline is not None else {})
-    panels = [_rewards(arms), _disagreement(arms)]
+    panels = [_rewards(arms), *_validations(arms), _disagreement(arms)]
     return Section("training", "Is it the same training?", reward_verdict(own, baseline), panels)
 
 
@@ -53,6 +53,23 @@ def _rewards(arms: dict[str, Run]) -> Panel:
     figures.step_axis(drawn, sorted({step for run in arms.values() for step in run.steps}))
     said = "Dots are steps, the line their moving mean, the band one standard deviation of the steps around it."
     return Panel(title, drawn, " ".join([said, *dict.fromkeys(filter(None, notes))]))
+
+
+def _validations(arms: dict[str, Run]) -> list[Panel]:
+    """What validations measured, by the measure; nothing where there was none."""
+    found = [(name, one) for name, run in arms.items() for one in run.validations]
+    steps = sorted({int(one["step"]) for _, one in found})
+    series: dict[str, Values] = {}
+    for name, one in found:
+        for measure in one.keys() - {"step"}:
+            values = series.setdefault(f"{measure}, {name}", np.full(len(steps), np.nan))
+            values[steps.index(one["step"])] = as_number(one[measure])
+    shown = dict(list(sorted(series.items()))[: len(figures.PALETTE)])
+    if not shown:
+        return []
+    drawn, note = figures.lines(steps, shown, y_title="measured by validation", unit="", are_apart=True)
+    left_out = f" Of {len(series)} measures, {len(shown)} are drawn." if len(shown) < len(series) else ""
+    return [Panel("Validation", drawn, f"The same questions each time.{left_out} {note}".strip())]
 
 
 def _moving(values: Values, window: int) -> tuple[Values, Values]:

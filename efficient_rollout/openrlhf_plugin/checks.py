@@ -13,7 +13,7 @@ from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import ConfigError, InputFileError, UnsupportedDeviceError
 from efficient_rollout.files import names_in_python, write_json
-from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
+from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import provenance
 from efficient_rollout.secrets import text_without_secrets, without_secrets
@@ -52,7 +52,7 @@ def prepare_job(args: Any, options: Options) -> Any:
         The same tree.
 
     Raises:
-        ConfigError: Two options do not fit together.
+        ConfigError: Two options do not fit together, or another job writes into the run's directory now.
         InputFileError: The policy, the reward or the data set is missing or unreadable.
         UnsupportedModelError: The drafter cannot handle the policy.
         SchemeUnavailableError: The drafter's scheme has no kernel on this device, or takes no layer of the policy.
@@ -151,7 +151,7 @@ def _write_run_files(args: Any, options: Options) -> None:
     # Ray's processes have working directories of their own.
     args.ckpt.output_dir = str(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    set_aside(directory / FILE_NAME)
+    require_free(directory)
     tree = {"efficient_rollout": options.settings.to_dict(), "openrlhf": _plain(args)}
     document = OmegaConf.create(without_secrets(tree))
     OmegaConf.save(document, directory / "config.yaml")

@@ -1,4 +1,4 @@
-"""The actors of a job without a GPU: those of `actors.py`, and OpenRLHF's own, in processes with the stand-ins."""
+"""The actors of a job without a GPU: this package's and OpenRLHF's own, in processes with the stand-ins."""
 
 # ruff: noqa: E402
 
@@ -10,33 +10,33 @@ from efficient_rollout.openrlhf_plugin import cpu
 # Before anything of OpenRLHF's: some of it imports GPU packages, and takes functions out of modules.
 cpu.install()
 
-from openrlhf.trainer import ppo_trainer_async as stock_async
 from openrlhf.trainer.ray import launcher as stock_launcher
 from openrlhf.trainer.ray import ppo_actor as stock_actor
 from openrlhf.trainer.ray import ppo_critic as stock_critic
 
 from efficient_rollout.openrlhf_plugin import actors
+from efficient_rollout.openrlhf_plugin.engine_actor import EngineActor, written_class
 
 
-class CpuEngineActor(actors.EngineActor):
+class CpuEngineActor(EngineActor):
     """With the worker extension that needs no CUDA."""
 
     worker_extension = "efficient_rollout.openrlhf_plugin.cpu_worker_extension.CpuWorkerWrap"
 
 
-class CpuPolicy(actors.written_class(stock_actor.PolicyModelActor)):
+class CpuPolicy(written_class(stock_actor.PolicyModelActor)):
     """Stock, here for its process to have the stand-ins."""
 
 
-class CpuCritic(actors.written_class(stock_critic.CriticModelActor)):
+class CpuCritic(written_class(stock_critic.CriticModelActor)):
     """Stock, here for its process to have the stand-ins."""
 
 
-class CpuReference(actors.written_class(stock_launcher.ReferenceModelActor)):
+class CpuReference(written_class(stock_launcher.ReferenceModelActor)):
     """Stock, here for its process to have the stand-ins."""
 
 
-class CpuReward(actors.written_class(stock_launcher.RewardModelActor)):
+class CpuReward(written_class(stock_launcher.RewardModelActor)):
     """Stock, here for its process to have the stand-ins."""
 
 
@@ -48,8 +48,8 @@ class CpuAsyncTraining(actors.AsyncTraining):
     """Here for its process to have the stand-ins."""
 
 
-class CpuAsyncGeneration(actors.written_class(stock_async.GenerateSamplesActor)):
-    """Stock, here for its process to have the stand-ins."""
+class CpuAsyncGeneration(actors.AsyncGeneration):
+    """Here for its process to have the stand-ins."""
 
 
 class CpuAsyncTrainer(actors.AsyncTrainer):

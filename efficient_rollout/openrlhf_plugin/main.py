@@ -73,7 +73,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
     from openrlhf.utils import config
 
     from efficient_rollout.nodes import require_on_every_node
-    from efficient_rollout.openrlhf_plugin import actors, checks, cpu, cpu_actors
+    from efficient_rollout.openrlhf_plugin import checks, cpu, cpu_actors, engine_actor
 
     parsed: dict[str, Any] = {}
 
@@ -89,7 +89,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
         require_on_every_node()
         return started
 
-    door = actors.EngineActorDoor(cpu_actors.CpuEngineActor, options.settings, cpu.vllm_arguments(options.cpu))
+    door = engine_actor.EngineActorDoor(cpu_actors.CpuEngineActor, options.settings, cpu.vllm_arguments(options.cpu))
     on_a_gpu = ray.remote(num_gpus=1)
     places = [
         (sys, "argv", [ENTRY_POINT, *options.openrlhf]),

@@ -84,6 +84,21 @@ SEAMS = (
         "616d0be4a78443e998bf4ed6963384d1dfee0ff8de5e489c064114a6bc28c920",
     ),
     Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.save_best_checkpoint",
+        "saves `best_global_step` and the step's number where its best value rises",
+        "1af3e7102036e4bbbb5a7c27a393adcb6e22f08be7d14f47e6c4a8e8c049f7e2",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_trainer:BasePPOTrainer.init_checkpoint_states",
+        "resumes from the newest checkpoint under `_actor`, with ckpt.load_enable alone",
+        "bfecd4414c252ea87cf6093ca4d93b019c28d6815e1391c23eab25d7b57039c8",
+    ),
+    Seam(
+        "openrlhf.utils.logging_utils:WandbLogger.__init__",
+        "calls wandb.init without an id",
+        "51d417356e20d8b8943e6990a56d616c321e865248025df42a235a36bbdde086",
+    ),
+    Seam(
         "openrlhf.trainer.ppo_trainer:BasePPOTrainer.train_step",
         "takes the samples of a step, prompt after prompt, in any order of prompts",
         "06fbbd9f0f5e497d10679353f1fc504157af2fcf8333fdc1c8bfeb20a60d866c",
@@ -107,6 +122,21 @@ SEAMS = (
         f"openrlhf.trainer.ppo_trainer_async:PPOTrainerAsync.{_ACTOR}.__init__",
         "starts both halves by their names in the module",
         "a4ff3e746e06977fb835bf7e99e172ea8922d184d03d270caff61513464b5006",
+    ),
+    Seam(
+        f"openrlhf.trainer.ppo_trainer_async:TrainingActor.{_ACTOR}.fit",
+        "hands every evaluation to save_best_checkpoint",
+        "cf19b46aa0d57c4136557251bb25cb044bb4f8be6af7d03b24a4a773c42a5f91",
+    ),
+    Seam(
+        f"openrlhf.trainer.ppo_trainer_async:GenerateSamplesActor.{_ACTOR}._run_eval",
+        "returns the logs of an evaluation, beside which no rollout runs",
+        "5474cb501465689d1cbf5a84f09a3c390e315d283290571dd584fa470e7c3dc8",
+    ),
+    Seam(
+        "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator._dispatch_prompts_to_vllm",
+        "asks engines for the samples of prompt after prompt, by keyword",
+        "a5b0d5d17e1a1504f04e6cb74fe8e6c2914d74d088dc9c3a2f9df19d2e200b49",
     ),
     Seam(
         "openrlhf.utils.config:hierarchize",

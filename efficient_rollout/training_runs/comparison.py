@@ -120,8 +120,13 @@ def difference(own: Run, baseline: Run, metric: str, label: str) -> Estimate | N
 
 
 def shared_steps(own: Run, baseline: Run) -> list[int]:
-    """Steps of both runs but the first, in which processes and caches warm up."""
-    return sorted(set(own.steps) & set(baseline.steps))[1:]
+    """Steps of both runs but the first and those after a resume, in which processes and caches warm up.
+
+    Steps in which a run was short of engines are not among them either.
+    """
+    both = set(own.steps) & set(baseline.steps)
+    left_out = {step for run in (own, baseline) for step in (*run.resumed, *run.short_of_engines)}
+    return [step for step in sorted(both)[1:] if step not in left_out]
 
 
 def _shared(own: Run, baseline: Run, metric: str) -> tuple[Values, Values]:

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from efficient_rollout.errors import InputFileError
+from efficient_rollout.metrics import names
 from efficient_rollout.training_runs.run import Run
 
 # A difference in one of these makes the training another one: there is nothing to compare. A run has either
@@ -77,6 +80,9 @@ def comparison_notes(own: Run, baseline: Run) -> list[str]:
             f"{'; '.join(different)}. Name a run whose recipe is the same."
         )
     notes = [f"The runs differ in {text}." for text in _differences(own.config, baseline.config, _SPEED_KEYS)]
+    engines = [np.nanmax(np.append(run.values(names.NUM_ENGINES), 0.0)) for run in (own, baseline)]
+    if engines[0] != engines[1] and min(engines) > 0:
+        notes.append(f"The runs differ in their engines ({engines[0]:.0f} here, {engines[1]:.0f} in the baseline).")
     hardware = [run.provenance.get("hardware") for run in (own, baseline)]
     if None not in hardware and hardware[0] != hardware[1]:
         notes.append("The runs were made on different machines, or with different resources.")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import read_json, read_text
-from efficient_rollout.metrics.step_file import FILE_NAME
+from efficient_rollout.metrics import names
+from efficient_rollout.metrics.step_file import FILE_NAME, RUN_PART
 from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
-from efficient_rollout.training_runs.steps import read_growing_steps
+from efficient_rollout.training_runs.steps import read_growing_steps, read_validations
 
 CONFIG_FILE, PROVENANCE_FILE = "config.yaml", "provenance.json"
 Values = NDArray[np.float64]
@@ -30,6 +31,7 @@ class Run:
         config: The resolved configuration; None where the directory has none.
         provenance: Command, versions and hardware; empty where the directory has none.
         timelines: Of sampled steps, by step.
+        validations: What each validation measured, with its `step`, oldest first.
         notes: What a reader must know about the files, a sentence each.
     """
 
@@ -38,12 +40,26 @@ class Run:
     config: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     timelines: Mapping[int, StepTimelines] = field(default_factory=dict)
+    validations: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
 
     @property
     def steps(self) -> list[int]:
         """Numbers of the steps."""
         return [int(record["step"]) for record in self.records]
+
+    @property
+    def resumed(self) -> list[int]:
+        """Steps that are the first after a resume: processes and caches warm up in them again."""
+        parts = [record.get(RUN_PART, 0) for record in self.records]
+        return [step for step, part, before in zip(self.steps[1:], parts[1:], parts, strict=False) if part != before]
+
+    @property
+    def short_of_engines(self) -> list[int]:
+        """Steps in which fewer engines reported than in others: one was lost, or came later."""
+        engines = self.values(names.NUM_ENGINES)
+        most = np.nanmax(np.append(engines, 0.0))
+        return [step for step, number in zip(self.steps, engines, strict=True) if number < most]
 
     def values(self, metric: str) -> Values:
         """A metric at every step; not a number where it was not reported, or is none."""
@@ -90,14 +106,33 @@ def read_run(directory: Path) -> Run:
     if len(newest) < len(records):
         notes.append(f"{FILE_NAME} holds some steps more than once, as after a restart: the newest record counts.")
     timelines, timeline_notes = _timelines(directory / TIMELINE_FILE)
-    return Run(
+    run = Run(
         directory=directory,
         records=[newest[step] for step in sorted(newest)],
         config=_config(directory / CONFIG_FILE),
         provenance=_provenance(directory / PROVENANCE_FILE),
         timelines={step: item for step, item in timelines.items() if step in newest},
+        validations=read_validations(directory / FILE_NAME),
         notes=[*notes, *timeline_notes],
     )
+    return replace(run, notes=[*run.notes, *_notes(run)])
+
+
+def _notes(run: Run) -> list[str]:
+    """What no comparison counts, and why."""
+    notes = []
+    if run.resumed:
+        steps = ", ".join(map(str, run.resumed))
+        notes.append(
+            f"The run was resumed before step {steps}: processes started again. No comparison counts such steps."
+        )
+    if few := run.short_of_engines:
+        least, most = (int(bound(run.values(names.NUM_ENGINES))) for bound in (np.nanmin, np.nanmax))
+        notes.append(
+            f"Between {least} and {most} engines reported, fewer than {most} in {len(few)} steps, first in step "
+            f"{few[0]}. No comparison counts such steps."
+        )
+    return notes
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:

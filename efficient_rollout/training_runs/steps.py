@@ -1,6 +1,7 @@
 """The records of a run's steps, under one set of names, whichever framework trained."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ _OF_A_STEP = (
     names.REQUANTIZE_SECONDS,
     names.WEIGHT_SYNC_SECONDS,
 )
-# veRL's, of the measure that a validation is about.
-_VALIDATION = "val-core/"
+# Of the measures that a validation is about: veRL's, and OpenRLHF's of each of its data sets.
+_VALIDATION = re.compile(r"val-core/(.+)|eval_(.+_pass\d+)")
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
@@ -93,15 +94,16 @@ def _steps(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def read_validations(path: Path) -> list[dict[str, Any]]:
-    """What each validation of a run measured, by its measure, and the `step` it came after; oldest first.
+    """What each validation of a run measured, by its measure, and the `step` it came after; in order, one a step.
 
     Raises:
         InputFileError: The file is missing.
     """
-    found = []
+    found: dict[int, dict[str, Any]] = {}
     for line in _text(path).splitlines():
         record = json.loads(line) if _is_json(line) else None
-        if isinstance(record, dict):
-            measured = {key.removeprefix(_VALIDATION): record[key] for key in record if key.startswith(_VALIDATION)}
-            found += [{"step": record.get("step"), **measured}] if measured else []
-    return found
+        if isinstance(record, dict) and type(step := record.get("step")) is int:
+            matches = {key: match for key in record if (match := _VALIDATION.fullmatch(key))}
+            if matches:
+                found[step] = {"step": step, **{match[1] or match[2]: record[key] for key, match in matches.items()}}
+    return [found[step] for step in sorted(found)]

@@ -29,10 +29,12 @@ from efficient_rollout.errors import (
     ours_behind,
 )
 from efficient_rollout.files import names_in_python
+from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.upstream import check_installed
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
+from efficient_rollout.verl_plugin.compose import run_directory
 from efficient_rollout.verl_plugin.reproducible import make_reproducible
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
 
@@ -140,7 +142,8 @@ def check_stock_job(config: DictConfig) -> None:
     """The same for a job of veRL's own entry point, before it starts Ray; nothing where Ray runs already.
 
     Raises:
-        EfficientRolloutError: As `check_job`; or veRL, vLLM or its device are not supported.
+        EfficientRolloutError: As `check_job`; or veRL, vLLM or its device are not supported; or another job writes into
+            the run's directory now.
     """
     import ray
 
@@ -149,6 +152,7 @@ def check_stock_job(config: DictConfig) -> None:
     check_installed("verl")
     check_vllm_version()
     check_device()
+    require_free(run_directory(config))
     settings = check_job(config)
     make_reproducible(config, settings)
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
-from efficient_rollout.metrics.step_file import FILE_NAME, set_aside
+from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.provenance import provenance
 from efficient_rollout.secrets import without_secrets
 from efficient_rollout.upstream import check_installed
@@ -70,8 +70,13 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def prepare(config: DictConfig) -> None:
-    """Fill in what depends on this machine: the embedded task's files, thread counts, a free metrics file."""
+    """Fill in what depends on this machine: the embedded task's files and thread counts; write the run's own files.
+
+    Raises:
+        ConfigError: Another job writes into the run's directory now, or half of what a task needs is set.
+    """
     directory = run_directory(config)
+    require_free(directory)
     config.trainer.default_local_dir = str(directory)
     _use_embedded_task(config, directory / "data")
     _use_absolute_profile(config)
@@ -81,7 +86,6 @@ def prepare(config: DictConfig) -> None:
             threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
             environment.env_vars = {**threads, **environment.get("env_vars", {})}
     directory.mkdir(parents=True, exist_ok=True)
-    set_aside(directory / FILE_NAME)
     written = without_secrets(OmegaConf.to_container(config, resolve=True))
     OmegaConf.save(OmegaConf.create(written), directory / "config.yaml")
     write_json(directory / "provenance.json", provenance())

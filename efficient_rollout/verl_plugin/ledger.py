@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from efficient_rollout.metrics.run_id import one_wandb_run
 from efficient_rollout.patching import Patch
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.platform import cpu_is_chosen
@@ -65,10 +66,13 @@ def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> None:
         from efficient_rollout.verl_plugin.metrics import step_logger
 
-        original(self, project_name, experiment_name, default_backend=default_backend, config=config)
         ours = step_logger(config)
-        if ours is not None:
-            self.logger = {"efficient_rollout": ours, **self.logger}
+        if ours is None:
+            original(self, project_name, experiment_name, default_backend=default_backend, config=config)
+            return
+        with one_wandb_run(ours.run_id):
+            original(self, project_name, experiment_name, default_backend=default_backend, config=config)
+        self.logger = {"efficient_rollout": ours, **self.logger}
 
     return __init__
 
@@ -135,8 +139,8 @@ PATCHES = (
         target="verl.utils.tracking:Tracking.__init__",
         make_replacement=_with_step_logger,
         reason="Tracking accepts only its own list of backends, and it is the one place that both trainers pass "
-        "once a step. One more backend is added, first, which completes the step's metrics; in jobs of this "
-        "rollout name only.",
+        "once a step. One more backend is added, first, which completes the step's metrics, and wandb goes on with "
+        "the run of a job that resumes; in jobs of this rollout name only.",
         tested_versions="verl 0.9.1",
         source_sha256=frozenset({"7c48e9fec63fa266a0c51f83dd13e3128a227b2c2ddfcdd7e9de92dfeb8b477b"}),
         remove_when="Tracking accepts logger backends from outside.",

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
+from efficient_rollout.metrics.run_id import mark_checkpoint
 from efficient_rollout.metrics.step_file import StepFiles
 from efficient_rollout.metrics.timeline import StepTimelines
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _ENGINE_SERVER = re.compile(rf"{ROLLOUT_NAME}_server_(\d+)_0")
 _VALIDATION_KEY = re.compile(r"val(-\w+)?/")
+# veRL's own: of every step that trained, and of one that saved a checkpoint.
+_TRAINED, _SAVED = "training/global_step", "timing_s/save_checkpoint"
 
 
 def engine_servers() -> list[Any]:
@@ -39,11 +43,24 @@ def collect_segments() -> list[list[Segment]]:
 class StepLogger:
     """A logger backend of veRL's `Tracking`, placed first: adds this package's metrics to the step's own.
 
-    veRL's backends after it see the completed metrics. Both of veRL's trainers log once a step.
+    veRL's backends after it see the completed metrics. Both of veRL's trainers log once a step, and once before the
+    first where they validate then.
+
+    Args:
+        directory: The run's.
+        resumed_from: Folder of the checkpoint that training goes on from; None without one.
+
+    Attributes:
+        run_id: Of the run, the same after a resume.
+
+    Raises:
+        ConfigError: Another job writes into the directory now.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._files = StepFiles(directory)
+    def __init__(self, directory: Path, resumed_from: Path | None = None) -> None:
+        self._directory = directory
+        self._files = StepFiles(directory, resumed_from)
+        self.run_id = self._files.run_id
         self._is_defined = False
 
     def log(self, data: MutableMapping[str, Any], step: int) -> None:
@@ -52,8 +69,11 @@ class StepLogger:
         validated = any(_VALIDATION_KEY.match(key) for key in data)
         segments = collect_segments()
         data.update(step_metrics(segments, validated=validated))
-        self._files.add_timelines(StepTimelines.of(step, step_timelines(segments, validated=validated)))
-        self._files.append(step, data)
+        timelines = StepTimelines.of(step, step_timelines(segments, validated=validated))
+        is_validation = validated and _TRAINED not in data
+        self._files.append(step, data, None if is_validation else timelines, is_validation=is_validation)
+        if _SAVED in data:
+            mark_checkpoint(self._directory / f"global_step_{step}", self.run_id)
 
     def _define_in_wandb(self) -> None:
         """Tell a run of wandb's, where the job has one, how to sum our metrics up; once, before the first is logged."""
@@ -73,4 +93,15 @@ def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
         return None
     if config["actor_rollout_ref"]["rollout"]["name"] != ROLLOUT_NAME:
         return None
-    return StepLogger(Path(config["trainer"]["default_local_dir"]).expanduser().resolve())
+    trainer = config["trainer"]
+    return StepLogger(Path(trainer["default_local_dir"]).expanduser().resolve(), resumed_checkpoint(trainer))
+
+
+def resumed_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
+    """The folder that veRL's trainer of this configuration resumes from; None where it starts anew."""
+    if trainer["resume_mode"] == "disable":
+        return None
+    if trainer["resume_mode"] == "resume_path":
+        return Path(trainer["resume_from_path"]).absolute()
+    found = find_latest_ckpt_path(str(Path(trainer["default_local_dir"]).absolute()))
+    return None if found is None else Path(found)

@@ -2,43 +2,86 @@
 
 In the place of veRL's through its own option, `rollout.agent.agent_loop_manager_class`. veRL's `full_determinism` gives
 all requests of an engine one seed, so that the responses of a group are equal.
+
+A request's seed is that of its place in the run: the step, the call for prompts in it, the row of the prompt there, and
+which of the prompt's samples it is. Not that of the prompt's text: a data set may hold a prompt twice, and a step may
+ask for one again.
 """
 
-import json
+import contextvars
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from omegaconf import DictConfig
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils import tensordict_utils
+from verl.utils.ray_utils import auto_await
 
 from efficient_rollout.sampling.noise import request_seed
+from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
 from efficient_rollout.verl_plugin.settings import rollout_settings
+
+# Of every row on its way from the manager to a worker, by this name.
+PLACE = "rollout_place"
+_TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
+
+
+class Places:
+    """Counts a manager's calls: the same for every run of one job, however many workers share a call's rows."""
+
+    def __init__(self) -> None:
+        # The newest step of training and of validation, and the calls in it so far.
+        self._calls: dict[bool, tuple[int, int]] = {}
+
+    def of_call(self, step: int, num_rows: int, *, validate: bool) -> list[tuple[int, int]]:
+        """The place of each row of a call that is made now: which call of the step, and which row of it."""
+        newest, num_calls = self._calls.get(validate, (step, 0))
+        call = num_calls if newest == step else 0
+        self._calls[validate] = (step, call + 1)
+        return [(call, row) for row in range(num_rows)]
 
 
 class _Seeding:
     """Before an agent loop worker among a class's bases."""
 
     config: DictConfig
+    llm_client: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rollout_seed = rollout_settings(self.config.actor_rollout_ref.rollout.custom).rollout_seed
         assert self._rollout_seed is not None
+        self.llm_client.generate = _seeded(self.llm_client.generate)
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        """Stock, for a trajectory whose requests are seeded by step, prompt and sample."""
-        seed = request_seed(
-            self._rollout_seed,
-            "validation" if trajectory["validate"] else "training",
-            int(kwargs.get("global_steps", trajectory["step"])),
-            int(trajectory["sample_index"]),
-            json.dumps(kwargs.get("raw_prompt"), default=str),
-            # Which of a prompt's samples: the newer trainer counts those, the older one a batch's.
-            int(kwargs["session_id"] if "session_id" in kwargs else kwargs["priority"]),
-        )
-        return await super()._run_agent_loop({**sampling_params, "seed": seed}, trajectory, **kwargs)
+        """Stock, for a trajectory whose requests are seeded by its place in the run; veRL runs each in a task."""
+        step = int(kwargs.get("global_steps", trajectory["step"]))
+        # The newer trainer makes a prompt's samples here, the older one has a row for each.
+        sample = int(kwargs.get("session_id", 0))
+        phase = "validation" if trajectory["validate"] else "training"
+        base = request_seed(self._rollout_seed, phase, step, *map(int, kwargs.pop(PLACE)), sample)
+        _TRAJECTORY.set(TrajectorySeeds(base))
+        return await super()._run_agent_loop({**sampling_params, "seed": base}, trajectory, **kwargs)
+
+
+def _seeded(stock: Any) -> Any:
+    """A client's `generate` that seeds each request as one of the trajectory that makes it."""
+
+    async def generate(
+        request_id: Any, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        trajectory = _TRAJECTORY.get(None)
+        # A loop may ask from a thread of its own, which knows no trajectory; what it was given has the seed then.
+        if trajectory is not None:
+            seed = trajectory.next_seed(prompt_ids, sampling_params.get("seed"))
+            sampling_params = {**sampling_params, "seed": seed}
+        return await stock(request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, **kwargs)
+
+    return generate
 
 
 class SeededWorker(_Seeding, AgentLoopWorker):
@@ -55,6 +98,18 @@ class SeededManager(AgentLoopManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agent_loop_workers_class = ray.remote(SeededWorker)
         super().__init__(*args, **kwargs)
+        self._places = Places()
+
+    @auto_await
+    async def generate_sequences(self, prompts: Any) -> Any:
+        """Stock, of rows that know their places."""
+        places = self._places.of_call(
+            int(prompts.meta_info.get("global_steps", -1)),
+            len(prompts),
+            validate=bool(prompts.meta_info.get("validate", False)),
+        )
+        prompts.non_tensor_batch[PLACE] = np.array(places, dtype=np.int64)
+        return await super().generate_sequences(prompts)
 
 
 class SeededManagerTQ(AgentLoopManagerTQ):
@@ -63,8 +118,13 @@ class SeededManagerTQ(AgentLoopManagerTQ):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(SeededWorkerTQ)
+        self._places = Places()
 
     def generate_sequences(self, prompts: Any) -> None:
-        """Stock, with the order of the prompts kept for the replay buffer of this process."""
+        """Stock, of rows that know their places, and with the order of the prompts kept for the replay buffer here."""
         OrderedReplayBuffer.asked_for(list(prompts["uid"]))
+        validate = bool(tensordict_utils.get(prompts, "validate", False))
+        step = int(tensordict_utils.get(prompts, "global_steps"))
+        places = self._places.of_call(step, len(prompts), validate=validate)
+        tensordict_utils.assign_non_tensor_stack(prompts, PLACE, places)
         super().generate_sequences(prompts)

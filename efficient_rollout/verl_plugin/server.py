@@ -13,6 +13,7 @@ from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engi
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.sampling.noise import request_seed
+from efficient_rollout.sampling.request_seeds import tokens_digest
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
@@ -74,8 +75,9 @@ class EfficientServer(vLLMHttpServer):
     ) -> TokenOutput:
         """Stock generation, inside the clock of the rollout."""
         if self._is_seeded and "seed" in sampling_params:
-            # Several requests of one trajectory, as between the calls of a tool, must not share their noise.
-            sampling_params = {**sampling_params, "seed": request_seed(sampling_params["seed"], len(prompt_ids))}
+            # What is left of a request that was stopped comes with its seed again, and must not have its noise again.
+            seed = request_seed(sampling_params["seed"], tokens_digest(prompt_ids))
+            sampling_params = {**sampling_params, "seed": seed}
         self._record.request_came()
         output = await super().generate(prompt_ids, sampling_params, *args, **kwargs)
         self._record.response_went()

@@ -8,7 +8,16 @@ from efficient_rollout.metrics import names
 Steps = Mapping[int, Mapping[str, Any]]
 
 # What differs between two runs of one command: times, and what engines did.
-NOT_TRAINING = ("time", "timing", "perf", names.PREFIX.rstrip("/"), "agent_loop", "num_preempted")
+NOT_TRAINING = (
+    "time",
+    "timing",
+    "perf",
+    names.PREFIX.rstrip("/"),
+    "agent_loop",
+    "num_preempted",
+    "run_id",
+    "run_part",
+)
 # What differs where engines multiply with other kernels: how far, some 1e-7, their own log-probabilities are from the
 # trainer's. Nothing is trained on it.
 OF_PRODUCTS = ("rollout_probs_diff", "rollout_actor_probs", "rollout_corr")

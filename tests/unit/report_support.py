@@ -9,7 +9,10 @@ import yaml
 
 from efficient_rollout.controller.tick import TickSpan
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_record import Segment, step_metrics
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.run_id import mark_checkpoint
+from efficient_rollout.metrics.step_file import StepFiles
 from efficient_rollout.metrics.timeline import StepTimelines, add_tick
 
 CONFIG = {
@@ -99,3 +102,47 @@ def write_run(
 def without_ours(record: dict[str, Any]) -> dict[str, Any]:
     """A record as stock veRL would write it."""
     return {name: value for name, value in record.items() if not name.startswith(names.PREFIX)}
+
+
+def write_troubled_run(directory: Path, *, framework: str = "verl", num_engines: int = 4) -> Path:
+    """A run as this package's own writer leaves it, with everything that happens to a long one.
+
+    8 steps, resumed before step 6; step 5's line is lost; an engine is gone from step 7 on; evaluated at 0, 4 and 8.
+    """
+    first = StepFiles(directory)
+    if framework == "verl":
+        first.append(0, {"val-core/task/acc": 0.25}, is_validation=True)
+    for files, steps in ((first, range(1, 5)), (StepFiles(directory, marked(directory, 5, first.run_id)), range(6, 9))):
+        for step in steps:
+            segments = [
+                [Segment(stats, 100.0 * step, 100.0 * step + 4.0 + engine)]
+                for engine, stats in enumerate(_stats(step, num_engines - (step > 6)))
+            ]
+            known = {"critic/score/mean": 0.5, "timing_s/step": 12.0, "timing_s/gen": 8.0, "timing_s/update_actor": 3.0}
+            if framework == "openrlhf":
+                known = {"rollout/reward_mean": 0.5, "timing/step_total": 12.0, "timing/generation": 8.0}
+            evaluated = {"val-core/task/acc": 0.25 + step / 16} if framework == "verl" and step % 4 == 0 else {}
+            files.append(step, {**known, **evaluated, **step_metrics(segments, validated=False)})
+            if framework == "openrlhf" and step % 4 == 0:
+                files.append(step, {"eval_task_pass1": 0.25 + step / 16, "eval_num_samples": 8.0}, is_validation=True)
+    return directory
+
+
+def _stats(step: int, num_engines: int) -> list[RolloutStats]:
+    return [
+        RolloutStats(
+            num_engines=1, num_ticks=100, num_speculative_ticks=50, num_generated_tokens=1000 + step,
+            num_verify_passes=50, num_draft_tokens=100, num_accepted_tokens=60, drafted_per_position=[50, 50],
+            accepted_per_position=[35, 25], draft_seconds=0.5, weight_sync_seconds=0.25, num_weight_syncs=1,
+            requantize_seconds=0.125,
+        )
+        for _ in range(num_engines)
+    ]  # fmt: skip
+
+
+def marked(directory: Path, step: int, run_id: str) -> Path:
+    """A checkpoint of a run."""
+    folder = directory / f"global_step_{step}"
+    folder.mkdir()
+    mark_checkpoint(folder, run_id)
+    return folder

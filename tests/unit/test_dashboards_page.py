@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from browser import browser, contrast, look_at, run_browser
-from report_support import write_run
+from report_support import write_run, write_troubled_run
 
 pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 from efficient_rollout.dashboards.page import render, sections
 from efficient_rollout.metrics import names
+from efficient_rollout.training_runs.comparison import shared_steps
+from efficient_rollout.training_runs.recipe import comparison_notes
 from efficient_rollout.training_runs.run import Run, read_run
 
 KEYS = ["speed", "training", "drafting", "controller", "tail", "cost", "engines"]
@@ -226,3 +228,41 @@ def test_a_browser_prints_every_question(tmp_path: Path) -> None:
     run_browser(f"--print-to-pdf={out}", page.as_uri(), profile=tmp_path / "profile")
     num_pages = len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))
     assert 4 <= num_pages <= 14
+
+
+def lines_of(run: Run, key: str, title: str) -> dict[str, dict[int, float]]:
+    """What a figure draws: by label, the numbers by step."""
+    (section,) = (section for section in sections(run, None) if section.key == key)
+    (figure,) = (panel.figure for panel in section.panels if panel.title == title)
+    return {
+        line.name: {int(x): float(y) for x, y in zip(line.x, line.y, strict=True) if not math.isnan(y)}
+        for line in figure.data
+    }
+
+
+@pytest.mark.parametrize("framework", ["verl", "openrlhf"])
+def test_a_long_runs_troubles_are_drawn_as_what_they_are(framework: str, tmp_path: Path) -> None:
+    run = read_run(write_troubled_run(tmp_path / "run", framework=framework))
+    assert (run.steps, run.resumed, run.short_of_engines) == ([1, 2, 3, 4, 6, 7, 8], [6], [7, 8])
+    page = render(run)
+    assert "resumed before step 6: " in page
+    assert "Between 3 and 4 engines reported, fewer than 4 in 2 steps, first in step 7." in page
+    # An engine less is no less drafting.
+    assert lines_of(run, "cost", "Seconds a step")["drafting"] == dict.fromkeys(run.steps, 0.5)
+    assert lines_of(run, "engines", "Engines and their faults")["engines that reported"] == {
+        **dict.fromkeys([1, 2, 3, 4, 6], 4.0), 7: 3.0, 8: 3.0
+    }  # fmt: skip
+    measured = {4: 0.5, 8: 0.75} if framework == "openrlhf" else {0: 0.25, 4: 0.5, 8: 0.75}
+    assert list(lines_of(run, "training", "Validation").values()) == [measured]
+
+
+def test_no_comparison_counts_steps_after_a_resume_or_without_an_engine(tmp_path: Path) -> None:
+    own, other = (read_run(write_troubled_run(tmp_path / name)) for name in ("own", "other"))
+    assert shared_steps(own, other) == [2, 3, 4]
+    assert comparison_notes(own, other)[1:] == []
+    fewer = read_run(write_troubled_run(tmp_path / "fewer", num_engines=2))
+    for run in (own, fewer):
+        (run.directory / "config.yaml").write_text("{}")
+    assert comparison_notes(read_run(own.directory), read_run(fewer.directory)) == [
+        "The runs differ in their engines (4 here, 2 in the baseline)."
+    ]

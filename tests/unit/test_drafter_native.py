@@ -242,3 +242,16 @@ def test_large_and_broken_scores_are_what_softmax_makes_of_them():
     output = run_attention(query, cache, table, [1, 1], [40, 40])
     assert output[0].isfinite().all()
     assert output[1].isnan().all(dim=1).tolist() == [i == 3 for i in range(6)]
+
+
+@pytest.mark.usefixtures("_fresh_library")
+def test_a_compiler_that_takes_too_long_is_told_in_a_sentence(monkeypatch, tmp_path):
+    slow = tmp_path / "bin" / "gcc"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", str(slow.parent), prepend=":")
+    monkeypatch.setattr(library, "_COMPILE_TIMEOUT_SECONDS", 0.2)
+    assert str(slow) in library.native_missing()
+    assert "within 0.2 s" in library.native_missing()
+    assert not list(tmp_path.rglob("*.so"))

@@ -42,7 +42,7 @@ def load_library() -> ctypes.CDLL:
     """The kernels; compiled first where the cache has none of this source.
 
     Raises:
-        SchemeUnavailableError: There is no compiler, or it fails; the message has its last lines.
+        SchemeUnavailableError: There is no compiler, or it fails or takes too long; the message has its last lines.
     """
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
@@ -68,7 +68,15 @@ def _compile(compiler: str, path: Path) -> None:
     # Two processes may do this at once: each puts a whole file of the same content there.
     with written_whole(path) as staged:
         command = [compiler, *_FLAGS, "-o", str(staged), *map(str, _SOURCES)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS)
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SchemeUnavailableError(
+                f"its kernel was not compiled by {compiler} within {_COMPILE_TIMEOUT_SECONDS} s: the machine may be "
+                "too busy; start again when it is free"
+            ) from error
         if result.returncode != 0:
             raise SchemeUnavailableError(
                 f"its kernel could not be compiled by {compiler}: {' '.join(result.stderr.split()[-40:])}"

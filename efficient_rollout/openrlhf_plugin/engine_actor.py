@@ -1,0 +1,171 @@
+"""OpenRLHF's engine, with this package's arguments, and what starts it in the place of OpenRLHF's own.
+
+Ray ships a class that can be imported by its name, so a job's processes import this module, and its subclasses by name.
+"""
+
+import asyncio
+import contextvars
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from openrlhf.trainer.ray import vllm_engine as stock_engine
+
+from efficient_rollout.config import Settings
+from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
+from efficient_rollout.errors import PluginInactiveError
+from efficient_rollout.openrlhf_plugin.seeded_prompts import Place
+from efficient_rollout.sampling.noise import request_seed
+from efficient_rollout.sampling.request_seeds import TrajectorySeeds
+
+_TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
+
+
+def written_class(actor_class: Any) -> Any:
+    """The class that Ray made of an actor's class; a subclass of it travels by name.
+
+    The class under that one will not do: Ray derives from its subclasses once more and ships the result by value, with
+    a second copy of every method, in which `super()` fails.
+    """
+    return actor_class.__ray_metadata__.modified_class
+
+
+class EngineActor(written_class(stock_engine.RolloutRayActor)):
+    """OpenRLHF's engine, with this package's arguments and a record of what it did.
+
+    Attributes:
+        worker_extension: Of vLLM's workers.
+    """
+
+    worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
+
+    async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
+        self._rollouts = SegmentRecorder()
+        self._evaluation: SegmentRecorder | None = None
+        self._is_syncing = False
+        settings = Settings.parse(efficient_rollout)
+        self._rollout_seed = settings.rollout_seed
+        kwargs["worker_extension_cls"] = self.worker_extension
+        options = {name: kwargs[name] for name in ("dtype", "enforce_eager", "trust_remote_code") if name in kwargs}
+        kwargs |= engine_args(kwargs["model"], settings, **options)
+        await super().__init__(*args, **kwargs)
+        await self._require_active()
+
+    async def _require_active(self) -> None:
+        for worker in (await call_every_engine(self.llm, "plugin_status"))[0]:
+            wrong = {name: found for name, found in worker["patches"].items() if found not in ("applied", "not needed")}
+            if worker["drafter_fault"] is not None or wrong:
+                raise PluginInactiveError(
+                    f"self-drafting is not active in this engine: {worker['drafter_fault'] or wrong}. "
+                    "Run `efficient-rollout doctor` on its node."
+                )
+
+    async def generate_responses(
+        self, *args: Any, sampling_params: Any, num_samples: int = 1, place: Place | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Stock; where rollouts are to be reproducible, each sample is asked for with a seed of its own.
+
+        Raises:
+            PluginInactiveError: They are, and nobody told the prompt's place in the run.
+        """
+        stock, seed = super().generate_responses, self._rollout_seed
+        if seed is None:
+            return await stock(*args, sampling_params=sampling_params, num_samples=num_samples, **kwargs)
+        if place is None:
+            raise PluginInactiveError("rollout_seed is set, and a prompt came that did not go out through this package")
+
+        async def answer(sample: int) -> list[Any]:
+            trajectory = TrajectorySeeds(request_seed(seed, *place, sample))
+            _TRAJECTORY.set(trajectory)  # of this task alone
+            seeded = _seeded(sampling_params, trajectory.base)
+            return await stock(*args, sampling_params=seeded, num_samples=1, **kwargs)
+
+        answers = await asyncio.gather(*(answer(sample) for sample in range(num_samples)))
+        return [response for responses in answers for response in responses]
+
+    async def generate(self, prompt_token_ids: list[int], sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stock generation, inside the clock of the rollout."""
+        trajectory = _TRAJECTORY.get(None)
+        if trajectory is not None:
+            seed = trajectory.next_seed(prompt_token_ids, sampling_params.seed)
+            sampling_params = _seeded(sampling_params, seed)
+        record = self._evaluation or self._rollouts
+        record.request_came()
+        output = await super().generate(prompt_token_ids, sampling_params, *args, **kwargs)
+        record.response_went()
+        return output
+
+    async def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
+        """Stock; the first parameter of a sync closes the running segment first."""
+        await self._close_segment(is_last=empty_cache)
+        return await super().update_weight(name, dtype, shape, empty_cache)
+
+    async def update_weight_cuda_ipc(
+        self, name: str, dtype: Any, shape: Any, ipc_handles: Any, empty_cache: bool = False
+    ) -> Any:
+        """Stock; the first parameter of a sync closes the running segment first."""
+        await self._close_segment(is_last=empty_cache)
+        return await super().update_weight_cuda_ipc(name, dtype, shape, ipc_handles, empty_cache)
+
+    async def _close_segment(self, *, is_last: bool) -> None:
+        starts, self._is_syncing = not self._is_syncing, not is_last
+        if starts:
+            await self._rollouts.close(self.llm)
+
+    async def take_segments(self) -> list[list[dict[str, Any]]]:
+        """What each engine did since the last call, a segment for each weight sync and one since the last."""
+        if self._evaluation is not None:
+            # What runs now is no rollout's.
+            await self._evaluation.close(self.llm)
+        return await self._rollouts.take(self.llm)
+
+    async def begin_evaluation(self) -> None:
+        """From now on, what the engine does is no part of a rollout."""
+        await self._rollouts.close(self.llm)
+        self._evaluation = SegmentRecorder()
+
+    async def end_evaluation(self) -> list[list[dict[str, Any]]]:
+        """The evaluation is over: what each engine did for it, as `take_segments` tells it of rollouts."""
+        assert self._evaluation is not None, "it began"
+        segments = await self._evaluation.take(self.llm)
+        self._evaluation = None
+        return segments
+
+    async def rollout_seed(self) -> int | None:
+        """The setting; None where rollouts need not be reproducible."""
+        return self._rollout_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineActorDoor:
+    """Stands in for `RolloutRayActor` where OpenRLHF starts its engines: `.options(...).remote(...)`.
+
+    Attributes:
+        actor_class: What is started.
+        settings: For every engine.
+        vllm_arguments: In the place of OpenRLHF's.
+        options_given: Ray's own, of the engine to be started.
+    """
+
+    actor_class: type
+    settings: Settings
+    vllm_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options_given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def options(self, **options: Any) -> "EngineActorDoor":
+        """The same, for an actor with these options of Ray's."""
+        return dataclasses.replace(self, options_given=options)
+
+    def remote(self, **kwargs: Any) -> Any:
+        """Start the engine, with this package's settings beside OpenRLHF's arguments."""
+        actor_class = ray.remote(self.actor_class).options(**self.options_given)
+        return actor_class.remote(**{**kwargs, **self.vllm_arguments}, efficient_rollout=self.settings.to_dict())
+
+
+def _seeded(sampling_params: Any, seed: int) -> Any:
+    """The same sampling parameters with this seed."""
+    seeded = sampling_params.clone()
+    seeded.seed = seed
+    return seeded
