@@ -162,8 +162,9 @@ def resumed_checkpoint(options: Any) -> Path | None:
 
 def _given(ours: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """What OpenRLHF's own class under one of ours is made with, by name."""
-    stock: Any = next(base for base in ours.__mro__ if base.__module__.startswith("openrlhf."))
-    return inspect.signature(stock.__init__).bind(None, *args, **kwargs).arguments
+    signatures = (inspect.signature(base.__init__) for base in ours.__mro__)
+    stock = next(signature for signature in signatures if "vllm_engines" in signature.parameters)
+    return stock.bind(None, *args, **kwargs).arguments
 
 
 def _rollout_seed(engines: Sequence[Any]) -> int | None:

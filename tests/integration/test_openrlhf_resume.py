@@ -16,7 +16,10 @@ from efficient_rollout.training_runs.run import read_run
 pytestmark = [pytest.mark.openrlhf, pytest.mark.slow]
 
 SEEDED = (*DRAFTING, "--efficient_rollout.rollout_seed=5")
-SAVES = "--ckpt.save_steps 2 --ckpt.load_enable --eval.dataset VALIDATION --eval.steps 3 --train.batch_size 16"
+SAVES = """
+    --ckpt.save_steps 2 --ckpt.load_enable --ckpt.best_metric_key none --eval.dataset VALIDATION --eval.steps 3
+    --train.batch_size 16
+"""
 WANDB = f"--logger.wandb.key {'0' * 40} --logger.wandb.project test"
 # Of the samples that were drawn, whatever was trained on them.
 OF_SAMPLES = ("rollout/reward_mean", "rollout/response_length_mean", "rollout/num_samples")
