@@ -19,6 +19,7 @@ if Version(vllm_version) < Version("0.31"):
 
 from efficient_rollout.engine.compat import installed_vllm
 from efficient_rollout.engine.gpu import symbols
+from efficient_rollout.engine.gpu.callbacks import callback_breaches
 from efficient_rollout.engine.symbols import ENGINE_SYMBOLS
 from efficient_rollout.errors import UnsupportedVersionError
 
@@ -86,6 +87,36 @@ def test_an_override_that_would_fail_is_named(monkeypatch: pytest.MonkeyPatch, o
     target = "vllm.config:{}_of_this_test"
     found = list(symbols._override_breaches(target.format("stock"), target.format("ours")))
     assert [what.partition(",")[0] for what in found] == ([breach] if breach else [])
+
+
+class Manager:
+    """Calls what it is given, as stock's managers of graphs do."""
+
+    def capture(self, forward_fn, is_new=False):
+        """In other words in newer versions."""
+        extra = {}
+        if is_new:
+            extra["num_speculative_steps"] = 3
+        return lambda mode: forward_fn(1, 2, mode, **extra)
+
+
+@pytest.mark.parametrize(
+    ("ours", "breach"),
+    [
+        ("self, requests, tokens, mode, num_speculative_steps=None", None),
+        ("self, requests, tokens, mode, **others", None),
+        ("self, requests, tokens, mode", "got an unexpected keyword argument 'num_speculative_steps'"),
+        ("self, requests, tokens, mode, num_speculative_steps", "missing a required argument: 'num_speculative_steps'"),
+        ("self, requests, mode, num_speculative_steps=None", "multiple values"),
+    ],
+)
+def test_a_callback_that_would_fail_is_named(monkeypatch: pytest.MonkeyPatch, ours: str, breach: str | None):
+    monkeypatch.setattr("vllm.config.Manager_of_this_test", Manager, raising=False)
+    monkeypatch.setattr("vllm.config.ours_of_this_test", eval(f"lambda {ours}: None"), raising=False)
+    found = list(
+        callback_breaches("vllm.config:Manager_of_this_test.capture", "forward_fn", "vllm.config:ours_of_this_test")
+    )
+    assert (found == []) if breach is None else (breach in found[0])
 
 
 def test_an_operator_that_changed_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
+from efficient_rollout.engine.gpu.callbacks import callback_breaches
 from efficient_rollout.engine.gpu.graphs import MANAGER_ATTRIBUTES
 from efficient_rollout.errors import UnsupportedVersionError
 from efficient_rollout.upstream import check_symbols, supported_versions
@@ -44,8 +45,9 @@ V2_SYMBOLS = (
     # Runner and worker.
     *_of(
         _RUNNER,
-        "adaptive_verification block_tables capture_model cudagraph_manager device execute_model initialize_kv_cache "
-        "input_buffers load_model model model_state rejection_sampler req_states sample_tokens sampler speculator",
+        "adaptive_verification block_tables capture_model cudagraph_manager device execute_model get_kv_cache_spec "
+        "initialize_kv_cache input_buffers load_model model model_state rejection_sampler req_states sample_tokens sampler "
+        "speculator",
     ),
     *_of(
         _WORKER,
@@ -145,6 +147,17 @@ OVERRIDDEN = {
     f"{_WORKER}.sample_tokens": f"{_OURS}worker:V2Worker.sample_tokens",
     f"{_WORKER}.sleep": f"{_OURS}worker:V2Worker.sleep",
 }
+# What stock calls back, and under which parameter's name -> what it is given. One of a row's first must be there.
+CALLBACKS = (
+    (
+        (
+            f"{_GPU}spec_decode.autoregressive.cudagraph_utils:SpeculatorCudaGraphManager.capture",
+            f"{_GPU}spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorCudaGraphManager.capture",
+        ),
+        "forward_fn",
+        f"{_OURS}speculator:SelfDraftSpeculator._captured_step",
+    ),
+)
 # Operators in `torch.ops._C` of a CUDA build -> all their arguments, in order.
 OPERATORS = {
     "marlin_gemm": "a c_or_none b_q_weight b_bias_or_none b_scales a_scales global_scale "
@@ -179,6 +192,9 @@ def breaches(distribution: str) -> Iterator[str]:
             continue
         for target, ours in of_module.items():
             yield from (f"{target} {what}" for what in _override_breaches(target, ours))
+    for targets, parameter, ours in CALLBACKS:
+        target = _present(targets)
+        yield from (f"{target} {what}" for what in callback_breaches(target, parameter, ours))
 
 
 def check_v2(distribution: str) -> None:

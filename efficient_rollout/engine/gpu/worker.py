@@ -10,9 +10,10 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.gpu.graphs import capture_limit
+from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
+from efficient_rollout.engine.graph_cache import name_policy_graph
 from efficient_rollout.engine.reporting_worker import ReportingWorker
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
@@ -57,6 +58,7 @@ class V2Worker(ReportingWorker):
         self.check()
         self.begin()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
+        name_policy_graph(self.vllm_config, native_products=False)
         super().init_device()
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
@@ -74,23 +76,24 @@ class V2Worker(ReportingWorker):
             self.model_runner.rejection_sampler = SharedNoiseVerifier(self.model_runner.rejection_sampler)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
-        """Stock; the drafter's layers, bound to the policy's KV cache, write to it from then on."""
+        """Stock; batches that will run without a graph are told of."""
         super().initialize_from_config(kv_cache_config)
         if self.self_drafter is not None:
-            self.self_drafter.start_writing()
             self._tell_of_batches_without_a_graph()
 
     def _tell_of_batches_without_a_graph(self) -> None:
         most = self.vllm_config.compilation_config.max_cudagraph_capture_size
-        wanted = capture_limit(
-            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
-        )
+        drafts, requests = self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
+        wanted = capture_limit(drafts, requests)
         if most and wanted is not None and wanted > most:
-            logger.warning(
-                "batches that verify more than %d tokens run without a CUDA graph; max_cudagraph_capture_size=%d in "
-                "compilation_config gives all of them one, for memory and time to capture",
+            logger.info(
+                "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
+                "for a small one max_cudagraph_capture_size=%d in compilation_config gives all of them one, with %d "
+                "full graphs in the place of %d",
                 most,
                 wanted,
+                num_graphs(drafts, requests, wanted),
+                num_graphs(drafts, requests, most),
             )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
