@@ -64,6 +64,23 @@ def check_device() -> None:
         )
 
 
+def waits_for_gpu() -> bool:
+    """Whether vLLM and torch are builds for NVIDIA GPUs and there is none here: a driver, or the head of a cluster."""
+    from vllm.platforms import current_platform
+
+    return torch.version.cuda is not None and bool(current_platform.is_unspecified())
+
+
+def check_build() -> None:
+    """As `check_device`, for a process that starts no engine: the device may be other machines'.
+
+    Raises:
+        UnsupportedDeviceError: Neither vLLM's device is here, nor is this a build for NVIDIA GPUs.
+    """
+    if not waits_for_gpu():
+        check_device()
+
+
 def check_certificate(settings: Settings) -> None:
     """Check that engines may draft on this kind of GPU; nothing on a CPU.
 
@@ -90,10 +107,10 @@ def check_version_on_gpus() -> None:
 
 
 def device_type() -> str:
-    """Of the installed vLLM's device, as in `torch.device.type`."""
+    """Of the installed vLLM's device, as in `torch.device.type`; where none is here, of the one it was built for."""
     from vllm.platforms import current_platform
 
-    return str(current_platform.device_type)
+    return "cuda" if waits_for_gpu() else str(current_platform.device_type)
 
 
 def check_scheme(settings: Settings, device: str | None = None) -> None:

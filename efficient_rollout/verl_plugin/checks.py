@@ -8,7 +8,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine.compat import check_certificate, check_device, check_scheme, check_vllm_version
+from efficient_rollout.engine.compat import (
+    check_build,
+    check_certificate,
+    check_scheme,
+    check_vllm_version,
+    waits_for_gpu,
+)
 from efficient_rollout.engine.environment import bind_workers
 from efficient_rollout.engine.model_checks import check_model
 from efficient_rollout.engine.profile_cache import with_profile
@@ -57,10 +63,11 @@ def check_job(config: DictConfig) -> Settings:
         )
     num_workers = rollout.tensor_model_parallel_size
     check_model(config.actor_rollout_ref.model.path, settings, dtype=rollout.dtype, tensor_parallel_size=num_workers)
-    check_scheme(settings, config.trainer.device)
-    check_certificate(settings)
+    if not waits_for_gpu():  # each engine's server and worker check their own device
+        check_scheme(settings, config.trainer.device)
+        check_certificate(settings)
+        check_profile(settings, config.actor_rollout_ref.model.path, tensor_parallel_size=num_workers)
     bind_workers(num_workers * rollout.data_parallel_size)
-    check_profile(settings, config.actor_rollout_ref.model.path, tensor_parallel_size=num_workers)
     if settings.enabled:
         _check_fits_drafting(config)
     _check_replay_buffer(config)
@@ -83,7 +90,7 @@ def check_stock_job(config: DictConfig) -> None:
         return
     compat.check_versions()
     check_vllm_version()
-    check_device()
+    check_build()
     settings = check_job(config)
     make_reproducible(config, settings)
 
@@ -92,11 +99,14 @@ def prepare_profile(config: DictConfig) -> None:
     """Measure the latency profile that the servers will look for, while nothing else of the job runs yet.
 
     They find it in this node's cache; a server on another node measures its own. Call when everything else is checked:
-    it takes a minute or two where no earlier job on this machine had the same policy, scheme and versions.
+    it takes a minute or two where no earlier job on this machine had the same policy, scheme and versions. Nothing on a
+    machine without the servers' device, whose profile would be another.
 
     Raises:
         ProfileError: It could not be measured.
     """
+    if waits_for_gpu():
+        return
     rollout = config.actor_rollout_ref.rollout
     with_profile(
         config.actor_rollout_ref.model.path,

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from efficient_rollout.engine.compat import check_device, check_vllm_version
+from efficient_rollout.engine.compat import check_build, check_vllm_version
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, compat
@@ -20,7 +20,7 @@ def check_environment() -> None:
     """
     compat.check_versions()
     check_vllm_version()
-    check_device()
+    check_build()
     import verl  # noqa: F401 - the import loads the plugins
 
     if PLUGIN_MODULE not in sys.modules:

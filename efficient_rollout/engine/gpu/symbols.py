@@ -46,8 +46,8 @@ V2_SYMBOLS = (
     *_of(
         _RUNNER,
         "adaptive_verification block_tables capture_model cudagraph_manager device execute_model get_kv_cache_spec "
-        "initialize_kv_cache input_buffers load_model model model_state rejection_sampler req_states sample_tokens sampler "
-        "speculator",
+        "initialize_kv_cache input_buffers load_model model model_state rejection_sampler req_states sample_tokens "
+        "sampler speculator",
     ),
     *_of(
         _WORKER,
