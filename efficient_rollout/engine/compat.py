@@ -3,9 +3,8 @@
 import logging
 
 import torch
-from packaging.version import Version
 
-from efficient_rollout.certificate import require_certificate
+from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
 from efficient_rollout.drafter.schemes import make_scheme
@@ -20,9 +19,6 @@ from efficient_rollout.provenance import package_versions
 from efficient_rollout.upstream import check_symbols, check_version
 
 logger = logging.getLogger(__name__)
-
-# vLLM from there on runs every model on its V2 runner, and lets that speculate with a draft model.
-FIRST_ON_GPUS = "0.31"
 
 
 def installed_vllm() -> tuple[str, str]:
@@ -82,28 +78,19 @@ def check_build() -> None:
 
 
 def check_certificate(settings: Settings) -> None:
-    """Check that engines may draft on this kind of GPU; nothing on a CPU.
+    """Check that engines may draft on this kind of GPU, as `gpu_certificate` says; nothing on a CPU.
 
     Raises:
-        UnsupportedVersionError: vLLM is too old for drafting on a GPU.
-        UnsupportedDeviceError: There is no certificate for this kind of machine.
+        UnsupportedDeviceError: There is no certificate for this kind of machine, and the settings require one; or its
+            check failed.
     """
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
-        check_version_on_gpus()
         from efficient_rollout.engine.machine import this_machine
 
-        require_certificate(this_machine(), settings.gpu_certificate)
-
-
-def check_version_on_gpus() -> None:
-    """Raise UnsupportedVersionError where the installed vLLM is too old for drafting on a GPU."""
-    name, version = installed_vllm()
-    if Version(version) < Version(FIRST_ON_GPUS):
-        raise UnsupportedVersionError(
-            f"{name} {version} has no model runner that can draft on a GPU: pip install '{name}>={FIRST_ON_GPUS}'"
-        )
+        check = require_certificate if settings.gpu_certificate == "required" else certificate_gap
+        check(this_machine(), settings.gpu_certificate_path)
 
 
 def device_type() -> str:
@@ -124,7 +111,13 @@ def check_scheme(settings: Settings, device: str | None = None) -> None:
         from vllm.platforms import current_platform
 
         current_platform.import_kernels()
-        make_scheme(settings.drafter, device or device_type())
+        # vLLM asks the driver's library: CUDA itself may not be started before an engine's processes are.
+        capability = current_platform.get_device_capability() if current_platform.is_cuda() else None
+        make_scheme(
+            settings.drafter,
+            device or device_type(),
+            None if capability is None else (capability.major, capability.minor),
+        )
 
 
 def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:

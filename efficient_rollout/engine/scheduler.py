@@ -123,6 +123,10 @@ class Controlled:
             self._book.leave_out()
         return core_outputs
 
+    def tells_of_the_drafter(self, request: Request) -> bool:
+        """Whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
+        return not request.use_structured_output
+
     def _verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> VerifiedDrafts:
         verified, num_telling, num_accepted = VerifiedDrafts(), 0, 0
         if not scheduled.scheduled_spec_decode_tokens:
@@ -133,7 +137,7 @@ class Controlled:
                 continue
             verified.add(len(draft_tokens), len(sampled) - 1)
             request = self.requests.get(request_id)
-            if request is not None and _tells_of_the_drafter(request):
+            if request is not None and self.tells_of_the_drafter(request):
                 num_telling += 1
                 num_accepted += len(sampled) > 1
         self._book.health.observe_first_drafts(num_telling, num_accepted)
@@ -142,8 +146,3 @@ class Controlled:
 
 class EfficientScheduler(Controlled, Scheduler):
     """For an engine that knows a tick's result before it schedules the next."""
-
-
-def _tells_of_the_drafter(request: Request) -> bool:
-    """Whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
-    return not request.use_structured_output

@@ -3,6 +3,8 @@
 Every token is the one that stock samples, and as many drafts are accepted as without graphs.
 """
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -107,6 +109,26 @@ def test_replays_of_captured_steps_are_the_eager_path(policy, monkeypatch):
 @pytest.mark.parametrize(("most", "num_requests"), [(1, 1), (1, 64), (4, 7), (8, 1), (8, 64)])
 def test_replays_of_every_shape_are_the_eager_path(policy, monkeypatch, scheme, most, num_requests):
     assert_replays_are_the_eager_path(policy, monkeypatch, scheme, most, num_requests)
+
+
+def test_an_engine_that_was_shut_down_holds_neither_modules_nor_graphs(policy, monkeypatch):
+    with running(policy, "int4") as engine:
+        graphs = record_graphs(monkeypatch)
+        worker = worker_of(engine)
+        capture_draft_steps(worker, (1, 2))
+        drafter = worker.self_drafter
+        held = {
+            "policy": worker.model_runner.get_model(),
+            "drafter": drafter.model,
+            "packed layer": next(iter(drafter.packed.layers.values())),
+            "graph": graphs.recorded.pop(),
+        }
+        held = {name: weakref.ref(value) for name, value in held.items()}
+        graphs.recorded.clear()
+        del drafter
+    gc.collect()
+    assert [name for name, reference in held.items() if reference() is not None] == []
+    worker.shutdown()  # twice does no harm
 
 
 def test_what_is_captured_renews_slots_and_metadata(policy, monkeypatch):

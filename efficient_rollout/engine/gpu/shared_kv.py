@@ -33,3 +33,9 @@ def share_kv_cache(runner: Any, layers: Mapping[str, Any], twins: Mapping[str, A
 
     for name in _COLLECTING:
         setattr(runner, name, sharing(getattr(runner, name)))
+
+
+def stop_sharing_kv_cache(runner: Any) -> None:
+    """Undo `share_kv_cache`, which holds the layers."""
+    for name in _COLLECTING:
+        vars(runner).pop(name, None)

@@ -18,13 +18,13 @@ from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.stopwatch import Stopwatch
 from efficient_rollout.engine.drafter_model import build_drafter
 from efficient_rollout.engine.drafter_switch import DrafterSwitch
 from efficient_rollout.engine.gpu.graphs import complete
 from efficient_rollout.engine.gpu.shared_kv import share_kv_cache
-from efficient_rollout.engine.gpu.stopwatch import Stopwatch
 from efficient_rollout.engine.link_report import LinkReport, link_report
-from efficient_rollout.engine.ranks import Ranks
+from efficient_rollout.engine.ranks import DrafterFault, Ranks
 
 try:  # vLLM 0.31
     from vllm.v1.worker.gpu.spec_decode.autoregressive.cudagraph_utils import SpeculatorCudaGraphManager
@@ -61,6 +61,7 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
         super().__init__(vllm_config, device)
         self._runner = runner
         self.packed = packed
+        self._ranks = Ranks(packed, device)
         self.num_drafts = self.chain_length = 0
         self.links: LinkReport | None = None
         self.stopwatch = Stopwatch(device)
@@ -92,7 +93,6 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
         with set_model_tag("draft_model"):
             drafter = build_drafter(config, target_model, self.packed)
         self.links = link_report(drafter.model)
-        self._ranks = Ranks(self.packed)
         share_kv_cache(self._runner, self.vllm_config.compilation_config.static_forward_context, drafter.twins)
         return drafter.model
 
@@ -112,9 +112,10 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
         complete(self._runner.cudagraph_manager)
 
     def capture(self) -> None:
-        """One graph of one draft step for each number of requests."""
+        """One graph of one draft step for each number of requests. A fault in it turns every rank's drafter off."""
         assert self._graphs is not None
         self.idx_mapping.fill_(-1)
+        self._ranks.begin()
         self._graphs.capture(
             self._captured_step,
             self.model_state,
@@ -124,6 +125,10 @@ class SelfDraftSpeculator(DrafterSwitch, DraftModelSpeculator):
             self.kv_cache_config,
             progress_bar_desc="Capturing draft steps",
         )
+        try:
+            self._ranks.end()
+        except DrafterFault as fault:
+            self.turn_off_for(fault)
 
     @torch.inference_mode()
     def propose(  # the stock signature

@@ -11,9 +11,11 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
+from efficient_rollout.engine.gpu.shared_kv import stop_sharing_kv_cache
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
+from efficient_rollout.engine.ranks import RankReports
 from efficient_rollout.engine.reporting_worker import ReportingWorker
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
@@ -57,6 +59,7 @@ class V2Worker(ReportingWorker):
         """
         self.check()
         self.begin()
+        self._rank_reports = RankReports()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
         name_policy_graph(self.vllm_config, native_products=False)
         super().init_device()
@@ -102,11 +105,18 @@ class V2Worker(ReportingWorker):
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
         """
+        self._hear_other_ranks()
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
             self.self_drafter.num_drafts = scheduler_output.num_spec_tokens_to_schedule
         return super().execute_model(scheduler_output)
+
+    def _hear_other_ranks(self) -> None:
+        report = self._rank_reports.of_all(self.drafter_report())
+        if report is not None:
+            self.take_report_of_all_ranks(report)
+            self._rank_reports.tell(self.drafter_report())
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
@@ -130,6 +140,15 @@ class V2Worker(ReportingWorker):
         super().discard(tags)
         if "weights" in tags:
             self._lose_drafter()
+
+    def shutdown(self) -> None:
+        """Stock, and let go of the drafter, and of the policy through it: an engine after this one needs the memory."""
+        super().shutdown()
+        runner = getattr(self, "model_runner", None)
+        if self.self_drafter is not None and runner is not None:
+            stop_sharing_kv_cache(runner)
+            runner.rejection_sampler = None
+            self.self_drafter = self.vllm_config.quant_config = None
 
     def _lose_drafter(self) -> None:
         if self.self_drafter is not None:
