@@ -31,7 +31,7 @@ def measure_requantizing(stand: Stand) -> Measured:
         measured[scheme] = {
             "seconds": round(seconds, 4),
             "bytes": int(num_bytes),
-            "bandwidth_share": round(num_bytes / seconds / measured["copy_bytes_per_second"], 3),
+            "bandwidth_share": float(f"{num_bytes / seconds / measured['copy_bytes_per_second']:.3g}"),
         }
     return measured
 

@@ -75,4 +75,4 @@ def check_sampling(stand: Stand) -> Measured:
         drawn(logits, noise_of(seeds, positions, vocabulary))
     wait(stand)
     milliseconds = 1000 * (time.perf_counter() - started) / (_ROUNDS if stand.is_gpu else 1)
-    return {"equal_noise": rows * width, "draw_ms": round(milliseconds, 3), "draw": f"{batch} x {vocabulary}"}
+    return {"equal_noise": rows * width, "draw_ms": float(f"{milliseconds:.4g}"), "draw": f"{batch} x {vocabulary}"}

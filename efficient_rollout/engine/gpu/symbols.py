@@ -52,10 +52,15 @@ V2_SYMBOLS = (
     *_of(
         _WORKER,
         "compile_or_warm_up_model determine_available_memory device execute_model init_device initialize_from_config "
-        "load_model model_runner sample_tokens sleep vllm_config wake_up",
+        "load_model model_runner rank sample_tokens shutdown sleep vllm_config wake_up",
     ),
     *_of("vllm.device_allocator.cumem:CuMemAllocator", "discard get_instance sleep use_memory_pool wake_up"),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+    *_of(
+        "vllm.sampling_params:SamplingParams",
+        "allowed_token_ids bad_words frequency_penalty logit_bias min_p min_tokens presence_penalty repetition_penalty "
+        "top_k top_p",
+    ),
     "vllm.v1.kv_cache_interface:KVCacheConfig",
     "vllm.v1.outputs:AsyncModelRunnerOutput.get_output",
     # Graphs.
@@ -145,6 +150,7 @@ OVERRIDDEN = {
     f"{_WORKER}.initialize_from_config": f"{_OURS}worker:V2Worker.initialize_from_config",
     f"{_WORKER}.execute_model": f"{_OURS}worker:V2Worker.execute_model",
     f"{_WORKER}.sample_tokens": f"{_OURS}worker:V2Worker.sample_tokens",
+    f"{_WORKER}.shutdown": f"{_OURS}worker:V2Worker.shutdown",
     f"{_WORKER}.sleep": f"{_OURS}worker:V2Worker.sleep",
 }
 # What stock calls back, and under which parameter's name -> what it is given. One of a row's first must be there.

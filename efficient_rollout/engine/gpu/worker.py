@@ -145,6 +145,7 @@ class V2Worker(ReportingWorker):
         """Stock, and let go of the drafter, and of the policy through it: an engine after this one needs the memory."""
         super().shutdown()
         runner = getattr(self, "model_runner", None)
+        vars(self).pop("load_checkpoint_tensors", None)  # a method of the policy
         if self.self_drafter is not None and runner is not None:
             stop_sharing_kv_cache(runner)
             runner.rejection_sampler = None
