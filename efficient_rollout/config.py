@@ -101,10 +101,13 @@ class Settings(_Group):
         "prompt's place in the run and the sample, so that a run samples the same tokens whatever its engines, their "
         "load, or drafting, and however often it was resumed; unset, requests have none.",
     )
-    gpu_certificate: str | None = Field(
+    gpu_certificate: Literal["required", "warn"] | None = Field(
         default=None,
-        description="On a GPU: certificate of `efficient-rollout gpu-check` that nodes of one kind share; unset, this "
-        "user's own.",
+        description="On a GPU without a certificate of `efficient-rollout gpu-check`: required refuses to draft, warn "
+        "says so and drafts; a check that failed refuses either way. Unset: required in training jobs, else warn.",
+    )
+    gpu_certificate_path: str | None = Field(
+        default=None, description="Certificate that nodes of one kind share; unset, this user's own."
     )
     drafter: DrafterSettings = DrafterSettings()
     controller: ControllerSettings = ControllerSettings()
@@ -125,6 +128,10 @@ class Settings(_Group):
             return cls.model_validate({} if raw is None else dict(raw))
         except ValidationError as error:
             raise ConfigError(_explain(error, where)) from None
+
+    def for_training(self) -> "Settings":
+        """These, with what a training job wants where they leave it open: a GPU that was checked."""
+        return self if self.gpu_certificate is not None else self.model_copy(update={"gpu_certificate": "required"})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of JSON types; `parse(to_dict())` gives an equal tree."""

@@ -195,7 +195,7 @@ def _schemes() -> Iterator[Finding]:
         return
     yield Finding("schemes", "vLLM's device", device_type())
     try:
-        check_certificate(Settings())
+        check_certificate(Settings().for_training())
     except EfficientRolloutError as error:
         yield Finding("schemes", "the GPU's certificate", "none that fits", "bad", str(error))
     for name in SCHEME_NAMES:

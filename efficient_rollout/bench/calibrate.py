@@ -55,7 +55,7 @@ def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentPar
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Of a self-drafting engine, from `add_scheme_argument` and `add_engine_arguments`."""
-    return {"verify_kernel": args.verify_kernel, "gpu_certificate": args.gpu_certificate}
+    return {"verify_kernel": args.verify_kernel, "gpu_certificate_path": args.gpu_certificate}
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:

@@ -186,7 +186,7 @@ def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = 
         kernel = {"verify_kernel": drafter.pop("verify_kernel")} if "verify_kernel" in drafter else {}
         controller = {"rule": "never", "max_draft_tokens": max_draft_tokens}
         drafters[name] = Settings.parse(
-            {**kernel, "gpu_certificate": gpu_certificate, "drafter": drafter, "controller": controller},
+            {**kernel, "gpu_certificate_path": gpu_certificate, "drafter": drafter, "controller": controller},
             where="the command line",
         )
     if not drafters:

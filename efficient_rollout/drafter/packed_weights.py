@@ -1,6 +1,5 @@
 """The drafter's weights: one packed layer per linear layer of the policy, refreshed as the policy's arrive."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.scheme import Scheme
+from efficient_rollout.drafter.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class RefreshReport:
 
     Attributes:
         num_layers: Layers quantized since the last report.
-        seconds: Time of quantizing and packing them.
+        seconds: Time of quantizing and packing them, by the clock of the device that did.
         num_bytes: Memory of all packed layers.
         fault: Why the last of them failed; None while the packed weights are those of the policy.
     """
@@ -47,7 +47,7 @@ class PackedWeights:
         self.product_faults: list[str] | None = None
         self._layers: dict[str, PackedLinear] = {}
         self._num_layers = 0
-        self._seconds = 0.0
+        self._stopwatch: Stopwatch | None = None
         self._fault: str | None = None
 
     @property
@@ -74,23 +74,31 @@ class PackedWeights:
             return
         if not self.scheme.takes(*weight.shape, weight.dtype):
             return
-        started = time.perf_counter()
+        if self._stopwatch is None:
+            self._stopwatch = Stopwatch(weight.device)
         try:
-            if name in self._layers:
-                self._layers[name].requantize(weight, bias)
-            else:
-                layer = self.scheme.pack(weight, bias)
-                layer.name(name)
-                layer.faults = self.product_faults
-                self._layers[name] = layer
+            with self._stopwatch:
+                self._take(name, weight, bias)
         except (RuntimeError, MemoryError, ValueError) as error:
             self._fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
             return
         self._num_layers += 1
-        self._seconds += time.perf_counter() - started
+
+    def _take(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        if name in self._layers:
+            self._layers[name].requantize(weight, bias)
+            return
+        layer = self.scheme.pack(weight, bias)
+        layer.name(name)
+        layer.faults = self.product_faults
+        self._layers[name] = layer
 
     def take_report(self) -> RefreshReport:
-        """Return layers, seconds and the last fault since the last call."""
-        report = RefreshReport(self._num_layers, self._seconds, self.num_bytes, self._fault)
-        self._num_layers, self._seconds, self._fault = 0, 0.0, None
+        """Return layers, seconds and the last fault since the last call; waits for what a GPU has not quantized yet."""
+        seconds = 0.0
+        if self._stopwatch is not None:
+            seconds = self._stopwatch.seconds()
+            self._stopwatch.reset()
+        report = RefreshReport(self._num_layers, seconds, self.num_bytes, self._fault)
+        self._num_layers, self._fault = 0, None
         return report

@@ -13,17 +13,18 @@ from efficient_rollout.errors import SchemeUnavailableError
 _SHAPES_NAMED = 6
 
 
-def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
+def make_scheme(settings: DrafterSettings, device_type: str, capability: tuple[int, int] | None = None) -> Scheme:
     """The scheme the settings ask for.
 
     Args:
         settings: The drafter's part of the settings tree.
         device_type: As in `torch.device.type`.
+        capability: Of a GPU's instructions, where it is known: asking for it starts CUDA in this process.
 
     Raises:
         SchemeUnavailableError: It has no kernel on this device; the message names the ones that do.
     """
-    schemes = schemes_on(device_type, settings)
+    schemes = schemes_on(device_type, settings, capability)
     scheme = schemes.get(settings.scheme)
     missing = f"there is none for {device_type}" if scheme is None else scheme.missing()
     if scheme is None or missing is not None:
@@ -34,19 +35,22 @@ def make_scheme(settings: DrafterSettings, device_type: str) -> Scheme:
     return scheme
 
 
-def schemes_on(device_type: str, settings: DrafterSettings) -> dict[str, Scheme]:
+def schemes_on(
+    device_type: str, settings: DrafterSettings, capability: tuple[int, int] | None = None
+) -> dict[str, Scheme]:
     """Those there are for a type of device, by name, whether or not their kernels can run here.
 
     Args:
         device_type: As in `torch.device.type`.
         settings: The drafter's part of the settings tree.
+        capability: As in `make_scheme`.
     """
     if device_type == "cpu":
         return cpu_schemes(settings)
     if device_type == "cuda":
         from efficient_rollout.drafter.cuda.schemes import cuda_schemes  # Triton is not in every environment
 
-        return cuda_schemes(settings)
+        return cuda_schemes(settings, capability)
     return {}
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from efficient_rollout.certificate import require_certificate
+from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
-from efficient_rollout.drafter.schemes import make_scheme, require_taken
-from efficient_rollout.engine.installed import device_type, installed_vllm
-from efficient_rollout.engine.policy import model_fault, read_hf_config
+from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.engine.installed import device_type, installed_vllm, waits_for_gpu
+from efficient_rollout.engine.policy import check_heads, check_hf_config, check_widths, read_hf_config
 from efficient_rollout.errors import (
     ConfigError,
     InputFileError,
@@ -56,18 +56,30 @@ def check_device() -> None:
         )
 
 
-def check_certificate(settings: Settings) -> None:
-    """Check that engines may draft on this kind of GPU; nothing on a CPU.
+def check_build() -> None:
+    """As `check_device`, for a process that starts no engine: the device may be other machines'.
 
     Raises:
-        UnsupportedDeviceError: There is no certificate for this kind of machine.
+        UnsupportedDeviceError: Neither vLLM's device is here, nor is this a build for NVIDIA GPUs.
+    """
+    if not waits_for_gpu():
+        check_device()
+
+
+def check_certificate(settings: Settings) -> None:
+    """Check that engines may draft on this kind of GPU, as `gpu_certificate` says; nothing on a CPU.
+
+    Raises:
+        UnsupportedDeviceError: There is no certificate for this kind of machine, and the settings require one; or its
+            check failed.
     """
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
         from efficient_rollout.engine.machine import this_machine
 
-        require_certificate(this_machine(), settings.gpu_certificate)
+        check = require_certificate if settings.gpu_certificate == "required" else certificate_gap
+        check(this_machine(), settings.gpu_certificate_path)
 
 
 def check_scheme(settings: Settings, device: str | None = None) -> None:
@@ -81,7 +93,10 @@ def check_scheme(settings: Settings, device: str | None = None) -> None:
         from vllm.platforms import current_platform
 
         current_platform.import_kernels()
-        make_scheme(settings.drafter, device or device_type())
+        # vLLM asks the driver's library: CUDA itself may not be started before an engine's processes are.
+        found = current_platform.get_device_capability() if current_platform.is_cuda() else None
+        capability = None if found is None else (found.major, found.minor)
+        make_scheme(settings.drafter, device or device_type(), capability)
 
 
 def check_gpu_settings(settings: Settings) -> None:
@@ -129,56 +144,6 @@ def check_model(
     if settings.enabled:
         check_hf_config(config, model)
         check_widths(config, settings, getattr(torch, dtype, None), tensor_parallel_size)
-
-
-def check_heads(config: Any, tensor_parallel_size: int) -> None:
-    """Raise UnsupportedModelError where so many workers cannot share a policy's attention heads, none among them."""
-    heads = getattr(config, "num_attention_heads", None)
-    if tensor_parallel_size < 1:
-        raise UnsupportedModelError(f"tensor_parallel_size={tensor_parallel_size} is no number of workers: 1 and up")
-    if isinstance(heads, int) and heads % tensor_parallel_size:
-        sizes = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-        raise UnsupportedModelError(
-            f"tensor_parallel_size={tensor_parallel_size} does not divide the policy's {heads} attention heads; "
-            f"use one of {sizes}"
-        )
-
-
-def check_widths(
-    config: Any,
-    settings: Settings,
-    dtype: torch.dtype | None,
-    tensor_parallel_size: int = 1,
-    device: str | None = None,
-) -> None:
-    """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
-
-    A look ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
-    said. Once the drafter is built, `link_report.py` says it for certain.
-
-    Args:
-        config: From transformers.
-        settings: With drafting enabled.
-        dtype: Of the engine; None where vLLM is to choose it.
-        tensor_parallel_size: Workers that share every layer's outputs, or its inputs.
-        device: As in `torch.device.type`; None: vLLM's own.
-    """
-    names = ("hidden_size", "intermediate_size", "num_attention_heads")
-    hidden, inner, heads = sizes = [getattr(config, name, None) for name in names]
-    if all(isinstance(size, int) for size in sizes):
-        attention = heads * (getattr(config, "head_dim", None) or hidden // heads) // tensor_parallel_size
-        inner //= tensor_parallel_size
-        shapes = [(inner, hidden), (hidden, inner), (attention, hidden), (hidden, attention)]
-        require_taken(settings.drafter, shapes, dtype, device or device_type())
-
-
-def check_hf_config(config: Any, model: str) -> None:
-    """Raise UnsupportedModelError for a policy that is not a dense, text-only, unquantized decoder."""
-    fault = model_fault(config)
-    if fault is not None:
-        raise UnsupportedModelError(
-            f"the self-drafter cannot handle {model}: {fault}. Set efficient_rollout.enabled=false to roll out plainly."
-        )
 
 
 def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:

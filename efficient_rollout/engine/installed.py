@@ -24,11 +24,18 @@ def installed_vllm() -> tuple[str, str]:
     return next(iter(found.items()))
 
 
-def device_type() -> str:
-    """Of the installed vLLM's device, as in `torch.device.type`."""
+def waits_for_gpu() -> bool:
+    """Whether vLLM and torch are builds for NVIDIA GPUs and there is none here: a driver, or the head of a cluster."""
     from vllm.platforms import current_platform
 
-    return str(current_platform.device_type)
+    return torch.version.cuda is not None and bool(current_platform.is_unspecified())
+
+
+def device_type() -> str:
+    """Name the installed vLLM's device, as `torch.device.type` does; where none is here, the one it was built for."""
+    from vllm.platforms import current_platform
+
+    return "cuda" if waits_for_gpu() else str(current_platform.device_type)
 
 
 def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.errors import InputFileError
+import torch
+
+from efficient_rollout.config import Settings
+from efficient_rollout.drafter.schemes import require_taken
+from efficient_rollout.engine.installed import device_type
+from efficient_rollout.errors import InputFileError, UnsupportedModelError
 
 
 def read_hf_config(model: str, folder: Path, options: Mapping[str, Any]) -> Any:
@@ -36,8 +41,57 @@ def read_hf_config(model: str, folder: Path, options: Mapping[str, Any]) -> Any:
     return config
 
 
-def model_fault(config: Any) -> str | None:
-    """Say why the self-drafter cannot draft for a policy with this configuration; None where it can."""
+def check_heads(config: Any, tensor_parallel_size: int) -> None:
+    """Raise UnsupportedModelError where so many workers cannot share a policy's attention heads, none among them."""
+    heads = getattr(config, "num_attention_heads", None)
+    if tensor_parallel_size < 1:
+        raise UnsupportedModelError(f"tensor_parallel_size={tensor_parallel_size} is no number of workers: 1 and up")
+    if isinstance(heads, int) and heads % tensor_parallel_size:
+        sizes = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise UnsupportedModelError(
+            f"tensor_parallel_size={tensor_parallel_size} does not divide the policy's {heads} attention heads; "
+            f"use one of {sizes}"
+        )
+
+
+def check_widths(
+    config: Any,
+    settings: Settings,
+    dtype: torch.dtype | None,
+    tensor_parallel_size: int = 1,
+    device: str | None = None,
+) -> None:
+    """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
+
+    A look ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
+    said. Once the drafter is built, `link_report.py` says it for certain.
+
+    Args:
+        config: From transformers.
+        settings: With drafting enabled.
+        dtype: Of the engine; None where vLLM is to choose it.
+        tensor_parallel_size: Workers that share every layer's outputs, or its inputs.
+        device: As in `torch.device.type`; None: vLLM's own.
+    """
+    names = ("hidden_size", "intermediate_size", "num_attention_heads")
+    hidden, inner, heads = sizes = [getattr(config, name, None) for name in names]
+    if all(isinstance(size, int) for size in sizes):
+        attention = heads * (getattr(config, "head_dim", None) or hidden // heads) // tensor_parallel_size
+        inner //= tensor_parallel_size
+        shapes = [(inner, hidden), (hidden, inner), (attention, hidden), (hidden, attention)]
+        require_taken(settings.drafter, shapes, dtype, device or device_type())
+
+
+def check_hf_config(config: Any, model: str) -> None:
+    """Raise UnsupportedModelError for a policy that is not a dense, text-only, unquantized decoder."""
+    fault = _model_fault(config)
+    if fault is not None:
+        raise UnsupportedModelError(
+            f"the self-drafter cannot handle {model}: {fault}. Set efficient_rollout.enabled=false to roll out plainly."
+        )
+
+
+def _model_fault(config: Any) -> str | None:
     values = config.to_dict()
     for key in ("num_experts", "num_local_experts", "n_routed_experts"):
         if (values.get(key) or 0) > 1:

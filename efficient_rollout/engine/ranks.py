@@ -6,9 +6,11 @@ import torch
 from vllm.distributed import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
+    get_tp_group,
     tensor_model_parallel_all_reduce,
 )
 
+from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.drafter.packed_weights import PackedWeights
 
 
@@ -32,11 +34,16 @@ class Ranks:
     An exception anywhere else is taken for one that every rank meets, because every rank computes it from the same
     data. An engine of one rank has nobody to wait for: there the first fault raises.
 
+    A captured step is replayed by every rank or by none, and nothing in it can fail on one rank and go on: so replays
+    end without being asked.
+
     Args:
-        packed: The drafter's weights.
+        packed: The drafter's weights, before a layer is packed.
+        device: The engine's, for what ranks tell one another: vLLM's collectives of a GPU take tensors of a GPU.
     """
 
-    def __init__(self, packed: PackedWeights) -> None:
+    def __init__(self, packed: PackedWeights, device: torch.device | None = None) -> None:
+        self._device = device
         self._size, self._rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
         self._faults: list[str] = []
         if self._size > 1:
@@ -69,10 +76,40 @@ class Ranks:
         """
         if self._size == 1:
             return
-        has_failed = torch.zeros(self._size)
-        has_failed[self._rank] = bool(self._faults)
-        failed = tensor_model_parallel_all_reduce(has_failed).nonzero().flatten().tolist()
+        failed = self.votes().nonzero().flatten().tolist()
         if not failed:
             return
         others = ", ".join(str(rank) for rank in failed)
         raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
+
+    def votes(self) -> torch.Tensor:
+        """Which ranks have failed since `begin`: float32 [ranks], 1 for one that has; on the device, from all ranks."""
+        ranks = torch.arange(self._size, device=self._device)
+        return tensor_model_parallel_all_reduce((ranks == self._rank).float() * bool(self._faults))
+
+
+class RankReports:
+    """How an engine's ranks are, before every tick, where nobody else asks them: one of them may not draft alone.
+
+    It costs a tick one number between the hosts of the ranks, and the device is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._told: DrafterReport | None = None
+
+    def of_all(self, report: DrafterReport) -> DrafterReport | None:
+        """The report of all ranks, from each one's own; None where no rank has another one than it told last."""
+        if get_tensor_model_parallel_world_size() == 1:
+            return None
+        group = get_tp_group().cpu_group
+        has_news = torch.tensor([report != self._told], dtype=torch.int32)
+        torch.distributed.all_reduce(has_news, torch.distributed.ReduceOp.MAX, group=group)
+        if not has_news.item():
+            return None
+        reports: list[DrafterReport] = [report] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(reports, report, group=group)
+        return DrafterReport.of_all(reports)
+
+    def tell(self, report: DrafterReport) -> None:
+        """What this rank says of itself from now on is known to the others."""
+        self._told = report

@@ -3,6 +3,7 @@
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -16,6 +17,13 @@ from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDraf
 from efficient_rollout.engine.record import record_of, report_on
 from efficient_rollout.engine.responses import end_all_requests, split_by_token
 from efficient_rollout.engine.rules import rule_from
+
+# What changes logits between the policy and a draw, and that a captured draft step does not do.
+_UNFOLLOWED = (
+    "allowed_token_ids", "bad_words", "frequency_penalty", "logit_bias", "min_p", "min_tokens", "presence_penalty",
+    "repetition_penalty", "top_k", "top_p",
+)  # fmt: skip
+_PLAIN = SamplingParams()
 
 
 class _Decide:
@@ -140,12 +148,16 @@ class Controlled:
         if judged is not None:
             num_drafts, num_valid, stats = judged
             self._verified.add(num_drafts, num_sampled_tokens=num_sampled, num_emitted_tokens=len(emitted))
-            if _tells_of_the_drafter(request):
+            if self.tells_of_the_drafter(request):
                 self._num_first_drafts += 1
                 self._num_first_stood += num_sampled > 1
             if stats is not None:
                 stats.observe_draft(num_draft_tokens=num_valid, num_accepted_tokens=max(0, len(emitted) - 1))
         return emitted, stopped
+
+    def tells_of_the_drafter(self, request: Request) -> bool:
+        """Whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
+        return not request.use_structured_output
 
     def _take_verified(self) -> VerifiedDrafts:
         verified, self._verified = self._verified, VerifiedDrafts()
@@ -168,7 +180,12 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
             del drafts[self.num_draft_tokens :]
         super().update_draft_token_ids(draft_token_ids)
 
+    def tells_of_the_drafter(self, request: Request) -> bool:
+        """Whether a draft step follows the request's sampling: drafts of others are rejected for that alone."""
+        return super().tells_of_the_drafter(request) and follows(request.sampling_params)
 
-def _tells_of_the_drafter(request: Request) -> bool:
-    """Whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
-    return not request.use_structured_output
+
+def follows(parameters: SamplingParams) -> bool:
+    """Whether a captured draft step draws as these parameters say: whatever the temperature, with nothing else set."""
+    # A greedy request's truncation is nobody's; vLLM takes it away itself.
+    return all((getattr(parameters, name) or 0) == (getattr(_PLAIN, name) or 0) for name in _UNFOLLOWED)

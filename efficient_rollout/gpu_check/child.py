@@ -20,7 +20,7 @@ VARIABLES = {
 
 
 def command(step: Step, folder: Path, shapes: tuple[str, ...]) -> list[str]:
-    """What starts the process of a step."""
+    """What starts the process of a step; without shapes, of one that needs no vLLM."""
     # One GPU, the first: a trainer of transformers would share its batches out over all that it sees.
     gpu = os.environ.get(_GPUS, "0").split(",")[0]
     given = {_ENGINES_APART: str(int(step.engines_apart)), _GPUS: gpu, **VARIABLES}
@@ -54,6 +54,18 @@ def gpu_stand(folder: Path, shapes: tuple[str, ...]) -> Stand:
     )
 
 
+def kernel_stand(folder: Path, device: str = "cuda", sizes: Sizes | None = None) -> Stand:
+    """For steps that need torch and Triton alone: no engine can be started there."""
+    return Stand(
+        device=device, folder=folder, dtype="bfloat16", sizes=sizes or Sizes(), worker="", recording_worker="",
+        start=_no_engine,
+    )  # fmt: skip
+
+
+def _no_engine(**_: object) -> None:
+    raise RuntimeError("this step starts no engine")
+
+
 def run(stand: Stand, name: str, function: str) -> Measured:
     """Run a step, and write what it measured.
 
@@ -70,7 +82,8 @@ def main(arguments: list[str]) -> int:
     """Run one step; returns the process's exit code."""
     name, function, folder, shapes = arguments
     try:
-        run(gpu_stand(Path(folder), tuple(filter(None, shapes.split(",")))), name, function)
+        names = tuple(filter(None, shapes.split(",")))
+        run(gpu_stand(Path(folder), names) if names else kernel_stand(Path(folder)), name, function)
     except CheckFailed as failure:
         sys.stderr.write(f"gpu-check: {name} FAILED: {failure}\n")
         return EXIT_FAILED

@@ -10,7 +10,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.gpu_check import report, runner
 from efficient_rollout.gpu_check.child import command
-from efficient_rollout.gpu_check.plan import EXIT_FAILED, STEPS, Step
+from efficient_rollout.gpu_check.plan import EXIT_FAILED, KERNEL_STEPS, QUICK_STEPS, STEPS, Step
 from efficient_rollout.provenance import result_document
 
 SHAPE_NAMES = ("7b", "8b", "qwen3-8b", "14b")
@@ -25,6 +25,9 @@ def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder of logs, state and the report")
     parser.add_argument("--fresh", action="store_true", help="start over, whatever passed before in that folder")
     parser.add_argument("--skip-measuring", action="store_true", help="leave out the last steps, which prove nothing")
+    less = parser.add_mutually_exclusive_group()
+    less.add_argument("--quick", action="store_true", help="certify one engine shape in 8 minutes; a later run goes on")
+    less.add_argument("--kernels", action="store_true", help="torch and Triton alone, in 3 minutes; certifies nothing")
     parser.add_argument("--shapes", default=_DEFAULT_SHAPES, help=f"of {', '.join(SHAPE_NAMES)}")
     parser.set_defaults(run=run_gpu_check)
 
@@ -35,21 +38,34 @@ def run_gpu_check(args: argparse.Namespace) -> int:
 
     def job() -> None:
         nonlocal code
-        from efficient_rollout.gpu_check.start import machine_to_check
+        from efficient_rollout.gpu_check import start
 
         shapes, folder = shape_names(args.shapes), args.out.resolve()
-        steps = [step for step in STEPS if step.certifies or not args.skip_measuring]
+        if args.kernels:
+            folder, shapes, machine = folder / "kernels", (), start.machine_of_torch()
+        else:
+            machine = start.machine_to_check()
         with runner.locked(folder):
-            code = check(args, machine_to_check(), steps, folder, shapes)
+            code = check(args, machine, steps_of(args), folder, shapes)
 
     return exit_code_of("gpu-check", job) or code
+
+
+def steps_of(args: argparse.Namespace) -> list[Step]:
+    """Those that the options leave."""
+    if args.kernels:
+        return list(KERNEL_STEPS)
+    if args.quick:
+        return list(QUICK_STEPS)
+    return [step for step in STEPS if step.certifies or not args.skip_measuring]
 
 
 def check(
     args: argparse.Namespace, machine: Machine, steps: Sequence[Step], folder: Path, shapes: tuple[str, ...]
 ) -> int:
     """Run steps on a machine, print the table, and write report and certificate; 1 where one failed."""
-    runner.say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}")
+    limit_minutes = sum(step.limit_s for step in steps) / 60
+    runner.say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}: {limit_minutes:.0f} minutes at most")
     state = runner.starting_state(folder, machine, runner.say, fresh=args.fresh)
     outcomes = runner.run_steps(steps, folder, state, lambda step: command(step, folder, shapes), runner.say)
     failed = report.failed_of(outcomes)
@@ -66,7 +82,7 @@ def check(
     if failed is not None:
         runner.say(report.failure(failed))
     certificate = report.certificate_of(machine, steps, outcomes, document["provenance"])
-    if certificate is not None:
+    if certificate is not None and not args.kernels:
         with runner.disk_errors("the certificate", certificate_path(machine).parent):
             certificate.write(certificate_path(machine))
         runner.say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")

@@ -1,5 +1,6 @@
 """The GPU workers of the check itself, which makes the certificate that every other engine needs."""
 
+from efficient_rollout.config import Settings
 from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
 from efficient_rollout.measuring.v2 import RecordingGpuWorker
 
@@ -7,7 +8,7 @@ from efficient_rollout.measuring.v2 import RecordingGpuWorker
 class _Uncertified:
     """Before a GPU worker among the bases: without a certificate."""
 
-    def require_certificate(self, path: str | None) -> None:
+    def look_for_certificate(self, settings: Settings) -> None:
         """None is needed to make one."""
 
 

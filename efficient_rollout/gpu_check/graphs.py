@@ -23,7 +23,7 @@ def check_graphs(stand: Stand) -> Measured:
         if stand.is_gpu:
             measured["full_graphs"] += check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
 
-    with _Replays() as replays:
+    with Replays() as replays:
         for scheme in runnable_schemes()[: stand.sizes.most_schemes]:
             result = check_drafting(stand, policy, scheme, plain, eager=eager, look_at=look_at)
             measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
@@ -58,13 +58,13 @@ def check_dispatch(manager: Any, stand: Stand) -> int:
     return count
 
 
-class _Replays:
+class Replays:
     """Counts full graphs that are replayed meanwhile: the policy's, and those of draft steps."""
 
     def __init__(self) -> None:
         self.counts = {"policy_replays": 0, "draft_replays": 0}
 
-    def __enter__(self) -> "_Replays":
+    def __enter__(self) -> "Replays":
         self._stock = stock = CudaGraphManager.run_fullgraph
 
         def run_fullgraph(manager: Any, desc: Any) -> Any:

@@ -39,4 +39,17 @@ STEPS = (
     Step("latency", f"{_ROOM}latency:check_latency", 7200, certifies=False),
     Step("rollout", f"{_ROOM}rollout:check_rollout", 7200, certifies=False, engines_apart=True),
 )
+# What certifies in eight minutes: the kernels, and one shape of engine. Steps behind it go on in a later run.
+QUICK_STEPS = (
+    Step("operators", f"{_ROOM}operators:check_operators", 40),
+    Step("kernels", f"{_ROOM}kernels:check_kernels", 120),
+    Step("products", f"{_ROOM}products:check_products", 60),
+    Step("quick", f"{_ROOM}quick:check_quick", 260),
+)
+# What needs torch and Triton alone, in three minutes.
+KERNEL_STEPS = (
+    Step("kernels", f"{_ROOM}kernels:check_kernels", 80),
+    Step("requantizing", f"{_ROOM}requantizing:measure_requantizing", 60, certifies=False),
+    Step("sampling", f"{_ROOM}sampling:check_sampling", 40, certifies=False),
+)
 EXIT_FAILED = 1

@@ -57,6 +57,8 @@ class Sizes:
         response_tokens: See above.
         large_weight: [outputs, inputs] of the largest weight that is quantized.
         limit_bytes: Memory of an engine's KV cache.
+        layers: [outputs, inputs, layers] of the weights whose requantizing is timed.
+        draws: [requests, words] of the draws that are timed.
     """
 
     hidden_size: int = 256
@@ -75,6 +77,11 @@ class Sizes:
     # More than 2**31 weights.
     large_weight: tuple[int, int] = (152064, 16384)
     limit_bytes: int = 1 << 28
+    layers: tuple[tuple[int, int, int], ...] = (
+        # Of Qwen2.5-7B; the last is the output head.
+        (4608, 3584, 28), (3584, 3584, 28), (37888, 3584, 28), (3584, 18944, 28), (152064, 3584, 1),
+    )  # fmt: skip
+    draws: tuple[int, int] = (64, 152064)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

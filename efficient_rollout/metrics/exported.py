@@ -102,6 +102,10 @@ STALE_DRAFTER = _export(
     "stale_drafter", "gauge", "yes or no", "1 while acceptance shows that the drafter does not follow the policy.",
     "num_stale_drafters",
 )  # fmt: skip
+UNCERTIFIED = _export(
+    "uncertified", "gauge", "yes or no", "1 where the engine drafts on a GPU without a certificate of its kind.",
+    "is_uncertified",
+)  # fmt: skip
 DRAFTER_BYTES = _export(
     "drafter_bytes", "gauge", "bytes", "Memory of the drafter's own weights, of all workers.", "drafter_bytes"
 )

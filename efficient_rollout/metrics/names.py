@@ -66,6 +66,9 @@ PACKED_WEIGHT_SHARE = _declare(
 )
 DRAFTER_FAULTS = _declare("drafter_faults", "count", "Faults that turned an engine's drafter off.", "down")
 STALE_DRAFTER = _declare("stale_drafter", "count", "Engines whose drafter does not follow the target.", "down")
+UNCERTIFIED = _declare(
+    "uncertified", "yes or no", "1 where an engine drafts on a GPU without a certificate of its kind.", "down"
+)
 NUM_ENGINES = _declare("engines", "count", "Engines that reported.")
 PREDICTED_SPEEDUP = _declare(
     "predicted_speedup", "ratio", "Of ticks that drafted, over plain decoding, as the controller expected it.", "up"

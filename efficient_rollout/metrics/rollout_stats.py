@@ -79,6 +79,7 @@ class RolloutStats:
         packed_weight_share: Of the weights a draft step reads, those it reads quantized; None without a drafter.
         num_drafter_faults: Faults that turned the drafter off.
         num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the target.
+        is_uncertified: 1 where an engine drafts on a GPU without a certificate of its kind.
         predicted_plain_seconds: Of timed ticks that drafted: plain decoding, for the tokens that were expected.
         predicted_tick_seconds: Of the same ticks: what the controller expected them to take.
         measured_plain_seconds: Of the same ticks: plain decoding, for the tokens that were emitted.
@@ -105,6 +106,7 @@ class RolloutStats:
     packed_weight_share: float | None = None
     num_drafter_faults: int = 0
     num_stale_drafters: int = 0
+    is_uncertified: int = 0
     predicted_plain_seconds: float = 0.0
     predicted_tick_seconds: float = 0.0
     measured_plain_seconds: float = 0.0
@@ -112,7 +114,9 @@ class RolloutStats:
     timelines: dict[str, list[timeline.Bin]] = field(default_factory=dict)
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
-    _LARGEST = frozenset({"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"})
+    _LARGEST = frozenset(
+        {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes", "is_uncertified"}
+    )
     # The same policy everywhere: an engine with less of it quantized than others is the one to know of.
     _SMALLEST = frozenset({"packed_weight_share"})
 
@@ -178,7 +182,7 @@ class RolloutStats:
         total = RolloutStats.merge([replace(self, timelines={}), replace(later, timelines={})])
         for name in ("weight_sync_seconds", "requantize_seconds", "num_weight_syncs"):
             setattr(total, name, getattr(self, name) + getattr(later, name))
-        for name in ("num_engines", "num_stale_drafters", "drafter_bytes", "packed_weight_share"):
+        for name in ("num_engines", "num_stale_drafters", "is_uncertified", "drafter_bytes", "packed_weight_share"):
             setattr(total, name, getattr(later, name))
         return total
 
@@ -215,6 +219,7 @@ class RolloutStats:
             names.DRAFTER_BYTES: self.drafter_bytes,
             names.DRAFTER_FAULTS: self.num_drafter_faults,
             names.STALE_DRAFTER: self.num_stale_drafters,
+            names.UNCERTIFIED: self.is_uncertified,
         }
         if self.packed_weight_share is not None:
             metrics[names.PACKED_WEIGHT_SHARE] = self.packed_weight_share

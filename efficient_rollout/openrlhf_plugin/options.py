@@ -106,7 +106,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the settings cannot be read: {_told(error)}") from error
     cpu = CpuOptions(parsed.param_dtype, parsed.kv_cache_bytes)
-    return Options(Settings.parse(raw, where=_PREFIX.rstrip(".")), cpu, tuple(theirs))
+    return Options(Settings.parse(raw, where=_PREFIX.rstrip(".")).for_training(), cpu, tuple(theirs))
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,8 @@ from typing import Any
 import ray
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 
+from efficient_rollout.errors import UnsupportedVersionError
+
 _JOB_ID_VARIABLE = "VERL_RAY_JOB_ID"
 
 
@@ -28,5 +30,19 @@ class EfficientServerAdapter(ServerAdapter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        job_id = ray.get_runtime_context().get_job_id()
-        self.zmq_handle = self.zmq_handle.replace(f"-{job_id}-", f"-{unique_job_id()}-", 1)
+        self.zmq_handle = on_this_node(self.zmq_handle, ray.get_runtime_context().get_job_id(), unique_job_id())
+
+
+def on_this_node(zmq_handle: str, job_id: str, unique_id: str) -> str:
+    """The handle of a socket, with the job's id on this node in the place of veRL's own.
+
+    Raises:
+        UnsupportedVersionError: The handle has no such id: engine workers would wait at another socket, for ever.
+    """
+    if zmq_handle.count(f"-{job_id}-") != 1:
+        raise UnsupportedVersionError(
+            f"veRL names the socket of a weight transfer {zmq_handle}, and Ray calls the job {job_id}, which this "
+            "package looks for there between hyphens, once, so that engine workers find the socket. Install a tested "
+            "version of veRL"
+        )
+    return zmq_handle.replace(f"-{job_id}-", f"-{unique_id}-")

@@ -11,14 +11,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.checks import (
+    check_build,
     check_certificate,
-    check_device,
     check_model,
     check_options,
     check_scheme,
     check_vllm_version,
 )
 from efficient_rollout.engine.environment import bind_workers
+from efficient_rollout.engine.installed import waits_for_gpu
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import (
@@ -57,7 +58,7 @@ def check_environment() -> None:
     """
     check_installed("verl")
     check_vllm_version()
-    check_device()
+    check_build()
     import verl  # noqa: F401 - the import loads the plugins
 
     if PLUGIN_MODULE not in sys.modules:
@@ -112,10 +113,11 @@ def check_job(config: DictConfig) -> Settings:
         tensor_parallel_size=num_workers,
         options=options,
     )
-    check_scheme(settings, config.trainer.device)
-    check_certificate(settings)
+    if not waits_for_gpu():  # each engine's server and worker check their own device
+        check_scheme(settings, config.trainer.device)
+        check_certificate(settings)
+        check_profile(settings, config.actor_rollout_ref.model.path, tensor_parallel_size=num_workers)
     bind_workers(num_workers * rollout.data_parallel_size)
-    check_profile(settings, config.actor_rollout_ref.model.path, tensor_parallel_size=num_workers)
     if settings.enabled:
         _check_fits_drafting(config)
     _check_replay_buffer(config)
@@ -151,7 +153,7 @@ def check_stock_job(config: DictConfig) -> None:
         return
     check_installed("verl")
     check_vllm_version()
-    check_device()
+    check_build()
     require_free(run_directory(config))
     settings = check_job(config)
     make_reproducible(config, settings)
@@ -161,11 +163,14 @@ def prepare_profile(config: DictConfig) -> None:
     """Measure the latency profile that the servers will look for, while nothing else of the job runs yet.
 
     They find it in this node's cache; a server on another node measures its own. Call when everything else is checked:
-    it takes a minute or two where no earlier job on this machine had the same policy, scheme and versions.
+    it takes a minute or two where no earlier job on this machine had the same policy, scheme and versions. Nothing on a
+    machine without the servers' device, whose profile would be another.
 
     Raises:
         ProfileError: It could not be measured.
     """
+    if waits_for_gpu():
+        return
     rollout = config.actor_rollout_ref.rollout
     with_profile(
         config.actor_rollout_ref.model.path,

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
-from efficient_rollout.engine.checks import check_device
+from efficient_rollout.engine.checks import check_build
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.deferred import deferred
@@ -23,7 +23,7 @@ class EfficientReplica(vLLMReplica):
     """One engine, on one or several nodes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        check_device()
+        check_build()  # of Ray's head, perhaps; the server checks the device
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(deferred(EfficientServer))
 

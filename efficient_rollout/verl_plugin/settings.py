@@ -11,7 +11,7 @@ SETTINGS_PATH = f"actor_rollout_ref.rollout.custom.{CONFIG_KEY}"
 
 
 def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
-    """Parse the settings in `rollout.custom`; a job without any gets the defaults.
+    """Parse the settings in `rollout.custom`; a job without any gets the defaults, those of training.
 
     Raises:
         ConfigError: See `Settings.parse`.
@@ -19,7 +19,7 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
     raw = None if custom is None else custom.get(CONFIG_KEY)
     if OmegaConf.is_config(raw):
         raw = OmegaConf.to_container(raw, resolve=True)
-    return Settings.parse(raw, where=SETTINGS_PATH)
+    return Settings.parse(raw, where=SETTINGS_PATH).for_training()
 
 
 def check_settings(config: DictConfig) -> Settings:

@@ -51,10 +51,12 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
         """Stock, for this worker's own sender.
 
         vLLM tells the data-parallel engines of a dense policy that they are one each, so that veRL lets all of them
-        ask the first engine's senders for weights, and the other senders wait for ever.
+        ask the first engine's senders for weights, and the other senders wait for ever. A GPU's worker counts its
+        engine among `local_rank`, a CPU's does not.
         """
         parallel, local_rank = self.model_runner.vllm_config.parallel_config, self.local_rank
-        self.local_rank += (parallel.data_parallel_rank_local or 0) * parallel.tensor_parallel_size
+        of_engine = local_rank % parallel.tensor_parallel_size
+        self.local_rank = (parallel.data_parallel_rank_local or 0) * parallel.tensor_parallel_size + of_engine
         try:
             return super()._get_zmq_handle()
         finally:

@@ -28,7 +28,8 @@ ROOMS = {
     "cleanup": {"errors"},
     "nodes": {"errors"},
     "preload": set(),
-    "certificate": {"cache", "errors", "files", "provenance"},
+    "source_digest": set(),
+    "certificate": {"cache", "errors", "files", "provenance", "source_digest"},
     "rule_table": set(),
     "config": {"errors", "rule_table"},
     "cost_model": TOOLS | {"config"},
@@ -93,7 +94,7 @@ UPSTREAM = {
     },
     "openrlhf_plugin": {"openrlhf", "ray", "torch", "omegaconf", "yaml", "deepspeed"},
     "bench": {"numpy", "torch"},
-    "gpu_check": {"vllm", "torch", "transformers", "numpy", "scipy", "pydantic"},
+    "gpu_check": {"vllm", "torch", "triton", "transformers", "numpy", "scipy", "pydantic"},
 }
 
 

@@ -42,7 +42,10 @@ OF_ENGINES = (
     "vllm.triton_utils:HAS_TRITON",
     "vllm.utils.cpu_resource_utils:get_allowed_cpu_list",
     "vllm.utils.cpu_resource_utils:get_visible_memory_node",
-    *_of("vllm.platforms:current_platform", "device_type", "get_device_name", "import_kernels", "is_cpu"),
+    *_of(
+        "vllm.platforms:current_platform", "device_type", "get_device_capability", "get_device_name", "import_kernels",
+        "is_cpu", "is_cuda", "is_unspecified",
+    ),
     # Scheduling.
     *_of(
         "vllm.v1.core.sched.scheduler:Scheduler", "_update_request_with_output", "dynamic_sd_lookup", "finish_requests",
@@ -83,6 +86,8 @@ OF_ENGINES = (
     *_of("vllm.distributed.device_communicators.shm_broadcast:MessageQueue", "dequeue", "enqueue"),
     "vllm.distributed:get_tensor_model_parallel_rank",
     "vllm.distributed:get_tensor_model_parallel_world_size",
+    "vllm.distributed:get_tp_group",
+    "vllm.distributed.parallel_state:GroupCoordinator.cpu_group",
     "vllm.distributed:tensor_model_parallel_all_reduce",
     *_of(
         "vllm.v1.worker.cpu_worker:CPUWorker", "device", "execute_model", "init_device", "model_config",

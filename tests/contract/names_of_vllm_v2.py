@@ -7,6 +7,7 @@ Beside `names_of_vllm.py`, whose names count for every engine. The operators of 
 import importlib
 from collections.abc import Iterator
 
+from checked_callbacks import callback_breaches
 from checked_names import call_breaches, missing, override_breaches
 
 from efficient_rollout.engine.gpu.graphs import MANAGER_ATTRIBUTES
@@ -40,16 +41,22 @@ OF_V2 = (
     # Runner and worker.
     *_of(
         _RUNNER,
-        "adaptive_verification block_tables capture_model cudagraph_manager device execute_model initialize_kv_cache "
-        "input_buffers load_model model model_state rejection_sampler req_states sample_tokens sampler speculator",
+        "adaptive_verification block_tables capture_model cudagraph_manager device execute_model get_kv_cache_spec "
+        "initialize_kv_cache input_buffers load_model model model_state rejection_sampler req_states sample_tokens "
+        "sampler speculator",
     ),
     *_of(
         _WORKER,
         "compile_or_warm_up_model determine_available_memory device execute_model init_device initialize_from_config "
-        "load_model model_runner sample_tokens sleep vllm_config wake_up",
+        "load_model model_runner rank sample_tokens shutdown sleep vllm_config wake_up",
     ),
     *_of("vllm.device_allocator.cumem:CuMemAllocator", "discard get_instance sleep use_memory_pool wake_up"),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+    *_of(
+        "vllm.sampling_params:SamplingParams",
+        "allowed_token_ids bad_words frequency_penalty logit_bias min_p min_tokens presence_penalty repetition_penalty "
+        "top_k top_p",
+    ),
     "vllm.v1.kv_cache_interface:KVCacheConfig",
     "vllm.v1.outputs:AsyncModelRunnerOutput.get_output",
     # Graphs.
@@ -139,8 +146,20 @@ OVERRIDDEN = {
     f"{_WORKER}.initialize_from_config": f"{_OURS}worker:V2Worker.initialize_from_config",
     f"{_WORKER}.execute_model": f"{_OURS}worker:V2Worker.execute_model",
     f"{_WORKER}.sample_tokens": f"{_OURS}worker:V2Worker.sample_tokens",
+    f"{_WORKER}.shutdown": f"{_OURS}worker:V2Worker.shutdown",
     f"{_WORKER}.sleep": f"{_OURS}worker:V2Worker.sleep",
 }
+# What stock calls back, and under which parameter's name -> what it is given. One of a row's first must be there.
+CALLBACKS = (
+    (
+        (
+            f"{_GPU}spec_decode.autoregressive.cudagraph_utils:SpeculatorCudaGraphManager.capture",
+            f"{_GPU}spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorCudaGraphManager.capture",
+        ),
+        "forward_fn",
+        f"{_OURS}speculator:SelfDraftSpeculator._captured_step",
+    ),
+)
 
 
 def breaches() -> Iterator[str]:
@@ -161,3 +180,6 @@ def breaches() -> Iterator[str]:
             continue
         for target, ours in of_module.items():
             yield from (f"{target} {what}" for what in override_breaches(target, ours))
+    for targets, parameter, ours in CALLBACKS:
+        target = next((name for name in targets if not missing((name,))), targets[0])
+        yield from (f"{target} {what}" for what in callback_breaches(target, parameter, ours))

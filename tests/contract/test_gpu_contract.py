@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import names_of_vllm_v2 as names
+from checked_callbacks import callback_breaches
 from names_of_vllm import OF_ENGINES
 from test_symbols import unlisted
 
@@ -36,10 +37,41 @@ def test_a_name_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(names, "MOVED", (("vllm.none:A", "vllm.config:NoSuchClass"),))
     monkeypatch.setattr(names, "CALLED", {"vllm.none:function": ""})
     monkeypatch.setattr(names, "OVERRIDDEN", {})
+    monkeypatch.setattr(names, "CALLBACKS", ())
     gone, moved, called = names.breaches()
     assert gone == "vllm.config:VllmConfig.no_such_thing is missing"
     assert moved == "vllm.none:A or vllm.config:NoSuchClass is missing"
     assert called.startswith("vllm.none:function is missing")
+
+
+class Manager:
+    """Calls what it is given, as stock's managers of graphs do."""
+
+    def capture(self, forward_fn, is_new=False):
+        """In other words in newer versions."""
+        extra = {}
+        if is_new:
+            extra["num_speculative_steps"] = 3
+        return lambda mode: forward_fn(1, 2, mode, **extra)
+
+
+@pytest.mark.parametrize(
+    ("ours", "breach"),
+    [
+        ("self, requests, tokens, mode, num_speculative_steps=None", None),
+        ("self, requests, tokens, mode, **others", None),
+        ("self, requests, tokens, mode", "got an unexpected keyword argument 'num_speculative_steps'"),
+        ("self, requests, tokens, mode, num_speculative_steps", "missing a required argument: 'num_speculative_steps'"),
+        ("self, requests, mode, num_speculative_steps=None", "multiple values"),
+    ],
+)
+def test_a_callback_that_would_fail_is_named(monkeypatch: pytest.MonkeyPatch, ours: str, breach: str | None):
+    monkeypatch.setattr("vllm.config.Manager_of_this_test", Manager, raising=False)
+    monkeypatch.setattr("vllm.config.ours_of_this_test", eval(f"lambda {ours}: None"), raising=False)
+    found = list(
+        callback_breaches("vllm.config:Manager_of_this_test.capture", "forward_fn", "vllm.config:ours_of_this_test")
+    )
+    assert (found == []) if breach is None else (breach in found[0])
 
 
 def test_an_operator_that_changed_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import cudagraph_utils
 
-from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, request_counts
+from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, num_graphs, request_counts
 from efficient_rollout.errors import UnsupportedVersionError
 
 FULL, PIECEWISE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE
@@ -49,7 +49,7 @@ def engine(policy, monkeypatch):
         speculative = {"method": "draft_model", "model": policy, "num_speculative_tokens": most}
         speculative |= {"num_speculative_tokens_per_batch_size": schedule} if schedule else {}
         config = EngineArgs(
-            model=policy, tokenizer=policy, skip_tokenizer_init=True, max_model_len=512, max_num_batched_tokens=8192,
+            model=policy, tokenizer=policy, skip_tokenizer_init=True, max_model_len=512, max_num_batched_tokens=16384,
             max_num_seqs=max_num_seqs, speculative_config=speculative if most else None,
         ).create_engine_config()  # fmt: skip
         compilation = config.compilation_config
@@ -134,7 +134,7 @@ def test_completed_takes_fewer_graphs_than_stock_with_every_k(engine):
     manager, stock = of_policy(*engine(4, 64)), of_policy(*engine(4, 64, schedule=every_k(4, 64)))
     complete(manager)
     full = manager._capture_descs[FULL]
-    assert len(full) == 5 * len(request_counts(64)) == 55
+    assert len(full) == len(request_counts(64, is_dense=True)) + 4 * len(request_counts(64)) == 47
     assert len(stock._capture_descs[FULL]) > 2 * len(full)
     assert len(set(full)) == len(full), "stock refuses to capture a graph twice"
     tokens = [graph.num_tokens for graph in full]
@@ -144,15 +144,15 @@ def test_completed_takes_fewer_graphs_than_stock_with_every_k(engine):
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 64, 300])
 def test_an_engine_without_drafts_keeps_stocks_graphs(engine, max_num_seqs):
     manager = of_policy(*engine(0, max_num_seqs))
-    before = list(manager._capture_descs[FULL])
+    before = dict(manager._capture_descs)
     complete(manager)
-    assert manager._capture_descs[FULL] == before
+    assert manager._capture_descs == before
 
 
 @pytest.mark.parametrize(("most", "max_num_seqs"), SIZES)
 def test_the_draft_chain_has_a_graph_for_every_number_of_requests(engine, most, max_num_seqs):
     chain = of_chain(engine(most, max_num_seqs)[0])
-    complete(chain)
+    complete(chain, is_chain=True)
     assert missed(chain, max_num_seqs) == []
 
 
@@ -167,14 +167,52 @@ def test_naming_every_k_breaks_the_draft_chain(engine):
         of_chain(config)
 
 
-def test_piecewise_graphs_are_as_stock_has_them(engine):
-    manager, stock = of_policy(*engine(4, 64)), of_policy(*engine(4, 64))
+@pytest.mark.parametrize("limit", [None, 9 * 256])
+def test_piecewise_graphs_are_those_without_speculation_and_sparse_beyond_the_default(engine, limit):
+    manager, plain = of_policy(*engine(8, 256, limit=limit)), of_policy(*engine(0, 256, limit=DEFAULT_LIMIT))
+    num_stock = len(manager._capture_descs[PIECEWISE])
     complete(manager)
-    assert manager._capture_descs[PIECEWISE] == stock._capture_descs[PIECEWISE]
-    manager._graphs_captured = stock._graphs_captured = True
-    for tokens in range(1, 1025):
-        ragged = (min(tokens, 64), tokens, None, 0)
-        assert manager.dispatch(*ragged) == stock.dispatch(*ragged)
+    sizes = [graph.num_tokens for graph in manager._capture_descs[PIECEWISE]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [size for size in sizes if size <= DEFAULT_LIMIT] == [
+        graph.num_tokens for graph in plain._capture_descs[PIECEWISE]
+    ]
+    assert [size for size in sizes if size > DEFAULT_LIMIT] == ([2304, 2048, 1536, 1024, 768] if limit else [])
+    assert num_stock > (2 if limit else 1) * len(sizes)
+    manager._graphs_captured = True
+    for tokens in range(1, max(sizes) + 1):
+        found = manager.dispatch(min(tokens, 256), tokens, None, 0)
+        assert (found.cg_mode, found.num_tokens) == (PIECEWISE, min(size for size in sizes if size >= tokens))
+
+
+# An estimate, of policies of 7 B parameters: a warm-up, a capture, and what stock does around them.
+SECONDS_PER_GRAPH = 0.2
+# Requests, most drafts -> full graphs under vLLM's default limit of 512 tokens; where every batch has one; and with
+# stock's grid for every number of drafts, every batch.
+COUNTS = {
+    (64, 4): (56, 56, 66),
+    (64, 8): (92, 92, 110),
+    (256, 4): (95, 100, 210),
+    (256, 8): (133, 152, 350),
+    (1024, 4): (113, 168, 498),
+    (1024, 8): (151, 236, 830),
+}
+
+
+@pytest.mark.parametrize(("max_num_seqs", "most"), COUNTS)
+def test_numbers_of_graphs_and_seconds_of_start(engine, max_num_seqs, most, repository):
+    """The table of docs/gpu.md, and what stock's managers hold once they were completed."""
+    every, dense = capture_limit(most, max_num_seqs) or DEFAULT_LIMIT, len(request_counts(max_num_seqs, is_dense=True))
+    counts = num_graphs(most, max_num_seqs, DEFAULT_LIMIT), num_graphs(most, max_num_seqs, every), (most + 2) * dense
+    assert counts == COUNTS[max_num_seqs, most]
+    for limit, expected in ((None, counts[0]), (every, counts[1])):
+        config, mode = engine(most, max_num_seqs, limit=limit)
+        manager, chain = of_policy(config, mode), of_chain(config)
+        complete(manager)
+        complete(chain, is_chain=True)
+        assert len(manager._capture_descs[FULL]) + len(chain._capture_descs[FULL]) == expected
+    row = f"| {max_num_seqs} | {most} | " + " | ".join(f"{n}, {n * SECONDS_PER_GRAPH:.0f} s" for n in counts) + " |"
+    assert row in (repository / "docs" / "gpu.md").read_text()
 
 
 def test_no_graph_is_larger_than_the_limit(engine):

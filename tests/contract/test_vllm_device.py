@@ -47,7 +47,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.engine.engine_args import engine_args
 
-for settings in (Settings(), Settings(enabled=False)):
+for settings in (Settings().for_training(), Settings(gpu_certificate="required"), Settings(), Settings(enabled=False)):
     try:
         engine_args("any", settings)
     except EfficientRolloutError as error:
@@ -83,7 +83,7 @@ def measure(request):
 
 profile_cache._measure_in_own_process = measure
 settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "cost_model"}}
-settings["gpu_certificate"] = "certificate.json"
+settings["gpu_certificate_path"] = "certificate.json"
 for _ in range(2):
     print("arguments", json.dumps(engine_args(policy, Settings.parse(settings), dtype="bfloat16")))
 """
@@ -159,8 +159,8 @@ def test_a_gpu_without_a_certificate_is_refused_with_the_command(tmp_path: Path)
     pytest.importorskip("vllm")
     environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     told = [line for line in run(environment, "-c", ON_NVIDIA).stdout.splitlines() if line.startswith(UNCHECKED)]
-    assert len(told) == 1, "with drafting; without it a GPU's engine is stock"
-    assert "efficient-rollout gpu-check" in told[0]
+    assert len(told) == 2, "where one is required; else the worker warns, and without drafting an engine is stock"
+    assert all("efficient-rollout gpu-check" in line and "gpu_certificate=warn" in line for line in told)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_rule_that_needs_a_latency_profile_has_this_gpu_measured_once(tmp_path
     request, *arguments = (json.loads(text) for _, _, text in lines)
     assert (request["dtype"], request["is_compiled"]) == ("bfloat16", True)
     assert request["settings"]["controller"]["rule"] == "never"
-    assert request["settings"]["gpu_certificate"] == "certificate.json"
+    assert request["settings"]["gpu_certificate_path"] == "certificate.json"
     assert arguments[0] == arguments[1]
     assert arguments[0]["worker_cls"] == GPU_WORKER
     assert arguments[0]["additional_config"]["efficient_rollout"]["controller"]["profile"] == request["out"]

@@ -90,6 +90,13 @@ def test_a_step_with_engines_passes(stand, name):
 
 
 @pytest.mark.slow
+def test_the_quick_step_passes(stand):
+    (step,) = (step for step in plan.QUICK_STEPS if step.name == "quick")
+    measured = child.run(dataclasses.replace(stand, sizes=MORE), step.name, step.function)
+    assert measured["tokens"] > 4 * MORE.num_requests
+
+
+@pytest.mark.slow
 def test_the_measuring_steps_leave_a_profile_and_the_same_work_of_every_arm(stand):
     accepted, latencies, rollouts = (run(stand, name) for name in WITH_ENGINES[4:])
     (scheme,) = set(accepted) & {"int4", "int8", "fp8"}

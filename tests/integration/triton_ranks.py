@@ -1,6 +1,8 @@
 """A program: sample with an engine of some ranks, in Triton's interpreter, and write what was sampled.
 
-    python triton_ranks.py POLICY RANKS SCHEME    no drafting where the scheme is "none"
+    python triton_ranks.py POLICY RANKS SCHEME [FAULT]    no drafting where the scheme is "none"
+
+FAULT is what happens to the drafter of the last rank alone: "product" raises in a chain, "loss" turns it off.
 
 The processes of an engine's ranks run this file's imports too, so that each has the interpreter before vLLM.
 """
@@ -15,18 +17,39 @@ from vllm import SamplingParams
 from efficient_rollout.config import Settings
 
 
-def main(policy: str, ranks: int, scheme: str) -> None:
+class FaultyWorker(interpreted.InterpretedWorker):
+    """Its drafter can be broken on one rank."""
+
+    def break_drafter(self, rank: int, fault: str) -> None:
+        """On that rank alone, as `FAULT` says."""
+        if self.rank != rank:
+            return
+        if fault == "loss":
+            self.health.turn_off_drafter("its weights were lost")
+        else:
+            next(iter(self.self_drafter.packed.layers.values()))._multiply = self._fail
+
+    def _fail(self, _rows: object) -> None:
+        raise RuntimeError("no more products")
+
+
+def main(policy: str, ranks: int, scheme: str, fault: str | None = None) -> None:
     """Write one line of JSON: token ids by request, and each rank's status."""
     settings = None
     if scheme != "none":
         drafter = {"scheme": scheme, "group_size": 128}
         settings = Settings.parse({"drafter": drafter, "controller": {"rule": "always", "max_draft_tokens": 3}})
-    engine = interpreted.engine(policy, settings, tensor_parallel_size=ranks)
+    options = {} if fault is None else {"worker_cls": f"{__name__}.FaultyWorker"}
+    engine = interpreted.engine(policy, settings, tensor_parallel_size=ranks, **options)
     parameters = [
         SamplingParams(temperature=temperature, seed=seed, max_tokens=8, ignore_eos=True, detokenize=False)
         for seed, temperature in enumerate((0.0, 1.0, 1.0, 0.7))
     ]
     prompts = [{"prompt_token_ids": [(7 * number + place) % 64 for place in range(9)]} for number in range(4)]
+    if fault is not None:
+        engine.generate(prompts[:1], parameters[:1], use_tqdm=False)
+        engine.collective_rpc("take_rollout_stats")
+        engine.collective_rpc("break_drafter", args=(ranks - 1, fault))
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
     statuses = [] if settings is None else engine.collective_rpc("plugin_status")
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
@@ -34,4 +57,4 @@ def main(policy: str, ranks: int, scheme: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

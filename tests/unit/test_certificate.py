@@ -2,9 +2,17 @@
 
 import pytest
 
-from efficient_rollout import certificate
-from efficient_rollout.certificate import Certificate, Machine, certificate_path, read_certificate, require_certificate
+from efficient_rollout.certificate import (
+    Certificate,
+    Machine,
+    certificate_gap,
+    certificate_path,
+    read_certificate,
+    require_certificate,
+)
+from efficient_rollout.config import Settings
 from efficient_rollout.errors import InputFileError, UnsupportedDeviceError
+from efficient_rollout.openrlhf_plugin.options import parse_options
 
 HERE = Machine(
     gpu="NVIDIA H100", capability="9.0", driver="580.1", packages={"vllm": "0.31.0", "torch": "2.13.0"}, sources="abc"
@@ -35,7 +43,7 @@ def test_a_machine_without_one_is_refused_with_the_command():
 
 def test_its_own_is_taken():
     certified().write(certificate_path(HERE))
-    assert require_certificate(HERE) == certified()
+    require_certificate(HERE)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +80,7 @@ def test_a_file_that_is_none_is_refused(text):
 def test_nodes_of_one_kind_share_one_through_a_path(tmp_path):
     path = tmp_path / "of the cluster" / "h100.json"
     certified().write(path)
-    assert require_certificate(HERE, str(path)).machine == HERE
+    require_certificate(HERE, str(path))
     with pytest.raises(InputFileError, match="cannot read the certificate"):
         require_certificate(HERE, str(tmp_path / "elsewhere.json"))
     assert read_certificate(path).outcome == "passed"
@@ -82,13 +90,19 @@ def test_every_machine_has_a_file_of_its_own():
     assert certificate_path(HERE) != certificate_path(HERE.model_copy(update={"driver": "590.2"}))
 
 
-def test_the_sources_are_those_that_run_on_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(certificate, "__file__", str(tmp_path / "certificate.py"))
-    for folder in ("drafter/cuda", "engine/gpu", "bench"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "x.py").write_text("x = 1\n")
-    before = certificate.sources_digest()
-    (tmp_path / "bench" / "x.py").write_text("x = 2\n")
-    assert certificate.sources_digest() == before
-    (tmp_path / "drafter" / "cuda" / "x.py").write_text("x = 2\n")
-    assert certificate.sources_digest() != before
+def test_a_gap_is_told_and_a_failed_check_is_refused_where_none_is_required(tmp_path):
+    assert "NVIDIA H100" in certificate_gap(HERE)
+    certified(HERE.model_copy(update={"driver": "590.2"})).write(tmp_path / "shared.json")
+    assert "another machine's" in certificate_gap(HERE, str(tmp_path / "shared.json"))
+    certified(outcome="failed", failed_step="kernels").write(certificate_path(HERE))
+    with pytest.raises(UnsupportedDeviceError, match="failed at its step 'kernels'"):
+        certificate_gap(HERE)
+    certified().write(certificate_path(HERE))
+    assert certificate_gap(HERE) is None
+
+
+def test_training_requires_one_unless_it_says_otherwise():
+    assert Settings().gpu_certificate is None
+    assert Settings().for_training().gpu_certificate == "required"
+    assert Settings(gpu_certificate="warn").for_training().gpu_certificate == "warn"
+    assert parse_options(["--", "x"]).settings.gpu_certificate == "required"

@@ -106,3 +106,22 @@ def test_a_step_s_process_gets_variables_of_its_own(tmp_path):
     assert made[-4:] == ["kernels", "efficient_rollout.gpu_check.kernels:check_kernels", str(tmp_path), "7b,8b"]
     assert all(f"{name}={value}" in made for name, value in VARIABLES.items())
     assert command(STEPS[-1], tmp_path, ())[1] == "VLLM_ENABLE_V1_MULTIPROCESSING=1"
+
+
+def test_a_quick_check_certifies_and_the_rest_goes_on_behind_it(failing, tmp_path, capsys):
+    code, document = check(tmp_path, "--quick")
+    assert code == 0
+    assert read_certificate(certificate_path(HERE)).steps == ("operators", "kernels", "products", "quick")
+    assert "8 minutes at most" in capsys.readouterr().out
+    code, document = check(tmp_path, "--skip-measuring")
+    again = [step["name"] for step in document["steps"] if not step["in_an_earlier_run"]]
+    assert again == ["same-samples", "graphs", "distribution", "faults", "sync", "sleep"]
+    assert read_certificate(certificate_path(HERE)).steps[-1] == "sleep"
+
+
+def test_kernels_alone_certify_nothing(failing, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "machine_of_torch", lambda: HERE)
+    assert main(["gpu-check", "--out", str(tmp_path / "out"), "--kernels"]) == 0
+    document = json.loads((tmp_path / "out" / "kernels" / "gpu_check.json").read_text())
+    assert [step["name"] for step in document["steps"]] == ["kernels", "requantizing", "sampling"]
+    assert not certificate_path(HERE).exists()

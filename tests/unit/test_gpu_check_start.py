@@ -10,7 +10,7 @@ from vllm import platforms
 
 from efficient_rollout.engine import checks, installed
 from efficient_rollout.errors import UnsupportedDeviceError, UnsupportedVersionError
-from efficient_rollout.gpu_check.start import machine_to_check
+from efficient_rollout.gpu_check.start import machine_of_torch, machine_to_check
 
 
 def install(monkeypatch, name, version):
@@ -24,9 +24,10 @@ def test_a_build_for_cpus_is_refused(monkeypatch):
         machine_to_check()
 
 
-def test_an_untested_version_is_refused(monkeypatch):
-    install(monkeypatch, "vllm", "0.9.0")
-    with pytest.raises(UnsupportedVersionError, match=r"0\.9\.0 is not supported"):
+@pytest.mark.parametrize("version", ["0.9.0", "0.27.1"])
+def test_a_version_that_is_untested_or_too_old_for_gpus_is_refused(monkeypatch, version):
+    install(monkeypatch, "vllm", version)
+    with pytest.raises(UnsupportedVersionError, match=rf"{version} is not supported .*>=0.31"):
         machine_to_check()
 
 
@@ -37,3 +38,10 @@ def test_a_machine_without_triton_or_a_gpu_is_refused(monkeypatch, has_triton, w
     assert platforms.current_platform.is_cpu()
     with pytest.raises(UnsupportedDeviceError, match=words):
         machine_to_check()
+
+
+def test_a_missing_compiler_is_named_first(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    for look in (machine_to_check, machine_of_torch):
+        with pytest.raises(UnsupportedDeviceError, match=r"a C compiler \(gcc, clang, cc\).*apt-get install gcc"):
+            look()

@@ -163,7 +163,7 @@ def test_every_metric_is_what_its_name_says() -> None:
     stats = RolloutStats(num_engines=2, num_ticks=10, num_speculative_ticks=4, num_generated_tokens=90,
                          ticks_by_reason={"below": 4, "above": 6}, draft_seconds=0.5, weight_sync_seconds=3.0,
                          requantize_seconds=0.75, num_weight_syncs=1, drafter_bytes=1000, num_drafter_faults=1,
-                         num_stale_drafters=2, num_verify_passes=2, num_draft_tokens=8,
+                         num_stale_drafters=2, is_uncertified=1, num_verify_passes=2, num_draft_tokens=8,
                          num_accepted_tokens=4)  # fmt: skip
     stats.add_speedup(SpeedupSums(predicted_plain_seconds=3.0, predicted_tick_seconds=2.0,
                                   measured_plain_seconds=1.0, measured_tick_seconds=0.5))  # fmt: skip
@@ -181,6 +181,7 @@ def test_every_metric_is_what_its_name_says() -> None:
         names.DRAFTER_BYTES: 1000,
         names.DRAFTER_FAULTS: 1,
         names.STALE_DRAFTER: 2,
+        names.UNCERTIFIED: 1,
         names.REASON_SHARE_PREFIX + "below": 0.4,
         names.REASON_SHARE_PREFIX + "above": 0.6,
         names.PREDICTED_SPEEDUP: 1.5,

@@ -16,7 +16,7 @@ def test_openrlhfs_arguments_are_not_touched() -> None:
     theirs = ["--actor.model_name_or_path", "policy", "--efficient_rollout.enabled=false", "--", "-h"]
     options = parse_options(["--", *theirs])
     assert options.openrlhf == tuple(theirs)
-    assert options.settings == Settings()
+    assert options.settings == Settings().for_training()
 
 
 def test_a_setting_is_an_option_and_wins_over_the_file(tmp_path: Path) -> None:

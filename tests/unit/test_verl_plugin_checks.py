@@ -10,8 +10,16 @@ pytest.importorskip("verl")
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import ProfileKey, save_profile
 from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.errors import ConfigError, PluginInactiveError, ProfileError, UnsupportedModelError
-from efficient_rollout.verl_plugin.checks import check_job, explain
+from efficient_rollout.engine.checks import check_build, check_device
+from efficient_rollout.errors import (
+    ConfigError,
+    InputFileError,
+    PluginInactiveError,
+    ProfileError,
+    UnsupportedDeviceError,
+    UnsupportedModelError,
+)
+from efficient_rollout.verl_plugin.checks import check_job, explain, prepare_profile
 from efficient_rollout.verl_plugin.compose import compose_config, prepare
 from efficient_rollout.verl_plugin.settings import rollout_settings
 
@@ -94,3 +102,37 @@ def test_an_error_of_ours_is_found_behind_what_ray_carried():
 )
 def test_verl_without_the_plugin_is_called_what_it_is(words):
     assert isinstance(explain(RuntimeError(words)), PluginInactiveError)
+
+
+@pytest.fixture
+def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for CUDA, where vLLM finds no GPU."""
+    import torch
+    from vllm import platforms
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    monkeypatch.setattr(platforms, "_current_platform", UnspecifiedPlatform())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.mark.usefixtures("head_of_a_gpu_cluster")
+def test_a_driver_without_a_gpu_checks_the_job_and_not_the_device(job: list[str]) -> None:
+    check_build()
+    with pytest.raises(UnsupportedDeviceError):
+        check_device()
+    with pytest.raises(InputFileError, match=r"data.train_files: .*none.parquet"):
+        check_job(compose_config([*job, "trainer.device=cuda"]))
+
+
+@pytest.mark.usefixtures("head_of_a_gpu_cluster")
+def test_a_driver_without_a_gpu_measures_no_profile(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efficient_rollout.verl_plugin.checks.with_profile", lambda *_, **__: pytest.fail("measured"))
+    prepare_profile(compose_config(job))
+
+
+def test_a_build_for_no_device_is_refused_on_a_driver_too(
+    head_of_a_gpu_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(UnsupportedDeviceError, match="a device that it does not find here"):
+        check_build()

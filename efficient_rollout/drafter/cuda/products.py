@@ -181,28 +181,38 @@ def _scaled(
     return product.to(product_dtype).to(dtype)
 
 
-def int4_missing() -> str | None:
-    """What Marlin lacks on the current GPU; None when it can multiply. Looks at the GPU: not before a process forks."""
-    return _missing(("marlin_gemm",), (8, 0))
+# Of a GPU's instructions, such as (9, 0).
+Capability = tuple[int, int]
 
 
-def int8_missing() -> str | None:
+def int4_missing(capability: Capability | None = None) -> str | None:
+    """What Marlin lacks on a GPU; None when it can multiply.
+
+    Args:
+        capability: The GPU's; None: the current one's, which starts CUDA in this process. It may not fork then.
+    """
+    return _missing(capability, ("marlin_gemm",), (8, 0))
+
+
+def int8_missing(capability: Capability | None = None) -> str | None:
     """As `int4_missing`, for int8 products. GPUs from compute capability 10.0 on have none in vLLM."""
-    return _missing(("dynamic_scaled_int8_quant", "cutlass_scaled_mm"), (7, 5), below=(10, 0))
+    return _missing(capability, ("dynamic_scaled_int8_quant", "cutlass_scaled_mm"), (7, 5), below=(10, 0))
 
 
-def fp8_missing() -> str | None:
+def fp8_missing(capability: Capability | None = None) -> str | None:
     """As `int4_missing`, for fp8 products."""
-    return _missing(("dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm"), (8, 9))
+    return _missing(capability, ("dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm"), (8, 9))
 
 
-def _missing(operators: tuple[str, ...], least: tuple[int, int], below: tuple[int, int] | None = None) -> str | None:
-    if not torch.cuda.is_available():
+def _missing(
+    capability: Capability | None, operators: tuple[str, ...], least: Capability, below: Capability | None = None
+) -> str | None:
+    if capability is None and not torch.cuda.is_available():
         return "its kernel runs on an NVIDIA GPU, and none is visible"
     absent = [name for name in operators if not hasattr(torch.ops._C, name)]
     if absent:
         return f"vLLM's {', '.join(absent)} is not loaded: install a CUDA build of vLLM"
-    capability = torch.cuda.get_device_capability()
+    capability = capability or torch.cuda.get_device_capability()
     if capability < least or (below is not None and capability >= below):
         span = f"{least[0]}.{least[1]}" + (f" to below {below[0]}.{below[1]}" if below else " or more")
         return f"its kernel needs compute capability {span}, and this GPU has {capability[0]}.{capability[1]}"

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -14,19 +15,24 @@ from efficient_rollout.drafter.scheme import Scheme
 _INT4_TILE, _CHANNEL_TILE = (1, 128), (1, 16)
 
 
-def cuda_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
-    """By name: int4, int8, fp8 and unquantized."""
+def cuda_schemes(settings: DrafterSettings, capability: products.Capability | None = None) -> dict[str, Scheme]:
+    """By name: int4, int8, fp8 and unquantized.
+
+    Args:
+        settings: The drafter's part of the settings tree.
+        capability: Of the GPU that is asked whether they can run; None: the current one's, which starts CUDA.
+    """
     schemes = (
-        _int4(settings.group_size),
-        _channels("int8", "Int8ChannelLinear", products.int8_missing),
-        _channels("fp8", "Fp8ChannelLinear", products.fp8_missing),
+        _int4(settings.group_size, capability),
+        _channels("int8", "Int8ChannelLinear", partial(products.int8_missing, capability)),
+        _channels("fp8", "Fp8ChannelLinear", partial(products.fp8_missing, capability)),
         _unquantized(),
     )
     return {scheme.name: scheme for scheme in schemes}
 
 
 # Layers load Triton, which an environment for CPUs has not: they are imported where one is made.
-def _int4(group_size: int) -> Scheme:
+def _int4(group_size: int, capability: products.Capability | None) -> Scheme:
     def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
         from efficient_rollout.drafter.cuda.layers import MarlinInt4Linear
 
@@ -36,7 +42,7 @@ def _int4(group_size: int) -> Scheme:
         name="int4",
         kernel="vLLM's Marlin",
         layer=layer,
-        missing=lambda: _missing(products.int4_missing),
+        missing=lambda: _missing(partial(products.int4_missing, capability)),
         tile=_INT4_TILE,
     )
 

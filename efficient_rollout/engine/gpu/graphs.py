@@ -6,8 +6,9 @@ and offers a batch only the graphs of the next captured number of tokens, whatev
 there is no way out: it names one k per batch size, so no more than `max_num_seqs` of them; many batches would still
 miss; and in 0.31 a manager of one query length, as the draft chain has, then divides by zero.
 
-Here a manager gets the same numbers of requests for every query length, those on stock's grid for plain decoding, and
-every batch sees the smallest graph of its own length that holds it.
+Here plain decoding keeps stock's grid of requests, so that a tick without drafts costs what it costs in stock. Ticks
+that verify drafts, and draft steps, have a sparse grid: two sizes an octave, whose padding costs little where a pass is
+bound by memory. Every batch sees the smallest graph of its own length that holds it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,8 @@ MANAGER_ATTRIBUTES = (
 )  # fmt: skip
 # The least of vLLM's default limits on a captured batch, in tokens: that of all GPUs before Blackwell.
 DEFAULT_LIMIT = 512
+# Sizes of a sparse grid double up to there, and have one more between each two behind.
+_SINGLE_STEPS = 16
 
 
 def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
@@ -47,15 +50,30 @@ def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
     return -(-tokens // 16) * 16 if tokens > DEFAULT_LIMIT else None
 
 
-def complete(manager: "CudaGraphManager") -> None:
+def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int) -> int:
+    """Full graphs that an engine captures: the policy's for every number of drafts, and those of draft steps.
+
+    Args:
+        max_draft_tokens: Largest number of drafts per request.
+        max_num_seqs: Largest number of requests.
+        limit: Of the tokens in a graph.
+    """
+    lengths = range(1, max_draft_tokens + 2)
+    of_policy = sum(len(request_counts(min(max_num_seqs, limit // n), is_dense=n == 1)) for n in lengths)
+    return of_policy + len(request_counts(min(max_num_seqs, limit)))
+
+
+def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
     """Give a graph manager a full graph for every query length up to its own, and every batch the smallest that fits.
 
     To be called once stock has made the manager (`initialize_kv_cache`, which also makes one to measure graphs' memory)
-    and before it captures; a second call changes nothing. Piecewise graphs stay as they are. So does a manager without
-    full graphs for decoding alone, and one whose graphs take any mix of query lengths (`varlen_decode`).
+    and before it captures; a second call changes nothing. Piecewise graphs are those of an engine without speculation,
+    and sparse beyond vLLM's default limit. A manager without full graphs for decoding alone stays as it is, and one
+    whose graphs take any mix of query lengths (`varlen_decode`).
 
     Args:
         manager: Of the policy, or of the draft chain.
+        is_chain: Which of both.
 
     Raises:
         UnsupportedVersionError: The manager is not the one this was written for, or has captured already.
@@ -70,7 +88,7 @@ def complete(manager: "CudaGraphManager") -> None:
     is_separate = mode.separate_routine() and mode.decode_mode() == CUDAGraphMode.FULL
     if not is_separate or manager.varlen_decode or not manager.compilation_config.cudagraph_capture_sizes:
         return
-    graphs = sorted(_decode_graphs(manager), key=lambda graph: graph.num_tokens, reverse=True)
+    graphs = sorted(_decode_graphs(manager, is_chain), key=lambda graph: graph.num_tokens, reverse=True)
     if manager._capture_descs.get(CUDAGraphMode.FULL) == graphs:
         return
     if manager._graphs_captured or manager.graphs:
@@ -80,27 +98,42 @@ def complete(manager: "CudaGraphManager") -> None:
         )
     # Largest first: stock sizes the buffer of a graph's outputs by the first one it captures.
     manager._capture_descs[CUDAGraphMode.FULL] = graphs
-    others = {
-        key: [graph for graph in graphs if graph.cg_mode != CUDAGraphMode.FULL]
-        for key, graphs in manager._candidates.items()
-    }
-    manager._candidates = _candidates(graphs, others, manager.lora_capture_cases)
+    kept = [graph for graph in manager._capture_descs.get(CUDAGraphMode.PIECEWISE, ()) if _is_kept(graph, manager)]
+    if kept:
+        manager._capture_descs[CUDAGraphMode.PIECEWISE] = kept
+    manager._candidates = _candidates(graphs, kept, manager.lora_capture_cases)
 
 
-def request_counts(limit: int) -> list[int]:
-    """Numbers of requests up to a limit, itself among them, that have a graph: vLLM's grid for plain decoding."""
-    grid = (1, 2, 4, *range(8, min(limit, 255) + 1, 8), *range(256, limit + 1, 16))
-    return sorted({count for count in (*grid, limit) if 0 < count <= limit})
+def request_counts(limit: int, *, is_dense: bool = False) -> list[int]:
+    """Numbers of requests up to a limit, itself among them, that have a graph.
+
+    Args:
+        limit: The largest.
+        is_dense: As stock has them for plain decoding.
+    """
+    if is_dense:
+        grid = {1, 2, 4, *range(8, min(limit, 255) + 1, 8), *range(256, limit + 1, 16)}
+    else:
+        octaves = [1 << power for power in range(limit.bit_length())]
+        grid = {*octaves, *(3 * octave // 2 for octave in octaves if octave >= _SINGLE_STEPS)}
+    return sorted(count for count in {*grid, limit} if 0 < count <= limit)
 
 
-def _decode_graphs(manager: Any) -> Iterator["BatchExecutionDescriptor"]:
+def _is_kept(graph: "BatchExecutionDescriptor", manager: Any) -> bool:
+    tokens, limit = graph.num_tokens, manager.compilation_config.max_cudagraph_capture_size
+    return tokens in request_counts(min(limit, DEFAULT_LIMIT), is_dense=True) or tokens in request_counts(limit)
+
+
+def _decode_graphs(manager: Any, is_chain: bool) -> Iterator["BatchExecutionDescriptor"]:
     # The runner's own module, which a process that only writes an engine's configuration does not load.
     from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
     # Beyond it, attention backends prepare for batches that are not in a graph.
     max_tokens = manager.compilation_config.max_cudagraph_capture_size
     for query_len in range(1, manager.decode_query_len + 1):
-        for num_reqs in request_counts(min(manager.max_num_reqs, max_tokens // query_len)):
+        for num_reqs in request_counts(
+            min(manager.max_num_reqs, max_tokens // query_len), is_dense=query_len == 1 and not is_chain
+        ):
             for num_active_loras in manager.lora_capture_cases:
                 graph = BatchExecutionDescriptor(
                     cg_mode=CUDAGraphMode.FULL,
@@ -116,20 +149,24 @@ def _decode_graphs(manager: Any) -> Iterator["BatchExecutionDescriptor"]:
 
 
 def _candidates(
-    graphs: Iterable["BatchExecutionDescriptor"],
-    others: dict[tuple[int, int], list["BatchExecutionDescriptor"]],
-    lora_cases: Iterable[int],
+    full: Iterable["BatchExecutionDescriptor"], others: Iterable["BatchExecutionDescriptor"], lora_cases: Iterable[int]
 ) -> dict[tuple[int, int], list["BatchExecutionDescriptor"]]:
-    """Graphs a batch may run in, by its tokens and active LoRA adapters: full ones first, then the `others`."""
+    """Graphs a batch may run in, by its tokens and active LoRA adapters: full ones first."""
     made = {}
     for case in lora_cases:
-        of_case = [graph for graph in graphs if graph.num_active_loras == case]
-        largest = max((tokens for tokens, other_case in others if other_case == case), default=0)
         # From the largest batch down, every graph takes the place of the next larger one of its kind.
-        pending, smallest = sorted(of_case, key=lambda graph: graph.num_tokens), {}
-        for tokens in range(max([largest, *(graph.num_tokens for graph in of_case)]), -1, -1):
+        pending = sorted(
+            (graph for graph in full if graph.num_active_loras == case), key=lambda graph: graph.num_tokens
+        )
+        rest = sorted((graph for graph in others if graph.num_active_loras == case), key=lambda graph: graph.num_tokens)
+        smallest: dict[tuple[Any, ...], BatchExecutionDescriptor] = {}
+        smallest_other: dict[int, BatchExecutionDescriptor] = {}
+        for tokens in range(max((graph.num_tokens for graph in (*pending, *rest)), default=-1), -1, -1):
             while pending and pending[-1].num_tokens >= tokens:
                 graph = pending.pop()
                 smallest[graph.uniform_token_count, graph.num_ubatches] = graph
-            made[tokens, case] = [*smallest.values(), *others.get((tokens, case), ())]
+            while rest and rest[-1].num_tokens >= tokens:
+                graph = rest.pop()
+                smallest_other[graph.num_ubatches] = graph
+            made[tokens, case] = [*smallest.values(), *smallest_other.values()]
     return made

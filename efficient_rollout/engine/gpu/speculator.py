@@ -19,11 +19,12 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.stopwatch import Stopwatch
 from efficient_rollout.engine.drafter_model import build_drafter
 from efficient_rollout.engine.gpu.graphs import complete
-from efficient_rollout.engine.gpu.stopwatch import Stopwatch
+from efficient_rollout.engine.gpu.shared_kv import share_kv_cache
 from efficient_rollout.engine.link_report import LinkReport, link_report
-from efficient_rollout.engine.ranks import Ranks, fault_of
+from efficient_rollout.engine.ranks import DrafterFault, Ranks, fault_of
 
 try:  # vLLM 0.31
     from vllm.v1.worker.gpu.spec_decode.autoregressive.cudagraph_utils import SpeculatorCudaGraphManager
@@ -61,11 +62,11 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         super().__init__(vllm_config, device)
         self._runner = runner
         self.packed, self._health = packed, health
+        self._ranks = Ranks(packed, device)
         self.num_drafts = self.chain_length = 0
         self.links: LinkReport | None = None
         self.stopwatch = Stopwatch(device)
         self._graphs: SpeculatorCudaGraphManager | None = None
-        self._rows = torch.arange(self.max_num_reqs, device=device)
         self._starts = torch.arange(self.max_num_reqs + 1, dtype=torch.int32, device=device)
         # On the device, so that one graph writes every column of `draft_tokens`.
         self._step = torch.zeros((), dtype=torch.int64, device=device)
@@ -80,7 +81,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self.stopwatch.reset()
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
-        """The drafter, whose attention layers name the policy's until the KV cache is bound.
+        """The drafter, whose attention layers get the policy's KV cache.
 
         Raises:
             SchemeUnavailableError: A layer could not be quantized.
@@ -91,17 +92,8 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         with set_model_tag("draft_model"):
             drafter = build_drafter(config, target_model, self.packed)
         self.links = link_report(drafter.model)
-        self._ranks = Ranks(self.packed)
-        layers = self.vllm_config.compilation_config.static_forward_context
-        self._aliases = [layers[name] for name in drafter.twins]
-        for name, twin in drafter.twins.items():
-            layers[name].kv_sharing_target_layer_name = twin.layer_name
+        share_kv_cache(self._runner, self.vllm_config.compilation_config.static_forward_context, drafter.twins)
         return drafter.model
-
-    def start_writing(self) -> None:
-        """Once the KV cache is bound: a layer that shares another's cache would not write the KV of its drafts."""
-        for layer in self._aliases:
-            layer.kv_sharing_target_layer_name = None
 
     _run_model = PlainDraftModelSpeculator._run_model
 
@@ -115,16 +107,16 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         can_renew = all(group.supports_draft_decode_metadata_update for group in groups)
         mode = CUDAGraphMode.FULL_DECODE_ONLY if is_full and can_renew else CUDAGraphMode.NONE
         self._graphs = SpeculatorCudaGraphManager(self.vllm_config, self.device, mode, decode_query_len=1)
-        complete(self._graphs)
+        complete(self._graphs, is_chain=True)
         complete(self._runner.cudagraph_manager)
 
     def capture(self) -> None:
-        """One graph of one draft step for each number of requests."""
+        """One graph of one draft step for each number of requests. A fault in it turns every rank's drafter off."""
         assert self._graphs is not None
         self.idx_mapping.fill_(-1)
-        self._step.zero_()
+        self._ranks.begin()
         self._graphs.capture(
-            self._draft_step,
+            self._captured_step,
             self.model_state,
             self.input_buffers,
             self.block_tables,
@@ -132,6 +124,10 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             self.kv_cache_config,
             progress_bar_desc="Capturing draft steps",
         )
+        try:
+            self._ranks.end()
+        except DrafterFault as fault:
+            self._health.turn_off_drafter(fault_of(fault))
 
     @torch.inference_mode()
     def propose(  # the stock signature
@@ -213,7 +209,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
                 by_layer = build_slot_mappings_by_layer(self._slots(n, graph.num_tokens), self.kv_cache_config)
                 metadata = self._metadata(graph, input_batch, step)
             across = None if sync is None else sync.num_tokens_across_dp
-            self._draft_step(n, graph.num_tokens, metadata, by_layer, across, graph.cg_mode)
+            self._draft_step(n, graph.num_tokens, metadata, by_layer, across)
         self._ranks.end()
 
     def _metadata(self, graph: BatchExecutionDescriptor, input_batch: InputBatch, step: int) -> dict[str, Any] | None:
@@ -234,7 +230,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             num_tokens,
         )
 
-    def _draft_step(
+    def _captured_step(
         self,
         num_requests: int,
         num_tokens: int,
@@ -242,14 +238,35 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         slot_mappings: Any,
         num_tokens_across_dp: torch.Tensor | None,
         mode: CUDAGraphMode,
+        num_speculative_steps: int | None = None,
     ) -> None:
-        """What is captured: everything a step does is on the device, at fixed addresses."""
+        """What is captured: where KV is written and how attention is planned are renewed in every replay.
+
+        Args:
+            num_requests: Of the graph, with padding.
+            num_tokens: The same.
+            metadata: By layer; on buffers that stay, as `slot_mappings` is.
+            slot_mappings: By layer.
+            num_tokens_across_dp: int32 [data parallel size], or None.
+            mode: NONE: stock captures with it.
+            num_speculative_steps: What a graph of stock's is of; one step has its own number on the device.
+        """
+        self._slots(num_requests, num_tokens)
+        for groups in self.attn_groups:
+            for group in groups:
+                group.update_draft_decode_metadata(metadata)
+        self._draft_step(num_requests, num_tokens, metadata, slot_mappings, num_tokens_across_dp)
+
+    def _draft_step(
+        self,
+        num_requests: int,
+        num_tokens: int,
+        metadata: Any,
+        slot_mappings: Any,
+        num_tokens_across_dp: torch.Tensor | None,
+    ) -> None:
+        """Draft a token per request, and advance; all of it is on the device, at fixed addresses."""
         n, buffers = num_requests, self.input_buffers
-        if mode == CUDAGraphMode.FULL and metadata is not None:
-            self._slots(n, num_tokens)
-            for groups in self.attn_groups:
-                for group in groups:
-                    group.update_draft_decode_metadata(metadata)
         hidden = self._run_model(
             buffers.input_ids[:num_tokens],
             buffers.positions[:num_tokens],
@@ -258,12 +275,14 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             num_tokens_across_dp,
         )
         tokens = self._ranks.draw(self._draw, self.model.compute_logits(hidden[:n]))
-        self.draft_tokens[self._rows[:n], self._step] = tokens
+        # An index that is a number, even one on the device, would be read by the host.
+        self.draft_tokens[:n].scatter_(1, self._step.expand(n, 1), tokens.view(n, 1))
         buffers.input_ids[:n] = tokens.int()
         buffers.positions[:n] = (buffers.positions[:n] + 1).clamp(max=self.max_model_len - 1)
         lengths = buffers.seq_lens[:n]
         lengths.copy_(torch.where(lengths > 0, (lengths + 1).clamp(max=self.max_model_len), lengths))
-        self._step += 1
+        # Warm-ups of a capture count too, and must stay among the columns.
+        self._step.add_(1).remainder_(self.num_speculative_steps)
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
         """The verifier's own draw, with the drafter's logits; of its processing, temperature alone."""

@@ -11,9 +11,12 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.gpu.graphs import capture_limit
+from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
+from efficient_rollout.engine.gpu.shared_kv import stop_sharing_kv_cache
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
+from efficient_rollout.engine.graph_cache import name_policy_graph
+from efficient_rollout.engine.ranks import RankReports
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
@@ -58,7 +61,9 @@ class V2Worker(ReportingWorker):
         """
         self.begin()
         self.check()
+        self._rank_reports = RankReports()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
+        name_policy_graph(self.vllm_config, native_products=False)
         super().init_device()
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
@@ -76,10 +81,9 @@ class V2Worker(ReportingWorker):
             self.model_runner.rejection_sampler = SharedNoiseVerifier(self.model_runner.rejection_sampler)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
-        """Stock; the drafter's layers, bound to the policy's KV cache, write to it from then on."""
+        """Stock; batches that will run without a graph are told of."""
         super().initialize_from_config(kv_cache_config)
         if self.self_drafter is not None:
-            self.self_drafter.start_writing()
             self._tell_of_batches_without_a_graph()
 
     def compile_or_warm_up_model(self) -> Any:
@@ -96,15 +100,17 @@ class V2Worker(ReportingWorker):
 
     def _tell_of_batches_without_a_graph(self) -> None:
         most = self.vllm_config.compilation_config.max_cudagraph_capture_size
-        wanted = capture_limit(
-            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
-        )
+        drafts, requests = self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
+        wanted = capture_limit(drafts, requests)
         if most and wanted is not None and wanted > most:
-            logger.warning(
-                "batches that verify more than %d tokens run without a CUDA graph; max_cudagraph_capture_size=%d in "
-                "compilation_config gives all of them one, for memory and time to capture",
+            logger.info(
+                "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
+                "for a small one max_cudagraph_capture_size=%d in compilation_config gives all of them one, with %d "
+                "full graphs in the place of %d",
                 most,
                 wanted,
+                num_graphs(drafts, requests, wanted),
+                num_graphs(drafts, requests, most),
             )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
@@ -113,11 +119,18 @@ class V2Worker(ReportingWorker):
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
         """
+        self._hear_other_ranks()
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
             self.self_drafter.num_drafts = scheduler_output.num_spec_tokens_to_schedule
         return super().execute_model(scheduler_output)
+
+    def _hear_other_ranks(self) -> None:
+        report = self._rank_reports.of_all(self.drafter_report())
+        if report is not None:
+            self.take_report_of_all_ranks(report)
+            self._rank_reports.tell(self.drafter_report())
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
@@ -141,6 +154,16 @@ class V2Worker(ReportingWorker):
         super().discard(tags)
         if "weights" in tags:
             self._lose_drafter()
+
+    def shutdown(self) -> None:
+        """Stock, and let go of the drafter, and of the policy through it: an engine after this one needs the memory."""
+        super().shutdown()
+        runner = getattr(self, "model_runner", None)
+        vars(self).pop("load_checkpoint_tensors", None)  # a method of the policy
+        if self.self_drafter is not None and runner is not None:
+            stop_sharing_kv_cache(runner)
+            runner.rejection_sampler = None
+            self.self_drafter = self.vllm_config.quant_config = None
 
     def _lose_drafter(self) -> None:
         if self.self_drafter is not None:

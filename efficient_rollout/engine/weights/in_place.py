@@ -21,5 +21,8 @@ class InPlaceWeightSync(WeightSync):
         return weights
 
     def _close_layers(self) -> None:
-        """As after a first load: every layer is shown to the drafter."""
+        """As after a first load: every layer is shown to the drafter. Ends when the device has done all of it."""
         process_weights_after_loading(self._model, self._config.model_config, self._worker.device)
+        # Else the sync's seconds would be those of its launches.
+        if self._worker.device.type == "cuda":
+            torch.cuda.synchronize()
