@@ -7,7 +7,7 @@ import pytest
 from source_tree import REPOSITORY
 
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
-MAX_README_LINES = 150
+MAX_README_LINES = 100
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 REPOSITORY_PATH = re.compile(r"`((?:configs|docs|efficient_rollout|requirements|scripts|tests)/[\w./-]+)`")
 DOTTED = re.compile(r"`(efficient_rollout(?:\.[a-z_]+)+\.[A-Za-z_]\w*(?:\.\w+)?)`")
