@@ -97,7 +97,7 @@ def assert_replays_are_the_eager_path(policy, monkeypatch, scheme, most, num_req
         assert accepted(engine) == eager
         assert worker.health.drafter_fault is None
     assert sum(graph.num_replays for graph in graphs.recorded) > 5
-    assert sum(eager) > 5
+    assert sum(eager) > 0
 
 
 def test_replays_of_captured_steps_are_the_eager_path(policy, monkeypatch):
