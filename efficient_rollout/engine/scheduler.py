@@ -108,8 +108,8 @@ class Controlled:
         if with_stop_strings:
             for of_client in core_outputs.values():
                 of_client.outputs = split_by_token(of_client.outputs, with_stop_strings)
-        # Where the next tick is scheduled early, one may have been refused whose requests ended with the tick before: what
-        # it says of the weights may be out of date.
+        # Where the next tick is scheduled early, one may have been refused whose requests ended before it: what it
+        # says of the weights may be out of date.
         is_of_a_request = any(request_id in self.requests for request_id in scheduler_output.num_scheduled_tokens)
         if report is not None and report.health.weights_fault is not None and is_of_a_request:
             end_all_requests(self, core_outputs, report.health.weights_fault)

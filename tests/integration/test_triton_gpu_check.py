@@ -252,9 +252,10 @@ def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path,
 
     monkeypatch.setattr(gpu_worker, "this_machine", lambda: None)
     monkeypatch.setattr(gpu_worker, "require_certificate", refused)
+    settings = Settings.parse({"gpu_certificate": "required"})
     with pytest.raises(UnsupportedDeviceError):
-        gpu_worker.GpuWorker.require_certificate(None, None)
-    assert UncertifiedGpuWorker.require_certificate(None, None) is None
+        gpu_worker.GpuWorker.look_for_certificate(SimpleNamespace(), settings)
+    assert UncertifiedGpuWorker.look_for_certificate(SimpleNamespace(), settings) is None
     assert UncertifiedGpuWorker.check is gpu_worker.GpuWorker.check
 
 
