@@ -32,8 +32,8 @@ def is_plain(scheduler_output: SchedulerOutput) -> bool:
 def speculation_hidden(model_runner: Any) -> Iterator[None]:
     """Have the stock runner take its path without speculation, for one of a plain tick's two calls.
 
-    With it, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not any draft is
-    wanted. Both calls of a tick must see the same.
+    With speculation, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not any
+    draft is wanted. Both calls of a tick must see the same.
     """
     speculation, model_runner.speculative_config = model_runner.speculative_config, None
     try:
