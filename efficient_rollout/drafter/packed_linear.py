@@ -24,7 +24,7 @@ def _packed_linear_shape(x: torch.Tensor, layer: str, out_features: int) -> torc
 
 
 class PackedLinear(ABC):
-    """`y = x W^T + b` with W quantized. Owns its packed weight, and a copy of the bias.
+    """Computes `y = x W^T + b` with W quantized. It owns its packed weight, and a copy of the bias.
 
     `requantize` replaces the weight; the object stays, so that a layer bound to it never has to be rebound.
 
@@ -64,14 +64,17 @@ class PackedLinear(ABC):
             self.bias.copy_(bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """As `multiply`; in compiled code, one operator, for a layer that has a name."""
+        """Compute `multiply`; in compiled code, as one operator, for a layer that has a name."""
         if self._name is not None and torch.compiler.is_compiling():
             product: torch.Tensor = torch.ops.efficient_rollout.packed_linear(x, self._name, self.out_features)
             return product
         return self.multiply(x)
 
     def name(self, name: str) -> None:
-        """Be found by compiled code under `name`, which is unique in this process: the last layer to take it."""
+        """Let compiled code find this layer under `name`, which is unique in this process.
+
+        The last layer to take a name has it.
+        """
         self._name = name
         _named_layers[name] = self
 
@@ -97,11 +100,14 @@ class PackedLinear(ABC):
     @property
     @abstractmethod
     def num_bytes(self) -> int:
-        """Memory held: packed weight, scales, zero points, bias."""
+        """Return the memory held: packed weight, scales, zero points, bias."""
 
     @abstractmethod
     def dequantize(self) -> torch.Tensor:
-        """The weight the kernel really multiplies by, float32 [out_features, in_features], read back from the pack."""
+        """Return the weight that the kernel really multiplies by, read back from the pack.
+
+        It is float32 [out_features, in_features].
+        """
 
     @abstractmethod
     def _pack(self, weight: torch.Tensor) -> None: ...

@@ -12,7 +12,7 @@ from efficient_rollout.drafter.stopwatch import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class RefreshReport:
-    """What one pass over the policy's weights cost.
+    """Says what one pass over the policy's weights cost.
 
     Attributes:
         num_layers: Layers quantized since the last report.
@@ -28,7 +28,7 @@ class RefreshReport:
 
 
 class PackedWeights:
-    """Packed layers by the policy's own layer names.
+    """Holds packed layers by the policy's own layer names.
 
     Args:
         scheme: How to quantize.
@@ -52,12 +52,12 @@ class PackedWeights:
 
     @property
     def layers(self) -> Mapping[str, PackedLinear]:
-        """Packed layers by name; a layer the scheme does not take is absent."""
+        """Return packed layers by name; a layer the scheme does not take is absent."""
         return self._layers
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all packed layers."""
+        """Return the memory of all packed layers."""
         return sum(layer.num_bytes for layer in self._layers.values())
 
     def refresh(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -8,7 +8,9 @@ from efficient_rollout.drafter.packed_linear import PackedLinear
 
 
 class PaddedLinear(PackedLinear):
-    """A packed layer of whole tiles that computes a smaller one: inputs get zeros, outputs behind the last are cut off.
+    """Computes a layer with a packed one of whole tiles.
+
+    Inputs get zeros, and outputs behind the last are cut off.
 
     At padded inputs the weight repeats its last column, so that a group's range and a row's largest value stay those of
     the real weights; to a product it does not matter what zeros are multiplied by.

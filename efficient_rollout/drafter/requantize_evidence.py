@@ -5,7 +5,9 @@ _LEAST_DRAFTS = 256
 
 
 class RequantizeEvidence:
-    """Acceptance of first drafts between weight syncs, which does not depend on how many tokens are drafted.
+    """Watches how many first drafts are accepted between weight syncs.
+
+    That does not depend on how many tokens are drafted.
 
     Args:
         largest_drop: Of acceptance, since the rollout after the last requantization, that is still no evidence.
@@ -22,7 +24,10 @@ class RequantizeEvidence:
         self._num_accepted += num_accepted
 
     def asks(self) -> bool:
-        """At a weight sync: whether to requantize. Too few drafts say nothing, and then it does."""
+        """Tell, at a weight sync, whether to requantize.
+
+        Too few drafts say nothing, and then it does.
+        """
         num_drafts, num_accepted = self._num_drafts, self._num_accepted
         self._num_drafts = self._num_accepted = 0
         if num_drafts < _LEAST_DRAFTS:

@@ -15,7 +15,7 @@ _MOST_PADDING = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """One way to quantize the policy.
+    """Describes one way to quantize the policy.
 
     Attributes:
         name: As in the settings.
@@ -34,7 +34,7 @@ class Scheme:
 
     @property
     def what_it_takes(self) -> str:
-        """The policy's layers it packs, in words; weights are outputs x inputs."""
+        """Say in words which of the policy's layers it packs; weights are outputs x inputs."""
         if self.layer is None:
             return "no layer of the policy"
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
@@ -42,13 +42,13 @@ class Scheme:
         return f"{dtypes}; weights that padding to multiples of {outputs} x {inputs} does not more than double"
 
     def takes(self, out_features: int, in_features: int, dtype: torch.dtype) -> bool:
-        """Whether it packs such a weight. Others stay unquantized, and are counted."""
+        """Tell whether it packs such a weight. Others stay unquantized, and are counted."""
         padded_outputs, padded_inputs = self._padded(out_features, in_features)
         is_worth_it = padded_outputs * padded_inputs <= _MOST_PADDING * out_features * in_features
         return self.layer is not None and dtype in FLOAT_DTYPES and is_worth_it
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        """A packed layer of a weight that it `takes`.
+        """Make a packed layer of a weight that it `takes`.
 
         Args:
             weight: [out_features, in_features]; read, not kept.

@@ -14,7 +14,7 @@ _SHAPES_NAMED = 6
 
 
 def make_scheme(settings: DrafterSettings, device_type: str, capability: tuple[int, int] | None = None) -> Scheme:
-    """The scheme the settings ask for.
+    """Return the scheme the settings ask for.
 
     Args:
         settings: The drafter's part of the settings tree.
@@ -38,7 +38,7 @@ def make_scheme(settings: DrafterSettings, device_type: str, capability: tuple[i
 def schemes_on(
     device_type: str, settings: DrafterSettings, capability: tuple[int, int] | None = None
 ) -> dict[str, Scheme]:
-    """Those there are for a type of device, by name, whether or not their kernels can run here.
+    """Return those there are for a type of device, by name, whether or not their kernels can run here.
 
     Args:
         device_type: As in `torch.device.type`.
@@ -83,7 +83,10 @@ def require_taken(
 def _takers(
     settings: DrafterSettings, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device_type: str
 ) -> Iterator[str]:
-    """Every scheme that takes one of the layers, with the largest group size it does so with where it is another."""
+    """Yield every scheme that takes one of the layers.
+
+    Where it does so with another group size only, the largest of these is named.
+    """
     sizes = (settings.group_size, *sorted(get_args(DrafterSettings.model_fields["group_size"].annotation))[::-1])
     for name in SCHEME_NAMES:
         for size in sizes:

@@ -11,7 +11,7 @@ _MOST_PENDING = 256
 
 
 class Stopwatch:
-    """Sums the time between entering and leaving; a GPU's by its own events.
+    """Sums the time between entering and leaving; a GPU's is measured by its own events.
 
     Args:
         device: Whose time it is.
@@ -28,17 +28,20 @@ class Stopwatch:
         self._laps: dict[int, float] | None = None
 
     def reset(self) -> None:
-        """From zero; laps that are kept stay."""
+        """Start again from zero; laps that are kept stay."""
         if self._laps is not None:
             self._sum(self._pending)
         self._seconds, self._pending = 0.0, []
 
     def keep_laps(self) -> None:
-        """From now on every lap's own seconds are kept until they are taken."""
+        """Keep every lap's own seconds from now on, until they are taken."""
         self._laps = {}
 
     def take_laps(self) -> dict[int, float]:
-        """Seconds by a lap's number, since the last call; waits for what the device has not done yet."""
+        """Return seconds by a lap's number, since the last call.
+
+        It waits for what the device has not done yet.
+        """
         self.seconds()
         laps, self._laps = self._laps or {}, {}
         return laps
@@ -65,7 +68,7 @@ class Stopwatch:
             self._sum(self._pending[: _MOST_PENDING // 2])
 
     def seconds(self) -> float:
-        """All so far; waits for what the device has not done yet."""
+        """Return all seconds so far; it waits for what the device has not done yet."""
         self._sum(self._pending)
         return self._seconds
 

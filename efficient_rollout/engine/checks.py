@@ -57,7 +57,9 @@ def check_device() -> None:
 
 
 def check_build() -> None:
-    """As `check_device`, for a process that starts no engine: the device may be other machines'.
+    """Check as `check_device` does, for a process that starts no engine.
+
+    The device may be other machines'.
 
     Raises:
         UnsupportedDeviceError: Neither vLLM's device is here, nor is this a build for NVIDIA GPUs.
@@ -67,7 +69,7 @@ def check_build() -> None:
 
 
 def check_certificate(settings: Settings) -> None:
-    """Check that engines may draft on this kind of GPU, as `gpu_certificate` says; nothing on a CPU.
+    """Check that engines may draft on this kind of GPU, as `gpu_certificate` says; do nothing on a CPU.
 
     Raises:
         UnsupportedDeviceError: There is no certificate for this kind of machine, and the settings require one; or its
@@ -163,7 +165,7 @@ def check_engine(vllm_config: "VllmConfig", settings: Settings) -> None:
 
 
 def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device: str = "cpu") -> None:
-    """What `check_engine` checks of an engine that drafts.
+    """Check what `check_engine` checks of an engine that drafts.
 
     Args:
         vllm_config: The engine's.
@@ -240,7 +242,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _resolved_options(vllm_config: "VllmConfig") -> dict[str, Any]:
-    """Those of an engine that was started with arguments of the user's own, as vLLM has resolved them."""
+    """Return the options of an engine that was started with arguments of the user's own.
+
+    They are as vLLM has resolved them.
+    """
     return {
         "quantization": vllm_config.model_config.quantization,
         "enable_prompt_embeds": vllm_config.model_config.enable_prompt_embeds,

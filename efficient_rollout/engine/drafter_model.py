@@ -23,7 +23,7 @@ DRAFTER_PREFIX = "draft_model"
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """A drafter as it was built.
+    """Holds a drafter as it was built.
 
     Attributes:
         model: The module.
@@ -35,7 +35,9 @@ class Drafter:
 
 
 def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: PackedWeights) -> Drafter:
-    """A second instance of the policy's architecture that owns nothing but its attention layers and packed weights.
+    """Build a second instance of the policy's architecture.
+
+    It owns nothing but its attention layers and packed weights.
 
     It is built as the policy was, prefix and all, so that its attention layers call themselves what the policy's do.
     Architectures use as much of a prefix as they like; a name from elsewhere may not be unique.
@@ -67,7 +69,7 @@ def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: Pac
 
 @contextmanager
 def _unregistered(config: VllmConfig) -> Iterator[dict[str, Any]]:
-    """Attention layers built inside register in the dictionary this gives, and not among the engine's."""
+    """Have attention layers built inside register in the dictionary this gives, not among the engine's."""
     compilation = config.compilation_config
     engines_layers, built = compilation.static_forward_context, {}
     compilation.static_forward_context = built
@@ -102,7 +104,7 @@ def _register(built: dict[str, Any], engines_layers: dict[str, Any]) -> dict[str
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer attends with nothing but its own queries, keys and values."""
+    """Tell whether a layer attends with nothing but its own queries, keys and values."""
     if not isinstance(layer, Attention) or layer.kv_sharing_target_layer_name is not None:
         return False
     return not getattr(layer, "has_sink", False)

@@ -35,7 +35,9 @@ def choose_runner() -> None:
 
 @contextmanager
 def engines_in_this_process() -> Iterator[None]:
-    """Meanwhile, engines with one worker start in the caller's process, in a fraction of the seconds.
+    """Start engines with one worker in the caller's process until the block ends.
+
+    They start in a fraction of the seconds.
 
     They share its threads and its interpreter lock: for tests, and for a first look.
     """
@@ -92,13 +94,16 @@ def bind_workers(num_workers: int) -> None:
 
 
 def cores_of_first(num_workers: int) -> str:
-    """The binding of the first so many workers; "auto" where vLLM chooses, or nothing is bound."""
+    """Return the binding of the first so many workers.
+
+    It is "auto" where vLLM chooses, or nothing is bound.
+    """
     bound = os.environ.get(_CORES, _AUTO)
     return bound if bound in (_AUTO, "nobind") else "|".join(bound.split("|")[:num_workers])
 
 
 def with_cores_of_first(num_workers: int) -> dict[str, str]:
-    """This process's variables for one that starts an engine of so many workers."""
+    """Return this process's variables for one that starts an engine of so many workers."""
     return os.environ | ({} if (bound := cores_of_first(num_workers)) == _AUTO else {_CORES: bound})
 
 
@@ -108,7 +113,10 @@ def _choose(name: str, value: str, why: str, level: int = logging.INFO) -> None:
 
 
 def _cores_of_machine() -> tuple[list[int], int]:
-    """One logical core of each physical one that this process may use, those of a memory node together; and nodes."""
+    """Return one logical core of each physical one that this process may use, and the number of nodes.
+
+    Cores of a memory node are together.
+    """
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_visible_memory_node
 
     siblings = defaultdict(list)

@@ -19,7 +19,7 @@ _LIMIT_SECONDS = 300.0
 
 
 class Reporting:
-    """Before a stock executor among a class's bases.
+    """Stands before a stock executor among a class's bases.
 
     Calls for statistics are answered with the scheduler's half, which is in this process. Drafts come back with the
     sampled tokens: stock asks the worker for them in a second call after every tick, drafts or none, which on a small
@@ -33,7 +33,7 @@ class Reporting:
         super()._init_executor()
 
     def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stock; statistics are the whole engine's, on the first rank's answer."""
+        """Do as stock does. Statistics are the whole engine's, on the first rank's answer."""
         if method in _TICK:
             return super().collective_rpc(method, *args, **kwargs)
         self._tell_of_first_drafts()
@@ -45,35 +45,38 @@ class Reporting:
         return answers
 
     def _tell_of_first_drafts(self) -> None:
-        """Before a call that may be a weight sync, which asks how often drafts were accepted."""
+        """Tell how often drafts were accepted, before a call that may be a weight sync, which asks for it."""
         first_drafts = self._record.take_first_drafts()
         if first_drafts[0]:
             super().collective_rpc("observe_first_drafts", args=first_drafts)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock; the drafts of the tick before are spent."""
+        """Run stock; the drafts of the tick before are spent."""
         self._report = None
         return super().execute_model(*args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock; the drafts that came along are kept for `take_draft_token_ids`."""
+        """Run stock; the drafts that came along are kept for `take_draft_token_ids`."""
         output = super().sample_tokens(*args, **kwargs)
         self._report = report_on(output)
         return output
 
     def take_draft_token_ids(self) -> DraftTokenIds | None:
-        """The drafts of the last tick; None where none were asked for. Stock where they stay on the device."""
+        """Return the drafts of the last tick; None where none were asked for.
+
+        Where they stay on the device, it does as stock does.
+        """
         if self.vllm_config.use_v2_model_runner:
             return super().take_draft_token_ids()
         return None if self._report is None else self._report.drafts
 
 
 class InProcessExecutor(Reporting, UniProcExecutor):
-    """With one worker, in the engine's own process."""
+    """Runs one worker, in the engine's own process."""
 
 
 class EfficientExecutor(Reporting, MultiprocExecutor):
-    """With every worker in a process of its own.
+    """Runs every worker in a process of its own.
 
     Only the first rank answers a tick. What a call between ticks left behind, on whichever rank, a weight sync that
     failed there for one, is made known to every rank before the next.
@@ -83,7 +86,7 @@ class EfficientExecutor(Reporting, MultiprocExecutor):
     _num_failed = 0
 
     def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stock; what the call does to a rank is asked before the next tick.
+        """Do as stock does; what the call does to a rank is asked before the next tick.
 
         Raises:
             RuntimeError: It failed on a rank. What the ranks after it answered is read too: stock leaves that for the
@@ -116,7 +119,7 @@ class EfficientExecutor(Reporting, MultiprocExecutor):
                     ) from error
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock, once every rank knows how the others are."""
+        """Run stock, once every rank knows how the others are."""
         if not self._is_heard:
             if self.world_size > 1:
                 report = DrafterReport.of_all(self.collective_rpc("drafter_report"))

@@ -36,19 +36,25 @@ def name_policy_graph(config: VllmConfig, *, native_products: bool) -> None:
 
 
 def with_graph_of(config: VllmConfig, *facts: Any) -> dict[str, Any]:
-    """The config's `additional_config`, with a digest of facts of JSON types, and of those that it has already."""
+    """Return the config's `additional_config`, with a digest of facts of JSON types.
+
+    The digest also covers the facts that it has already.
+    """
     known = [config.additional_config.get(GRAPH_KEY), *facts]
     return {**config.additional_config, GRAPH_KEY: hashlib.sha256(json.dumps(known).encode()).hexdigest()}
 
 
 def packed_facts(packed: PackedWeights) -> list[Any]:
-    """What a drafter's graph has of its packed layers: their names and shapes, and never a weight."""
+    """Return what a drafter's graph has of its packed layers: their names and shapes, and never a weight."""
     return [[name, layer.out_features, layer.in_features] for name, layer in packed.layers.items()]
 
 
 @cache
 def _code_digest() -> str:
-    """Of every module of this package: which of them a graph depends on, not even the tracer knows."""
+    """Return a digest of every module of this package.
+
+    Which of them a graph depends on, not even the tracer knows.
+    """
     root = Path(efficient_rollout.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

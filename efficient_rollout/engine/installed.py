@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def installed_vllm() -> tuple[str, str]:
-    """Name and version of the installed vLLM distribution.
+    """Return name and version of the installed vLLM distribution.
 
     Raises:
         UnsupportedVersionError: There is none.
@@ -25,7 +25,10 @@ def installed_vllm() -> tuple[str, str]:
 
 
 def waits_for_gpu() -> bool:
-    """Whether vLLM and torch are builds for NVIDIA GPUs and there is none here: a driver, or the head of a cluster."""
+    """Tell whether vLLM and torch are builds for NVIDIA GPUs and there is none here.
+
+    Such a machine is a driver, or the head of a cluster.
+    """
     from vllm.platforms import current_platform
 
     return torch.version.cuda is not None and bool(current_platform.is_unspecified())
@@ -39,7 +42,7 @@ def device_type() -> str:
 
 
 def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
-    """Whether the policy's own linear layers are computed by this package's float32 kernel.
+    """Tell whether the policy's own linear layers are computed by this package's float32 kernel.
 
     Raises:
         SchemeUnavailableError: The settings ask for it by name, and it cannot run here or not in this dtype.

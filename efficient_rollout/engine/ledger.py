@@ -27,7 +27,10 @@ def _make_try_load(original: Callable[..., Any]) -> Callable[..., Any]:
     loaded = _inductors_callable()
 
     def _try_load_aot_compiled_fn(model: torch.nn.Module, aot_compilation_path: str) -> Any | None:
-        """The upstream function, for what torch itself has compiled; None where weights would be part of it."""
+        """Call the upstream function, for what torch itself has compiled.
+
+        It returns None where weights would be part of it.
+        """
         if inductor.freezing:
             return None
         loaded.finalize_loading = lambda _self, _vllm_config: None
@@ -41,7 +44,7 @@ def _make_try_load(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., Any]:
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
-        """The upstream check, but for an engine that serves what it refuses."""
+        """Run the upstream check, but not for an engine that serves what it refuses."""
         if not _is_self_drafting(speculative_config):
             original(self, speculative_config)
 
@@ -49,7 +52,7 @@ def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., An
 
 
 def _is_self_drafting(speculative_config: Any) -> bool:
-    """Whether an engine was configured with `engine_args`; its executor tells."""
+    """Tell whether an engine was configured with `engine_args`; its executor shows it."""
     from efficient_rollout.engine.engine_args import EXECUTOR, IN_PROCESS_EXECUTOR
 
     if speculative_config is None:
@@ -104,5 +107,5 @@ def apply() -> None:
 
 
 def status() -> list[dict[str, str]]:
-    """One row per patch: name, target, state, reason, tested versions, when to remove it."""
+    """Return one row per patch: name, target, state, reason, tested versions, when to remove it."""
     return patching.describe(PATCHES)

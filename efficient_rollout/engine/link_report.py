@@ -19,7 +19,7 @@ _LAYERS_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class LinkedLayer:
-    """One matrix of the drafter.
+    """Describes one matrix of the drafter.
 
     Attributes:
         name: As in the policy.
@@ -35,29 +35,29 @@ class LinkedLayer:
 
     @property
     def num_weights(self) -> int:
-        """Elements of the policy's weight."""
+        """Return the number of elements of the policy's weight."""
         return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
-    """Every matrix that a draft step reads."""
+    """Lists every matrix that a draft step reads."""
 
     layers: tuple[LinkedLayer, ...]
 
     @property
     def num_packed(self) -> int:
-        """Layers computed with quantized weights."""
+        """Return the number of layers computed with quantized weights."""
         return sum(layer.is_packed for layer in self.layers)
 
     @property
     def num_unquantized(self) -> int:
-        """Layers that are the policy's own."""
+        """Return the number of layers that are the policy's own."""
         return len(self.layers) - self.num_packed
 
     @property
     def packed_weight_share(self) -> float:
-        """Of the weights a draft step reads, by number: those it reads quantized."""
+        """Return the share of a draft step's weights, by number, that it reads quantized."""
         num_packed = sum(layer.num_weights for layer in self.layers if layer.is_packed)
         return num_packed / sum(layer.num_weights for layer in self.layers)
 

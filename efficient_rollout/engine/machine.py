@@ -9,7 +9,10 @@ _UNKNOWN = "unknown"
 
 
 def this_machine() -> Machine:
-    """This environment on the first GPU that this process may use; CUDA itself is not started for it."""
+    """Describe this environment on the first GPU that this process may use.
+
+    CUDA itself is not started for it.
+    """
     capability = current_platform.get_device_capability()
     return Machine.of(
         gpu=current_platform.get_device_name(),

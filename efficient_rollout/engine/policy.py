@@ -14,7 +14,7 @@ from efficient_rollout.errors import InputFileError, UnsupportedModelError
 
 
 def read_hf_config(model: str, folder: Path, options: Mapping[str, Any]) -> Any:
-    """A policy's configuration as the engine will have it.
+    """Read a policy's configuration as the engine will have it.
 
     Args:
         model: Directory of a checkpoint, or a name on the Hugging Face Hub.
@@ -63,7 +63,7 @@ def check_widths(
 ) -> None:
     """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
 
-    A look ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
+    It looks ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
     said. Once the drafter is built, `link_report.py` says it for certain.
 
     Args:

@@ -32,7 +32,7 @@ _DIGEST_LETTERS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """What is to be measured, for `profile_process.py`.
+    """Says what is to be measured, for `profile_process.py`.
 
     Attributes:
         model: The policy's directory, absolute, or its name on the Hugging Face Hub.
@@ -52,14 +52,16 @@ class CalibrationRequest:
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/efficient_rollout/profiles`, or the same below `~/.cache`."""
+    """Return `$XDG_CACHE_HOME/efficient_rollout/profiles`, or the same below `~/.cache`."""
     return cache_directory("profiles")
 
 
 def with_profile(
     model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True, tensor_parallel_size: int = 1
 ) -> Settings:
-    """Settings whose rule has the latency profile it needs, checked; call before an engine is started.
+    """Return settings whose rule has the latency profile it needs, checked.
+
+    Call it before an engine is started.
 
     A profile the settings name is checked. Where a rule needs one and none is named, `ensure_profile` finds or
     makes it: that takes a minute or two the first time, and nothing after that.
@@ -103,7 +105,9 @@ def ensure_profile(
     cache_dir: Path | None = None,
     measure: Callable[[CalibrationRequest], None] | None = None,
 ) -> Path:
-    """The cached profile of this machine, policy, scheme and engine; measured first where there is none.
+    """Return the cached profile of this machine, policy, scheme and engine.
+
+    It is measured first where there is none.
 
     Of several processes that want the same profile, one measures and the others wait for it.
 

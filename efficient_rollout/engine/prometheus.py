@@ -49,7 +49,7 @@ class MetricsMiddleware:
     async def __call__(
         self, scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Message]], send: Send
     ) -> None:
-        """One request."""
+        """Answer one request."""
         server = _self_drafting_server(scope)
         if server is None:
             await self._app(scope, receive, send)
@@ -71,13 +71,13 @@ class MetricsMiddleware:
 
 
 class _Totals(Collector):
-    """Families of every engine, as prometheus_client's own text format takes them."""
+    """Holds families of every engine, as prometheus_client's own text format takes them."""
 
     def __init__(self, model_name: str, engines: Mapping[int, RolloutStats]) -> None:
         self._model_name, self._engines = model_name, engines
 
     def collect(self) -> Iterable[Metric]:
-        """Every exported family, with a value of each engine that has one."""
+        """Yield every exported family, with a value of each engine that has one."""
         return list(self._families())
 
     def _families(self) -> Iterator[Metric]:
@@ -94,7 +94,7 @@ class _Totals(Collector):
 
 
 def exposition(model_name: str, engines: Mapping[int, RolloutStats]) -> bytes:
-    """The text of every family.
+    """Return the text of every family.
 
     Args:
         model_name: As the server serves it.
@@ -116,7 +116,10 @@ async def _exposition(server: Any) -> bytes:
 
 
 def _self_drafting_server(scope: Mapping[str, Any]) -> Any:
-    """The `AsyncLLM` of a request for the metrics of engines that draft for themselves; None for any other request."""
+    """Return the `AsyncLLM` of a request for the metrics of engines that draft for themselves.
+
+    It is None for any other request.
+    """
     if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/") != _PATH:
         return None
     server = getattr(scope["app"].state, "engine_client", None)

@@ -15,7 +15,7 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 
 
 class DrafterFault(RuntimeError):
-    """A chain that failed, on whichever rank."""
+    """Says that a chain failed, on whichever rank."""
 
 
 def fault_of(error: Exception) -> str:
@@ -24,7 +24,7 @@ def fault_of(error: Exception) -> str:
 
 
 class Ranks:
-    """One chain at a time, on every rank of an engine.
+    """Runs one chain at a time, on every rank of an engine.
 
     Each rank holds a part of every layer, and waits for the others' parts many times a step. So what fails on one
     must not end the chain there: its products become zeros (`PackedLinear.faults`), its draws the first token, and at
@@ -83,22 +83,29 @@ class Ranks:
         raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
 
     def votes(self) -> torch.Tensor:
-        """Which ranks have failed since `begin`: float32 [ranks], 1 for one that has; on the device, from all ranks."""
+        """Return which ranks have failed since `begin`: float32 [ranks], 1 for one that has.
+
+        They are on the device, from all ranks.
+        """
         ranks = torch.arange(self._size, device=self._device)
         return tensor_model_parallel_all_reduce((ranks == self._rank).float() * bool(self._faults))
 
 
 class RankReports:
-    """How an engine's ranks are, before every tick, where nobody else asks them: one of them may not draft alone.
+    """Tells how an engine's ranks are, before every tick, where nobody else asks them.
 
-    It costs a tick one number between the hosts of the ranks, and the device is not waited for.
+    One of them may not draft alone. It costs a tick one number between the hosts of the ranks, and the device is not
+    waited for.
     """
 
     def __init__(self) -> None:
         self._told: DrafterReport | None = None
 
     def of_all(self, report: DrafterReport) -> DrafterReport | None:
-        """The report of all ranks, from each one's own; None where no rank has another one than it told last."""
+        """Make the report of all ranks from each one's own.
+
+        It is None where no rank has another one than it told last.
+        """
         if get_tensor_model_parallel_world_size() == 1:
             return None
         group = get_tp_group().cpu_group
@@ -111,5 +118,5 @@ class RankReports:
         return DrafterReport.of_all(reports)
 
     def tell(self, report: DrafterReport) -> None:
-        """What this rank says of itself from now on is known to the others."""
+        """Note that what this rank says of itself from now on is known to the others."""
         self._told = report

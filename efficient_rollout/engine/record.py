@@ -21,7 +21,7 @@ _REPORT = "efficient_rollout_report"
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker says at the end of a tick that has news.
+    """Holds what a worker says at the end of a tick that has news.
 
     Attributes:
         health: Of the weights and of the drafter.
@@ -54,7 +54,7 @@ def settings_of(vllm_config: "VllmConfig") -> Settings:
 
 
 class EngineRecord:
-    """One engine's record, in the process of its core.
+    """Keeps one engine's record, in the process of its core.
 
     Attributes:
         settings: The engine's.

@@ -18,5 +18,5 @@ def register() -> None:
 
 
 def is_registered() -> bool:
-    """Whether vLLM has called the entry point in this process."""
+    """Tell whether vLLM has called the entry point in this process."""
     return _registered

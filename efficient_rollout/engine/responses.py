@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def split_by_token(outputs: list[EngineCoreOutput], request_ids: Collection[str]) -> list[EngineCoreOutput]:
-    """Outputs with those of some requests in pieces of one token each.
+    """Return outputs with those of some requests in pieces of one token each.
 
     Args:
         outputs: Of one tick.
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 def without_tokens(scheduled: SchedulerOutput) -> ModelRunnerOutput:
-    """The worker's answer to a tick that it does not compute: nothing was sampled."""
+    """Return the worker's answer to a tick that it does not compute: nothing was sampled."""
     request_ids = list(scheduled.num_scheduled_tokens)
     return ModelRunnerOutput(
         req_ids=request_ids,

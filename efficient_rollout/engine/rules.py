@@ -19,9 +19,10 @@ _CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> ProfileKey:
-    """What a latency profile must have been measured on to describe an engine on this machine.
+    """Return what a latency profile must have been measured on to describe an engine on this machine.
 
-    The same in an engine's process and in the one that starts it: nothing in it depends on a process's own threads.
+    It is the same in an engine's process and in the one that starts it: nothing in it depends on a process's own
+    threads.
 
     Args:
         model: The policy's directory, or its name on the Hugging Face Hub.
@@ -41,7 +42,7 @@ def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> Pr
 
 
 def profiled_scheme(settings: Settings) -> str:
-    """The settings that decide which kernels run, for a profile's key."""
+    """Return the settings that decide which kernels run, for a profile's key."""
     kernel = settings.verify_kernel
     return settings.drafter.scheme + ("" if kernel == "auto" else f", verify_kernel {kernel}")
 
@@ -62,7 +63,9 @@ def _hardware(num_workers: int) -> str:
 
 
 def num_physical_cores(cpus: Collection[int], topology: Path = _CPU_TOPOLOGY) -> int:
-    """Physical cores behind logical ones; each counts for itself where the kernel does not say.
+    """Count physical cores behind logical ones.
+
+    Each counts for itself where the kernel does not say.
 
     Args:
         cpus: Numbers of logical cores.
@@ -101,7 +104,9 @@ def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int =
 
 
 def rule_from(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Rule:
-    """The rule the settings name; which names are legal is checked where the settings are parsed.
+    """Make the rule the settings name.
+
+    Which names are legal is checked where the settings are parsed.
 
     Args:
         settings: The whole tree.

@@ -37,7 +37,9 @@ class _Decide:
 
 
 class Controlled:
-    """Before one of vLLM's schedulers among the bases: only the number of draft tokens is the controller's.
+    """Stands before one of vLLM's schedulers among the bases.
+
+    Only the number of draft tokens is the controller's.
 
     The number asked for at one tick is drafted at the end of it and verified at the next.
 
@@ -73,7 +75,7 @@ class Controlled:
         self.dynamic_sd_lookup = _Decide(self)
 
     def decide(self, num_scheduled_requests: int) -> int:
-        """Draft tokens per request to ask the worker for at this tick."""
+        """Return the draft tokens per request to ask the worker for at this tick."""
         return self._book.decide(self._state(num_scheduled_requests)).num_draft_tokens
 
     def _state(self, num_scheduled_requests: int) -> DecodeState:
@@ -88,14 +90,14 @@ class Controlled:
         )
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Stock; the controller decides in it."""
+        """Run stock; the controller decides in it."""
         self._book.begin()
         output = super().schedule(*args, **kwargs)
         self.num_draft_tokens = self._book.decision.num_draft_tokens
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
-        """Stock, with what was verified and what was emitted told to the controller."""
+        """Run stock, and tell the controller what was verified and what was emitted."""
         report = report_on(model_runner_output)
         if report is not None:
             self._book.hear(report.health)
@@ -136,7 +138,10 @@ class Controlled:
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """Stock's own counts are of what requests gain, which is known once a response's end has been looked for."""
+        """Remember the drafts, to count them in stock's own statistics later.
+
+        Those count what requests gain, which is known once a response's end has been looked for.
+        """
         if self.log_stats and spec_decoding_stats is None:
             spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
         num_invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
@@ -144,7 +149,7 @@ class Controlled:
         return spec_decoding_stats
 
     def _update_request_with_output(self, request: Request, new_token_ids: list[int], **kwargs: Any) -> Any:
-        """Stock, which cuts the tokens at the response's end; then the request's drafts are counted."""
+        """Run stock, which cuts the tokens at the response's end; then count the request's drafts."""
         num_sampled, judged = len(new_token_ids), self._drafts_to_judge
         self._drafts_to_judge = None
         emitted, stopped = super()._update_request_with_output(request, new_token_ids, **kwargs)
@@ -159,7 +164,7 @@ class Controlled:
         return emitted, stopped
 
     def tells_of_the_drafter(self, request: Request) -> bool:
-        """Whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
+        """Tell whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
         return not request.use_structured_output
 
     def _take_verified(self) -> VerifiedDrafts:
@@ -171,24 +176,33 @@ class Controlled:
 
 
 class EfficientScheduler(Controlled, Scheduler):
-    """For an engine that knows a tick's result before it schedules the next."""
+    """Serves an engine that knows a tick's result before it schedules the next."""
 
 
 class AsyncEfficientScheduler(Controlled, AsyncScheduler):
-    """For vLLM's V2 model runner, with asynchronous scheduling on or off."""
+    """Serves vLLM's V2 model runner, with asynchronous scheduling on or off."""
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Stock, where scheduling is not asynchronous: that runner tells of the largest number, whatever was asked."""
+        """Take drafts as stock does, cut to the number that was asked for.
+
+        It is called where scheduling is not asynchronous. That runner tells of the largest number, whatever was asked.
+        """
         for drafts in draft_token_ids.draft_token_ids:
             del drafts[self.num_draft_tokens :]
         super().update_draft_token_ids(draft_token_ids)
 
     def tells_of_the_drafter(self, request: Request) -> bool:
-        """Whether a draft step follows the request's sampling: drafts of others are rejected for that alone."""
+        """Tell whether a draft step follows the request's sampling.
+
+        Drafts of others are rejected for that alone.
+        """
         return super().tells_of_the_drafter(request) and follows(request.sampling_params)
 
 
 def follows(parameters: SamplingParams) -> bool:
-    """Whether a captured draft step draws as these parameters say: whatever the temperature, with nothing else set."""
+    """Tell whether a captured draft step draws as these parameters say.
+
+    It does whatever the temperature, with nothing else set.
+    """
     # A greedy request's truncation is nobody's; vLLM takes it away itself.
     return all((getattr(parameters, name) or 0) == (getattr(_PLAIN, name) or 0) for name in _UNFOLLOWED)

@@ -50,7 +50,7 @@ async def call_every_engine(server: Any, method: str) -> list[list[Any]]:
 
 
 class SegmentRecorder:
-    """The record of one `AsyncLLM`, kept by the process that owns it."""
+    """Keeps the record of one `AsyncLLM`, in the process that owns it."""
 
     def __init__(self) -> None:
         # One list a weight sync, one segment in it an engine.
@@ -59,12 +59,12 @@ class SegmentRecorder:
         self._last_response_time: float | None = None
 
     def request_came(self) -> None:
-        """A request goes to the engine now."""
+        """Note that a request goes to the engine now."""
         if self._first_request_time is None:
             self._first_request_time = time.time()
 
     def response_went(self) -> None:
-        """A response is complete."""
+        """Note that a response is complete."""
         self._last_response_time = time.time()
 
     async def close(self, engine: Any) -> None:
@@ -72,7 +72,10 @@ class SegmentRecorder:
         self._closed.append(await self._running(engine))
 
     async def take(self, engine: Any) -> list[list[dict[str, Any]]]:
-        """As plain types, by engine: its segments since the last call, one a weight sync and one since the last."""
+        """Return the segments since the last call, by engine, as plain types.
+
+        There is one for each weight sync, and one since the last.
+        """
         segments = [*self._closed, await self._running(engine)]
         self._closed = []
         return [[segment.to_dict() for segment in of_engine] for of_engine in zip(*segments, strict=True)]

@@ -34,7 +34,7 @@ Products = Literal["stock", "native", "in place"]
 
 
 class _InternalConfig(QuantizationConfig):
-    """A config that is set on an engine by this package and never read from a checkpoint."""
+    """Is a config that this package sets on an engine, and that is never read from a checkpoint."""
 
     def get_name(self) -> Any:
         return "efficient_rollout"
@@ -56,7 +56,7 @@ class _InternalConfig(QuantizationConfig):
 
 
 class TappedTargetConfig(_InternalConfig):
-    """For the policy: unquantized layers that show their weights to `packed`.
+    """Serves the policy: its layers are unquantized, and show their weights to `packed`.
 
     Args:
         packed: Receives every linear layer's weight, and every output head's where it quantizes those.
@@ -76,7 +76,10 @@ class TappedTargetConfig(_InternalConfig):
         return None
 
     def _tap(self, prefix: str) -> "_Tap":
-        """Under a name of its own: architectures are free to give two layers one prefix, or none."""
+        """Make a tap under a name of its own.
+
+        Architectures are free to give two layers one prefix, or none.
+        """
         self._num_named[prefix] += 1
         number = self._num_named[prefix]
         name = prefix if number == 1 else f"{prefix}#{number}"
@@ -84,20 +87,20 @@ class TappedTargetConfig(_InternalConfig):
 
 
 def packed_twin(layer: torch.nn.Module, packed: PackedWeights) -> PackedLinear | None:
-    """The packed layer that one of the policy's layers was quantized into; None where there is none."""
+    """Return the packed layer that one of the policy's layers was quantized into; None where there is none."""
     tap = getattr(getattr(layer, "quant_method", None), "tap", None)
     return packed.layers.get(tap.name) if isinstance(tap, _Tap) else None
 
 
 class _Tap:
-    """What happens to one layer's weight beside what stock vLLM does."""
+    """Does what happens to one layer's weight beside what stock vLLM does."""
 
     def __init__(self, packed: PackedWeights, name: str, products: Products) -> None:
         self.packed, self.name, self._products = packed, name, products
         self._product: Float32NativeLinear | None = None
 
     def show(self, layer: torch.nn.Module) -> None:
-        """To the drafter."""
+        """Show the weight to the drafter."""
         # Where inputs are split over ranks, every rank holds the bias and the first adds it.
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
         self.packed.refresh(self.name, layer.weight.data, layer.bias if adds_bias else None)
@@ -159,7 +162,10 @@ class _TappedHeadMethod(UnquantizedEmbeddingMethod):
 
 
 class HollowDrafterConfig(_InternalConfig):
-    """For building the drafter: layers without weights, to be filled by `PackedMethod` or by the policy's own."""
+    """Serves the building of the drafter, with layers without weights.
+
+    They are to be filled by `PackedMethod` or by the policy's own.
+    """
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase | VocabParallelEmbedding):

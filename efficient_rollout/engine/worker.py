@@ -23,7 +23,7 @@ from efficient_rollout.metrics.rollout_stats import Tally
 
 
 class ReportingWorker(WeightDoors):
-    """Before one of vLLM's worker classes among the bases.
+    """Stands before one of vLLM's worker classes among the bases.
 
     Attributes:
         settings: The engine's.
@@ -62,7 +62,7 @@ class ReportingWorker(WeightDoors):
         self._unseen_finished_ids: set[str] = set()
 
     def load_model(self, **kwargs: Any) -> None:
-        """Stock, and the drafter with it.
+        """Load as stock does, and the drafter with it.
 
         Raises:
             SchemeUnavailableError: The scheme quantized nothing.
@@ -101,7 +101,7 @@ class ReportingWorker(WeightDoors):
         self.report_on(self._refused_tick)
 
     def take_refused_tick(self) -> ModelRunnerOutput | None:
-        """The answer to a tick that was not run, once."""
+        """Return the answer to a tick that was not run, once."""
         refused, self._refused_tick = self._refused_tick, None
         return refused
 
@@ -114,7 +114,7 @@ class ReportingWorker(WeightDoors):
             self._told_health = None if health.weights_fault is not None else health
 
     def count(self, output: ModelRunnerOutput | None) -> ModelRunnerOutput | None:
-        """The output, its tokens counted where no scheduler of this package does that."""
+        """Return the output, its tokens counted where no scheduler of this package does that."""
         if not self.settings.enabled and isinstance(output, ModelRunnerOutput):
             self.tally.recent.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
         return output
@@ -136,7 +136,7 @@ class ReportingWorker(WeightDoors):
         return mark
 
     def wants_requantizing(self) -> bool:
-        """At a weight sync, once: whether the drafter is to take the new weights."""
+        """Tell, at a weight sync, once, whether the drafter is to take the new weights."""
         return self.evidence.asks() or self.settings.drafter.requantize == "every_sync"
 
     def take_rollout_stats(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class ReportingWorker(WeightDoors):
         }
 
     def plugin_status(self) -> dict[str, Any]:
-        """What is active in this worker, for a check before the first rollout."""
+        """Return what is active in this worker, for a check before the first rollout."""
         name, version = installed_vllm()
         links = self.self_drafter.links if self.self_drafter else None
         return {

@@ -15,7 +15,10 @@ _POSITIONS = 1024
 
 
 def check_acceptance(stand: Stand) -> Measured:
-    """Shares of the drafts that stand, by scheme and position, at temperature 1 in natural responses."""
+    """Measure the shares of drafts that stand, by scheme and position.
+
+    Responses are natural, at temperature 1.
+    """
     sizes = stand.sizes
     policy = ensure_policy(sizes.trained_policy)
     prompts = TaskPrompts(sizes.trained_policy, str(policy)).draw([0] * sizes.num_prompts, seed=0)
@@ -36,5 +39,5 @@ def check_acceptance(stand: Stand) -> Measured:
 
 
 def first_draft_acceptance(measured: Measured, scheme: str) -> float:
-    """Share of first drafts that stand, of what this step measured."""
+    """Return the share of first drafts that stand, of what this step measured."""
     return float(measured[scheme]["acceptance_rate"][0])

@@ -17,7 +17,7 @@ ROUNDING = {"float32": 2e-4, "float16": 2.0**-6, "bfloat16": 2.0**-3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One request.
+    """Describes one request.
 
     Attributes:
         prompt: Token ids.
@@ -34,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine said.
+    """Holds what an engine said.
 
     Attributes:
         tokens: Token ids.
@@ -46,7 +46,7 @@ class Answer:
 
 
 def questions(stand: Stand, temperature: float) -> list[Question]:
-    """Prompts of different lengths."""
+    """Make questions, with prompts of different lengths."""
     sizes = stand.sizes
     prompts = [
         tuple((7 * number + 3 * place) % sizes.vocabulary for place in range(5 + 7 * number))
@@ -63,7 +63,7 @@ def ask(
     drafts: Sequence[int] = (0,),
     tells_logprobs: bool = False,
 ) -> list[Answer]:
-    """Answers of so many tokens, at most.
+    """Ask for answers of so many tokens, at most.
 
     Args:
         engine: In this process.
@@ -98,7 +98,7 @@ def _table(logprobs: Any) -> torch.Tensor:
 
 
 def drafted_and_accepted(engine: Any) -> tuple[list[int], list[int]]:
-    """Drafts by position that were verified since the last call, and those accepted."""
+    """Return how many drafts were verified since the last call, by position, and how many were accepted."""
     (stats,) = engine.collective_rpc("take_rollout_stats")
     return stats["drafted_per_position"], stats["accepted_per_position"]
 
@@ -106,7 +106,7 @@ def drafted_and_accepted(engine: Any) -> tuple[list[int], list[int]]:
 def compare(
     stand: Stand, where: str, asked: Sequence[Question], expected: Sequence[Answer], found: Sequence[Answer]
 ) -> Measured:
-    """The same tokens, up to the first position at which two tokens are tied.
+    """Compare tokens, up to the first position at which two tokens are tied.
 
     Args:
         stand: Its dtype decides how near to each other two tokens must be.
@@ -146,7 +146,7 @@ def compare(
 def _is_tie(
     stand: Stand, question: Question, logprobs: torch.Tensor, place: int, their: int, our: int, limit: float
 ) -> bool:
-    """Whether our token would have been drawn, had its log-probability been larger by the limit."""
+    """Tell whether our token would have been drawn, had its log-probability been larger by the limit."""
     if question.temperature == 0.0:
         return float(logprobs[their] - logprobs[our]) <= limit
     raised = logprobs.clone()
@@ -156,7 +156,10 @@ def _is_tie(
 
 
 def redrawn(stand: Stand, question: Question, logprobs: torch.Tensor, places: Sequence[int]) -> list[int]:
-    """What vLLM draws from log-probabilities [n, vocab] at places of an answer, with the noise that belongs there."""
+    """Draw what vLLM draws from log-probabilities [n, vocab] at places of an answer.
+
+    It draws with the noise that belongs there.
+    """
     from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
     n, device = len(places), stand.device

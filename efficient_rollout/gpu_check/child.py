@@ -20,7 +20,7 @@ VARIABLES = {
 
 
 def command(step: Step, folder: Path, shapes: tuple[str, ...]) -> list[str]:
-    """What starts the process of a step; without shapes, of one that needs no vLLM."""
+    """Return what starts the process of a step; without shapes, of one that needs no vLLM."""
     # One GPU, the first: a trainer of transformers would share its batches out over all that it sees.
     gpu = os.environ.get(_GPUS, "0").split(",")[0]
     given = {_ENGINES_APART: str(int(step.engines_apart)), _GPUS: gpu, **VARIABLES}
@@ -30,12 +30,12 @@ def command(step: Step, folder: Path, shapes: tuple[str, ...]) -> list[str]:
 
 
 def measured_path(folder: Path, name: str) -> Path:
-    """Where a step that passed writes what it measured."""
+    """Return where a step that passed writes what it measured."""
     return folder / f"{name}.json"
 
 
 def gpu_stand(folder: Path, shapes: tuple[str, ...]) -> Stand:
-    """On this process's first GPU, in the dtype that policies are trained in."""
+    """Make a stand on this process's first GPU, in the dtype that policies are trained in."""
     import torch
     from vllm import LLM
     from vllm.platforms import current_platform
@@ -55,7 +55,7 @@ def gpu_stand(folder: Path, shapes: tuple[str, ...]) -> Stand:
 
 
 def kernel_stand(folder: Path, device: str = "cuda", sizes: Sizes | None = None) -> Stand:
-    """For steps that need torch and Triton alone: no engine can be started there."""
+    """Make a stand for steps that need torch and Triton alone; no engine can be started there."""
     return Stand(
         device=device, folder=folder, dtype="bfloat16", sizes=sizes or Sizes(), worker="", recording_worker="",
         start=_no_engine,
@@ -79,7 +79,7 @@ def run(stand: Stand, name: str, function: str) -> Measured:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one step; returns the process's exit code."""
+    """Run one step; return the process's exit code."""
     name, function, folder, shapes = arguments
     try:
         names = tuple(filter(None, shapes.split(",")))

@@ -33,7 +33,7 @@ def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.Argum
 
 
 def run_gpu_check(args: argparse.Namespace) -> int:
-    """Run the steps, and write what they found; 1 where one failed."""
+    """Run the steps, and write what they found. Return 1 where one failed."""
     code = 0
 
     def job() -> None:
@@ -52,7 +52,7 @@ def run_gpu_check(args: argparse.Namespace) -> int:
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:
-    """Those that the options leave."""
+    """Return the steps that the options leave."""
     if args.kernels:
         return list(KERNEL_STEPS)
     if args.quick:
@@ -63,7 +63,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
 def check(
     args: argparse.Namespace, machine: Machine, steps: Sequence[Step], folder: Path, shapes: tuple[str, ...]
 ) -> int:
-    """Run steps on a machine, print the table, and write report and certificate; 1 where one failed."""
+    """Run steps on a machine, print the table, and write report and certificate. Return 1 where one failed."""
     limit_minutes = sum(step.limit_s for step in steps) / 60
     runner.say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}: {limit_minutes:.0f} minutes at most")
     state = runner.starting_state(folder, machine, runner.say, fresh=args.fresh)
@@ -91,7 +91,7 @@ def check(
 
 
 def shape_names(given: str) -> tuple[str, ...]:
-    """Names of shapes, as `--shapes` gives them.
+    """Return the names of shapes, as `--shapes` gives them.
 
     Raises:
         ConfigError: There is none of a name.

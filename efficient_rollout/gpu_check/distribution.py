@@ -20,7 +20,7 @@ _DRAFTS = (2, 1)
 
 
 def check_distribution(stand: Stand) -> Measured:
-    """With a quantized drafter, and with one of other weights, which is mostly wrong."""
+    """Check with a quantized drafter, and with one of other weights, which is mostly wrong."""
     policy = make_policy(stand.folder, "qwen3", stand.sizes)
     joint = joint_of_second_and_third(policy, list(_PROMPT), Sampling())
     num_samples = stand.sizes.num_samples

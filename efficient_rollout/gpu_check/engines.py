@@ -10,7 +10,7 @@ from efficient_rollout.measuring.starting import EngineLimits, Engines
 
 @dataclass(frozen=True)
 class StandEngines(Engines):
-    """Engines of a stand.
+    """Starts engines of a stand.
 
     Attributes:
         stand: Where they are.
@@ -23,15 +23,15 @@ class StandEngines(Engines):
     spoiled_share: float = 0.0
 
     def start_plain(self, model: str, limits: EngineLimits) -> Any:
-        """Stock vLLM."""
+        """Start stock vLLM."""
         return self.stand.start(**limits.to_args(model) | self.options)
 
     def start_ngram(self, model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-        """No step asks for one."""
+        """Refuse: no step asks for one."""
         raise NotImplementedError
 
     def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
-        """As requests say, and recorded."""
+        """Start an engine that drafts as requests say, and is recorded."""
         ours = drafting_options(model, settings, self.stand.recording_worker)
         engine = self.stand.start(**limits.to_args(model) | ours | self.options)
         engine.collective_rpc("spoil_drafts", args=(self.spoiled_share,))

@@ -14,7 +14,7 @@ NUM_CELLS = 8
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters whose distribution is known exactly."""
+    """Holds sampling parameters whose distribution is known exactly."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -24,7 +24,7 @@ class Sampling:
 
 
 def joint_of_second_and_third(model: Path, prompt: list[int], sampling: Sampling) -> np.ndarray:
-    """P(t2, t3), the first token summed over, float64 [vocab, vocab].
+    """Compute P(t2, t3), the first token summed over, float64 [vocab, vocab].
 
     The first token comes from the prefill; the second is the first that a drafter can have drafted.
     """
@@ -50,7 +50,10 @@ def _extend(prompt: list[int], continuations: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def next_token_probabilities(policy: Any, token_ids: torch.Tensor, sampling: Sampling) -> np.ndarray:
-    """Float64 [batch, vocab] after bias, temperature, min-p, then top-k, then top-p, the order of vLLM."""
+    """Return float64 [batch, vocab] after bias, temperature, min-p, then top-k, then top-p.
+
+    That is the order of vLLM.
+    """
     logits = policy(token_ids).logits[:, -1].double()
     for token, bias in sampling.bias:
         logits[:, token] += bias
@@ -70,7 +73,9 @@ def next_token_probabilities(policy: Any, token_ids: torch.Tensor, sampling: Sam
 
 
 def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:
-    """Number of the cell of each (t2, t3): pairs in order of probability, cut into cells of about equal mass.
+    """Return the number of the cell of each (t2, t3).
+
+    Pairs are put in order of probability, and cut into cells of about equal mass.
 
     Faults of acceptance move mass between likely and unlikely tokens, which these cells tell apart best.
     """
@@ -82,7 +87,7 @@ def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:
 
 
 def p_value(pairs: Iterable[tuple[int, int]], joint: np.ndarray) -> float:
-    """Probability of a fit as bad as that of these samples, were they drawn from `joint`.
+    """Return the probability of a fit as bad as that of these samples, were they drawn from `joint`.
 
     A pair that `joint` excludes gives 0.
     """
@@ -97,7 +102,10 @@ def p_value(pairs: Iterable[tuple[int, int]], joint: np.ndarray) -> float:
 
 
 def smallest_power(joint: np.ndarray, num_samples: int, shift: float, false_alarm_rate: float) -> float:
-    """Chance of an alarm when `shift` of the mass moves from any one cell to any other; the worst such pair."""
+    """Return the chance of an alarm when `shift` of the mass moves from any one cell to any other.
+
+    It is the chance of the worst such pair.
+    """
     cells = cells_of_equal_mass(joint)
     expected = np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
     expected = expected[expected > 0]

@@ -15,7 +15,10 @@ _GOOD_STEPS = 2
 
 
 def check_faults(stand: Stand) -> Measured:
-    """The same tokens with a drafter whose third step fails. Without graphs: those are replayed, and call nothing."""
+    """Check that tokens stay the same with a drafter whose third step fails.
+
+    It runs without graphs: those are replayed, and call nothing.
+    """
     policy, asked = make_policy(stand.folder, "qwen3", stand.sizes), questions(stand, 1.0)
     with stand.engine(policy, drafting(runnable_schemes()[0], MOST_DRAFTS)) as engine:
         expected = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH, tells_logprobs=True)
@@ -43,7 +46,7 @@ def check_faults(stand: Stand) -> Measured:
 
 
 def _let_fail(model: Any) -> None:
-    """On the object, before the class's own method: to be deleted there."""
+    """Let the object's own method fail; it stands before the class's, and is to be deleted there."""
     stock, calls = model.compute_logits, itertools.count()
 
     def compute_logits(hidden: torch.Tensor) -> torch.Tensor:

@@ -6,15 +6,15 @@ from efficient_rollout.measuring.v2 import RecordingGpuWorker
 
 
 class _Uncertified:
-    """Before a GPU worker among the bases: without a certificate."""
+    """Stands before a GPU worker among the bases, and lets it draft without a certificate."""
 
     def look_for_certificate(self, settings: Settings) -> None:
-        """None is needed to make one."""
+        """Do nothing: no certificate is needed to make one."""
 
 
 class UncertifiedGpuWorker(_Uncertified, GpuWorker):
-    """The product's, without a certificate."""
+    """Is the product's worker, without a certificate."""
 
 
 class UncertifiedRecordingGpuWorker(_Uncertified, RecordingGpuWorker):
-    """That of measured engines, without a certificate: it may not be there yet."""
+    """Is the worker of measured engines, without a certificate: it may not be there yet."""

@@ -11,9 +11,10 @@ from efficient_rollout.gpu_check.stand import Measured, Stand, require, runnable
 
 
 def check_graphs(stand: Stand) -> Measured:
-    """Engines with graphs, stock and drafting ones: the same tokens, a perfect drafter believed, which are replayed.
+    """Check that engines with graphs, stock and drafting ones, give the same tokens.
 
-    Compiled code rounds otherwise than eager passes, so that stock has graphs here too.
+    A perfect drafter is believed, and graphs are replayed. Compiled code rounds otherwise than eager passes, so that
+    stock has graphs here too.
     """
     policy, eager = make_policy(stand.folder, "qwen3", stand.sizes), not stand.is_gpu
     plain: Asked = plain_answers(stand, policy, eager=eager)
@@ -36,7 +37,7 @@ def check_graphs(stand: Stand) -> Measured:
 
 
 def check_dispatch(manager: Any, stand: Stand) -> int:
-    """Every batch of decoding within the limit of captured tokens has a full graph.
+    """Check that every batch of decoding within the limit of captured tokens has a full graph.
 
     Returns:
         Batches that were asked for.

@@ -29,7 +29,7 @@ _ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A weight to be packed.
+    """Describes a weight to be packed.
 
     Attributes:
         scheme: That packs it.
@@ -47,24 +47,24 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Key in the file of digests."""
+        """Return the key in the file of digests."""
         parts = [self.scheme, *([f"g{self.group_size}"] if self.scheme == "int4" else [])]
         bias = ["bias"] if self.has_bias else []
         return "-".join([*parts, str(self.dtype).removeprefix("torch."), "x".join(map(str, self.shape)), *bias])
 
     def pack(self, device: str, salt: int = 0) -> PackedLinear:
-        """The packed layer, of other numbers for another salt."""
+        """Make the packed layer, of other numbers for another salt."""
         scheme = cuda_schemes(DrafterSettings.model_validate({"group_size": self.group_size}))[self.scheme]
         return scheme.pack(*self.weight(device, salt))
 
     def weight(self, device: str, salt: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The weight, and the bias."""
+        """Make the weight, and the bias."""
         bias = (hashed(self.shape[:1], salt + 1) * 2.0**-8).to(self.dtype).to(device) if self.has_bias else None
         return hard_weight(self.shape, self.dtype, device, salt), bias
 
 
 def cases() -> Iterator[Case]:
-    """Every combination that is compared."""
+    """Yield every combination that is compared."""
     for dtype in FLOAT_DTYPES:
         for number, shape in enumerate(_SHAPES):
             for group_size in _GROUP_SIZES if dtype == torch.bfloat16 else (128,):
@@ -74,12 +74,15 @@ def cases() -> Iterator[Case]:
 
 
 def digests(device: str) -> dict[str, str]:
-    """SHA-256 of what the kernels write on a device, by case."""
+    """Return SHA-256 of what the kernels write on a device, by case."""
     return {case.name: digest(case.pack(device)) for case in cases()}
 
 
 def check_kernels(stand: Stand) -> Measured:
-    """Compare with the interpreter's digests; a weight that is quantized again stays where it is; large ones too."""
+    """Compare with the interpreter's digests.
+
+    A weight that is quantized again stays where it is. Large weights are checked too.
+    """
     goldens = read_json(GOLDENS, what="the digests of gpu-check", remedy="install the package again")
     found = digests(stand.device)
     require(found.keys() == goldens.keys(), "cases", where=GOLDENS.name, expected=sorted(goldens), found=sorted(found))
@@ -105,7 +108,10 @@ def _check_in_place(case: Case, device: str) -> int:
 
 
 def _check_large(stand: Stand) -> Measured:
-    """Outputs do not interact: the first and the last rows of the largest weight are packed as they are alone."""
+    """Check that outputs do not interact.
+
+    The first and the last rows of the largest weight are packed as they are alone.
+    """
     outputs, inputs = stand.sizes.large_weight
     alone = hard_weight((_ROWS, inputs), torch.bfloat16, stand.device)
     weight = torch.zeros(outputs, inputs, dtype=torch.bfloat16, device=stand.device)

@@ -29,7 +29,7 @@ _LEAST = ProbeSettings(batches=(1,), contexts=(8,), lengths=(1, 2), max_points=1
 
 
 def check_latency(stand: Stand) -> Measured:
-    """By shape and scheme; the profiles are files, for rules that need one."""
+    """Measure by shape and scheme; the profiles are files, for rules that need one."""
     return {
         f"{shape}-{scheme}": _measure(stand, shape, scheme)
         for shape in stand.shapes
@@ -38,7 +38,7 @@ def check_latency(stand: Stand) -> Measured:
 
 
 def profile_path(folder: Path, shape: str, scheme: str) -> Path:
-    """Where this step leaves the profile of a shape."""
+    """Return where this step leaves the profile of a shape."""
     return folder / "profiles" / f"{shape}-{scheme}.json"
 
 
@@ -63,7 +63,7 @@ def _measure(stand: Stand, shape: str, scheme: str) -> Measured:
 
 
 def _summary(profile: Profile, batch: int) -> Measured:
-    """Milliseconds by number of drafts, their ratio, and the best length for each acceptance."""
+    """Return milliseconds by number of drafts, their ratio, and the best length for each acceptance."""
     context = np.array([float(_SHOWN_CONTEXT)])
     ticks = profile.model.tick_seconds(MOST_DRAFTS, batch, context)[:, 0]
     plain, draft, _ = profile.model.pass_seconds(1, batch, context)
@@ -81,7 +81,7 @@ def _summary(profile: Profile, batch: int) -> Measured:
 
 
 def _requantize(stand: Stand, engine: Any) -> Measured:
-    """As a weight sync does behind its last tensor: every layer is shown to the drafter again."""
+    """Show every layer to the drafter again, as a weight sync does behind its last tensor."""
     import torch
     from vllm.model_executor.model_loader.utils import process_weights_after_loading
 

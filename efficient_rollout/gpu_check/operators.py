@@ -17,7 +17,7 @@ OPERATORS = {
 
 
 def check_operators(stand: Stand) -> Measured:
-    """Schemas of the compiled operators, and which schemes can run here."""
+    """Check the schemas of the compiled operators, and which schemes can run here."""
     for name, wanted in OPERATORS.items():
         arguments = argument_names(stand.operators, name)
         if arguments != wanted.split():
@@ -35,7 +35,7 @@ def check_operators(stand: Stand) -> Measured:
 
 
 def argument_names(operators: Any, name: str) -> list[str]:
-    """Arguments of an operator, in order; none where it does not exist."""
+    """Return the arguments of an operator, in order; none where it does not exist."""
     operator = getattr(operators, name, None)
     if not isinstance(operator, torch._ops.OpOverloadPacket):  # noqa: SLF001 - torch has no public name for it
         return []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step, in a process of its own.
+    """Describes one step, in a process of its own.
 
     Attributes:
         name: Of its log and its results.

@@ -60,7 +60,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_policy(folder: Path, name: str, sizes: Sizes) -> Path:
-    """The folder of a policy of `POLICIES`, written where it is not there yet.
+    """Return the folder of a policy of `POLICIES`, written where it is not there yet.
 
     Returns:
         A folder in `folder`.
@@ -94,7 +94,7 @@ def make_policy(folder: Path, name: str, sizes: Sizes) -> Path:
 
 
 def make_shape(folder: Path, name: str) -> Path:
-    """The folder of a shape of `SHAPES`: a configuration, without weights."""
+    """Return the folder of a shape of `SHAPES`: a configuration, without weights."""
     import transformers
 
     family, shape = SHAPES[name]

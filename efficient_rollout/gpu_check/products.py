@@ -24,7 +24,10 @@ _FP8_SUM_ROUNDING = 2.0**-13
 
 
 def check_products(stand: Stand) -> Measured:
-    """One-hot rows give the dequantized weight, others its product, both to the kernel's stated rounding."""
+    """Check that one-hot rows give the dequantized weight, and other rows its product.
+
+    Both hold to the kernel's stated rounding.
+    """
     worst: dict[str, float] = {}
     num_products = 0
     for scheme in runnable_schemes():
@@ -62,7 +65,10 @@ def _random_rows(scheme: str, layer: PackedLinear, device: str) -> Iterator[torc
 
 
 def _check_one_hot(scheme: str, layer: PackedLinear, case: str, rows: torch.Tensor) -> None:
-    """int4: equal. 8 bits: the kernel rounds the product of a scale and an integer once more."""
+    """Require, for int4, that one-hot rows give the dequantized weight exactly.
+
+    8 bits are not compared here: the kernel rounds the product of a scale and an integer once more.
+    """
     if scheme != "int4":
         return
     found, expected = layer(rows).t().float(), layer.dequantize()
@@ -76,7 +82,7 @@ def _check_one_hot(scheme: str, layer: PackedLinear, case: str, rows: torch.Tens
 
 
 def _error(scheme: str, layer: PackedLinear, bias: torch.Tensor | None, rows: torch.Tensor, *, is_gpu: bool) -> float:
-    """The largest error of a product, over what the kernel's roundings allow at that place."""
+    """Return the largest error of a product, over what the kernel's roundings allow at that place."""
     dtype, weight, exact_rows = multiplied_in(layer.dtype), layer.dequantize().double(), rows.double()
     product = exact_rows @ weight.t()
     total = product if bias is None else product + bias.to(dtype).double()

@@ -10,7 +10,10 @@ from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require
 
 
 def check_quick(stand: Stand) -> Measured:
-    """Two engines alone, stock's and one that drafts, each with one policy and then another's weights."""
+    """Check two engines alone, stock's and one that drafts.
+
+    Each has one policy, and then another's weights.
+    """
     policy, other = (make_policy(stand.folder, name, stand.sizes) for name in ("qwen3", "qwen3-other"))
     scheme, options = runnable_schemes()[0], {"enforce_eager": not stand.is_gpu}
     with stand.engine(policy, **options) as engine:

@@ -15,12 +15,12 @@ _MOST_SHOWN = 6
 
 
 def failed_of(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The step that failed; None where none did."""
+    """Return the step that failed; None where none did."""
     return next((outcome for outcome in outcomes if outcome.problem is not None), None)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A row for each step."""
+    """Return a table with a row for each step."""
     lines = [["step", "result", "seconds", "measured"]]
     for outcome in outcomes:
         result = "FAILED" if outcome.problem else "passed before" if outcome.is_old else "passed"
@@ -29,20 +29,20 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _shown(measured: dict[str, Any]) -> str:
-    """Its first plain values; tables of numbers stand in the file."""
+    """Return its first plain values; tables of numbers stand in the file."""
     plain = [f"{name} {value}" for name, value in measured.items() if not isinstance(value, dict | list)]
     rest = [name for name, value in measured.items() if isinstance(value, dict | list)]
     return ", ".join([*plain, *rest][:_MOST_SHOWN]).replace("_", " ")
 
 
 def failure(outcome: Outcome) -> str:
-    """What is said of a step that failed."""
+    """Return what is said of a step that failed."""
     lines = "".join(f"  | {line}\n" for line in last_lines(outcome.log))
     return f"step {outcome.step.name} FAILED: {outcome.problem}. The end of {outcome.log}:\n{lines}"
 
 
 def steps_document(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The steps, JSON types."""
+    """Return the steps, as JSON types."""
     return [
         {
             "name": outcome.step.name,
@@ -60,7 +60,9 @@ def steps_document(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def certificate_of(
     machine: Machine, steps: Sequence[Step], outcomes: Sequence[Outcome], birth: dict[str, Any]
 ) -> Certificate | None:
-    """The certificate of what was found; None while it is not known whether every step passes that counts.
+    """Make the certificate of what was found.
+
+    It is None while it is not known whether every step passes that counts.
 
     Args:
         machine: This one.
@@ -84,7 +86,7 @@ def certificate_of(
 
 
 def files_to_send(folder: Path, outcomes: Sequence[Outcome]) -> str:
-    """What a reader is asked to send."""
+    """Return what a reader is asked to send."""
     failed = failed_of(outcomes)
     logs = "" if failed is None else f" and {failed.log}"
     return f"please send {folder / FILE}{logs} to the authors: what runs where is known from such files alone"

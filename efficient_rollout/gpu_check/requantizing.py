@@ -16,7 +16,10 @@ _STEP = 2.0**-9
 
 
 def measure_requantizing(stand: Stand) -> Measured:
-    """Each of a policy's shapes again and again, in bfloat16; bytes are those read and those written."""
+    """Requantize each of a policy's shapes again and again, in bfloat16.
+
+    Bytes are those read and those written.
+    """
     measured: Measured = {"copy_bytes_per_second": round(_copy_bandwidth(stand))}
     for scheme in _SCHEMES:
         if scheme == "fp8" and stand.is_gpu and torch.cuda.get_device_capability() < (8, 9):
@@ -37,7 +40,7 @@ def measure_requantizing(stand: Stand) -> Measured:
 
 
 def _copy_bandwidth(stand: Stand) -> float:
-    """Bytes a second, read and written, of a plain copy."""
+    """Return the bytes a second, read and written, of a plain copy."""
     size = _COPIED_BYTES if stand.is_gpu else 1 << 20
     source = torch.empty(size, dtype=torch.uint8, device=stand.device)
     target = torch.empty_like(source)
@@ -45,7 +48,7 @@ def _copy_bandwidth(stand: Stand) -> float:
 
 
 def _median_seconds(stand: Stand, work: Callable[[], object]) -> float:
-    """Of some rounds behind one that compiles."""
+    """Return the median seconds of some rounds behind one that compiles."""
     seconds = []
     for _ in range(_ROUNDS + 1):
         wait(stand)
@@ -57,6 +60,6 @@ def _median_seconds(stand: Stand, work: Callable[[], object]) -> float:
 
 
 def wait(stand: Stand) -> None:
-    """For what a GPU has not done yet."""
+    """Wait for what a GPU has not done yet."""
     if stand.is_gpu:
         torch.cuda.synchronize()

@@ -34,7 +34,10 @@ _SPARE_BYTES = 6 << 30
 
 
 def check_rollout(stand: Stand) -> Measured:
-    """By shape, with the first scheme that can run; a shape whose two engines do not fit the GPU is named so."""
+    """Measure by shape, with the first scheme that can run.
+
+    A shape whose two engines do not fit the GPU is named so.
+    """
     scheme = runnable_schemes()[0]
     accepted = first_draft_acceptance(read_json(measured_path(stand.folder, ACCEPTANCE), what="the acceptance"), scheme)
     measured: Measured = {"stated_acceptance": round(accepted, 4)}
@@ -72,7 +75,10 @@ def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured
 
 
 def _needed_bytes(model: str, work: list[Request]) -> int:
-    """Of both engines: weights in 16 bits twice, the drafter's in as many as 8, and every request's KV twice."""
+    """Return the bytes of both engines.
+
+    Weights in 16 bits count twice, the drafter's in as many as 8, and every request's KV twice.
+    """
     shape = read_model_shape(model)
     kv_tokens = sum(len(request.prompt_token_ids) + request.max_tokens for request in work)
     return int(2.5 * shape.target_weight_bytes + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)

@@ -25,12 +25,12 @@ _TAIL_BYTES = 1 << 16
 
 
 class DiskError(EfficientRolloutError):
-    """The command's folder takes no more."""
+    """Says that the command's folder takes no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a step.
+    """Says what became of a step.
 
     Attributes:
         step: Which.
@@ -51,7 +51,7 @@ class Outcome:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone in a folder, which is made where it is not there.
+    """Keep a folder for this process alone; make it where it is not there.
 
     Raises:
         ConfigError: It cannot be written to, or another check is running in it.
@@ -73,7 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """Meanwhile, a folder that takes no more raises DiskError, with the way out."""
+    """Raise DiskError, with the way out, where a folder takes no more in the block."""
     try:
         yield
     except OSError as error:
@@ -84,7 +84,7 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
 
 
 def starting_state(folder: Path, machine: Machine, say: Callable[[str], None], *, fresh: bool) -> State:
-    """What counts of an earlier run: what it proved, if on this machine.
+    """Return what counts of an earlier run: what it proved, if on this machine.
 
     Raises:
         InputFileError: Its file is no such file.
@@ -166,7 +166,10 @@ def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
 
 
 def _wait_for(command: list[str], output: int, limit_s: float) -> int | None:
-    """The exit code of a process; None where its time was up. It leaves no process behind, however this ends."""
+    """Return the exit code of a process; None where its time was up.
+
+    It leaves no process behind, however this ends.
+    """
     before = set(descendants())
     # In a session of its own Ctrl-C in a terminal does not reach it: it is ended here, with all it started.
     process = subprocess.Popen(
@@ -182,7 +185,7 @@ def _wait_for(command: list[str], output: int, limit_s: float) -> int | None:
 
 
 def last_lines(log: Path) -> list[str]:
-    """The end of a log, without empty lines."""
+    """Return the end of a log, without empty lines."""
     with log.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - _TAIL_BYTES))

@@ -29,7 +29,10 @@ _LEAST_ACCEPTED = {"float32": 1.0, "float16": 0.95, "bfloat16": 0.9}
 
 
 def check_same_samples(stand: Stand) -> Measured:
-    """Every architecture, one scheme each, greedy and with seeds; then a drafter that is the policy itself."""
+    """Check every architecture, one scheme each, greedy and with seeds.
+
+    Then a drafter that is the policy itself is checked.
+    """
     schemes = runnable_schemes()
     measured: Measured = {"tokens": 0, "ties": 0, "redrawn": 0}
     for number, name in enumerate(stand.sizes.policies):
@@ -49,7 +52,7 @@ Asked = list[tuple[list[Question], list[Answer]]]
 
 @cache
 def plain_answers(stand: Stand, policy: Path, *, eager: bool) -> Asked:
-    """What stock vLLM answers, with its log-probabilities; asked once in a process."""
+    """Return what stock vLLM answers, with its log-probabilities; asked once in a process."""
     with stand.engine(policy, enforce_eager=eager) as engine:
         uses_v2 = engine.llm_engine.vllm_config.use_v2_model_runner
         require(uses_v2, "vLLM's model runner", where="a stock engine", expected="V2", found="V1")
@@ -108,7 +111,10 @@ def check_drafting(
 
 
 def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = True) -> float:
-    """As `check_drafting`, with the policy itself as the drafter: its first drafts are accepted, and their share."""
+    """Check as `check_drafting` does, with the policy itself as the drafter.
+
+    Its first drafts are accepted; their share is returned.
+    """
     accepted: float = check_drafting(stand, policy, "unquantized", plain, eager=eager)["accepted_first"]
     least = _LEAST_ACCEPTED[stand.dtype]
     require(
@@ -122,7 +128,10 @@ def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = Tru
 
 
 def _check_noise(stand: Stand, name: str, plain: Asked) -> int:
-    """Noise belongs to a seed and a position: stock's tokens come again of its log-probabilities alone."""
+    """Check that noise belongs to a seed and a position.
+
+    Stock's tokens come again of its log-probabilities alone.
+    """
     count = 0
     for asked, answers in plain:
         for question, answer in zip(asked, answers, strict=True):

@@ -40,20 +40,23 @@ def noise_kernel(noise, seeds, positions, width, BLOCK: tl.constexpr):
 
 
 def noise_of(seeds: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
-    """Noise of rows, int32 [rows, width]."""
+    """Return the noise of rows, int32 [rows, width]."""
     noise = torch.empty(len(seeds), width, dtype=torch.int32, device=seeds.device)
     noise_kernel[(len(seeds), triton.cdiv(width, _BLOCK))](noise, seeds, positions, width, BLOCK=_BLOCK)
     return noise
 
 
 def drawn(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Tokens, int64 [rows]: the largest of logits [rows, width] and Gumbel noise."""
+    """Draw tokens, int64 [rows]: the largest of logits [rows, width] and Gumbel noise."""
     uniform = ((noise.long() & 0xFFFFFFFF).double() + 0.5) * 2.0**-32
     return (logits.double() - (-uniform.log()).log()).argmax(dim=1)
 
 
 def check_sampling(stand: Stand) -> Measured:
-    """Noise is the interpreter's, bit for bit; a row's draw is its own in every batch; and the time of a draw."""
+    """Check that noise is the interpreter's, bit for bit, and a row's draw its own in every batch.
+
+    The time of a draw is measured too.
+    """
     rows, width = _DIGEST_SHAPE
     seeds = torch.tensor([5, 5, 5, 1 << 40, 1 << 40, 1 << 40], device=stand.device)
     positions = torch.tensor([0, 1, 99, 0, 1, 99], device=stand.device)

@@ -14,7 +14,10 @@ _ALLOWED_GROWTH_BYTES = 32 << 20
 
 
 def check_sleep(stand: Stand) -> Measured:
-    """With graphs on a GPU; elsewhere nothing is given back, and what is remembered of it is checked."""
+    """Check with graphs on a GPU.
+
+    Elsewhere nothing is given back, and what is remembered of it is checked.
+    """
     policy, asked = make_policy(stand.folder, "qwen3", stand.sizes), questions(stand, 1.0)
     options: dict[str, Any] = {"enforce_eager": not stand.is_gpu}
     if stand.is_gpu:
@@ -50,7 +53,7 @@ def check_sleep(stand: Stand) -> Measured:
 
 
 def _sleep_and_wake(engine: Any, stand: Stand, policy: Path, level: int) -> int | None:
-    """Free bytes in the sleep."""
+    """Send the engine to sleep and wake it; return the free bytes in the sleep."""
     health = worker_of(engine).health
     engine.sleep(level=level)
     free, fault = stand.free_bytes(), health.drafter_fault

@@ -18,7 +18,7 @@ Measured = dict[str, Any]
 
 
 class CheckFailed(Exception):
-    """A step found something else than it must.
+    """Says that a step found something else than it must.
 
     Args:
         what: Was compared.
@@ -39,7 +39,7 @@ def require(holds: bool, what: str, *, where: str, expected: Any, found: Any) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much a step does.
+    """Says how much a step does.
 
     Attributes:
         hidden_size: Of the policies that are made for it; with `head_dim` and four heads.
@@ -86,7 +86,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stand:
-    """Where a step runs.
+    """Describes where a step runs.
 
     Attributes:
         device: "cuda", or "cpu", where Triton's interpreter runs the kernels.
@@ -112,12 +112,12 @@ class Stand:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether there are CUDA graphs, and memory to be told apart."""
+        """Tell whether there are CUDA graphs, and memory to be told apart."""
         return self.device == "cuda"
 
     @contextmanager
     def engine(self, policy: Path, settings: Settings | None = None, **options: Any) -> Iterator[Any]:
-        """An engine in this process, ended when the block ends.
+        """Start an engine in this process, ended when the block ends.
 
         Args:
             policy: Its folder.
@@ -155,7 +155,7 @@ class Stand:
         return arguments | dict(options)
 
     def free_bytes(self) -> int | None:
-        """Memory of the GPU that nothing uses; None where there is no GPU."""
+        """Return the memory of the GPU that nothing uses; None where there is no GPU."""
         if not self.is_gpu:
             return None
         import torch
@@ -166,7 +166,7 @@ class Stand:
 
 
 def drafting_options(policy: str, settings: Settings, worker: str) -> dict[str, Any]:
-    """vLLM's options of an engine that drafts, as requests ask the scripted scheduler.
+    """Return vLLM's options of an engine that drafts, as requests ask the scripted scheduler.
 
     Args:
         policy: Its folder.
@@ -187,12 +187,15 @@ def end_engine() -> None:
 
 
 def worker_of(engine: Any) -> Any:
-    """The worker of an engine in this process."""
+    """Return the worker of an engine in this process."""
     return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
 def drafting(scheme: str, max_draft_tokens: int, *, rule: str = "always", profile: Path | None = None) -> Settings:
-    """Settings of an engine whose scheduler is scripted; rule and profile are for requests without a script."""
+    """Return settings of an engine whose scheduler is scripted.
+
+    Rule and profile are for requests without a script.
+    """
     return Settings.parse(
         {
             "drafter": {"scheme": scheme, "group_size": 128},
@@ -206,7 +209,7 @@ def drafting(scheme: str, max_draft_tokens: int, *, rule: str = "always", profil
 
 
 def available_schemes() -> dict[str, str | None]:
-    """The schemes that quantize -> what each lacks here; None where it can run."""
+    """Return the schemes that quantize -> what each lacks here; None where it can run."""
     from efficient_rollout.config import DrafterSettings
     from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 
@@ -215,7 +218,7 @@ def available_schemes() -> dict[str, str | None]:
 
 
 def runnable_schemes() -> list[str]:
-    """The schemes that quantize, and can run here.
+    """Return the schemes that quantize, and can run here.
 
     Raises:
         CheckFailed: There is none.

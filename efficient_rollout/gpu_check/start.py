@@ -13,7 +13,7 @@ _COMPILERS = ("gcc", "clang", "cc")
 
 
 def machine_to_check() -> Machine:
-    """The GPU to be checked, with the versions installed here; CUDA is not started for it.
+    """Describe the GPU to be checked, with the versions installed here; CUDA is not started for it.
 
     Raises:
         UnsupportedVersionError: vLLM is not installed, or not one this package was tested with.
@@ -45,7 +45,7 @@ def machine_to_check() -> Machine:
 
 
 def machine_of_torch() -> Machine:
-    """The same of torch and Triton alone, which start CUDA in this process.
+    """Describe the same of torch and Triton alone, which start CUDA in this process.
 
     Raises:
         UnsupportedDeviceError: There is no GPU that torch can use, no Triton, or no C compiler for it.

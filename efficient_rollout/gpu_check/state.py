@@ -14,7 +14,7 @@ _REMEDY = "start over with --fresh"
 
 
 class PassedStep(BaseModel):
-    """A step that passed.
+    """Records a step that passed.
 
     Attributes:
         seconds: It took.
@@ -27,7 +27,7 @@ class PassedStep(BaseModel):
 
 
 class State(BaseModel):
-    """What is known so far.
+    """Records what is known so far.
 
     Attributes:
         schema_version: Of this file.
@@ -41,7 +41,7 @@ class State(BaseModel):
     steps: dict[str, PassedStep] = {}
 
     def followed_by(self, name: str, passed: PassedStep) -> "State":
-        """With one step more."""
+        """Return the state with one step more."""
         return self.model_copy(update={"steps": self.steps | {name: passed}})
 
     def write(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class State(BaseModel):
 
 
 def read_state(folder: Path) -> State | None:
-    """What an earlier run in a folder left; None where there was none.
+    """Return what an earlier run in a folder left; None where there was none.
 
     Raises:
         InputFileError: The file cannot be read, or is of another kind.

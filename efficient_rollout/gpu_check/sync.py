@@ -10,7 +10,7 @@ from efficient_rollout.gpu_check.weights import addresses_of, digests_of
 
 
 def check_sync(stand: Stand) -> Measured:
-    """With graphs on a GPU: they read what lies at the addresses they were captured with."""
+    """Check with graphs on a GPU: they read what lies at the addresses they were captured with."""
     policy, other = (make_policy(stand.folder, name, stand.sizes) for name in ("qwen3", "qwen3-other"))
     scheme, asked = runnable_schemes()[0], questions(stand, 1.0)
     options = {"enforce_eager": not stand.is_gpu}
@@ -44,6 +44,6 @@ def check_sync(stand: Stand) -> Measured:
 
 
 def _parameters(worker: object) -> dict[str, int]:
-    """Where the policy's parameters lie."""
+    """Return where the policy's parameters lie."""
     model: torch.nn.Module = worker.model_runner.get_model()  # type: ignore[attr-defined]
     return {f"policy.{name}": parameter.data_ptr() for name, parameter in model.named_parameters()}

@@ -17,7 +17,7 @@ _LOCKS = "_locks"
 
 
 def hashed(shape: tuple[int, ...], salt: int) -> torch.Tensor:
-    """Integers from -127 to 127, evenly spread, int64 on the CPU.
+    """Return integers from -127 to 127, evenly spread, int64 on the CPU.
 
     Args:
         shape: Of the result.
@@ -33,7 +33,10 @@ def hashed(shape: tuple[int, ...], salt: int) -> torch.Tensor:
 
 
 def hard_weight(shape: tuple[int, int], dtype: torch.dtype, device: str, salt: int = 0) -> torch.Tensor:
-    """A weight [outputs, inputs] on a lattice, with rows that are odd: tiny, one-sided, zero, even, with an outlier."""
+    """Make a weight [outputs, inputs] on a lattice, with rows that are odd.
+
+    They are tiny, one-sided, zero, even, or have an outlier.
+    """
     integers = hashed(shape, salt)
     kind = torch.arange(shape[0]) % 16
     integers[kind == 2] = integers[kind == 2].abs() + 1
@@ -47,7 +50,7 @@ def hard_weight(shape: tuple[int, int], dtype: torch.dtype, device: str, salt: i
 
 
 def tensors_of(layer: Any) -> dict[str, torch.Tensor]:
-    """Every tensor that a packed layer holds, by name, those of layers inside it too."""
+    """Return every tensor that a packed layer holds, by name, those of layers inside it too."""
     found = {}
     for name, value in vars(layer).items():
         if isinstance(value, torch.Tensor):
@@ -61,7 +64,10 @@ def tensors_of(layer: Any) -> dict[str, torch.Tensor]:
 
 
 def packed_of(layer: Any) -> dict[str, torch.Tensor]:
-    """Of `tensors_of`, what a weight decides; 8-bit floats as their bits, which compare on every device."""
+    """Return what a weight decides of `tensors_of`.
+
+    8-bit floats are given as their bits, which compare on every device.
+    """
     found = {name: tensor for name, tensor in tensors_of(layer).items() if not name.endswith(_LOCKS)}
     return {
         name: tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
@@ -70,7 +76,7 @@ def packed_of(layer: Any) -> dict[str, torch.Tensor]:
 
 
 def digest(layer: Any) -> str:
-    """SHA-256 of everything a packed layer holds but what belongs to the device."""
+    """Return SHA-256 of everything a packed layer holds but what belongs to the device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(packed_of(layer).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
@@ -79,12 +85,12 @@ def digest(layer: Any) -> str:
 
 
 def digests_of(layers: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each packed layer, by name."""
+    """Return SHA-256 of each packed layer, by name."""
     return {name: digest(layer) for name, layer in layers.items()}
 
 
 def addresses_of(layers: Mapping[str, Any]) -> dict[str, int]:
-    """Where every tensor of packed layers lies, by name."""
+    """Return where every tensor of packed layers lies, by name."""
     return {
         f"{name}.{key}": tensor.data_ptr()
         for name, layer in layers.items()

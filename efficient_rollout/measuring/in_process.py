@@ -20,7 +20,10 @@ from efficient_rollout.measuring.starting import start_plain as _start_plain
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Meanwhile, this process logs errors alone: a command's own lines are the point, and engines set levels anew."""
+    """Log errors alone in this process until the block ends.
+
+    A command's own lines are the point, and engines set levels anew.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -30,19 +33,19 @@ def quiet() -> Iterator[None]:
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:
-    """Stock vLLM, without any class of this package."""
+    """Start stock vLLM, without any class of this package."""
     with engines_in_this_process():
         return _start_plain(model, limits)
 
 
 def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-    """Stock vLLM's n-gram drafts."""
+    """Start stock vLLM's n-gram drafts."""
     with engines_in_this_process():
         return _start_ngram(model, limits, num_draft_tokens)
 
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
-    """The product's engine, scripted and recorded, but for its worker's process."""
+    """Start the product's engine, scripted and recorded, but for its worker's process."""
     with engines_in_this_process():
         args = self_drafting_args(model, limits, settings)
         return LLM(**{**args, "distributed_executor_backend": InProcessExecutor})

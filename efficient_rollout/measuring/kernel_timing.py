@@ -23,7 +23,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSeconds:
-    """One kernel at one number of rows.
+    """Records one kernel at one number of rows.
 
     Attributes:
         kernel: A scheme's name and whose kernel it is, or `policy, stock` and `policy, native`.
@@ -39,7 +39,7 @@ class KernelSeconds:
 def time_kernels(
     schemes: Sequence[str], *, outputs: int, inputs: int, rows: Sequence[int], rounds: int, dtype: torch.dtype
 ) -> list[KernelSeconds]:
-    """Every kernel that runs here, in turns.
+    """Time every kernel that runs here, in turns.
 
     Args:
         schemes: Names; those without a kernel here are left out.

@@ -14,7 +14,7 @@ from efficient_rollout.errors import ConfigError, InputFileError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickRecord:
-    """One engine tick.
+    """Records one engine tick.
 
     Attributes:
         started: Seconds on the engine's own clock.
@@ -43,7 +43,7 @@ class TickRecord:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request: its prompt, and how many tokens it may emit."""
+    """Describes one request: its prompt, and how many tokens it may emit."""
 
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
@@ -51,7 +51,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult:
-    """What an engine did with a batch of work.
+    """Records what an engine did with a batch of work.
 
     Attributes:
         seconds: From the first submission to the last token.
@@ -68,7 +68,7 @@ class RolloutResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSyncSeconds:
-    """What bringing a checkpoint into a running, self-drafting engine took.
+    """Says what bringing a checkpoint into a running, self-drafting engine took.
 
     Attributes:
         weight_sync: All of it, reading the files included.
@@ -81,7 +81,7 @@ class WeightSyncSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrafterMemory:
-    """What a self-drafting engine holds beside the policy.
+    """Says what a self-drafting engine holds beside the policy.
 
     Attributes:
         drafter_bytes: Packed weights, with scales and zero points.
@@ -171,7 +171,7 @@ def _submit(llm_engine: Any, works: Sequence[Work], first_seed: int | None, **sa
 
 
 def take_ticks(engine: Any) -> list[TickRecord]:
-    """Ticks since the last call, of an engine from `starting.start_self_drafting`."""
+    """Return ticks since the last call, of an engine from `starting.start_self_drafting`."""
     return [TickRecord(**tick) for tick in engine.collective_rpc("take_ticks")[0]]
 
 
@@ -193,7 +193,10 @@ def sync_weights(engine: Any, checkpoint: str) -> WeightSyncSeconds:
 
 
 def reload_plain(engine: Any) -> float:
-    """Seconds that an engine from `starting.start_plain` takes to load its checkpoint again, by vLLM's own means."""
+    """Return the seconds that an engine takes to load its checkpoint again, by vLLM's own means.
+
+    The engine is from `starting.start_plain`.
+    """
     started = time.perf_counter()
     engine.collective_rpc("reload_weights")
     seconds = time.perf_counter() - started
@@ -202,5 +205,5 @@ def reload_plain(engine: Any) -> float:
 
 
 def drafter_memory(engine: Any) -> DrafterMemory:
-    """What an engine from `starting.start_self_drafting` holds beside the policy."""
+    """Return what an engine from `starting.start_self_drafting` holds beside the policy."""
     return DrafterMemory(**engine.collective_rpc("drafter_memory")[0])

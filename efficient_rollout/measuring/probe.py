@@ -45,7 +45,7 @@ _MAX_KV_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
-    """What is measured, and for how long.
+    """Says what is measured, and for how long.
 
     Attributes:
         batches: Running requests.
@@ -70,7 +70,7 @@ class ProbeSettings:
 
 
 def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens: int) -> list[Point]:
-    """The full grid without points whose contexts do not fit the policy or the KV cache.
+    """Return the full grid without points whose contexts do not fit the policy or the KV cache.
 
     Raises:
         ConfigError: Nothing is left of it.
@@ -91,7 +91,10 @@ def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens
 
 
 def steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> list[TickRecord]:
-    """Those that drafted and verified `num_draft_tokens` for each of `batch` requests, without the first ones."""
+    """Return those that drafted and verified `num_draft_tokens` for each of `batch` requests.
+
+    The first ones are left out.
+    """
     return [
         tick
         for tick in ticks
@@ -103,7 +106,7 @@ def steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int)
 
 
 def require_steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> list[TickRecord]:
-    """`steady_ticks`, enough of them for a median.
+    """Return `steady_ticks`, enough of them for a median.
 
     Raises:
         ProfileError: There are too few.
@@ -118,7 +121,7 @@ def require_steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, bat
 
 
 def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dict[int, float]:
-    """Median seconds by kind of pass, from ticks that are all alike.
+    """Return median seconds by kind of pass, from ticks that are all alike.
 
     Args:
         ticks: From `steady_ticks`, at least one.
@@ -134,7 +137,7 @@ def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dic
 
 @dataclass(slots=True)
 class Prober:
-    """Seconds of points, measured on a running engine; a draft point brings its verify point along.
+    """Measures seconds of points on a running engine; a draft point brings its verify point along.
 
     Attributes:
         engine: From `starting.start_self_drafting`, without prefix caching.
@@ -153,7 +156,7 @@ class Prober:
     _num_asked: int = 0
 
     def __call__(self, point: Point) -> float:
-        """Median seconds of one point.
+        """Return the median seconds of one point.
 
         Raises:
             ProfileError: The engine did not do what was asked of it.
@@ -167,7 +170,10 @@ class Prober:
         return self._known[point]
 
     def affords(self, point: Point, tick_seconds: float) -> bool:
-        """Whether a point whose ticks take so long fits what is left of the budget; its twin brings it for nothing."""
+        """Tell whether a point whose ticks take so long fits what is left of the budget.
+
+        A point that its twin brought already costs nothing.
+        """
         return point in self._known or self.seconds_spent + _LEAST_TICKS * tick_seconds <= self.probe.seconds
 
     def _measure(self, point: Point, share_s: float) -> None:
@@ -216,9 +222,9 @@ def calibrate_engine(
         model: Checkpoint directory.
         settings: The scheme, and the largest number of draft tokens.
         probe: What is measured, and for how long.
-        provenance: Birth certificate; JSON types only.
+        provenance: What the profile was made with; JSON types only.
         engines: Starts it.
-        and_then: Is given the engine once it was measured, and returns more for the birth certificate.
+        and_then: Is given the engine once it was measured, and returns more for the provenance.
 
     Raises:
         EfficientRolloutError: The policy, the scheme or the probe's settings are out of reach.
@@ -247,7 +253,7 @@ def calibrate_engine(
 
 
 def _plan(model: str, settings: Settings, probe: ProbeSettings, shape: ModelShape) -> tuple[list[Point], EngineLimits]:
-    """The points that fit, and the engine they fit."""
+    """Return the points that fit, and the engine they fit."""
     most = max(probe.lengths)
     if most > settings.controller.max_draft_tokens:
         raise ConfigError(
@@ -266,5 +272,8 @@ def _plan(model: str, settings: Settings, probe: ProbeSettings, shape: ModelShap
 
 
 def _tokens_of(num_ticks: int, num_draft_tokens: int) -> int:
-    """Tokens of a request for so many ticks alike: one tick more, because the last one drafts less."""
+    """Count the tokens of a request for so many ticks alike.
+
+    One tick more is counted, because the last one drafts less.
+    """
     return (num_ticks + 1) * (num_draft_tokens + 1)

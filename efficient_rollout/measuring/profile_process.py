@@ -23,7 +23,7 @@ _SPARE_TOKENS = 512  # beside a point's context: what a point decodes, with the 
 def probe_settings(
     max_positions: int, max_draft_tokens: int, *, dtype: str, is_compiled: bool, tensor_parallel_size: int = 1
 ) -> ProbeSettings:
-    """The usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
+    """Return the usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
 
     Args:
         max_positions: Tokens the policy can hold.
@@ -60,7 +60,7 @@ def run(request: CalibrationRequest) -> None:
 
 
 def main() -> int:
-    """Exit code 2 with the reason as the last line where it cannot be done."""
+    """Run; return exit code 2, with the reason as the last line, where it cannot be done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(CalibrationRequest(**json.load(sys.stdin)))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 
 def encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:
-    """Token ids of prompts: texts as they are, messages through the chat template.
+    """Return token ids of prompts: texts as they are, messages through the chat template.
 
     Args:
         model: Directory with a tokenizer.
@@ -25,7 +25,7 @@ def encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> 
 
 
 def decode(model: str, token_ids: Sequence[int]) -> str:
-    """The text of a response, without special tokens.
+    """Return the text of a response, without special tokens.
 
     Args:
         model: Directory with a tokenizer.

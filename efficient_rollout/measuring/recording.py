@@ -24,7 +24,7 @@ _MARKS = "marks"
 
 
 def parts_of_tick(seconds: float, inside_worker: dict[str, float]) -> dict[str, float]:
-    """Where a tick's seconds went, without overlap; they add up to the tick.
+    """Say where a tick's seconds went, without overlap; they add up to the tick.
 
     Args:
         seconds: Of the tick.
@@ -47,17 +47,17 @@ else:
 
 
 class Recording(_Base):
-    """Before one of this package's workers among the bases; each tick with work leaves a record."""
+    """Stands before one of this package's workers among the bases; each tick with work leaves a record."""
 
     def init_device(self) -> None:
-        """The worker's own."""
+        """Run the worker's own."""
         super().init_device()
         self._ticks: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._key: dict[str, str] | None = None
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """The worker's own; a tick's seconds end where the next one begins."""
+        """Run the worker's own; a tick's seconds end where the next one begins."""
         self._close_tick(time.perf_counter())
         self._key = getattr(scheduler_output, KEY_ATTRIBUTE, None) or self._key
         if scheduler_output.total_num_scheduled_tokens:
@@ -65,7 +65,7 @@ class Recording(_Base):
         return super().execute_model(scheduler_output)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """The worker's own."""
+        """Run the worker's own."""
         output = super().sample_tokens(grammar_output)
         if self._open is not None and self.self_drafter is not None:
             # A chain ends early where no request may emit more.
@@ -95,25 +95,25 @@ class Recording(_Base):
         self._ticks.append(tick)
 
     def _draft_mark(self) -> float:
-        """Where the drafter's clock stands."""
+        """Return where the drafter's clock stands."""
         raise NotImplementedError
 
     def _draft_seconds_between(self, marks: list[list[float]]) -> list[float]:
-        """Seconds inside the drafter, between each two marks, oldest first."""
+        """Return the seconds inside the drafter, between each two marks, oldest first."""
         raise NotImplementedError
 
     def _parts_of(self, seconds: float) -> dict[str, float]:
-        """Where a tick's seconds went; empty where that is not known."""
+        """Say where a tick's seconds went; empty where that is not known."""
         return {}
 
     def take_ticks(self) -> list[dict[str, Any]]:
-        """Finished ticks since the last call, oldest first, as dictionaries of `TickRecord`."""
+        """Return finished ticks since the last call, oldest first, as dictionaries of `TickRecord`."""
         ticks, self._ticks = self._ticks, []
         draft_seconds = self._draft_seconds_between([tick.pop(_MARKS) for tick in ticks])
         return [{**tick, "draft_seconds": seconds} for tick, seconds in zip(ticks, draft_seconds, strict=True)]
 
     def sync_from(self, checkpoint: str) -> dict[str, float]:
-        """A weight sync from a checkpoint's files; returns seconds, as a dictionary of `WeightSyncSeconds`."""
+        """Sync weights from a checkpoint's files; return seconds, as a dictionary of `WeightSyncSeconds`."""
         stats = self.tally.recent
         requantized_before, started = stats.requantize_seconds, time.perf_counter()
         with self.weight_sync(self) as sync:
@@ -125,19 +125,19 @@ class Recording(_Base):
         }
 
     def drafter_memory(self) -> dict[str, int]:
-        """What the drafter holds, as a dictionary of `DrafterMemory`."""
+        """Return what the drafter holds, as a dictionary of `DrafterMemory`."""
         assert self.self_drafter is not None
         packed = self.self_drafter.packed
         num_weights = sum(layer.out_features * layer.in_features for layer in packed.layers.values())
         return {"drafter_bytes": packed.num_bytes, "num_packed_weights": num_weights}
 
     def latency_profile_key(self) -> dict[str, str] | None:
-        """What a latency profile measured in this engine belongs to; None before its first tick."""
+        """Return what a latency profile measured in this engine belongs to; None before its first tick."""
         return self._key
 
 
 class _Timed(CpuWorker):
-    """The product's worker, with the seconds of its parts."""
+    """Is the product's worker, with the seconds of its parts."""
 
     def init_device(self) -> None:
         super().init_device()
@@ -179,7 +179,7 @@ class _Timed(CpuWorker):
 
 
 class RecordingWorker(Recording, _Timed):
-    """The worker of measured engines on a CPU."""
+    """Is the worker of measured engines on a CPU."""
 
     def _draft_mark(self) -> float:
         return self.self_drafter.draft_seconds if self.self_drafter is not None else 0.0

@@ -31,7 +31,9 @@ else:
 
 
 class Scripted(_Base):
-    """Before one of this package's schedulers: the decision is a script's, or that of a rule that can be changed.
+    """Stands before one of this package's schedulers: the decision is a script's, or a rule's.
+
+    The rule can be changed.
 
     A rule keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
     """
@@ -52,7 +54,7 @@ class Scripted(_Base):
         self._unsent_key: dict[str, str] | None = asdict(key)
 
     def decide(self, num_scheduled_requests: int) -> int:
-        """As the oldest running request asks."""
+        """Decide as the oldest running request asks."""
         wanted = (self.running[0].sampling_params.extra_args or {}) if self.running else {}
         if PATTERN in wanted:
             # Nothing is concluded from acceptance: weights may be random or wrong, and only latencies asked for.
@@ -82,7 +84,10 @@ class Scripted(_Base):
         return RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=self._tick_table)
 
     def add_request(self, request: Any) -> None:
-        """Stock; a `prefilled` prompt is admitted as one whose KV came from elsewhere, all but its last token."""
+        """Add it as stock does.
+
+        A `prefilled` prompt is admitted as one whose KV came from elsewhere, all but its last token.
+        """
         super().add_request(request)
         num_known = request.num_prompt_tokens - 1
         if num_known > 0 and request.sampling_params and (request.sampling_params.extra_args or {}).get(PREFILLED):
@@ -91,7 +96,7 @@ class Scripted(_Base):
             request.num_computed_tokens = num_known
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """The product's, with the decision written on the output for the worker's record."""
+        """Run the product's, and write the decision on the output for the worker's record."""
         output = super().schedule(*args, **kwargs)
         context = self._state(len(output.num_scheduled_tokens)).mean_context_tokens
         setattr(output, TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._book.decision.reason})
@@ -100,10 +105,10 @@ class Scripted(_Base):
         return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """Stock, between rollouts; the rule of the last one is told when its own next one starts."""
+        """Run stock, between rollouts; the rule of the last one is told when its own next one starts."""
         self._book.rule = Never()
         return super().reset_prefix_cache(*args, **kwargs)
 
 
 class ScriptedScheduler(Scripted, EfficientScheduler):
-    """Of measured engines on a CPU."""
+    """Serves measured engines on a CPU."""

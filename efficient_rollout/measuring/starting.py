@@ -34,7 +34,7 @@ _FREE_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """What every engine of one measurement shares.
+    """Says what every engine of one measurement shares.
 
     Attributes:
         max_requests: Requests that run at once.
@@ -55,7 +55,7 @@ class EngineLimits:
     tensor_parallel_size: int = 1
 
     def to_args(self, model: str) -> dict[str, Any]:
-        """Keyword arguments of `vllm.LLM`."""
+        """Return keyword arguments of `vllm.LLM`."""
         bytes_per_token = read_model_shape(model).kv_bytes(self.dtype)
         on_device = {"gpu_memory_utilization": _FREE_SHARE} if device_type() == "cuda" else {}
         return on_device | {
@@ -75,9 +75,10 @@ class EngineLimits:
 
 
 def fastest_dtype() -> str:
-    """The dtype plain decoding is faster in here: on a CPU, bfloat16 needs AVX512 to be worth its fewer bytes.
+    """Return the dtype plain decoding is faster in here.
 
-    Without it, vLLM's and torch's bfloat16 products of more than a few rows take far longer than float32 ones.
+    On a CPU, bfloat16 needs AVX512 to be worth its fewer bytes. Without it, vLLM's and torch's bfloat16 products of
+    more than a few rows take far longer than float32 ones.
     """
     return "bfloat16" if device_type() != "cpu" or has_avx512() else "float32"
 
@@ -86,17 +87,20 @@ class Engines(Protocol):
     """Starts the engines of a measurement; this module is one."""
 
     def start_plain(self, model: str, limits: EngineLimits) -> Any:
-        """Stock vLLM."""
+        """Start stock vLLM."""
 
     def start_ngram(self, model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-        """Stock vLLM's n-gram drafts."""
+        """Start stock vLLM's n-gram drafts."""
 
     def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
-        """The product's engine, scripted and recorded."""
+        """Start the product's engine, scripted and recorded."""
 
 
 def start_plain(model: str, limits: EngineLimits) -> Any:
-    """Stock vLLM, without any class of this package; UnsupportedDeviceError where none of ours could start either."""
+    """Start stock vLLM, without any class of this package.
+
+    It raises UnsupportedDeviceError where none of ours could start either.
+    """
     check_device()
     if device_type() == "cpu":
         bind_workers(limits.tensor_parallel_size)
@@ -104,7 +108,10 @@ def start_plain(model: str, limits: EngineLimits) -> Any:
 
 
 def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-    """Stock vLLM's n-gram drafts. Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly."""
+    """Start stock vLLM's n-gram drafts.
+
+    Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly.
+    """
     return LLM(
         **limits.to_args(model),
         **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),
@@ -113,12 +120,12 @@ def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
 
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
-    """The product's engine, with decisions that requests can script and ticks that are recorded."""
+    """Start the product's engine. Requests can script its decisions, and its ticks are recorded."""
     return LLM(**self_drafting_args(model, limits, settings))
 
 
 def self_drafting_args(model: str, limits: EngineLimits, settings: Settings) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM` for `start_self_drafting`."""
+    """Return keyword arguments of `vllm.LLM` for `start_self_drafting`."""
     ours = engine_args(
         model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
         tensor_parallel_size=limits.tensor_parallel_size,

@@ -15,18 +15,21 @@ _BITS = 24
 
 
 class AsyncScriptedScheduler(Scripted, AsyncEfficientScheduler):
-    """Of measured engines on a GPU."""
+    """Serves measured engines on a GPU."""
 
 
 class RecordingV2(Recording):
-    """Before a worker of the V2 runner; drafts can be made wrong on purpose, as often as is wanted.
+    """Stands before a worker of the V2 runner; drafts can be made wrong on purpose, as often as is wanted.
 
     Host and device work at the same time, so seconds inside the drafter are the device's own. Ticks that are all alike
     begin as far apart as they take.
     """
 
     def init_device(self) -> None:
-        """The worker's own, with a drafter whose laps are kept, and whose draws are spoiled as `spoil_drafts` says."""
+        """Run the worker's own, with a drafter whose laps are kept.
+
+        Its draws are spoiled as `spoil_drafts` says.
+        """
         super().init_device()
         drafter = self.self_drafter
         if drafter is not None:
@@ -35,10 +38,10 @@ class RecordingV2(Recording):
             drafter._draw = _spoiled(drafter, drafter._draw, self._spoiled_share)
 
     def spoil_drafts(self, share: float) -> None:
-        """From now on, draft another token than the one that was drawn at a share of all places.
+        """Draft, from now on, another token than the one that was drawn at a share of all places.
 
-        For policies with random weights, whose drafts are all accepted: with a share of 0.1 they are accepted as those
-        of a drafter that agrees with its policy in 0.9 of all draws, whatever was drawn before.
+        This is for policies with random weights, whose drafts are all accepted: with a share of 0.1 they are accepted
+        as those of a drafter that agrees with its policy in 0.9 of all draws, whatever was drawn before.
 
         Args:
             share: Of drafts, 0 to 1; which ones, is decided by their request's seed and position.
@@ -56,7 +59,10 @@ class RecordingV2(Recording):
 def _spoiled(
     drafter: torch.nn.Module, draw: Callable[[torch.Tensor], torch.Tensor], share: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A draw that is replaced by its neighbour in the vocabulary at a share of all places; all of it on the device."""
+    """Return a draw whose token is replaced by its neighbour in the vocabulary at a share of all places.
+
+    All of it is on the device.
+    """
 
     def spoiled(logits: torch.Tensor) -> torch.Tensor:
         tokens, n = draw(logits), logits.shape[0]
@@ -72,4 +78,4 @@ def _spoiled(
 
 
 class RecordingGpuWorker(RecordingV2, GpuWorker):
-    """The worker of measured engines on a GPU."""
+    """Is the worker of measured engines on a GPU."""

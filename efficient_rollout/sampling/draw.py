@@ -54,7 +54,7 @@ def _draw_counted(logits: torch.Tensor, streams: Sequence[NoiseStream], position
 
 
 def gumbel_draw(logits: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """The largest logit minus the logarithm of exponential noise, which needs no softmax.
+    """Draw the largest logit minus the logarithm of exponential noise, which needs no softmax.
 
     Random bits are Philox4x32-10's (Salmon et al., SC 2011) for the counter (token // 32 * 8 + lane, position) and the
     key; the same token is drawn from a row whatever rows are beside it.

@@ -12,14 +12,16 @@ import torch
 
 
 class NoiseStream(Protocol):
-    """Where one request stands in its noise; the next position is 0."""
+    """Knows where one request stands in its noise; the next position is 0."""
 
     def advance(self, num_positions: int) -> None:
-        """The request has so many tokens more."""
+        """Note that the request has so many tokens more."""
 
 
 class GeneratorNoise:
-    """Noise out of a generator, drawn in the order and the shape of stock vLLM's sampler: a row for each token.
+    """Takes noise out of a generator, a row for each token.
+
+    It is drawn in the order and the shape of stock vLLM's sampler.
 
     Args:
         generator: The request's own; nobody else draws from it.
@@ -32,7 +34,7 @@ class GeneratorNoise:
         self._rows: list[torch.Tensor] = []
 
     def row(self, position: int, vocab_size: int) -> torch.Tensor:
-        """The noise of a position, [vocab_size]; not to be written to."""
+        """Return the noise of a position, [vocab_size]; it is not to be written to."""
         while len(self._rows) <= position:
             row = torch.empty(vocab_size, dtype=self._dtype, device=self._generator.device)
             self._rows.append(row.exponential_(generator=self._generator))
@@ -46,7 +48,7 @@ class GeneratorNoise:
 
 
 class CountedNoise:
-    """Noise computed from a key, a position and a token, with nothing to keep (`gumbel_draw`).
+    """Computes noise from a key, a position and a token, with nothing to keep (`gumbel_draw`).
 
     Attributes:
         key: Of the request, 64 bits.
@@ -64,11 +66,14 @@ class CountedNoise:
 
 
 def stream_key(*parts: int | str) -> int:
-    """64 bits that belong to what is named, and have nothing in common with those of any other name."""
+    """Return 64 bits that belong to what is named.
+
+    They have nothing in common with those of any other name.
+    """
     digest = hashlib.sha256(" ".join(map(str, ("efficient_rollout", *parts))).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
 def request_seed(seed: int, *parts: int | str) -> int:
-    """A seed for what is named, as vLLM takes it: 63 bits."""
+    """Return a seed for what is named, as vLLM takes it: 63 bits."""
     return stream_key("seed", seed, *parts) >> 1

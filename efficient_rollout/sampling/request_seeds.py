@@ -9,12 +9,12 @@ from efficient_rollout.sampling.noise import request_seed
 
 
 def tokens_digest(token_ids: Sequence[int]) -> str:
-    """A name of a sequence of tokens that no other sequence has."""
+    """Return a name of a sequence of tokens that no other sequence has."""
     return hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
 
 
 class TrajectorySeeds:
-    """Seeds of the requests that one trajectory makes: one, or one for each turn or branch.
+    """Makes seeds for the requests of one trajectory: one, or one for each turn or branch.
 
     A request is told from the trajectory's others by what is asked, and where the same is asked again, by how often it
     was: not by when, so that branches that run side by side have their seeds whichever comes first.
@@ -28,7 +28,7 @@ class TrajectorySeeds:
         self._asked: Counter[tuple[str, int | None]] = Counter()
 
     def next_seed(self, prompt_token_ids: Sequence[int], own: int | None) -> int:
-        """Of a request that is made now: 63 bits.
+        """Return the seed of a request that is made now: 63 bits.
 
         Args:
             prompt_token_ids: What is asked.

@@ -16,7 +16,7 @@ _SIZES = (
 
 
 class _Arguments(ctypes.Structure):
-    """`Attention` of float32.c."""
+    """Mirrors `Attention` of float32.c."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
@@ -34,7 +34,9 @@ def attend(
     blocks: torch.Tensor,
     scale: float,
 ) -> None:
-    """Causal attention of every query; a position's result is the same, bit for bit, however many come with it.
+    """Attend causally with every query.
+
+    A position's result is the same, bit for bit, however many come with it.
 
     Args:
         query: float32 [tokens, heads, head_dim], heads contiguous; head_dim a multiple of 16.

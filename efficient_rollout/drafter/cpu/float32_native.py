@@ -12,12 +12,12 @@ _PANEL = 16  # outputs whose weights lie side by side
 
 
 def takes(weight: torch.Tensor) -> bool:
-    """Whether this layer can hold such a weight."""
+    """Tell whether this layer can hold such a weight."""
     return weight.dtype == torch.float32 and weight.ndim == 2 and weight.shape[0] % _PANEL == 0
 
 
 class Float32NativeLinear(PackedLinear):
-    """The weight as it is, laid out in panels.
+    """Holds the weight as it is, laid out in panels.
 
     Each output is one sum in one order, whatever the number of rows: a position's result is the same, bit for bit,
     whether it is decoded alone or verified beside drafts.

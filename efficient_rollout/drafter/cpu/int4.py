@@ -35,7 +35,9 @@ def quantize_int4(
 
 
 class Int4Linear(PackedLinear):
-    """Packed nibbles, and one scale and offset per group in bfloat16, which is also what activations are rounded to.
+    """Holds packed nibbles, and one scale and offset per group in bfloat16.
+
+    Activations are rounded to bfloat16 too.
 
     torch's kernel is written out for bfloat16 alone: with float32 it takes ten times as long.
     """

@@ -9,7 +9,9 @@ _BLOCK = 8  # outputs whose weights lie side by side
 
 
 class Int4NativeLinear(NativeLinear):
-    """Packed nibbles, a scale and an offset per group in bfloat16; activations get a scale per row and group.
+    """Holds packed nibbles, and a scale and an offset per group in bfloat16.
+
+    Activations get a scale per row and group.
 
     Values, scales and offsets are those of `quantize_int4`. Products are summed in float32, in an order that does not
     depend on the number of rows.

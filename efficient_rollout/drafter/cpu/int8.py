@@ -25,7 +25,7 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def onednn_missing() -> str | None:
-    """What oneDNN lacks here; None when it can run."""
+    """Return what oneDNN lacks here; None when it can run."""
     # The operator is registered by vLLM's CPU build; other builds register an empty namespace.
     if not hasattr(torch.ops._C, "create_onednn_scaled_mm_handler"):
         return "vLLM's oneDNN kernels are not loaded: install a CPU build of vLLM"
@@ -33,7 +33,7 @@ def onednn_missing() -> str | None:
 
 
 class Int8Linear(PackedLinear):
-    """A oneDNN handler that owns the reordered int8 weight, and reads `_scales` through a raw pointer."""
+    """Holds a oneDNN handler. It owns the reordered int8 weight, and reads `_scales` through a raw pointer."""
 
     _handler: torch.Tensor | None = None
 

@@ -10,7 +10,7 @@ _INPUTS = 4  # inputs of an output that do
 
 
 class Int8NativeLinear(NativeLinear):
-    """Packed bytes and a float32 scale per output channel; activations get a scale per row.
+    """Holds packed bytes and a float32 scale per output channel; activations get a scale per row.
 
     Values and scales are those of `quantize_int8`. Products are summed as integers: exactly.
 

@@ -11,7 +11,7 @@ class NativeLinear(PackedLinear):
     """Converts rows and bias, and owns the memory of a product."""
 
     def requantize(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """In place; see `PackedLinear.requantize`."""
+        """Take new values in place; see `PackedLinear.requantize`."""
         super().requantize(weight, bias)
         self._float32_bias = None if self.bias is None else self.bias.float()
 
@@ -32,7 +32,7 @@ class NativeLinear(PackedLinear):
 
     @abstractmethod
     def _pack_float32(self, weight: torch.Tensor) -> int:
-        """Quantize and pack [out_features, in_features]; 0, or 1 where memory ran out."""
+        """Quantize and pack [out_features, in_features]. Return 0, or 1 where memory ran out."""
 
     @abstractmethod
     def _multiply_float32(self, rows: torch.Tensor, output: torch.Tensor, scratch: torch.Tensor) -> None: ...

@@ -41,7 +41,7 @@ def _unquantized() -> Scheme:
 
 
 def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
-    """Every scheme by name, for a CPU."""
+    """Return every scheme for a CPU, by name."""
     return {
         "int8": _int8(),
         "int4": _int4(settings.group_size),

@@ -14,14 +14,14 @@ _CHANNEL_MULTIPLE = 16  # of inputs and of outputs, for products of 8-bit weight
 
 
 class _FixedLinear(PackedLinear):
-    """A layer whose every tensor keeps its address: whether it has a bias is decided once."""
+    """Keeps the address of each of its tensors. Whether it has a bias is decided once."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._has_bias = bias is not None
         super().__init__(weight, bias)
 
     def requantize(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """In place; see `PackedLinear.requantize`.
+        """Take new values in place; see `PackedLinear.requantize`.
 
         Raises:
             ValueError: Also where a bias comes or goes.
@@ -38,7 +38,9 @@ class _FixedLinear(PackedLinear):
 
 
 class MarlinInt4Linear(_FixedLinear):
-    """4-bit weights with a zero point per group, 16-bit activations: vLLM's Marlin kernel.
+    """Multiplies 4-bit weights by 16-bit activations, with vLLM's Marlin kernel.
+
+    Weights have a zero point per group.
 
     Args:
         weight: [outputs, inputs], any number of outputs, inputs a multiple of 128; bfloat16, float16 or float32.
@@ -82,7 +84,9 @@ class MarlinInt4Linear(_FixedLinear):
 
 
 class _ChannelLinear(_FixedLinear):
-    """8-bit weights with a scale per output, 8-bit activations with a scale per row: vLLM's CUTLASS kernels.
+    """Multiplies 8-bit weights by 8-bit activations, with vLLM's CUTLASS kernels.
+
+    Weights have a scale per output, activations a scale per row.
 
     Args:
         weight: [outputs, inputs], any number of outputs, inputs a multiple of 16; bfloat16, float16 or float32.
@@ -136,14 +140,14 @@ class _ChannelLinear(_FixedLinear):
 
 
 class Int8ChannelLinear(_ChannelLinear):
-    """In int8: for compute capability 7.5 to below 10.0."""
+    """Multiplies in int8; it is made for compute capability 7.5 to below 10.0."""
 
     _values_dtype = torch.int8
     _product = staticmethod(products.multiply_int8)
 
 
 class Fp8ChannelLinear(_ChannelLinear):
-    """In e4m3: for compute capability 8.9 or more."""
+    """Multiplies in e4m3; it is made for compute capability 8.9 or more."""
 
     _values_dtype = torch.float8_e4m3fn
     _product = staticmethod(products.multiply_fp8)

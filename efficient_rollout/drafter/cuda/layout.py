@@ -16,7 +16,7 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class MarlinPack:
-    """An int4 weight as Marlin reads it; its tensors are made once, and keep their addresses.
+    """Holds an int4 weight as Marlin reads it; its tensors are made once, and keep their addresses.
 
     `wide` is the number of outputs, padded to whole tiles. Padding has values, scales and zero points of 0.
 
@@ -36,28 +36,28 @@ class MarlinPack:
 
     @property
     def num_inputs(self) -> int:
-        """Inputs of the weight."""
+        """Return the number of the weight's inputs."""
         return self.values.shape[0] * TILE_INPUTS
 
     @property
     def wide(self) -> int:
-        """Outputs, padded to whole tiles."""
+        """Return the number of outputs, padded to whole tiles."""
         return self.scales.shape[1]
 
     @property
     def group_size(self) -> int:
-        """Inputs that share a scale and a zero point."""
+        """Return the number of inputs that share a scale and a zero point."""
         return self.num_inputs // self.scales.shape[0]
 
     @property
     def num_bytes(self) -> int:
-        """Memory held."""
+        """Return the memory held."""
         tensors = (self.values, self.scales, self.zeros, self.bias)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def padded_outputs(num_outputs: int) -> int:
-    """`num_outputs`, rounded up to whole tiles."""
+    """Round `num_outputs` up to whole tiles."""
     return -(-num_outputs // TILE_OUTPUTS) * TILE_OUTPUTS
 
 
@@ -69,7 +69,7 @@ def empty_pack(
     *,
     has_bias: bool = False,
 ) -> MarlinPack:
-    """Buffers for a weight, not yet filled.
+    """Make buffers for a weight, not yet filled.
 
     Args:
         weight_shape: Outputs, inputs.
@@ -108,20 +108,20 @@ def write_bias(pack: MarlinPack, bias: torch.Tensor) -> None:
 
 
 def read_bias(pack: MarlinPack) -> torch.Tensor | None:
-    """The bias, of the scales' dtype [num_outputs], or None."""
+    """Return the bias, of the scales' dtype [num_outputs], or None."""
     if pack.bias is None:
         return None
     return pack.bias[_order(pack.wide, pack.bias.device, is_one_group=True)[: pack.num_outputs]]
 
 
 def dequantize(pack: MarlinPack) -> torch.Tensor:
-    """(value - zero point) * scale, exactly: float32 [num_outputs, num_inputs]."""
+    """Return (value - zero point) * scale, exactly: float32 [num_outputs, num_inputs]."""
     steps = _read_values(pack).float() - _read_zeros(pack).float().repeat_interleave(pack.group_size, 1)
     return (steps * _read_scales(pack).float().repeat_interleave(pack.group_size, 1))[: pack.num_outputs]
 
 
 def _order(wide: int, device: torch.device, *, is_one_group: bool) -> torch.Tensor:
-    """Where Marlin reads each output's scale: int64 [wide].
+    """Return where Marlin reads each output's scale: int64 [wide].
 
     Where a group spans all inputs, it scales sums instead of weights, and these lie in another order, as a bias does.
     """
@@ -134,7 +134,7 @@ def _order(wide: int, device: torch.device, *, is_one_group: bool) -> torch.Tens
 
 
 def _read_values(pack: MarlinPack) -> torch.Tensor:
-    """int32 0..15 [wide, num_inputs]."""
+    """Read the values: int32 0..15 [wide, num_inputs]."""
     word = torch.arange(128, device=pack.values.device)[:, None]
     nibble = torch.arange(8, device=pack.values.device)[None, :]
     nibbles = pack.values.view(-1, pack.wide // TILE_OUTPUTS, 128, 1) >> (4 * nibble) & 15
@@ -147,12 +147,12 @@ def _read_values(pack: MarlinPack) -> torch.Tensor:
 
 
 def _read_scales(pack: MarlinPack) -> torch.Tensor:
-    """[wide, groups]."""
+    """Read the scales: [wide, groups]."""
     return pack.scales[:, _order(pack.wide, pack.scales.device, is_one_group=pack.scales.shape[0] == 1)].t()
 
 
 def _read_zeros(pack: MarlinPack) -> torch.Tensor:
-    """int32 0..15 [wide, groups]."""
+    """Read the zero points: int32 0..15 [wide, groups]."""
     output = torch.arange(pack.wide, device=pack.zeros.device)
     eighth = output % TILE_OUTPUTS // 8
     words = pack.zeros[:, output // TILE_OUTPUTS * 8 + output % 8]

@@ -24,12 +24,15 @@ _SMALLEST_FP8_SCALE = 1 / (LARGEST_FP8 * 512)
 
 
 def multiplied_in(dtype: torch.dtype) -> torch.dtype:
-    """The activations' dtype in a product, for a policy of `dtype`."""
+    """Return the activations' dtype in a product, for a policy of `dtype`."""
     return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
 def marlin_locks(device: torch.device) -> torch.Tensor:
-    """What Marlin's blocks wait for each other by: int32 zeros, which every product leaves zero. None on a CPU."""
+    """Return what Marlin's blocks wait for each other by; None on a CPU.
+
+    These are int32 zeros, and every product leaves them zero.
+    """
     count = 0
     if device.type == "cuda":
         count = torch.cuda.get_device_properties(device).multi_processor_count * _LOCKS_PER_MULTIPROCESSOR
@@ -37,7 +40,7 @@ def marlin_locks(device: torch.device) -> torch.Tensor:
 
 
 def multiply_int4(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> torch.Tensor:
-    """rows W^T + bias, of an int4 weight and its bias.
+    """Compute rows W^T + bias, of an int4 weight and its bias.
 
     Args:
         rows: [n, inputs], bfloat16, float16 or float32.
@@ -53,7 +56,9 @@ def multiply_int4(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> 
 
 
 def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tensor:
-    """As `multiply_int4`: weights rounded to the activations' dtype, sums in float32, rounded, then the bias added.
+    """Compute as `multiply_int4` does, in plain torch.
+
+    Weights are rounded to the activations' dtype. Sums are in float32, and are rounded; then the bias is added.
 
     Where one group spans all inputs Marlin scales sums instead, and rounds before it does: the last bit may differ.
     """
@@ -67,7 +72,7 @@ def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tenso
 def multiply_int8(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """rows W^T + bias, of an int8 weight; rows get a scale each.
+    """Compute rows W^T + bias, of an int8 weight; rows get a scale each.
 
     A NaN among the rows is lost: the kernel makes a number of it.
 
@@ -88,7 +93,10 @@ def multiply_int8(
 def multiply_int8_reference(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As `multiply_int8`, for finite rows: sums are exact; scales and bias are applied in float32, and rounded once."""
+    """Compute as `multiply_int8` does, for finite rows.
+
+    Sums are exact. Scales and bias are applied in float32, and rounded once.
+    """
     rows_float32 = rows.float()
     largest = rows_float32.abs().amax(dim=1, keepdim=True)
     inverse = torch.where(largest > 0, LARGEST_INT8 / largest, 0.0)
@@ -99,7 +107,7 @@ def multiply_int8_reference(
 def multiply_fp8(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """rows W^T + bias, of a weight in e4m3; rows get a scale each.
+    """Compute rows W^T + bias, of a weight in e4m3; rows get a scale each.
 
     A NaN among the rows is lost: the kernel makes a number of it.
 
@@ -120,7 +128,10 @@ def multiply_fp8(
 def multiply_fp8_reference(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As `multiply_fp8`, for finite rows: sums are exact; scales and bias are applied in float32, and rounded once."""
+    """Compute as `multiply_fp8` does, for finite rows.
+
+    Sums are exact. Scales and bias are applied in float32, and rounded once.
+    """
     rows_float32 = rows.float()
     row_scales = (rows_float32.abs().amax(dim=1, keepdim=True) / LARGEST_FP8).clamp_min(_SMALLEST_FP8_SCALE)
     row_values = (rows_float32 / row_scales).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
@@ -186,7 +197,7 @@ Capability = tuple[int, int]
 
 
 def int4_missing(capability: Capability | None = None) -> str | None:
-    """What Marlin lacks on a GPU; None when it can multiply.
+    """Return what Marlin lacks on a GPU; None when it can multiply.
 
     Args:
         capability: The GPU's; None: the current one's, which starts CUDA in this process. It may not fork then.
@@ -195,12 +206,15 @@ def int4_missing(capability: Capability | None = None) -> str | None:
 
 
 def int8_missing(capability: Capability | None = None) -> str | None:
-    """As `int4_missing`, for int8 products. GPUs from compute capability 10.0 on have none in vLLM."""
+    """Tell the same as `int4_missing`, for int8 products.
+
+    GPUs from compute capability 10.0 on have none in vLLM.
+    """
     return _missing(capability, ("dynamic_scaled_int8_quant", "cutlass_scaled_mm"), (7, 5), below=(10, 0))
 
 
 def fp8_missing(capability: Capability | None = None) -> str | None:
-    """As `int4_missing`, for fp8 products."""
+    """Tell the same as `int4_missing`, for fp8 products."""
     return _missing(capability, ("dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm"), (8, 9))
 
 

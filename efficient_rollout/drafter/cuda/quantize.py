@@ -36,7 +36,7 @@ def _widen(x):
 
 @triton.jit
 def _rounded_to(x, DTYPE: tl.constexpr):
-    """As float32, the nearest number that DTYPE holds."""
+    """Return, as float32, the nearest number that DTYPE holds."""
     if tl.bfloat16 == DTYPE:
         bits = x.to(tl.int32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -46,7 +46,7 @@ def _rounded_to(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def _fp8_bits(x):
-    """Bits of float32 within +-448, rounded to e4m3."""
+    """Return the bits of float32 within +-448, rounded to e4m3."""
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
@@ -67,7 +67,7 @@ def int4_kernel(
     GROUP: tl.constexpr,
     IS_ONE_GROUP: tl.constexpr,
 ):
-    """A program quantizes 64 outputs x one group, and writes them where `layout` says."""
+    """Quantize 64 outputs x one group in each program, and write them where `layout` says."""
     column, group = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, 64)
     row = tl.arange(0, GROUP)
@@ -122,7 +122,7 @@ def channel_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program quantizes ROWS outputs, each with one scale; outputs behind the last get zeros."""
+    """Quantize ROWS outputs in each program, each with one scale; outputs behind the last get zeros."""
     output = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_real, is_there = (output < num_outputs)[:, None], (output < wide)[:, None]
     from_row = weight + output.to(tl.int64)[:, None] * stride

@@ -16,7 +16,7 @@ _INT4_TILE, _CHANNEL_TILE = (1, 128), (1, 16)
 
 
 def cuda_schemes(settings: DrafterSettings, capability: products.Capability | None = None) -> dict[str, Scheme]:
-    """By name: int4, int8, fp8 and unquantized.
+    """Return the schemes by name: int4, int8, fp8 and unquantized.
 
     Args:
         settings: The drafter's part of the settings tree.
@@ -68,7 +68,10 @@ def _unquantized() -> Scheme:
 
 
 def _missing(product_missing: Callable[[], str | None]) -> str | None:
-    """Why a scheme cannot run; None when it can: on a GPU, or with the references of products in an interpreter."""
+    """Return why a scheme cannot run; None when it can.
+
+    It runs on a GPU, or with the references of products in an interpreter.
+    """
     if importlib.util.find_spec("triton") is None:
         return (
             "its kernels need Triton, which a CUDA build of torch brings; for tests: bash scripts/install.sh --triton"

@@ -18,7 +18,7 @@ from efficient_rollout.errors import UnsupportedModelError
 
 @dataclass(frozen=True, slots=True)
 class DraftPlan:
-    """Inputs of every step of one chain, for n requests and k steps.
+    """Holds the inputs of every step of one chain, for n requests and k steps.
 
     Attributes:
         positions: int64 [k, n], of the token each step feeds; 0 where its slot would be another request's.
@@ -37,7 +37,9 @@ class DraftPlan:
 
 @dataclass(frozen=True, slots=True)
 class AttentionWindow:
-    """The drafter attends to whole blocks that hold the first and the last tokens, and skips those between.
+    """Lets the drafter attend to whole blocks that hold the first and the last tokens.
+
+    It skips the blocks between.
 
     Keys in the cache carry their rotary positions, so that leaving blocks out moves none.
 
@@ -51,7 +53,10 @@ class AttentionWindow:
 
 
 def drafts_left(tokens_left: int) -> int:
-    """Draft tokens worth verifying for a request that may emit `tokens_left` more: verifying k emits up to k + 1."""
+    """Return how many draft tokens are worth verifying for a request that may emit `tokens_left` more.
+
+    Verifying k emits up to k + 1.
+    """
     return max(0, tokens_left - 1)
 
 
@@ -89,7 +94,7 @@ def plan_chain(
 def _windowed(
     num_steps: int, num_computed: torch.Tensor, block_table: torch.Tensor, block_size: int, window: AttentionWindow
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The blocks left, int32 [n, blocks], and the tokens left out, int64 [n]."""
+    """Return the blocks left, int32 [n, blocks], and the tokens left out, int64 [n]."""
     num_sinks = -(-window.num_sink_tokens // block_size)
     first = ((num_computed + 1 - window.num_tokens) // block_size).clamp_min(num_sinks)
     # At most so many blocks hold the window at the first step and the chain behind it.
@@ -102,7 +107,7 @@ def _windowed(
 
 @dataclass(slots=True)
 class _Group:
-    """Layers that are told the same: they share a block table, and a window or none.
+    """Names layers that are told the same: they share a block table, and a window or none.
 
     Attributes:
         stock: vLLM's view of them, with the builder of their metadata.
@@ -118,7 +123,7 @@ class _Group:
 
     @property
     def cache_group(self) -> int:
-        """Of the KV cache, which has a block table for each."""
+        """Return the number of their group in the KV cache, which has a block table for each."""
         return self.stock.kv_cache_group_id
 
 
@@ -172,7 +177,7 @@ class DraftAttention:
             )
 
     def plan(self, num_steps: int, num_computed: torch.Tensor) -> list[DraftPlan]:
-        """One plan per group; their positions are the same.
+        """Make one plan per group; their positions are the same.
 
         Args:
             num_steps: Draft tokens per request.
@@ -201,7 +206,7 @@ class DraftAttention:
     def metadata(
         self, common: CommonAttentionMetadata, plans: list[DraftPlan], step: int
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Attention metadata and slots of one step, by layer name.
+        """Return attention metadata and slots of one step, by layer name.
 
         Args:
             common: Of a batch with one token per request.

@@ -23,7 +23,7 @@ _STATELESS = (AdapterLogitsProcessor, LogitBiasLogitsProcessor, MinPLogitsProces
 
 @contextmanager
 def custom_processors_hidden(model_config: ModelConfig) -> Iterator[None]:
-    """While a runner is made, which refuses them beside speculation."""
+    """Hide custom processors while a runner is made, which refuses them beside speculation."""
     processors, model_config.logits_processors = model_config.logits_processors, None
     try:
         yield
@@ -43,7 +43,7 @@ def use_every_processor(runner: Any, vllm_config: VllmConfig) -> None:
 
 
 def can_look_ahead(batch: Any) -> bool:
-    """Whether what is asked for the tokens behind a draft can be known before the draft is accepted.
+    """Tell whether what is asked for the tokens behind a draft can be known before it is accepted.
 
     A processor of the user's own that is no `AdapterLogitsProcessor` may keep a state that advances with each token,
     and so does vLLM's rule of thinking budgets.

@@ -14,7 +14,7 @@ _MULTIPLE = 16
 
 
 class NativeAttentionBackend(CPUAttentionBackend):
-    """Stock but for the kernel that attends; the cache's layout and its writing are stock."""
+    """Is stock but for the kernel that attends; the cache's layout and its writing are stock."""
 
     @staticmethod
     def get_impl_cls() -> type["NativeAttentionImpl"]:
@@ -22,7 +22,7 @@ class NativeAttentionBackend(CPUAttentionBackend):
 
 
 class NativeAttentionImpl(CPUAttentionBackendImpl):
-    """Stock for layers with anything beyond causal attention to the whole context."""
+    """Is stock for layers with anything beyond causal attention to the whole context."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,7 +48,7 @@ class NativeAttentionImpl(CPUAttentionBackendImpl):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The stock contract."""
+        """Attend, by the stock contract."""
         if attn_metadata is None or attn_metadata.causal is not True or not is_native(layer, kv_cache.dtype):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
         num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
@@ -65,7 +65,7 @@ class NativeAttentionImpl(CPUAttentionBackendImpl):
 
 
 def is_native(layer: Any, dtype: torch.dtype) -> bool:
-    """Whether causal attention of an `Attention` layer always runs on the native kernel."""
+    """Tell whether causal attention of an `Attention` layer always runs on the native kernel."""
     impl = layer.impl
     if not isinstance(impl, NativeAttentionImpl):
         return False
@@ -73,6 +73,6 @@ def is_native(layer: Any, dtype: torch.dtype) -> bool:
 
 
 def use_native_attention() -> None:
-    """In models built in this process from now on."""
+    """Use the native kernel in models built in this process from now on."""
     name = f"{NativeAttentionBackend.__module__}.{NativeAttentionBackend.__qualname__}"
     register_backend(AttentionBackendEnum.CPU_ATTN, name)

@@ -23,7 +23,7 @@ from vllm.v1.sample.metadata import SamplingMetadata
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Rows of logits, in the order of requests, and of positions within a request.
+    """Names rows of logits, in the order of requests, and of positions within a request.
 
     Attributes:
         requests: Each row's request, as its row in the batch.
@@ -39,13 +39,13 @@ class Positions:
 
     @classmethod
     def one_each(cls, new_tokens: list[list[int]], outputs: list[list[int]]) -> "Positions":
-        """A row for each request, behind these tokens."""
+        """Make a row for each request, behind these tokens."""
         num_requests = len(new_tokens)
         return cls(list(range(num_requests)), [0] * num_requests, new_tokens, outputs)
 
     @classmethod
     def of_drafts(cls, drafts: Sequence[list[int]], outputs: list[list[int]]) -> "Positions":
-        """A row for each draft, and one behind the last, of every request."""
+        """Make a row for each draft, and one behind the last, of every request."""
         rows = [(request, step) for request, tokens in enumerate(drafts) for step in range(len(tokens) + 1)]
         return cls(
             [request for request, _ in rows],
@@ -56,12 +56,12 @@ class Positions:
 
     @property
     def num_requests(self) -> int:
-        """Requests of the batch, each of which has a row at least."""
+        """Return the number of the batch's requests, each of which has a row at least."""
         return self.requests[-1] + 1
 
 
 def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMetadata:
-    """The batch's metadata, with a row for each position.
+    """Return the batch's metadata, with a row for each position.
 
     Args:
         sampling: Of the batch.
@@ -96,7 +96,7 @@ def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMet
 
 
 def processors_at(processors: LogitsProcessors, positions: Positions) -> Iterator[LogitsProcessor]:
-    """For each processor that concerns a request of the batch, one that knows these positions."""
+    """Yield, for each processor that concerns a request of the batch, one that knows these positions."""
     for processor in processors.all:
         if isinstance(processor, MinTokensLogitsProcessor):
             if processor.min_toks:
@@ -114,7 +114,7 @@ def _is_idle(processor: LogitsProcessor) -> bool:
 
 
 class _At(LogitsProcessor):
-    """A processor of the batch, for rows that are positions."""
+    """Adapts a processor of the batch to rows that are positions."""
 
     def __init__(self, processor: Any, positions: Positions) -> None:
         self._processor, self._positions = processor, positions
@@ -127,7 +127,10 @@ class _At(LogitsProcessor):
 
 
 class _MinTokensAt(_At):
-    """No stop token before a request has its `min_tokens`; stock keeps the rule of a tick's first position."""
+    """Allows no stop token before a request has its `min_tokens`.
+
+    Stock keeps the rule of a tick's first position.
+    """
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         positions = self._positions
@@ -147,7 +150,10 @@ class _MinTokensAt(_At):
 
 
 class _ProcessorAt(_At):
-    """Stock or the user's, which takes a row for each request: asked once for each place, with the tokens before it."""
+    """Asks a processor, stock or the user's, which takes a row for each request.
+
+    It is asked once for each place, with the tokens before it.
+    """
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         for rows, requests in _passes(self._positions):
@@ -157,7 +163,10 @@ class _ProcessorAt(_At):
 
 
 class _HolderAt:
-    """vLLM's rule of thinking budgets, which concerns requests without drafts only (`SelfDraftProposer`)."""
+    """Applies vLLM's rule of thinking budgets.
+
+    It concerns requests without drafts only (`SelfDraftProposer`).
+    """
 
     def __init__(self, holder: Any, positions: Positions) -> None:
         self._holder, self._positions = holder, positions
@@ -180,7 +189,7 @@ def _holder_at(holder: Any, positions: Positions) -> Any:
 
 
 def _passes(positions: Positions) -> Iterator[tuple[list[int], list[int]]]:
-    """Rows with one for a request at most, and their requests; every request is in the first."""
+    """Yield rows with one for a request at most, and their requests; every request is in the first."""
     for step in range(max(positions.steps) + 1):
         rows = [row for row, at in enumerate(positions.steps) if at == step]
         yield rows, [positions.requests[row] for row in rows]
@@ -194,7 +203,7 @@ def _whole_batch(logits: torch.Tensor, rows: list[int], requests: list[int], pos
 
 @contextmanager
 def _known(positions: Positions, rows: list[int]) -> Iterator[None]:
-    """The runner's lists, which processors hold, have these rows' new tokens meanwhile."""
+    """Put these rows' new tokens into the runner's lists, which processors hold, until the block ends."""
     lengths = [(positions.outputs[positions.requests[row]], positions.new_tokens[row]) for row in rows]
     held = [(output, len(output)) for output, _ in lengths]
     try:

@@ -26,14 +26,14 @@ from efficient_rollout.engine.ranks import Ranks, fault_of
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
-    """Tokens before the one just sampled, whose KV is the policy's: int64 [num_requests]."""
+    """Count tokens before the one just sampled, whose KV is the policy's: int64 [num_requests]."""
     num_requests = metadata.batch_size()
     num_computed = metadata.seq_lens[:num_requests].long()
     return num_computed if num_rejected is None else num_computed - num_rejected[:num_requests]
 
 
 class SelfDraftProposer(DraftModelProposer):
-    """The `draft_model` method with the policy as its own draft model.
+    """Drafts by the `draft_model` method, with the policy as its own draft model.
 
     Two things differ from stock. The attention layers are aliases of the policy's, so there is no second KV
     cache, no second prefill, and nothing to keep in step when no drafts are wanted. And the first pass feeds only
@@ -79,9 +79,10 @@ class SelfDraftProposer(DraftModelProposer):
 
     @contextmanager
     def sharing_kv_cache(self) -> Iterator[None]:
-        """While vLLM collects what to allocate: nothing for a layer that names another's cache, whose tensor it gets.
+        """Have layers that name another's cache get its tensor, while vLLM collects what to allocate.
 
-        No longer than that. Such a layer writes no KV, and code compiled from it never would.
+        Nothing is allocated for them. It lasts no longer than that: such a layer writes no KV, and code compiled from
+        it never would.
         """
         layers = self.vllm_config.compilation_config.static_forward_context
         for name, twin in self._twins.items():
@@ -152,7 +153,7 @@ class SelfDraftProposer(DraftModelProposer):
         return drafts
 
     def usable(self, drafts: DraftTokenIds) -> DraftTokenIds:
-        """The last chain's drafts, each request's cut to those it can use."""
+        """Return the last chain's drafts, each request's cut to those it can use."""
         cut = [tokens[:most] for tokens, most in zip(drafts.draft_token_ids, self._useful, strict=True)]
         return DraftTokenIds(drafts.req_ids, cut)
 
@@ -161,10 +162,10 @@ class SelfDraftProposer(DraftModelProposer):
         self.draft_seconds = 0.0
 
     def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
-        """Draft tokens that each request can use; the one place where this is asked.
+        """Count the draft tokens that each request can use; this is the one place where it is asked.
 
-        None while its prompt is still being computed, and none where a processor cannot be asked what comes after a
-        draft. Verifying k emits up to k + 1: so many must be left before `max_tokens`.
+        A request can use none while its prompt is still being computed, and none where a processor cannot be asked what
+        comes after a draft. Verifying k emits up to k + 1: so many must be left before `max_tokens`.
 
         Args:
             num_computed: int64 [num_requests], tokens before the one just sampled.
@@ -191,7 +192,7 @@ class SelfDraftProposer(DraftModelProposer):
         metadata: CommonAttentionMetadata,
         sampling: SamplingMetadata,
     ) -> torch.Tensor:
-        """Returns drafts, int64 [num_requests, chain_length]."""
+        """Return drafts, int64 [num_requests, chain_length]."""
         num_requests = num_computed.shape[0]
         plans = self.attention.plan(chain_length, num_computed)
         metadata.num_actual_tokens = num_requests
@@ -212,7 +213,10 @@ class SelfDraftProposer(DraftModelProposer):
     def _draft_sampler(
         self, newest: torch.Tensor, num_computed: torch.Tensor, sampling: SamplingMetadata
     ) -> DraftSampler:
-        """Of a chain behind these tokens; the runner may not know them yet, nor the accepted drafts before them."""
+        """Make the sampler of a chain behind these tokens.
+
+        The runner may not know them yet, nor the accepted drafts before them.
+        """
         batch = self.runner.input_batch
         num_requests = num_computed.shape[0]
         known = torch.from_numpy(batch.num_tokens_no_spec[:num_requests]).long()
@@ -228,7 +232,7 @@ class SelfDraftProposer(DraftModelProposer):
     def _forward(
         self, tokens: torch.Tensor, plans: list[DraftPlan], step: int, metadata: CommonAttentionMetadata
     ) -> torch.Tensor:
-        """One token per request through the drafter; returns hidden states [num_requests, hidden_size]."""
+        """Run one token per request through the drafter; return hidden states [num_requests, hidden_size]."""
         num_requests = tokens.shape[0]
         self.input_ids[:num_requests] = tokens
         self.positions[:num_requests] = plans[0].positions[step]

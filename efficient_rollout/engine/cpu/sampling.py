@@ -26,7 +26,7 @@ from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, Noise
 
 
 class RequestNoise:
-    """A stream for each request of an engine, from its first token to its last.
+    """Keeps a stream for each request of an engine, from its first token to its last.
 
     A request with a seed has the generator that stock gives it. One without has its number among this engine's
     requests, the engine's seed, and its rank: two engines of a server that get one prompt answer it each for itself.
@@ -49,15 +49,18 @@ class RequestNoise:
         self._num_requests = 0
 
     def streams(self, num_requests: int) -> list[NoiseStream]:
-        """Of the first rows of the batch; some noise for rows that are nobody's, as in vLLM's warm-up."""
+        """Return the streams of the batch's first rows.
+
+        Rows that are nobody's, as in vLLM's warm-up, get some noise.
+        """
         ids = self._runner.input_batch.req_ids[:num_requests]
         streams = [self._streams.get(request_id) or self._begin(request_id) for request_id in ids]
         return streams + [self._new(None, 0) for _ in range(num_requests - len(ids))]
 
     def advance(self, streams: Sequence[NoiseStream], num_emitted: Sequence[int]) -> None:
-        """The first rows of the batch have so many tokens more.
+        """Note that the first rows of the batch have so many tokens more.
 
-        But for requests whose prompts are still being computed: the runner throws their tokens away.
+        Requests whose prompts are still being computed have none: the runner throws their tokens away.
         """
         is_prompt_left = self._runner.discard_request_mask.np
         for row, (stream, emitted) in enumerate(zip(streams, num_emitted, strict=True)):
@@ -65,7 +68,7 @@ class RequestNoise:
                 stream.advance(emitted)
 
     def forget(self, request_ids: set[str]) -> None:
-        """Requests that have ended."""
+        """Forget requests that have ended."""
         for request_id in request_ids:
             self._streams.pop(request_id, None)
 
@@ -82,7 +85,7 @@ class RequestNoise:
 
 
 class NoiseSampler(torch.nn.Module):
-    """In the place of a sampler's `topk_topp_sampler`.
+    """Stands in the place of a sampler's `topk_topp_sampler`.
 
     Args:
         noise: Of the engine's requests.
@@ -96,7 +99,7 @@ class NoiseSampler(torch.nn.Module):
 
     @contextmanager
     def rows(self, streams: Sequence[NoiseStream], positions: Sequence[int]) -> Iterator[None]:
-        """While logits have these streams and positions; no stream advances."""
+        """Give logits these streams and positions until the block ends; no stream advances."""
         self._rows = streams, positions
         try:
             yield
@@ -106,7 +109,9 @@ class NoiseSampler(torch.nn.Module):
     def forward(
         self, logits: torch.Tensor, _generators: Any, k: torch.Tensor | None, p: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Stock's contract: tokens int64 [rows], and the processed logits or log-probabilities where asked for.
+        """Draw, by stock's contract.
+
+        It returns tokens int64 [rows], and the processed logits or log-probabilities where asked for.
 
         Outside of `rows`, logits are of the batch's next tokens, and its streams advance.
         """
@@ -125,7 +130,7 @@ class NoiseSampler(torch.nn.Module):
 
 
 class Verifier(torch.nn.Module):
-    """In the place of the runner's rejection sampler.
+    """Stands in the place of the runner's rejection sampler.
 
     Args:
         sampler: The runner's, whose last operation is `noise_sampler`.
@@ -168,7 +173,7 @@ class Verifier(torch.nn.Module):
 
 
 def _emitted(sampled: np.ndarray, drafts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What stands of each request's samples.
+    """Return what stands of each request's samples.
 
     Args:
         sampled: int32 [drafts + requests].

@@ -24,16 +24,16 @@ from efficient_rollout.engine.worker import ReportingWorker
 
 
 def is_plain(scheduler_output: SchedulerOutput) -> bool:
-    """Whether a tick verifies no drafts and is not asked for any."""
+    """Tell whether a tick verifies no drafts and is not asked for any."""
     return scheduler_output.num_spec_tokens_to_schedule == 0 and not scheduler_output.scheduled_spec_decode_tokens
 
 
 @contextmanager
 def speculation_hidden(model_runner: Any) -> Iterator[None]:
-    """For one of a plain tick's two calls, the stock runner takes its path without speculation.
+    """Have the stock runner take its path without speculation, for one of a plain tick's two calls.
 
-    With it, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not any draft is
-    wanted. Both calls of a tick must see the same.
+    With speculation, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not any
+    draft is wanted. Both calls of a tick must see the same.
     """
     speculation, model_runner.speculative_config = model_runner.speculative_config, None
     try:
@@ -47,13 +47,13 @@ _SINK_TOKENS = 4
 
 
 class CpuWorker(ReportingWorker, CPUWorker):
-    """`worker_cls` of an engine on a CPU, with or without drafting."""
+    """Is the `worker_cls` of an engine on a CPU, with or without drafting."""
 
     noise: RequestNoise | None = None
     _is_plain_tick = False
 
     def init_device(self) -> None:
-        """Check everything, then stock, then put the self-drafter in the place of the stock draft model.
+        """Check everything, start stock, and put the self-drafter in the place of the stock draft model.
 
         Raises:
             EfficientRolloutError: Something this package needs is not there; nothing is started then.
@@ -89,7 +89,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
             self.model_runner.drafter = self.self_drafter
 
     def _share_noise(self) -> NoiseSampler:
-        """Every token of a request, drafted, verified or decoded, is drawn with the noise of its position."""
+        """Draw every token of a request, drafted, verified or decoded, with the noise of its position."""
         runner, model_config = self.model_runner, self.model_config
         use_float64 = bool(getattr(model_config, "use_fp64_gumbel", False))
         rank = self.vllm_config.parallel_config.data_parallel_index
@@ -100,14 +100,14 @@ class CpuWorker(ReportingWorker, CPUWorker):
         return noise_sampler
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
-        """Stock, which is told that the drafter's layers have none of their own."""
+        """Return stock's specification; stock is told that the drafter's layers have none of their own."""
         if self.self_drafter is None:
             return super().get_kv_cache_spec()
         with self.self_drafter.sharing_kv_cache():
             return super().get_kv_cache_spec()
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Stock, with the scheduler's statistics taken in.
+        """Run stock, with the scheduler's statistics taken in.
 
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
@@ -125,7 +125,10 @@ class CpuWorker(ReportingWorker, CPUWorker):
         return speculation_hidden(self.model_runner) if is_hidden else nullcontext()
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
-        """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
+        """Run stock; a report rides along.
+
+        An engine with the stock scheduler has its tokens counted.
+        """
         refused = self.take_refused_tick()
         if refused is not None:
             return refused
@@ -142,7 +145,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
 
     @contextmanager
     def _no_noise_for_unfinished_prompts(self) -> Iterator[None]:
-        """A request's own generator stands still while its prompt is computed in chunks.
+        """Keep a request's own generator still while its prompt is computed in chunks.
 
         vLLM draws a token after every chunk, throws it away, and winds the generator back, which it can do with a
         generator on a GPU only: on a CPU the engine would end there.

@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 class Certified:
-    """Before a worker class of the V2 runner among the bases: what it says of its machine's certificate.
+    """Stands before a worker class of the V2 runner among the bases.
+
+    It adds what a worker says of its machine's certificate.
 
     Attributes:
         certificate_gap: Why it drafts without one; None where it has one, or does not draft.
@@ -38,16 +40,16 @@ class Certified:
             logger.warning("this engine drafts without a certificate: %s", self.certificate_gap)
 
     def plugin_status(self) -> dict[str, Any]:
-        """Stock's of this package, with `certificate_gap`."""
+        """Return the status of `ReportingWorker`, with `certificate_gap`."""
         status: dict[str, Any] = super().plugin_status()  # type: ignore[misc]
         return status | {"certificate_gap": self.certificate_gap}
 
     def take_rollout_stats(self) -> dict[str, Any]:
-        """As `ReportingWorker`, with whether the engine drafts without a certificate."""
+        """Do as `ReportingWorker` does, and say whether the engine drafts without a certificate."""
         return super().take_rollout_stats() | self._told()  # type: ignore[misc]
 
     def rollout_totals(self) -> dict[str, Any]:
-        """As `ReportingWorker`, with whether the engine drafts without a certificate."""
+        """Do as `ReportingWorker` does, and say whether the engine drafts without a certificate."""
         return super().rollout_totals() | self._told()  # type: ignore[misc]
 
     def _told(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class Certified:
 
 
 class GpuWorker(Certified, V2Worker, Worker):
-    """`worker_cls` of an engine on a GPU, with or without drafting."""
+    """Is the `worker_cls` of an engine on a GPU, with or without drafting."""
 
     def check(self) -> None:
         """Check what `engine_args` could not: the engine's options as vLLM has resolved them.

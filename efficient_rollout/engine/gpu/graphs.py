@@ -33,7 +33,7 @@ _SINGLE_STEPS = 16
 
 
 def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
-    """Value of `max_cudagraph_capture_size` with which every batch that verifies drafts can have a graph.
+    """Return the `max_cudagraph_capture_size` with which every batch that verifies drafts can have a graph.
 
     A batch beyond the limit runs without one. vLLM's default is enough to hide a large policy's launches; a small
     policy with many requests gains from a higher one, for memory and seconds of capture.
@@ -51,7 +51,9 @@ def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
 
 
 def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int) -> int:
-    """Full graphs that an engine captures: the policy's for every number of drafts, and those of draft steps.
+    """Count the full graphs that an engine captures.
+
+    They are the policy's for every number of drafts, and those of draft steps.
 
     Args:
         max_draft_tokens: Largest number of drafts per request.
@@ -66,10 +68,10 @@ def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int) -> int:
 def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
     """Give a graph manager a full graph for every query length up to its own, and every batch the smallest that fits.
 
-    To be called once stock has made the manager (`initialize_kv_cache`, which also makes one to measure graphs' memory)
-    and before it captures; a second call changes nothing. Piecewise graphs are those of an engine without speculation,
-    and sparse beyond vLLM's default limit. A manager without full graphs for decoding alone stays as it is, and one
-    whose graphs take any mix of query lengths (`varlen_decode`).
+    It is to be called once stock has made the manager (`initialize_kv_cache`, which also makes one to measure graphs'
+    memory) and before it captures; a second call changes nothing. Piecewise graphs are those of an engine without
+    speculation, and sparse beyond vLLM's default limit. A manager without full graphs for decoding alone stays as it
+    is, and one whose graphs take any mix of query lengths (`varlen_decode`).
 
     Args:
         manager: Of the policy, or of the draft chain.
@@ -105,7 +107,7 @@ def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
 
 
 def request_counts(limit: int, *, is_dense: bool = False) -> list[int]:
-    """Numbers of requests up to a limit, itself among them, that have a graph.
+    """List the numbers of requests up to a limit, itself among them, that have a graph.
 
     Args:
         limit: The largest.
@@ -151,7 +153,7 @@ def _decode_graphs(manager: Any, is_chain: bool) -> Iterator["BatchExecutionDesc
 def _candidates(
     full: Iterable["BatchExecutionDescriptor"], others: Iterable["BatchExecutionDescriptor"], lora_cases: Iterable[int]
 ) -> dict[tuple[int, int], list["BatchExecutionDescriptor"]]:
-    """Graphs a batch may run in, by its tokens and active LoRA adapters: full ones first."""
+    """Return the graphs a batch may run in, by its tokens and active LoRA adapters: full ones first."""
     made = {}
     for case in lora_cases:
         # From the largest batch down, every graph takes the place of the next larger one of its kind.

@@ -41,7 +41,7 @@ _ANY_TOKEN = 0
 
 
 class SelfDraftSpeculator(DraftModelSpeculator):
-    """In the place of the runner's speculator for `method: draft_model`, with the policy as its own draft model.
+    """Stands in the place of the runner's speculator for `method: draft_model`; the policy is its own draft model.
 
     The attention layers are aliases of the policy's, so there is no second KV cache, no second prefill, and nothing to
     keep in step when no drafts are wanted. The first step feeds the token just sampled: the KV of everything before it
@@ -73,7 +73,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
 
     @property
     def draft_seconds(self) -> float:
-        """Time of chains since `forget_counts`."""
+        """Return the time of chains since `forget_counts`."""
         return self.stopwatch.seconds()
 
     def forget_counts(self) -> None:
@@ -81,7 +81,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self.stopwatch.reset()
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
-        """The drafter, whose attention layers get the policy's KV cache.
+        """Build the drafter, whose attention layers get the policy's KV cache.
 
         Raises:
             SchemeUnavailableError: A layer could not be quantized.
@@ -98,7 +98,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
     _run_model = PlainDraftModelSpeculator._run_model
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        """Full graphs where every attention group can renew its metadata on the device, and none elsewhere.
+        """Prepare full graphs where every attention group can renew its metadata on the device, and none elsewhere.
 
         The runner has just made its own manager, which is completed here too: also in the trial that measures memory.
         """
@@ -111,7 +111,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         complete(self._runner.cudagraph_manager)
 
     def capture(self) -> None:
-        """One graph of one draft step for each number of requests. A fault in it turns every rank's drafter off."""
+        """Capture a draft step for each number of requests. A fault in it turns every rank's drafter off."""
         assert self._graphs is not None
         self.idx_mapping.fill_(-1)
         self._ranks.begin()
@@ -240,7 +240,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         mode: CUDAGraphMode,
         num_speculative_steps: int | None = None,
     ) -> None:
-        """What is captured: where KV is written and how attention is planned are renewed in every replay.
+        """Do what is captured: every replay renews where KV is written and how attention is planned.
 
         Args:
             num_requests: Of the graph, with padding.
@@ -285,7 +285,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self._step.add_(1).remainder_(self.num_speculative_steps)
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
-        """The verifier's own draw, with the drafter's logits; of its processing, temperature alone."""
+        """Draw as the verifier does, with the drafter's logits; of its processing, temperature alone."""
         n = logits.shape[0]
         return gumbel_sample(
             logits,

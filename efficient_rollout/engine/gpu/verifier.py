@@ -10,7 +10,9 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 
 class SharedNoiseVerifier(RejectionSampler):
-    """In the place of the runner's rejection sampler; processing and log-probabilities are stock's.
+    """Stands in the place of the runner's rejection sampler.
+
+    Processing and log-probabilities are stock's.
 
     Args:
         stock: The runner's.

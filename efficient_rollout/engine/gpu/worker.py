@@ -29,7 +29,9 @@ _LEVEL_THAT_DISCARDS = 2
 
 
 class _Reported(AsyncModelRunnerOutput):
-    """An output still on its way from the device, on which a worker's report rides once it is there.
+    """Is an output still on its way from the device.
+
+    A worker's report rides on it once it is there.
 
     Args:
         output: Stock's.
@@ -48,13 +50,16 @@ class _Reported(AsyncModelRunnerOutput):
 
 
 class V2Worker(ReportingWorker):
-    """Before one of vLLM's worker classes whose runner is V2 among the bases; drafts where the settings say so."""
+    """Stands among the bases before one of vLLM's worker classes whose runner is V2.
+
+    It drafts where the settings say so.
+    """
 
     weight_sync = InPlaceWeightSync
     self_drafter: SelfDraftSpeculator | None = None
 
     def init_device(self) -> None:
-        """Stock, then the self-drafter and the verifier in the places of stock's.
+        """Run stock, then put the self-drafter and the verifier in the places of stock's.
 
         Raises:
             EfficientRolloutError: Something this package needs is not there; nothing is started then.
@@ -72,22 +77,22 @@ class V2Worker(ReportingWorker):
             self.model_runner.speculator = self.self_drafter
 
     def check(self) -> None:
-        """Refuse an engine that cannot draft here; nothing where a device has nothing to be checked for."""
+        """Refuse an engine that cannot draft here; do nothing where a device has nothing to be checked for."""
 
     def load_model(self, **kwargs: Any) -> None:
-        """Stock, with the drafter; drafts are verified by sampling from then on."""
+        """Load as stock does, with the drafter; drafts are verified by sampling from then on."""
         super().load_model(**kwargs)
         if self.self_drafter is not None:
             self.model_runner.rejection_sampler = SharedNoiseVerifier(self.model_runner.rejection_sampler)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
-        """Stock; batches that will run without a graph are told of."""
+        """Run stock, and tell of batches that will run without a graph."""
         super().initialize_from_config(kv_cache_config)
         if self.self_drafter is not None:
             self._tell_of_batches_without_a_graph()
 
     def compile_or_warm_up_model(self) -> Any:
-        """Stock, which ends by seeding its generators alike in all engines of a server.
+        """Run stock, which ends by seeding its generators alike in all engines of a server.
 
         The runner draws the seeds of requests that bring none from them: without a seed of each engine's own, a prompt
         that two of them get is copied, not answered twice.
@@ -114,7 +119,7 @@ class V2Worker(ReportingWorker):
             )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Stock, with the scheduler's statistics taken in, and its decision.
+        """Run stock, with the scheduler's statistics taken in, and its decision.
 
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
@@ -134,7 +139,10 @@ class V2Worker(ReportingWorker):
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Stock; a report rides along, and an engine with the stock scheduler has its tokens counted."""
+        """Run stock; a report rides along.
+
+        An engine with the stock scheduler has its tokens counted.
+        """
         refused = self.take_refused_tick()
         if refused is not None:
             return refused
@@ -144,19 +152,25 @@ class V2Worker(ReportingWorker):
         return _Reported(output, self, 0 if self.self_drafter is None else self.self_drafter.chain_length)
 
     def sleep(self, level: int = 1) -> None:
-        """Stock. What a level discards, the drafter's weights among it, is not drafted with before the next sync."""
+        """Run stock.
+
+        What a level discards, the drafter's weights among it, is not drafted with before the next sync.
+        """
         super().sleep(level)
         if level >= _LEVEL_THAT_DISCARDS:
             self._lose_drafter()
 
     def discard(self, tags: tuple[str, ...]) -> None:
-        """Stock; as a sleep of level 2 where weights are among what is discarded."""
+        """Run stock; do as in a sleep of level 2 where weights are among what is discarded."""
         super().discard(tags)
         if "weights" in tags:
             self._lose_drafter()
 
     def shutdown(self) -> None:
-        """Stock, and let go of the drafter, and of the policy through it: an engine after this one needs the memory."""
+        """Run stock, and let go of the drafter, and of the policy through it.
+
+        An engine after this one needs the memory.
+        """
         super().shutdown()
         runner = getattr(self, "model_runner", None)
         vars(self).pop("load_checkpoint_tensors", None)  # a method of the policy

@@ -26,7 +26,7 @@ _MAX_LISTED = 5
 
 @dataclass(slots=True)
 class _Parameter:
-    """A parameter of the model, what a checkpoint holds for it, and what has come.
+    """Describes a parameter of the model, what a checkpoint holds for it, and what has come.
 
     Attributes:
         name: The model's own name. A fused parameter takes several tensors of a checkpoint, its parts.
@@ -44,7 +44,7 @@ class _Parameter:
 
     @classmethod
     def of(cls, name: str, layer: torch.nn.Module, tensor: torch.Tensor) -> "_Parameter":
-        """Of a layer that has not been packed."""
+        """Describe a parameter of a layer that has not been packed."""
         shape = tuple(tensor.shape)
         if isinstance(layer, VocabParallelEmbedding):
             # vLLM pads the vocabulary; no checkpoint has the padding.
@@ -58,24 +58,24 @@ class _Parameter:
         return cls(name, shape, num_ranks=get_tensor_model_parallel_world_size())
 
     def num_values(self, loaded: torch.Tensor) -> int:
-        """Values of a tensor of the checkpoint, counted as those of `shape` are."""
+        """Count the values of a tensor of the checkpoint, as those of `shape` are."""
         whole = loaded.numel()
         return whole // self.num_ranks if whole == self.num_ranks * math.prod(self.shape) else whole
 
     @property
     def num_missing(self) -> int:
-        """Values that have not come."""
+        """Return the number of values that have not come."""
         return math.prod(self.shape) - sum(num_values for _, _, num_values in self.arrived)
 
     def shape_of(self, part: Any) -> tuple[int, ...]:
-        """What a checkpoint holds for one part."""
+        """Return the shape of what a checkpoint holds for one part."""
         parts = part if isinstance(part, tuple) else (_QKV.get(part, part),)
         if not all(isinstance(index, int) and index < len(self.part_rows) for index in parts):
             return self.shape
         return (sum(self.part_rows[index] for index in parts), *self.shape[1:])
 
     def earlier(self, part: Any, num_values: int) -> str:
-        """Names of the tensors that came before for what `num_values` more for `part` would fill."""
+        """Name the tensors that came before for what `num_values` more for `part` would fill."""
         of_part = [name for name, other, _ in self.arrived if part is not None and other == part]
         return ", ".join(of_part or [name for name, _, _ in self.arrived if num_values > self.num_missing])
 
@@ -88,7 +88,7 @@ class _Parameter:
 
 
 class Arrivals:
-    """The tensors of one weight sync.
+    """Watches the tensors of one weight sync.
 
     Args:
         model: The policy, ready to be loaded again layer by layer.
@@ -138,11 +138,11 @@ class Arrivals:
 
     @property
     def current(self) -> str:
-        """Name and shape of the tensor that is being loaded, or was last."""
+        """Return name and shape of the tensor that is being loaded, or was last."""
         return f"{self._name} {list(self._shape)}"
 
     def named(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same tensors, each known by its name while the model takes it."""
+        """Yield the same tensors, each known by its name while the model takes it."""
         for name, tensor in weights:
             self._name, self._shape = name, tensor.shape
             self.num_tensors += 1
@@ -186,7 +186,7 @@ class Arrivals:
 
 
 def _part_rows(layer: LinearBase) -> tuple[int, ...]:
-    """Rows that a checkpoint holds for each part of a fused layer; none where it is not fused."""
+    """Return the rows that a checkpoint holds for each part of a fused layer; none where it is not fused."""
     if isinstance(layer, QKVParallelLinear):
         # vLLM's own sizes count a key and value head again for every rank that holds a copy.
         heads = layer.total_num_heads * layer.head_size
@@ -196,7 +196,7 @@ def _part_rows(layer: LinearBase) -> tuple[int, ...]:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a finite number; one read of the memory where they all are."""
+    """Tell whether every value is a finite number; it reads the memory once where they all are."""
     if not tensor.is_floating_point():
         return True
     # A sum shows every NaN and infinity, but may itself overflow.

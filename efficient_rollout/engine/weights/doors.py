@@ -34,7 +34,7 @@ class WeightDoors:
         weight_transfer_engine: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Stock; from then on the model's `load_weights` belongs to the open weight sync."""
+        """Run stock; from then on the model's `load_weights` belongs to the open weight sync."""
         super().load_model(*args, **kwargs)
         model = self.model_runner.get_model()
         self.load_checkpoint_tensors = model.load_weights
@@ -55,7 +55,7 @@ class WeightDoors:
         weights_path: str | None = None,
         is_checkpoint_format: bool = True,
     ) -> None:
-        """vLLM's own reload, of named tensors or of a checkpoint on disk (unnamed: the one loaded last).
+        """Reload as vLLM does, from named tensors or a checkpoint on disk (unnamed: the one loaded last).
 
         Raises:
             WeightSyncError: The checkpoint cannot be read, and nothing was changed; or the sync failed.
@@ -72,7 +72,7 @@ class WeightDoors:
         self.model_runner.reset_mm_cache()
 
     def _on_disk(self, path: str | None) -> Iterable[tuple[str, torch.Tensor]]:
-        """A checkpoint's tensors, the first of them read."""
+        """Return a checkpoint's tensors, the first of them read."""
         config = self.model_runner.model_config
         before = config.model, config.revision
         if path is not None:
@@ -90,7 +90,7 @@ class WeightDoors:
             ) from error
 
     def start_weight_update(self) -> None:
-        """Stock; begins a weight sync that `finish_weight_update` ends.
+        """Run stock; begin a weight sync that `finish_weight_update` ends.
 
         Raises:
             WeightSyncError: The update cannot start.
@@ -102,7 +102,7 @@ class WeightDoors:
             super().start_weight_update()
 
     def update_weights(self, update_info: Any) -> None:
-        """Stock, checked.
+        """Run stock, checked as a part of the weight sync.
 
         Raises:
             WeightSyncError: The update failed, and the sync with it.
@@ -113,7 +113,7 @@ class WeightDoors:
             return super().update_weights(update_info)
 
     def finish_weight_update(self) -> None:
-        """Stock, once everything came.
+        """Run stock, once everything came.
 
         Raises:
             WeightSyncError: Some parameters did not get all their values.
@@ -142,11 +142,11 @@ class WeightDoors:
         self.weight_transfer_engine.reset_weight_update_target()
 
     def _is_anothers_update(self) -> bool:
-        """Whether vLLM's session is that of a draft model which is not the policy itself."""
+        """Tell whether vLLM's session is that of a draft model which is not the policy itself."""
         return self._weight_update_active and self.open_weight_sync is None
 
     def start_draft_weight_update(self) -> None:
-        """Closed where the drafter is the policy itself."""
+        """Run stock; this door is closed where the drafter is the policy itself."""
         if self.self_drafter is not None:
             raise WeightSyncError(
                 "the drafter is the policy, quantized, and follows every weight sync of the policy: "
@@ -155,18 +155,18 @@ class WeightDoors:
         super().start_draft_weight_update()
 
     def supports_draft_weight_updates(self) -> bool:
-        """What vLLM tells its clients."""
+        """Return what vLLM tells its clients."""
         return self.self_drafter is None and super().supports_draft_weight_updates()
 
     def reset_weights(self) -> None:
-        """Closed: vLLM's zeroes (from 0.32 on) reach neither packed layers nor the drafter."""
+        """Refuse: vLLM's zeroes (from 0.32 on) reach neither packed layers nor the drafter."""
         raise WeightSyncError(
             "reset_weights writes zeroes that neither a CPU engine's packed layers nor the drafter would follow. "
             "Nothing was changed. A weight sync needs none: it fails unless every parameter gets all its values."
         )
 
     def abort_weight_sync(self) -> None:
-        """Drop the open weight sync, for instance of a trainer that is gone; nothing where none is open."""
+        """Drop the open weight sync, for instance of a trainer that is gone; do nothing where none is open."""
         if self.open_weight_sync is not None:
             self.open_weight_sync.fail(WeightSyncError("it was dropped by abort_weight_sync"))
             self._end_transfer()

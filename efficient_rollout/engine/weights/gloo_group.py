@@ -7,9 +7,9 @@ from vllm.distributed.utils import stateless_init_torch_distributed_process_grou
 
 
 class GlooGroup:
-    """`broadcast(tensor, src, stream)` as vLLM's PyNcclCommunicator has it, which without NCCL does nothing at all.
+    """Has `broadcast(tensor, src, stream)` as vLLM's PyNcclCommunicator, which without NCCL does nothing at all.
 
-    A group of its own, apart from the default groups that trainer and engine each have.
+    It is a group of its own, apart from the default groups that trainer and engine each have.
     """
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:

@@ -9,7 +9,7 @@ from efficient_rollout.engine.weights.sync import WeightSync
 
 
 class InPlaceWeightSync(WeightSync):
-    """A sync in which every tensor is copied to where the policy computes with it, and nothing is rebuilt.
+    """Copies every tensor to where the policy computes with it; nothing is rebuilt.
 
     Captured graphs keep their addresses: the policy's weights have theirs, and packed layers requantize in place.
     """
@@ -21,7 +21,10 @@ class InPlaceWeightSync(WeightSync):
         return weights
 
     def _close_layers(self) -> None:
-        """As after a first load: every layer is shown to the drafter. Ends when the device has done all of it."""
+        """Show every layer to the drafter, as after a first load.
+
+        It ends when the device has done all of it.
+        """
         process_weights_after_loading(self._model, self._config.model_config, self._worker.device)
         # Else the sync's seconds would be those of its launches.
         if self._worker.device.type == "cuda":

@@ -25,7 +25,7 @@ _MAX_CAUSE_CHARACTERS = 400  # vLLM's may list every parameter
 
 
 class SyncedWorker(Protocol):
-    """What a weight sync asks of the worker that it is of.
+    """Names what a weight sync asks of the worker that it is of.
 
     Attributes:
         model_runner: vLLM's.
@@ -47,11 +47,13 @@ class SyncedWorker(Protocol):
         """Load them as the model does."""
 
     def wants_requantizing(self) -> bool:
-        """At a weight sync, once: whether the drafter is to take the new weights."""
+        """Tell, at a weight sync, once, whether the drafter is to take the new weights."""
 
 
 class WeightSync:
-    """One weight sync of one worker, as a context: buckets of named tensors in, then everything repacked.
+    """Is one weight sync of one worker, as a context.
+
+    Buckets of named tensors go in, then everything is repacked.
 
     vLLM on a CPU repacks weights after loading, so new ones go through its layerwise reload: each layer is
     rebuilt from its checkpoint tensors, quantized for the drafter by the taps, and repacked. Every tensor is checked
@@ -115,7 +117,7 @@ class WeightSync:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A part of this sync, in vLLM's context; whatever is raised inside ends the sync.
+        """Run a part of this sync, in vLLM's context; whatever is raised inside ends the sync.
 
         Raises:
             WeightSyncError: For any exception inside; or the sync is not open.
@@ -179,7 +181,7 @@ class WeightSync:
         stats.num_weight_syncs += 1
 
     def fail(self, error: BaseException) -> WeightSyncError:
-        """End this sync for `error`; returns what to raise."""
+        """End this sync for `error`; return what to raise."""
         text = str(error)
         if not isinstance(error, WeightSyncError):
             text = f"{type(error).__name__}: {text[:_MAX_CAUSE_CHARACTERS]}"

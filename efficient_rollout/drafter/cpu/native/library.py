@@ -22,12 +22,12 @@ _COMPILE_TIMEOUT_SECONDS = 120
 
 
 def has_avx512() -> bool:
-    """Whether torch uses AVX512 here, or something above it."""
+    """Tell whether torch uses AVX512 here, or something above it."""
     return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AVX10", "AMX"))
 
 
 def native_missing() -> str | None:
-    """What the kernels lack here; None when they can run."""
+    """Return what the kernels lack here; None when they can run."""
     if not (torch.backends.cpu.get_cpu_capability() == "AVX2" or has_avx512()):
         return "its kernel needs a CPU with AVX2"
     try:
@@ -39,7 +39,7 @@ def native_missing() -> str | None:
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The kernels; compiled first where the cache has none of this source.
+    """Return the kernels; compile them first where the cache has none of this source.
 
     Raises:
         SchemeUnavailableError: There is no compiler, or it fails or takes too long; the message has its last lines.
@@ -84,10 +84,10 @@ def _compile(compiler: str, path: Path) -> None:
 
 
 def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    """Of a contiguous tensor's first element; NULL for None."""
+    """Return the address of a contiguous tensor's first element; NULL for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def size(number: int) -> ctypes.c_long:
-    """A size, as the kernels take it."""
+    """Return a size, as the kernels take it."""
     return ctypes.c_long(number)
