@@ -95,7 +95,7 @@ def _run_openrlhf(parsed: argparse.Namespace) -> int:
 
 
 def command_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser for these arguments: it has every command, and only of the one that they name the options."""
+    """Return the parser for these arguments: it has every command, and options only of the one that they name."""
     parser = DiscreetParser(prog="efficient-rollout", description="Faster rollouts by lossless self-drafting.")
     parser.add_argument("--version", action="version", version=f"efficient-rollout {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

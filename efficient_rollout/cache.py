@@ -5,6 +5,6 @@ from pathlib import Path
 
 
 def cache_directory(name: str) -> Path:
-    """`$XDG_CACHE_HOME/efficient_rollout/<name>`, or the same below `~/.cache`; it need not exist."""
+    """Return `$XDG_CACHE_HOME/efficient_rollout/<name>`, or the same below `~/.cache`; it need not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "efficient_rollout" / name

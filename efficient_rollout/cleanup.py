@@ -26,12 +26,12 @@ _LOOK_SECONDS = 1.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. A kind of KeyboardInterrupt: Ray's waits end on no other, and raise one of their own."""
+    """SIGTERM arrived. It is a KeyboardInterrupt: Ray's waits end on no other, and raise one of their own."""
 
 
 @contextlib.contextmanager
 def nothing_left_behind() -> Iterator[Callable[[], None]]:
-    """Around a job: on the way out, whatever the way, end its processes and remove its shared memory.
+    """Stand around a job: on the way out, whatever the way, end its processes and remove its shared memory.
 
     Orphans of the job are adopted by this process, so that descent alone, and no name, decides what is ended. Of shared
     memory, what one of them was seen to have open is removed: a container may share `/dev/shm` with others, whose
@@ -105,7 +105,7 @@ def exit_code_of(command: str, job: Callable[[], int | None]) -> int:
 
 
 def descendants(root: int | None = None) -> list[int]:
-    """Ids of all living processes below `root`, this process by default."""
+    """Return the ids of all living processes below `root`, this process by default."""
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(root).children(recursive=True):
@@ -143,7 +143,7 @@ def _reap() -> None:
 
 
 def _segments() -> dict[Path, int]:
-    """Those that there are by now, with their inodes."""
+    """Return those that there are by now, with their inodes."""
     found: dict[Path, int] = {}
     with contextlib.suppress(FileNotFoundError):
         for path in SHARED_MEMORY.iterdir():
@@ -154,7 +154,7 @@ def _segments() -> dict[Path, int]:
 
 
 class _OwnSegments:
-    """New shared memory that a job's processes have open, looked for until it is taken.
+    """Looks for new shared memory that a job's processes have open, until it is taken.
 
     A process that ends by itself may leave a segment behind, so they are asked while they live: soon after a segment
     appears, and ever more rarely while it turns out to be nobody's.

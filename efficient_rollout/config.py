@@ -26,7 +26,7 @@ class _Group(BaseModel):
 
 
 class DrafterSettings(_Group):
-    """How the policy is quantized to draft for itself."""
+    """Says how the policy is quantized to draft for itself."""
 
     scheme: SchemeName = Field(
         default="int8",
@@ -55,7 +55,7 @@ class DrafterSettings(_Group):
 
 
 class ControllerSettings(_Group):
-    """How many tokens to draft, decided at every engine tick."""
+    """Says how many tokens to draft, which is decided at every engine tick."""
 
     rule: RuleName = Field(
         default="batch_threshold",
@@ -84,7 +84,7 @@ class ControllerSettings(_Group):
 
 
 class Settings(_Group):
-    """The whole tree."""
+    """Holds the whole tree."""
 
     enabled: bool = Field(
         default=True, description="false: plain vLLM, with the same rollout name; the baseline of a comparison."
@@ -130,11 +130,11 @@ class Settings(_Group):
             raise ConfigError(_explain(error, where)) from None
 
     def for_training(self) -> "Settings":
-        """These, with what a training job wants where they leave it open: a GPU that was checked."""
+        """Return these, with what a training job wants where they leave it open: a GPU that was checked."""
         return self if self.gpu_certificate is not None else self.model_copy(update={"gpu_certificate": "required"})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict of JSON types; `parse(to_dict())` gives an equal tree."""
+        """Return a plain nested dict of JSON types; `parse(to_dict())` gives an equal tree."""
         return self.model_dump(mode="json")
 
 

@@ -37,7 +37,7 @@ CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of the report.
+    """Is one row of the report.
 
     Attributes:
         section: What the row belongs to.
@@ -90,7 +90,7 @@ def examine() -> list[Finding]:
 
 
 def render(findings: list[Finding]) -> str:
-    """The findings as aligned text, a block per section; advice under its row."""
+    """Return the findings as aligned text, a block per section; advice under its row."""
     rows: list[list[str]] = []
     headings: dict[int, str] = {}
     for finding in findings:

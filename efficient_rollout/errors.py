@@ -7,7 +7,7 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 
 class EfficientRolloutError(Exception):
-    """Base of every error this package raises on purpose; its text holds no secret, whoever prints it."""
+    """Is the base of every error this package raises on purpose; its text holds no secret, whoever prints it."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(text_without_secrets(arg) if isinstance(arg, str) else arg for arg in args))
@@ -62,7 +62,7 @@ class MissingPackageError(EfficientRolloutError):
 
 
 def ours_behind(error: BaseException) -> EfficientRolloutError | None:
-    """The error of this package that another one was raised from, or that Ray carried from another process."""
+    """Return the error of this package that another one was raised from, or that Ray carried from another process."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, EfficientRolloutError):

@@ -14,7 +14,7 @@ from efficient_rollout.errors import EfficientRolloutError, InputFileError
 def read_text(
     path: Path, *, what: str, remedy: str = "check the path", error: type[EfficientRolloutError] = InputFileError
 ) -> str:
-    """A file's text.
+    """Return a file's text.
 
     Args:
         path: The file.
@@ -36,7 +36,10 @@ def read_text(
 def read_json(
     path: Path, *, what: str, remedy: str = "check the path", error: type[EfficientRolloutError] = InputFileError
 ) -> Any:
-    """A JSON file's content; the arguments and errors of `read_text`, one of the latter where it is not JSON."""
+    """Return a JSON file's content.
+
+    It takes the arguments and raises the errors of `read_text`. It raises `error` too where the file is not JSON.
+    """
     try:
         return json.loads(read_text(path, what=what, remedy=remedy, error=error))
     except json.JSONDecodeError as fault:
@@ -45,7 +48,9 @@ def read_json(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the place of `path` when the block ends, and is dropped where the block raises.
+    """Yield where to write a file that takes the place of `path` when the block ends.
+
+    It is dropped where the block raises.
 
     A reader, and another process that writes the same file, sees the old one or the whole new one.
 
@@ -69,7 +74,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def names_in_python(path: Path, *, option: str) -> tuple[str, ...]:
-    """Names at the top of a Python file, which is compiled and not run.
+    """Return the names at the top of a Python file, which is compiled and not run.
 
     Args:
         path: The file.

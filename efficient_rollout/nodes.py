@@ -86,7 +86,10 @@ def _ask(node_id: str) -> ray.ObjectRef:
 
 
 def _question() -> Callable[[], str | None]:
-    """A function that Ray ships whole: one of a module would be imported there, from a package that may be missing."""
+    """Return a function that Ray ships whole: one of a module would be imported there.
+
+    There the package may be missing.
+    """
 
     def version_here() -> str | None:
         from importlib import metadata

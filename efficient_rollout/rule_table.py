@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RuleEntry:
-    """One rule of the controller.
+    """Describes one rule of the controller.
 
     Attributes:
         maker: `module:function` in `controller/`, which makes it.

@@ -23,7 +23,7 @@ _SHORTEST_KNOWN = 8
 
 
 def _value(bare: str) -> str:
-    """A pattern of what a name is given: in quotes or brackets, or bare; nothing that was left out already."""
+    """Return a pattern of what a name is given: in quotes or brackets, or bare; nothing that was left out already."""
     return rf"""(?P<value>(?!{re.escape(LEFT_OUT)})(?:'[^']*'|"[^"]*"|\[[^\]]*\]|{bare}))"""
 
 
@@ -38,7 +38,7 @@ _PASSWORD = re.compile(r"(?P<before>://[^\s/@:]*:)(?P<value>[^\s/]+)(?=@)")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name, such as `--logger.wandb.key` or `HF_TOKEN`, says that its value is a secret."""
+    """Tell whether a name, such as `--logger.wandb.key` or `HF_TOKEN`, says that its value is a secret."""
     words = [word.lower() for word in _WORDS.findall(name.rpartition(".")[2])]
     if not words or words[-1] not in _SECRET:
         return False
@@ -110,5 +110,5 @@ class DiscreetParser(argparse.ArgumentParser):
     """Says which arguments it does not know, without their secrets."""
 
     def error(self, message: str) -> NoReturn:
-        """Stock."""
+        """Do as stock does, without secrets in the message."""
         super().error(text_without_secrets(message))

@@ -9,7 +9,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_digest(package: Path, roots: Sequence[str], *, within: Sequence[str], without: Sequence[str]) -> str:
-    """SHA-256, in hex, of the modules in some folders of a package and of what they import of it, and so on.
+    """Return the SHA-256, in hex, of modules in some folders of a package, and of what they import of it, and so on.
 
     Args:
         package: Its folder, whose name is the package's.
@@ -37,7 +37,7 @@ def code_digest(package: Path, roots: Sequence[str], *, within: Sequence[str], w
 
 
 def _imported(tree: ast.AST, package: Path) -> Iterator[Path]:
-    """Files of the package's modules that a module names in an import, wherever it stands."""
+    """Yield files of the package's modules that a module names in an import, wherever it stands."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:

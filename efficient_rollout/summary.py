@@ -28,7 +28,7 @@ _OTHER_QUESTIONS = "Each step asks other questions: its reward and lengths do no
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of the table.
+    """Is one column of the table.
 
     Attributes:
         title: Two lines, the unit in the second.
@@ -83,7 +83,7 @@ def run_summary(args: argparse.Namespace) -> int:
 
 
 def render_table(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A row per step under two lines of title; a dash where a step did not report a number.
+    """Return a row per step under two lines of title; a dash where a step did not report a number.
 
     Args:
         steps: Records of the run.
@@ -101,7 +101,7 @@ def render_table(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[
 
 
 def compare(own: Run, baseline: Run) -> str:
-    """What the run's page says of the two, and the figures behind it, steadiest first.
+    """Return what the run's page says of the two, and the figures behind it, steadiest first.
 
     Raises:
         InputFileError: They follow different recipes.
@@ -122,7 +122,10 @@ def compare(own: Run, baseline: Run) -> str:
 
 
 def _validation(runs: Mapping[str, Path]) -> str:
-    """What each run's first and last validation measured: the same questions every time, while a step has its own."""
+    """Return what each run's first and last validation measured.
+
+    The questions are the same every time, while a step has its own.
+    """
     rows = []
     for name, directory in runs.items():
         measured = read_validations(directory / FILE_NAME)

@@ -5,7 +5,7 @@ from statistics import median
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """What brackets show, as JSON types.
+    """Return what brackets show, as JSON types.
 
     Args:
         values: One per round, at least one.
@@ -17,7 +17,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def bracketed(values: Mapping[str, float], *, digits: int, factor: float = 1.0) -> str:
-    """`median [smallest, largest]`.
+    """Return `median [smallest, largest]`.
 
     Args:
         values: From `spread`.
@@ -29,7 +29,7 @@ def bracketed(values: Mapping[str, float], *, digits: int, factor: float = 1.0) 
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
-    """Lines of text in columns.
+    """Return lines of text in columns.
 
     Args:
         lines: Cells, titles among them; as many in each.

@@ -27,7 +27,7 @@ def _supported_versions() -> dict[str, SpecifierSet]:
 
 
 def supported_versions(distribution: str) -> SpecifierSet:
-    """Versions of another distribution that this one was tested with, as its metadata states them; empty is any.
+    """Return the versions of another distribution that this one was tested with, as its metadata says; empty is any.
 
     Raises:
         PluginInactiveError: This package is not installed, so its entry points do not exist either.
@@ -36,7 +36,7 @@ def supported_versions(distribution: str) -> SpecifierSet:
 
 
 def is_supported(version: str, supported: SpecifierSet) -> bool:
-    """Whether a version is in a range. A build between two releases is older than the one it leads to."""
+    """Tell whether a version is in a range. A build between two releases is older than the one it leads to."""
     return supported.contains(version, prereleases=True)
 
 

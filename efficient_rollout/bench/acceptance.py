@@ -17,7 +17,7 @@ SEGMENTS = ((0, 128), (128, 256), (256, 384))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptancePlan:
-    """What is counted.
+    """Says what is counted.
 
     Attributes:
         checkpoints: Directories by label; all have the shape of the engines' policy.
@@ -33,7 +33,7 @@ class AcceptancePlan:
 
     @property
     def longest_tokens(self) -> int:
-        """Longest prompt and response together."""
+        """Return the number of tokens of the longest prompt and response together."""
         return max(map(len, self.prompts)) + SEGMENTS[-1][1]
 
 
@@ -51,7 +51,7 @@ def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
 
 
 def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of counts and rates; the engines end with the last checkpoint's weights.
+    """Yield rows of counts and rates; the engines end with the last checkpoint's weights.
 
     Args:
         plan: What is counted.
@@ -95,7 +95,7 @@ def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator
 def unfinished(
     texts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], num_tokens: int, eos_token_ids: Sequence[int]
 ) -> list[Prompt]:
-    """Texts with their continuations, without those that ended.
+    """Return the texts with their continuations, without those that ended.
 
     Args:
         texts: What was continued.
@@ -111,7 +111,7 @@ def unfinished(
 
 
 def acceptance(stats: RolloutStats) -> dict[str, Any]:
-    """Rates from counts, as JSON types.
+    """Return rates from counts, as JSON types.
 
     Returns:
         `accepted_share`: of the drafts at a position, those accepted, and with them all before.

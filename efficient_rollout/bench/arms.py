@@ -20,7 +20,7 @@ EngineKind = Literal["plain", "ngram", "self_drafting"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One column of the comparison.
+    """Stands for one column of the comparison.
 
     Attributes:
         name: As given on the command line.
@@ -36,13 +36,13 @@ class Arm:
 
     @property
     def needs_profile(self) -> bool:
-        """Whether its rule reads a latency profile."""
+        """Tell whether its rule reads a latency profile."""
         bare, _, argument = (self.rule or "").partition(":")
         return bare in RULES_WITH_PROFILE and not (bare == "batch_table" and argument)
 
 
 def parse_arms(text: str) -> list[Arm]:
-    """Arms of a list of names (`split_names`); `plain` is always among them, and first.
+    """Return the arms of a list of names (`split_names`); `plain` is always among them, and first.
 
     Raises:
         ConfigError: An arm is unknown, malformed or repeated.

@@ -35,7 +35,7 @@ def add_calibrate_command(subparsers: "argparse._SubParsersAction[argparse.Argum
 
 
 def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
-    """The drafter's scheme and the policy's kernel, for the commands with one self-drafting engine."""
+    """Add the drafter's scheme and the policy's kernel, for the commands with one self-drafting engine."""
     parser.add_argument("--scheme", default="int8", help=f"of the drafter: {', '.join(SCHEME_NAMES)}")
     kernels = get_args(Settings.model_fields["verify_kernel"].annotation)
     parser.add_argument(
@@ -47,26 +47,26 @@ def add_scheme_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentPars
 
 
 def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
-    """How engines are started, for every command that starts some."""
+    """Add the arguments that say how engines are started, for every command that starts some."""
     add_dtype_argument(parser)
     parser.add_argument("--compile", action="store_true", help="engines in compiled mode, as always on a GPU")
     parser.add_argument("--gpu-certificate", help="of gpu-check, where it is not in the cache")
 
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Of a self-drafting engine, from `add_scheme_argument` and `add_engine_arguments`."""
+    """Return the settings of a self-drafting engine, from `add_scheme_argument` and `add_engine_arguments`."""
     return {"verify_kernel": args.verify_kernel, "gpu_certificate_path": args.gpu_certificate}
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where prompts come from."""
+    """Add the arguments that say where prompts come from."""
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
     prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
 
 
 def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
-    """The policy's dtype, or `auto`."""
+    """Add the argument for the policy's dtype, or `auto`."""
     parser.add_argument(
         "--dtype",
         default=_AUTO,
@@ -84,7 +84,7 @@ def resolve_dtype(args: argparse.Namespace) -> None:
 
 
 def resolve_engine_arguments(args: argparse.Namespace) -> None:
-    """As `resolve_dtype`, and for the mode that engines have on this machine."""
+    """Do as `resolve_dtype` does, and the same for the mode that engines have on this machine."""
     from efficient_rollout.engine.installed import device_type
 
     resolve_dtype(args)
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def positive_integers(option: str, text: str) -> tuple[int, ...]:
-    """Distinct numbers of a comma-separated list, ascending.
+    """Return the distinct numbers of a comma-separated list, ascending.
 
     Raises:
         ConfigError: One is no integer, or below 1.

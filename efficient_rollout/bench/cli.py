@@ -129,7 +129,10 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
 
 
 def _settings(args: argparse.Namespace, arms: Sequence[Arm]) -> Settings:
-    """Of the self-drafting engine; where an arm needs a profile and none is named, it is the cache's, or measured."""
+    """Return the settings of the self-drafting engine.
+
+    Where an arm needs a profile and none is named, it is the cache's, or measured.
+    """
     controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
     raw = {**engine_settings(args), "drafter": {"scheme": args.scheme}, "controller": controller}
     if args.profile is None and any(arm.needs_profile for arm in arms):

@@ -91,7 +91,7 @@ class _Clock:
         self._shares: list[float] = []
 
     def note(self, name: str, arm: Arm, result: RoundResult) -> None:
-        """A rollout has ended."""
+        """Note that a rollout has ended."""
         now = (time.perf_counter(), time.process_time())
         if self._last != (0.0, 0.0):
             self._shares.append((now[1] - self._last[1]) / (now[0] - self._last[0]))
@@ -100,7 +100,7 @@ class _Clock:
         sys.stdout.flush()
 
     def said(self) -> str:
-        """A warning, or nothing."""
+        """Return a warning, or nothing."""
         if min(self._shares) > 0.9:
             return ""
         return "Something else kept this machine busy meanwhile: trust no figure here but the responses.\n"

@@ -26,7 +26,7 @@ _WARM_UP_TICKS_PER_LENGTH = 3
 
 @contextmanager
 def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
-    """Engines by arm, all alive at once; only one works at a time."""
+    """Start the engines, and yield them by arm; all are alive at once, and only one works at a time."""
     from efficient_rollout.measuring import starting
 
     engines: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def _cells(plan: DrafterPlan) -> list[tuple[str, int]]:
 
 
 def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
-    """Prompts continued by the policy itself until the runs' mean context is the plan's.
+    """Return the prompts, continued by the policy itself until the runs' mean context is the plan's.
 
     Args:
         engine: Any of the plan's.
@@ -191,7 +191,7 @@ def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Pro
 
 
 def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
-    """Fields of `Run` from the times at which a plain engine answered, one a tick.
+    """Return fields of `Run` from the times at which a plain engine answered, one a tick.
 
     Args:
         answer_seconds: Ascending; at least five.
@@ -229,6 +229,6 @@ def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
 
 
 def _mean_parts(ticks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means, which add up to the mean tick, as medians would not."""
+    """Return the means: they add up to the mean tick, as medians would not."""
     parts = dict.fromkeys(part for tick in ticks for part in tick)
     return {part: fmean(tick.get(part, 0.0) for tick in ticks) for part in parts}

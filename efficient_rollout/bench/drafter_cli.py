@@ -109,7 +109,7 @@ def _print_progress(line: str) -> None:
 
 
 def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | None]:
-    """Everything checked before an engine starts; resolves `args.dtype`.
+    """Return the plans, with everything checked before an engine starts; resolve `args.dtype`.
 
     Raises:
         ConfigError: An argument is out of range, or does not fit another.
@@ -162,7 +162,7 @@ def _check_numbers(args: argparse.Namespace, lengths: tuple[int, ...]) -> None:
 
 
 def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = None) -> dict[str, Settings]:
-    """Settings by the arm's name.
+    """Return the settings by the arm's name.
 
     Args:
         text: `NAME[:SETTING=VALUE...]`, separated by commas.
@@ -204,7 +204,7 @@ def _value(text: str) -> Any:
 def _timed_prompts(
     args: argparse.Namespace, config: PolicyConfig, max_batch: int
 ) -> tuple[list[Prompt], tuple[int, ...]]:
-    """Prompts of the timed runs, and what ends a response while the policy makes them longer."""
+    """Return the prompts of the timed runs, and what ends a response while the policy makes them longer."""
     count = _PROMPTS_PER_SEQUENCE * max_batch
     if args.task is None and args.prompts is None:
         lengths = [args.context - args.response_tokens // 2] * count
@@ -244,7 +244,7 @@ def _acceptance(args: argparse.Namespace, config: PolicyConfig, num_draft_tokens
 
 
 def _long_response_tokens(size: str) -> int:
-    """Up to the middle of the last segment, or of the longest worked answers of this size."""
+    """Return the tokens up to the middle of the last segment, or of the longest worked answers of this size."""
     from efficient_rollout.tasks.training_plans import level_of
 
     return min(sum(SEGMENTS[-1]) // 2, level_of(size).max_response_tokens * 3 // 4)

@@ -13,7 +13,7 @@ _SHOWN_LENGTH = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrafterPlan:
-    """What is measured.
+    """Says what is measured.
 
     Attributes:
         model: The policy's directory.
@@ -49,18 +49,18 @@ class DrafterPlan:
 
     @property
     def shown_length(self) -> int:
-        """The k that summaries show: 4, whose pass verifies 5 positions, or the nearest that is measured."""
+        """Return the k that summaries show: 4, whose pass verifies 5 positions, or the nearest that is measured."""
         return min(self.lengths, key=lambda k: (abs(k - _SHOWN_LENGTH), k))
 
     @property
     def plain_arms(self) -> tuple[str, ...]:
-        """Names of the plain engines."""
+        """Return the names of the plain engines."""
         return (PLAIN_EAGER, PLAIN_COMPILED) if self.has_compiled_baseline else (PLAIN_EAGER,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One arm's decoding of one batch of work with one k.
+    """Holds one arm's decoding of one batch of work with one k.
 
     Attributes:
         arm: A plain engine's name, or a drafter's.
@@ -95,7 +95,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchRun:
-    """One drafting engine's decoding of one batch, drafting at every other tick.
+    """Holds one drafting engine's decoding of one batch, drafting at every other tick.
 
     Attributes:
         arm: The drafter's name.
@@ -116,7 +116,7 @@ class SwitchRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRun:
-    """One weight sync of one drafting engine, and beside it the plain engine's own reload of the same checkpoint.
+    """Holds one weight sync of one drafting engine, and beside it the plain engine's reload of the same checkpoint.
 
     Attributes:
         arm: The drafter's name.
@@ -133,7 +133,7 @@ class SyncRun:
 
 @dataclass(slots=True)
 class Measured:
-    """Everything a run of the plan brought.
+    """Holds everything a run of the plan brought.
 
     Attributes:
         runs: Of every arm, batch, k and round.

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 2
 
 
 def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
-    """Everything but acceptance, as JSON types.
+    """Return everything but acceptance, as JSON types.
 
     Args:
         plan: What was measured.
@@ -32,13 +32,13 @@ def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
 
 
 def baseline_of(runs: Iterable[Run], plain_arms: Sequence[str], batch: int) -> str:
-    """The plain engine with the shortest median tick at this batch: plain decoding at its best."""
+    """Return the plain engine with the shortest median tick at this batch: plain decoding at its best."""
     runs = list(runs)
     return min(plain_arms, key=lambda arm: median(run.tick_seconds for run in _of(runs, arm, batch, 0)))
 
 
 def _of(runs: Iterable[Run], arm: str, batch: int, k: int) -> list[Run]:
-    """One run per round, in the order of the rounds."""
+    """Return one run per round, in the order of the rounds."""
     found = [run for run in runs if (run.arm, run.batch, run.num_draft_tokens) == (arm, batch, k)]
     return sorted(found, key=lambda run: run.round)
 
@@ -54,7 +54,7 @@ def _plain_row(runs: Sequence[Run], arm: str, batch: int) -> dict[str, Any]:
 
 
 def drafting_rows(runs: Sequence[Run], drafters: Iterable[str], baselines: Mapping[int, str]) -> list[dict[str, Any]]:
-    """One row per drafter, batch and k, those slower than plain included.
+    """Return one row per drafter, batch and k, those slower than plain included.
 
     Args:
         runs: Of all rounds.
@@ -99,7 +99,7 @@ def _drafting_row(rounds: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]
 
 
 def headline(rows: Sequence[Mapping[str, Any]], shown: int) -> list[dict[str, Any]]:
-    """Per drafter and batch: r, v, and the k with the largest median speed-up, 0 among the choices.
+    """Return per drafter and batch: r, v, and the k with the largest median speed-up, 0 among the choices.
 
     Args:
         rows: From `drafting_rows`.

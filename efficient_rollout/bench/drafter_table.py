@@ -7,7 +7,7 @@ from efficient_rollout.tables import aligned, bracketed
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Lines for a terminal.
+    """Return lines for a terminal.
 
     Args:
         summary: From `drafter_report.summarize`.
@@ -108,7 +108,7 @@ def _weight_sync(syncs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def acceptance_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rates by position: of the drafts whose predecessors were all accepted, the share that was too.
+    """Return rates by position: of the drafts whose predecessors were all accepted, the share that was too.
 
     Args:
         rows: From `acceptance.measure_acceptance`.

@@ -57,7 +57,7 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
 
 
 def table(timed: Sequence[dict[str, Any]], rows: Sequence[int]) -> str:
-    """Lines of milliseconds per product."""
+    """Return lines of milliseconds per product."""
     names = list(dict.fromkeys(row["kernel"] for row in timed))
     cells = {(row["kernel"], row["rows"]): bracketed(row["seconds"], digits=3, factor=1e3) for row in timed}
     return aligned(

@@ -9,7 +9,7 @@ from efficient_rollout.errors import ConfigError
 
 
 def require_matplotlib() -> Any:
-    """`matplotlib.pyplot`, drawing to files.
+    """Return `matplotlib.pyplot`, drawing to files.
 
     Raises:
         ConfigError: It is not installed; it is no dependency of this package.

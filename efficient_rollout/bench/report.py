@@ -11,7 +11,7 @@ SCHEMA_VERSION = 1
 
 
 def summarize(results: Mapping[str, Sequence[RoundResult]], *, is_greedy: bool) -> dict[str, dict[str, Any]]:
-    """Per arm: every round, and over the rounds median, smallest and largest.
+    """Return per arm: every round, and over the rounds median, smallest and largest.
 
     Args:
         results: Rounds by arm, `plain` among them; rounds of equal number had the same work.
@@ -53,7 +53,7 @@ def _round(result: RoundResult) -> dict[str, Any]:
 
 
 def active_curve(finish_seconds: Sequence[float]) -> dict[str, list[float]]:
-    """Requests that still run after each moment at which one finished."""
+    """Return the requests that still run after each moment at which one finished."""
     times = sorted(finish_seconds)
     return {
         "seconds": [0.0, *(round(seconds, 4) for seconds in times)],
@@ -62,7 +62,7 @@ def active_curve(finish_seconds: Sequence[float]) -> dict[str, list[float]]:
 
 
 def draft_token_steps(result: RoundResult) -> dict[str, list[float]]:
-    """The chosen k over time, one entry per change."""
+    """Return the chosen k over time, one entry per change."""
     seconds: list[float] = []
     chosen: list[float] = []
     for start, _, k, _ in result.ticks:
@@ -73,7 +73,7 @@ def draft_token_steps(result: RoundResult) -> dict[str, list[float]]:
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per arm, and who loses."""
+    """Return one line per arm, and who loses."""
     lines = [["arm", "seconds", "tokens/s", "over plain", ""]]
     lines += [
         [

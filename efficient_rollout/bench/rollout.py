@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """One arm's rollout.
+    """Holds one arm's rollout.
 
     Attributes:
         seconds: Makespan.
@@ -38,18 +38,18 @@ class RoundResult:
 
     @property
     def num_tokens(self) -> int:
-        """Emitted, all requests together."""
+        """Return the tokens emitted, all requests together."""
         return sum(map(len, self.token_ids))
 
     @property
     def tokens_per_second(self) -> float:
-        """Emitted tokens over the makespan."""
+        """Return emitted tokens over the makespan."""
         return self.num_tokens / self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """What is run.
+    """Says what is run.
 
     Attributes:
         model: The policy's directory.
@@ -80,7 +80,7 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What came of a plan; every list has one result per round.
+    """Holds what came of a plan; every list has one result per round.
 
     Attributes:
         rounds: By arm.
@@ -174,7 +174,7 @@ class _Turn:
     run: int
 
     def warm_up(self, requests: Sequence[Request]) -> None:
-        """A few tokens of each request; the self-drafting engine drafts as many as it ever may."""
+        """Generate a few tokens of each request; the self-drafting engine drafts as many as it ever may."""
         from efficient_rollout.measuring import offline, scripted
 
         works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, self.plan.warm_up_tokens)) for r in requests]
@@ -182,7 +182,7 @@ class _Turn:
         offline.roll_out(self.engine, works, temperature=self.plan.temperature, extra_args=pattern)
 
     def roll_out(self, requests: Sequence[Request]) -> RoundResult:
-        """The whole work, with nothing of an earlier turn left in the engine."""
+        """Do the whole work, with nothing of an earlier turn left in the engine."""
         from efficient_rollout.engine.statistics import take_rollout_stats
         from efficient_rollout.measuring import offline, scripted
 

@@ -19,7 +19,7 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of the trace.
+    """Holds one request of the trace.
 
     Attributes:
         prompt_token_ids: What the policy is given.
@@ -31,16 +31,16 @@ class Request:
 
 
 class PromptSource(Protocol):
-    """Where prompts come from."""
+    """Says where prompts come from."""
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
-        """One prompt per entry; sources with texts of their own do not keep to the lengths."""
+        """Return one prompt per entry; sources with texts of their own do not keep to the lengths."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RandomPrompts(PromptSource):
-    """Tokens drawn evenly, as long as the trace says. A policy's acceptance on them says little.
+    """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little.
 
     Attributes:
         vocab_size: Of the policy.
@@ -55,7 +55,7 @@ class RandomPrompts(PromptSource):
 
 @dataclass(frozen=True, slots=True)
 class FixedPrompts(PromptSource):
-    """Prompts in hand, shuffled by the seed and used again once all were used.
+    """Holds prompts in hand, shuffled by the seed and used again once all were used.
 
     Attributes:
         prompts: At least one.
@@ -70,7 +70,7 @@ class FixedPrompts(PromptSource):
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompts(PromptSource):
-    """Questions of the embedded task, new ones for each seed.
+    """Asks questions of the embedded task, new ones for each seed.
 
     Attributes:
         size: Of the embedded policy, which sets the difficulty.
@@ -107,7 +107,7 @@ class TaskPrompts(PromptSource):
 
 
 def read_prompts(path: Path, model: str) -> FixedPrompts:
-    """Prompts from JSON lines of `{"prompt_token_ids": [...]}` or `{"prompt": TEXT_OR_MESSAGES}`.
+    """Read prompts from JSON lines of `{"prompt_token_ids": [...]}` or `{"prompt": TEXT_OR_MESSAGES}`.
 
     Raises:
         InputFileError: The file is missing, empty, or a line is malformed.
@@ -137,7 +137,7 @@ def _encode(model: str, prompts: list[Any]) -> list[Prompt]:
 
 
 def requests_of(trace: Trace, source: PromptSource, seed: int, max_tokens: int | None = None) -> list[Request]:
-    """The trace's requests with prompts.
+    """Return the trace's requests with prompts.
 
     Args:
         trace: Lengths.
@@ -151,7 +151,7 @@ def requests_of(trace: Trace, source: PromptSource, seed: int, max_tokens: int |
 
 
 def shortened(trace: Trace, num_requests: int) -> Trace:
-    """The first requests of a trace.
+    """Return the first requests of a trace.
 
     Raises:
         ConfigError: It has fewer, or none are asked for.
@@ -162,7 +162,7 @@ def shortened(trace: Trace, num_requests: int) -> Trace:
 
 
 def eos_token_ids(config: PolicyConfig) -> tuple[int, ...]:
-    """The tokens that end a response.
+    """Return the tokens that end a response.
 
     Raises:
         ConfigError: The policy has none.

@@ -24,7 +24,7 @@ class _Position:
 
 @dataclass(slots=True)
 class AcceptanceAverages:
-    """Per-position acceptance of a drafter, P(accepted | all before it were).
+    """Keeps per-position acceptance of a drafter, P(accepted | all before it were).
 
     Context length is no input: the counts come from the requests that are running, so when only long survivors are
     left, they are what is counted.

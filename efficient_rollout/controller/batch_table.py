@@ -19,7 +19,7 @@ _MAX_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class BatchTable(Unlearning):
-    """The k of the range that holds the batch; 0 outside every range.
+    """Chooses the k of the range that holds the batch; 0 outside every range.
 
     Attributes:
         ranges: (first batch, last batch, k), as in vLLM's `num_speculative_tokens_per_batch_size`.
@@ -48,7 +48,7 @@ class BatchTable(Unlearning):
 def compile_table(
     table: TickTable, *, acceptance: float, context_tokens: float, max_draft_tokens: int, max_batch: int
 ) -> list[Range]:
-    """The best table a latency profile gives for one acceptance and one context.
+    """Return the best table a latency profile gives for one acceptance and one context.
 
     Args:
         table: Predicted tick seconds.
@@ -70,7 +70,7 @@ def compile_table(
 
 
 def table_from_lists(rows: Sequence[Sequence[int]]) -> BatchTable:
-    """A rule from JSON-like rows.
+    """Return a rule from JSON-like rows.
 
     Raises:
         ConfigError: a row is not three integers.
@@ -82,7 +82,7 @@ def table_from_lists(rows: Sequence[Sequence[int]]) -> BatchTable:
 
 
 def make(inputs: RuleInputs, argument: str) -> Rule:
-    """`batch_table`, compiled from the latency table; or `batch_table:[[1,8,7],[9,32,3]]`, as it is."""
+    """Make `batch_table`, compiled from the latency table; or `batch_table:[[1,8,7],[9,32,3]]`, as it is."""
     if argument:
         try:
             rows = json.loads(argument)

@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Predictions for one (batch, context, acceptance); every mapping is by k.
+    """Holds predictions for one (batch, context, acceptance); every mapping is by k.
 
     Attributes:
         choice: The k of the highest speed-up; the smallest such k on a tie.
@@ -38,7 +38,7 @@ class Explanation:
     tokens: dict[int, float]
 
     def to_dict(self) -> dict[str, object]:
-        """`{"choice": 3, "speedup": {"0": 1.0, "3": 1.31}}`."""
+        """Return `{"choice": 3, "speedup": {"0": 1.0, "3": 1.31}}`."""
         return {"choice": self.choice, "speedup": {str(k): gain for k, gain in self.speedup.items()}}
 
 

@@ -12,7 +12,9 @@ from efficient_rollout.cost_model.latency import TickTable
 
 @dataclass(slots=True)
 class CostModelRule:
-    """k that maximizes tokens per second, from a calibrated table and the acceptance since the last weight sync.
+    """Chooses the k that maximizes tokens per second.
+
+    It reads a calibrated table and the acceptance since the last weight sync.
 
     Attributes:
         table: Predicted seconds of a tick; may be shared by many rules.
@@ -32,7 +34,7 @@ class CostModelRule:
         self.acceptance = AcceptanceAverages(self.max_draft_tokens, self.prior_acceptance)
 
     def mark_stale(self) -> None:
-        """The weights changed: acceptance is learned again. So a rule that has given drafting up tries it again."""
+        """Learn acceptance again, as the weights changed. So a rule that has given drafting up tries it again."""
         self.acceptance.forget()
 
     def decide(self, state: DecodeState) -> Decision:
@@ -74,6 +76,6 @@ class CostModelRule:
 
 
 def make(inputs: RuleInputs, argument: str) -> Rule:
-    """`cost_model`."""
+    """Make `cost_model`."""
     no_argument("cost_model", argument)
     return CostModelRule(inputs.require_table("cost_model"), inputs.max_draft_tokens, inputs.prior_acceptance)

@@ -14,7 +14,7 @@ _SMALLEST_ACCEPTANCE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class DrafterReport:
-    """How a worker's weights and its drafter are.
+    """Says how a worker's weights and its drafter are.
 
     Attributes:
         weights_version: Weight syncs that were completed since the engine started.
@@ -28,7 +28,7 @@ class DrafterReport:
 
     @classmethod
     def of_all(cls, reports: Sequence["DrafterReport"]) -> "DrafterReport":
-        """One report of an engine whose ranks hold a part of the policy each, in order of their ranks.
+        """Return one report of an engine whose ranks hold a part of the policy each, in order of their ranks.
 
         It has a fault that one of them has, and new weights once all of them have.
         """
@@ -41,7 +41,7 @@ class DrafterReport:
 
 @dataclass(slots=True)
 class Health:
-    """The one place on a rank that knows how its weights and its drafter are.
+    """Is the one place on a rank that knows how its weights and its drafter are.
 
     Attributes:
         weights_version: Weight syncs that were completed since the engine started.
@@ -89,7 +89,7 @@ def _of_first(faults: Sequence[str | None]) -> str | None:
 
 
 class DrafterHealth:
-    """The last report, and the acceptance of first drafts since the weights it speaks of arrived.
+    """Keeps the last report, and the acceptance of first drafts since the weights it speaks of arrived.
 
     Acceptance is looked at in consecutive windows. It trips once, and stays tripped until new weights arrive.
 
@@ -102,12 +102,12 @@ class DrafterHealth:
         self.forget()
 
     def forget(self) -> None:
-        """What was accepted so far says nothing of what comes."""
+        """Forget what was accepted so far: it says nothing of what comes."""
         self.is_stale = False
         self._num_judged = self._num_accepted = 0
 
     def why_not(self) -> str | None:
-        """The reason not to draft, as it stands in the metrics; None where drafting may go on."""
+        """Return the reason not to draft, as it stands in the metrics; None where drafting may go on."""
         if self._report.drafter_fault is not None:
             return "drafter_fault"
         return "drafter_stale" if self.is_stale else None

@@ -8,7 +8,7 @@ from efficient_rollout.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleInputs:
-    """What rules are made from.
+    """Holds what rules are made from.
 
     Attributes:
         max_draft_tokens: Largest k of any decision, at least 1.
@@ -27,11 +27,11 @@ class RuleInputs:
 
     @property
     def draft_tokens_when_drafting(self) -> int:
-        """`num_draft_tokens`, or `max_draft_tokens` where that is unset."""
+        """Return `num_draft_tokens`, or `max_draft_tokens` where that is unset."""
         return self.num_draft_tokens or self.max_draft_tokens
 
     def require_table(self, rule: str) -> TickTable:
-        """The latency table.
+        """Return the latency table.
 
         Raises:
             ConfigError: there is none, or it stops below `max_draft_tokens`.
@@ -57,7 +57,7 @@ def no_argument(rule: str, argument: str) -> None:
 
 
 def integers(rule: str, argument: str, defaults: list[int]) -> list[int]:
-    """Positive integers out of an argument, the rest from the defaults.
+    """Return positive integers out of an argument, the rest from the defaults.
 
     Raises:
         ConfigError: The argument is something else, or has more of them.

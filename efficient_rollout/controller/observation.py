@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickObservation:
-    """One finished tick.
+    """Holds one finished tick.
 
     Attributes:
         num_draft_tokens: k the tick was scheduled with; 0 is plain decoding.
@@ -33,7 +33,7 @@ class TickObservation:
 
 @dataclass(slots=True, kw_only=True)
 class SpeedupSums:
-    """Predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
+    """Holds predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
 
     A speed-up is the time plain decoding would have taken for the same tokens over the time drafting took. Both use
     the same estimate of a plain tick: the profile's, corrected by the ticks measured so far.

@@ -23,7 +23,7 @@ _UP, _DOWN, _PATIENCE = 0.94, 0.85, 2
 
 @dataclass(slots=True)
 class Published:
-    """The published rule.
+    """Follows the published rule.
 
     Attributes:
         table: Predicted tick seconds; may be shared.
@@ -66,7 +66,7 @@ class Published:
         self._accepted += sum(observation.accepted_per_position)
 
     def mark_stale(self) -> None:
-        """A rollout ended: move along the ladder, switch off."""
+        """Move along the ladder and switch off, as a rollout ended."""
         self.acceptance = self._present()
         direction = (self.acceptance >= _UP) - (self.acceptance <= _DOWN) if self._attempts else 0
         self._streak = self._streak + direction if direction * self._streak >= 0 and direction else direction
@@ -77,7 +77,7 @@ class Published:
         self._on, self._attempts, self._accepted, self._highest = False, 0, 0, 0
 
     def take_speedup(self) -> SpeedupSums | None:
-        """The published method corrects no prediction by what it measures."""
+        """Return None: the published method corrects no prediction by what it measures."""
         return None
 
     def _present(self) -> float:
@@ -85,6 +85,6 @@ class Published:
 
 
 def make(inputs: RuleInputs, argument: str) -> Rule:
-    """`published`, or `published:7`, which starts at another rung of the ladder."""
+    """Make `published`, or `published:7`, which starts at another rung of the ladder."""
     table = inputs.require_table("published")
     return Published(table, integers("published", argument, [LADDER[0]])[0], inputs.prior_acceptance)

@@ -13,7 +13,7 @@ ALIASES = {"table": "batch_table"}
 
 
 def split_names(text: str) -> list[str]:
-    """Names of a comma-separated list; a piece that starts with no letter goes on with the argument before it.
+    """Return the names of a list with commas; a piece that starts with no letter belongs to the argument before it.
 
     `never,batch_threshold:4,8` is two names.
     """
@@ -27,7 +27,7 @@ def split_names(text: str) -> list[str]:
 
 
 def make_rule(name: str, inputs: RuleInputs) -> Rule:
-    """A new rule, with a memory of its own.
+    """Return a new rule, with a memory of its own.
 
     Args:
         name: A key of `RULES`; from a command line perhaps with `:argument`, which comes before `inputs`.

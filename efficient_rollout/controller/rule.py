@@ -16,7 +16,7 @@ class Rule(Protocol):
         ...
 
     def mark_stale(self) -> None:
-        """The weights changed: a new rollout begins."""
+        """Note that the weights changed: a new rollout begins."""
         ...
 
     def decide(self, state: DecodeState) -> Decision:
@@ -24,12 +24,12 @@ class Rule(Protocol):
         ...
 
     def take_speedup(self) -> SpeedupSums | None:
-        """Predicted against measured speed-up since the last call; None from a rule that predicts none."""
+        """Return predicted against measured speed-up since the last call; None from a rule that predicts none."""
         ...
 
 
 class Unlearning:
-    """The feedback half of a rule that learns nothing."""
+    """Is the feedback half of a rule that learns nothing."""
 
     __slots__ = ()
 
@@ -40,13 +40,13 @@ class Unlearning:
         """Ignore the weight sync."""
 
     def take_speedup(self) -> SpeedupSums | None:
-        """Nothing is predicted."""
+        """Return None: nothing is predicted."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Never(Unlearning):
-    """Plain decoding: the drafter never runs."""
+    """Decodes plainly: the drafter never runs."""
 
     def decide(self, state: DecodeState) -> Decision:  # noqa: ARG002 - the protocol's signature
         return Decision(0, "never")
@@ -54,7 +54,7 @@ class Never(Unlearning):
 
 @dataclass(frozen=True, slots=True)
 class Always(Unlearning):
-    """The same number of draft tokens at every tick.
+    """Drafts the same number of tokens at every tick.
 
     Attributes:
         num_draft_tokens: Draft tokens per request, capped by the state's `max_draft_tokens`.
@@ -68,7 +68,7 @@ class Always(Unlearning):
 
 @dataclass(frozen=True, slots=True)
 class BatchThreshold(Unlearning):
-    """Draft while few requests run; decode plainly while many do.
+    """Drafts while few requests run; decodes plainly while many do.
 
     Attributes:
         num_draft_tokens: Draft tokens per request when drafting.
@@ -85,17 +85,17 @@ class BatchThreshold(Unlearning):
 
 
 def make_never(_: RuleInputs, argument: str) -> Rule:
-    """`never`."""
+    """Make `never`."""
     no_argument("never", argument)
     return Never()
 
 
 def make_always(inputs: RuleInputs, argument: str) -> Rule:
-    """`always`, or `always:4`."""
+    """Make `always`, or `always:4`."""
     return Always(integers("always", argument, [inputs.draft_tokens_when_drafting])[0])
 
 
 def make_batch_threshold(inputs: RuleInputs, argument: str) -> Rule:
-    """`batch_threshold`, or `batch_threshold:4,8`."""
+    """Make `batch_threshold`, or `batch_threshold:4,8`."""
     defaults = [inputs.draft_tokens_when_drafting, inputs.max_running_requests]
     return BatchThreshold(*integers("batch_threshold", argument, defaults))

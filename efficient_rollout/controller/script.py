@@ -8,7 +8,7 @@ PATTERN = "draft_tokens_per_tick"
 
 
 class Script(Unlearning):
-    """Tick i drafts entry i of a pattern, cyclically.
+    """Drafts entry i of a pattern at tick i, cyclically.
 
     Attributes:
         pattern: Draft tokens per request; may be replaced between ticks.
@@ -19,7 +19,7 @@ class Script(Unlearning):
         self._num_decided = 0
 
     def decide(self, state: DecodeState) -> Decision:
-        """Entry by entry, however often the pattern was replaced."""
+        """Go through the pattern entry by entry, however often it was replaced."""
         self._num_decided += 1
         wanted = self.pattern[self._num_decided % len(self.pattern)]
         return Decision(min(wanted, state.max_draft_tokens), "scripted")

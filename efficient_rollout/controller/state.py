@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeState:
-    """One engine tick, as the scheduler sees it before it schedules.
+    """Describes one engine tick, as the scheduler sees it before it schedules.
 
     Attributes:
         num_running_requests: Requests that hold a slot in the running batch.
@@ -24,7 +24,7 @@ class DecodeState:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Draft tokens per request for one tick, and a short machine-readable reason.
+    """Holds the draft tokens per request for one tick, and a short machine-readable reason.
 
     Attributes:
         num_draft_tokens: 0 is plain decoding.

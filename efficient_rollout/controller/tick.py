@@ -13,7 +13,7 @@ from efficient_rollout.controller.state import Decision, DecodeState
 
 @dataclass(slots=True)
 class VerifiedDrafts:
-    """What one tick verified, by draft position, first draft token first.
+    """Holds what one tick verified, by draft position, first draft token first.
 
     Attributes:
         num_passes: Requests that had at least one draft token verified.
@@ -50,7 +50,7 @@ class VerifiedDrafts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickResult:
-    """What a tick did, as the engine tells it.
+    """Says what a tick did, as the engine tells it.
 
     Attributes:
         num_requests: Requests that had tokens computed.
@@ -71,7 +71,7 @@ class TickResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickSpan:
-    """When one tick ran, and with what.
+    """Says when one tick ran, and with what.
 
     Attributes:
         end_s: Its end, by a clock that never runs backwards.
@@ -88,7 +88,7 @@ class TickSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTick:
-    """What a tick adds to the statistics.
+    """Says what a tick adds to the statistics.
 
     Attributes:
         reason: Of the decision that was made in it.
@@ -109,14 +109,14 @@ class FinishedTick:
 
 @dataclass(slots=True)
 class _Begun:
-    """A tick that has begun, and not finished."""
+    """Holds a tick that has begun, and not finished."""
 
     decision: Decision
     mean_context_tokens: float = 0.0
 
 
 class TickBook:
-    """One engine's rule, the health of its drafter, and the clock between ticks.
+    """Holds one engine's rule, the health of its drafter, and the clock between ticks.
 
     An engine that schedules asynchronously begins a tick before the one before it is finished; ticks finish in the
     order they began in.
@@ -134,11 +134,11 @@ class TickBook:
 
     @property
     def decision(self) -> Decision:
-        """Of the tick that began last."""
+        """Return that of the tick that began last."""
         return self._begun[-1].decision
 
     def begin(self) -> None:
-        """A tick begins; unless something decides in it, it is idle."""
+        """Begin a tick; unless something decides in it, it is idle."""
         self._begun.append(_Begun(Decision(0, "idle")))
 
     def decide(self, state: DecodeState) -> Decision:
@@ -154,7 +154,7 @@ class TickBook:
             self.rule.mark_stale()
 
     def leave_out(self) -> None:
-        """The first tick that has not finished computed nothing."""
+        """Leave the first tick that has not finished out: it computed nothing."""
         self._begun.popleft()
 
     def finish(self, result: TickResult) -> FinishedTick:

@@ -41,7 +41,7 @@ def calibrate(
         key: What the profile belongs to.
         max_points: Upper bound of the calls of `measure`.
         shape: Byte and operation counts from a model config; without it they are fitted.
-        provenance: Birth certificate; JSON types only.
+        provenance: Of the measurement; JSON types only.
         padding: How rows may be padded; none is tried too, and kept where it predicts better.
         scales: Of the corrections, the noise of a measured point among them.
         affords: Whether there is time for a point whose ticks are predicted to take so many seconds; asked behind the
@@ -80,7 +80,7 @@ def calibrate_from_table(
     key: ProfileKey | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Profile:
-    """As `calibrate`, reading at most `max_points` rows of a table; every row is one point.
+    """Do as `calibrate` does, with at most `max_points` rows of a table; every row is one point.
 
     The rows that were not chosen give `held_out_error`; they take no part in the fit nor in choosing.
     """
@@ -99,7 +99,7 @@ def calibrate_from_table(
 
 
 def effective_rates(model: LatencyModel, shape: ModelShape) -> dict[str, float]:
-    """Bandwidth and arithmetic rate that the fitted plain step implies, in bytes and operations per second."""
+    """Return the bandwidth and arithmetic rate of the fitted plain step, in bytes and operations per second."""
     plain = np.exp(model.log_parameters[PLAIN])
     return {
         "bandwidth_bytes_per_s": float(shape.target_weight_bytes / plain[PARAMETERS.index("weight_read_s")]),

@@ -13,7 +13,7 @@ from efficient_rollout.cost_model.table import read_table
 
 
 def add_calibrate_arguments(parser: argparse.ArgumentParser) -> "argparse._MutuallyExclusiveGroup":
-    """The arguments of calibrating from a table; another source may be added to the group that is returned."""
+    """Add the arguments of calibrating from a table; another source may be added to the group that is returned."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from-csv", type=Path, help="measured latencies, one row a point")
     parser.add_argument("--hf-config", type=Path, help="the model's config.json, for byte and operation counts")
@@ -40,7 +40,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
 
 
 def report(profile: Profile, path: Path) -> str:
-    """What was written, and how far off it is where it was not fitted."""
+    """Return what was written, and how far off it is where it was not fitted."""
     lines = [f"wrote {path}: fitted on {len(profile.measured)} points"]
     for name, error in profile.held_out_error.items():
         lines.append(

@@ -42,7 +42,7 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class _Decisions:
-    """Positions of the passes each (batch, context) cell needs; -1 where a pass cannot be measured."""
+    """Holds the positions of the passes each (batch, context) cell needs; -1 where a pass cannot be measured."""
 
     lengths: Array  # (num_lengths,)
     plain: Index  # (num_cells,)
@@ -51,7 +51,7 @@ class _Decisions:
     tokens: Array  # (num_acceptances, num_lengths)
 
     def speedups(self, seconds: Array) -> Array:
-        """Shape (..., num_cells, num_acceptances, 1 + num_lengths), from seconds of shape (..., num_points)."""
+        """Return shape (..., num_cells, num_acceptances, 1 + num_lengths), from seconds of shape (..., num_points)."""
         tick = self.lengths * seconds[..., self.draft] + seconds[..., self.verify]
         gain = seconds[..., self.plain][..., None, None] * self.tokens / tick[..., None, :]
         known = (self.draft >= 0) & (self.verify >= 0)
@@ -73,7 +73,7 @@ def _decisions(points: Sequence[Point]) -> _Decisions:
 
 
 def start_points(points: Sequence[Point]) -> list[int]:
-    """Positions of the fixed start: corners and middles of each pass, by rank, without repeats."""
+    """Return the positions of the fixed start: corners and middles of each pass, by rank, without repeats."""
     batches = sorted({p.batch for p in points})
     contexts = sorted({p.context_tokens for p in points})
     lengths = sorted({p.num_draft_tokens for p in points if p.kind != PLAIN}) or [0]
@@ -146,12 +146,12 @@ def measure_and_fit(
 
 
 def _cost_rank(point: Point) -> tuple[int, int]:
-    """Orders points by cost before anything was measured: rows of the tick, drafted and verified; then its context."""
+    """Order points by cost before anything was measured: rows of the tick, drafted and verified; then its context."""
     return point.batch * (1 + 2 * point.num_draft_tokens), point.context_tokens
 
 
 def _tick_seconds(model: LatencyModel, point: Point) -> float:
-    """Predicted, of the tick in which the point's pass is timed."""
+    """Predict the seconds of the tick in which the point's pass is timed."""
     k, context = point.num_draft_tokens, np.array([float(point.context_tokens)])
     return float(model.tick_seconds(k, point.batch, context)[k, 0])
 

@@ -58,7 +58,7 @@ def fit_parameters(
 
 
 def shape_prior(plain_step_s: float, shape: ModelShape | None) -> tuple[Array, Array]:
-    """The prior, with byte ratios in place of guesses where a model config gives them."""
+    """Return the prior, with byte ratios in place of guesses where a model config gives them."""
     mean, sd = prior(plain_step_s)
     if shape is None:
         return mean, sd
@@ -89,7 +89,7 @@ def fit_model(
 
 
 def leave_one_out_log_errors(model: LatencyModel, points: PointArray) -> Array:
-    """Error of each anchor when the corrections do not know it (Rasmussen & Williams, 2006, eq. 5.12)."""
+    """Return the error of each anchor when the corrections do not know it (Rasmussen & Williams, 2006, eq. 5.12)."""
     rows = model.padding.rows(points)
     matrix = covariance(model.scales, points, rows, points, rows) + model.scales.nugget_sd**2 * np.eye(len(rows))
     return np.asarray(model.weights / np.diag(np.linalg.inv(matrix)))

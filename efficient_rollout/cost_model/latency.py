@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
-    """A fitted model.
+    """Holds a fitted model.
 
     Attributes:
         log_parameters: Shape (3, 8), see `roofline.PARAMETERS`.
@@ -31,7 +31,7 @@ class LatencyModel:
     weights: Array
 
     def seconds(self, points: PointArray) -> Array:
-        """Predicted seconds, shape (num_points,)."""
+        """Return predicted seconds, shape (num_points,)."""
         rows = self.padding.rows(points)
         base = roofline_seconds(self.log_parameters, points, rows)
         anchor_rows = self.padding.rows(self.anchors)
@@ -39,7 +39,7 @@ class LatencyModel:
         return np.asarray(base * np.exp(shift))
 
     def tick_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> Array:
-        """Seconds of a whole tick for k = 0..max at each context, shape (max + 1, num_contexts).
+        """Return the seconds of a whole tick for k = 0..max at each context, shape (max + 1, num_contexts).
 
         k = 0 is one plain step; k > 0 is k draft steps and one verify pass.
         """
@@ -48,7 +48,7 @@ class LatencyModel:
         return np.concatenate([plain[None, :], k * draft + verify])
 
     def pass_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> tuple[Array, Array, Array]:
-        """Plain (num_contexts,), draft and verify (max, num_contexts) seconds for k = 1..max."""
+        """Return plain (num_contexts,), draft and verify (max, num_contexts) seconds for k = 1..max."""
         context = np.maximum(np.asarray(context_tokens, dtype=np.float64), 1.0)
         num = len(context)
         lengths = np.arange(1.0, max_draft_tokens + 1.0)
@@ -63,7 +63,9 @@ class LatencyModel:
 
 @dataclass(slots=True)
 class TickTable:
-    """Tick seconds for integer batches, computed once per batch and interpolated linearly in log2 context.
+    """Holds tick seconds for integer batches.
+
+    They are computed once per batch and interpolated linearly in log2 context.
 
     Attributes:
         model: Where the numbers come from.
@@ -78,13 +80,13 @@ class TickTable:
     _rows: dict[int, Array] = field(default_factory=dict)
 
     def by_length(self, batch: int, context_tokens: float) -> Array:
-        """Seconds of a tick for k = 0..max, shape (max + 1,)."""
+        """Return the seconds of a tick for k = 0..max, shape (max + 1,)."""
         row = self.row(batch)
         low, share = self._locate(context_tokens)
         return np.asarray(row[:, low] * (1.0 - share) + row[:, low + 1] * share)
 
     def row(self, batch: int) -> Array:
-        """Seconds at every grid context, shape (max + 1, num_contexts)."""
+        """Return the seconds at every grid context, shape (max + 1, num_contexts)."""
         row = self._rows.get(batch)
         if row is None:
             octaves = int(np.ceil(np.log2(self.max_context_tokens)))
@@ -99,7 +101,7 @@ class TickTable:
         return low, position - low
 
     def many(self, num_draft_tokens: NDArray[np.int64], batch: NDArray[np.int64], context_tokens: Array) -> Array:
-        """Seconds of many ticks at once, all arguments and the result of shape (num_ticks,)."""
+        """Return the seconds of many ticks at once, all arguments and the result of shape (num_ticks,)."""
         stack = self._stacked(int(batch.max()))
         position = np.log2(np.clip(context_tokens, 1.0, self.max_context_tokens)) * self._steps_per_octave
         low = position.astype(np.int64)

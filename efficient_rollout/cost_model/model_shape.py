@@ -13,7 +13,7 @@ _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_atten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What a decode pass reads and computes.
+    """Says what a decode pass reads and computes.
 
     Attributes:
         num_weights: Of the matrices that one pass of the policy reads, output head included.
@@ -32,16 +32,16 @@ class ModelShape:
     description: str
 
     def weight_bytes(self, dtype: str) -> int:
-        """`target_weight_bytes` of an engine of this dtype, as vLLM's option."""
+        """Return `target_weight_bytes` of an engine of this dtype, as vLLM's option."""
         return self.num_weights * _BYTES.get(dtype, _WEIGHT_BYTES)
 
     def kv_bytes(self, dtype: str) -> float:
-        """`kv_bytes_per_token` of an engine of this dtype."""
+        """Return `kv_bytes_per_token` of an engine of this dtype."""
         return self.kv_bytes_per_token * _BYTES.get(dtype, _WEIGHT_BYTES) / _WEIGHT_BYTES
 
 
 def read_model_shape(policy: Path | str) -> ModelShape:
-    """Shape of a policy, from its directory or its `config.json`.
+    """Read the shape of a policy from its directory or its `config.json`.
 
     Raises:
         InputFileError: the file is missing, is no JSON object, or lacks a size.

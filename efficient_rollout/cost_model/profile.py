@@ -1,4 +1,4 @@
-"""The latency profile: a fitted model with its key, its error and its birth certificate, as one JSON file."""
+"""The latency profile: a fitted model with its key, its error and its provenance, as one JSON file."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _TOP_LEVEL = ("schema_version", "key", "model", "held_out_error", "provenance")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileKey:
-    """What a profile belongs to. An empty string is unknown, and matches only an empty string.
+    """Says what a profile belongs to. An empty string is unknown, and matches only an empty string.
 
     Attributes:
         hardware: Device name.
@@ -39,14 +39,14 @@ class ProfileKey:
     parallel_layout: str = ""
 
     def differences(self, other: "ProfileKey") -> list[str]:
-        """One line per field that differs, as `field: mine != other's`."""
+        """Return one line per field that differs, as `field: mine != other's`."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{name}: {mine[name]!r} != {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A fitted model and what is known about it.
+    """Holds a fitted model and what is known about it.
 
     Attributes:
         key: What it belongs to.
@@ -107,7 +107,7 @@ def load_profile(path: Path, *, remedy: str | None = None) -> Profile:
 
 
 def profile_to_dict(profile: Profile) -> dict[str, Any]:
-    """JSON types only."""
+    """Return JSON types only."""
     model = profile.model
     return {
         "schema_version": SCHEMA_VERSION,
@@ -134,7 +134,7 @@ def profile_to_dict(profile: Profile) -> dict[str, Any]:
 
 
 def profile_from_dict(data: Any) -> Profile:
-    """Inverse of `profile_to_dict`.
+    """Do the inverse of `profile_to_dict`.
 
     Raises:
         ProfileError: an entry is missing, unknown, or out of range.

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidualScales:
-    """Standard deviations (of log seconds) and length scales (in octaves) of the corrections.
+    """Holds standard deviations (of log seconds) and length scales (in octaves) of the corrections.
 
     Chosen on the two A100 tables and ten perturbed mixtures of them (docs/cost_model.md), not per model.
     """
@@ -40,12 +40,15 @@ class ResidualScales:
     nugget_sd: float = 0.006
 
     def to_dict(self) -> dict[str, float]:
-        """Every field by name."""
+        """Return every field by name."""
         return {f.name: float(getattr(self, f.name)) for f in fields(self)}
 
 
 def local_sd(scales: ResidualScales, points: PointArray) -> Array:
-    """Standard deviation of the short-ranged part at each point; 0 for target passes. Shape (num_points,)."""
+    """Return the standard deviation of the short-ranged part at each point.
+
+    It is 0 for the policy's passes, plain or verifying. Shape (num_points,).
+    """
     tokens = points.batch * points.context_tokens * (points.num_draft_tokens + 1.0)
     x = (np.log2(tokens) - scales.local_onset_log2_tokens) / scales.local_onset_width_octaves
     return np.where(points.kind == DRAFT, scales.local_sd / (1.0 + np.exp(-x)), 0.0)
@@ -54,7 +57,7 @@ def local_sd(scales: ResidualScales, points: PointArray) -> Array:
 def covariance(
     scales: ResidualScales, left: PointArray, left_rows: Array, right: PointArray, right_rows: Array
 ) -> Array:
-    """Prior covariance of log residuals, shape (num_left, num_right)."""
+    """Return the prior covariance of log residuals, shape (num_left, num_right)."""
 
     def squared(a: Array, b: Array, octaves: float) -> Array:
         return np.asarray(((np.log2(a)[:, None] - np.log2(b)[None, :]) / octaves) ** 2)
@@ -81,6 +84,6 @@ def covariance(
 
 
 def _matern(squared_distance: Array) -> Array:
-    """Matern correlation of smoothness 3/2 (Rasmussen & Williams, 2006, eq. 4.17)."""
+    """Return the Matern correlation of smoothness 3/2 (Rasmussen & Williams, 2006, eq. 4.17)."""
     distance = np.sqrt(3.0 * squared_distance)
     return np.asarray((1.0 + distance) * np.exp(-distance))

@@ -42,10 +42,10 @@ _PRIOR_LOG_SD = np.array([[0.3, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 0.3]] * 3)
 
 @dataclass(frozen=True, slots=True)
 class RowPadding:
-    """Rows the kernels really compute for a given batch.
+    """Counts the rows the kernels really compute for a given batch.
 
     Attributes:
-        target_tile_rows: Above it, target rows are padded to a multiple; below it to a power of two (at least
+        target_tile_rows: Above it, the policy's rows are padded to a multiple; below it to a power of two (at least
             `min_target_rows`). 1 turns padding off.
         draft_tile_rows: Draft rows are padded to a multiple of it (half a tile is a tile, too). 1: off.
         graph_padding: A draft step runs in a captured graph whose size is a multiple of k + 1, as in vLLM's V1 runner.
@@ -57,7 +57,7 @@ class RowPadding:
     min_target_rows: int = 16
 
     def rows(self, points: PointArray) -> Array:
-        """Padded rows per point, shape (num_points,)."""
+        """Return padded rows per point, shape (num_points,)."""
         rows = points.batch * np.where(points.kind == VERIFY, points.num_draft_tokens + 1.0, 1.0)
         draft = points.batch
         if self.graph_padding:
@@ -86,7 +86,7 @@ GRAPHS_OF_EVERY_LENGTH = RowPadding(graph_padding=False)
 
 
 def _graph_rows(batch: Array, num_draft_tokens: Array) -> Array:
-    """Smallest captured size that holds `batch`: 1, 2, 4 or 8 n, rounded up to a multiple of k + 1."""
+    """Return the smallest captured size that holds `batch`: 1, 2, 4 or 8 n, rounded up to a multiple of k + 1."""
     multiple = num_draft_tokens + 1.0
     sizes = np.concatenate([[1.0, 2.0, 4.0], np.arange(8.0, 1032.0, 8.0)])
     captured = np.ceil(sizes / multiple[:, None]) * multiple[:, None]
@@ -95,7 +95,7 @@ def _graph_rows(batch: Array, num_draft_tokens: Array) -> Array:
 
 
 def roofline_seconds(log_parameters: Array, points: PointArray, rows: Array) -> Array:
-    """Seconds per point, shape (num_points,).
+    """Return seconds per point, shape (num_points,).
 
     Args:
         log_parameters: Shape (3, 8): logarithms of `PARAMETERS` for plain, draft and verify.
@@ -112,14 +112,14 @@ def roofline_seconds(log_parameters: Array, points: PointArray, rows: Array) -> 
 
 
 def prior(plain_step_s: float) -> tuple[Array, Array]:
-    """Mean and standard deviation of the log parameters, each (3, 8), before any fit; see docs/cost_model.md."""
+    """Return mean and standard deviation of the log parameters, each (3, 8), before any fit; see docs/cost_model.md."""
     centre = _PRIOR_RATIO.copy()
     centre[:, :-1] *= plain_step_s
     return np.log(centre), _PRIOR_LOG_SD.copy()
 
 
 def parameters_to_dict(log_parameters: Array) -> dict[str, dict[str, float]]:
-    """Named parameters in seconds, per pass."""
+    """Return the named parameters in seconds, per pass."""
     values = np.exp(log_parameters)
     return {
         name: {parameter: float(values[i, j]) for j, parameter in enumerate(PARAMETERS)}
@@ -128,7 +128,7 @@ def parameters_to_dict(log_parameters: Array) -> dict[str, dict[str, float]]:
 
 
 def parameters_from_dict(data: Mapping[str, Mapping[str, float]]) -> Array:
-    """Inverse of `parameters_to_dict`.
+    """Do the inverse of `parameters_to_dict`.
 
     Raises:
         ProfileError: a parameter is missing, unknown, or not a positive finite number.

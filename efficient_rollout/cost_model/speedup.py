@@ -10,7 +10,7 @@ from efficient_rollout.errors import ConfigError
 
 
 def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
-    """Tokens one request emits per tick, the target's own token included.
+    """Return the tokens one request emits per tick, the policy's own token included.
 
     Raises:
         ConfigError: `acceptance` is outside [0, 1].
@@ -23,7 +23,7 @@ def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
 
 
 def expected_tokens_by_position(acceptance: Sequence[float]) -> list[float]:
-    """L(0), L(1), ... when position i is accepted with probability `acceptance[i]`, given all before it were.
+    """Return L(0), L(1), ... when position i is accepted with probability `acceptance[i]`, given all before it were.
 
     Returns:
         `len(acceptance) + 1` values; entry k is the tokens per request and tick with k draft tokens.
@@ -36,5 +36,5 @@ def expected_tokens_by_position(acceptance: Sequence[float]) -> list[float]:
 
 
 def speedup(tokens: float, plain_s: float, speculative_s: float) -> float:
-    """Tokens per second with drafting over tokens per second without; both times are seconds per tick."""
+    """Return tokens per second with drafting over tokens per second without; both times are seconds per tick."""
     return tokens * plain_s / speculative_s

@@ -21,7 +21,7 @@ _COLUMNS = ("model", "batch", "seq", "gamma", "mode", "median_ms")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """One thing that can be timed.
+    """Is one thing that can be timed.
 
     Attributes:
         kind: `PLAIN`, `DRAFT` (one draft step) or `VERIFY` (one pass over k + 1 positions per sequence).
@@ -38,7 +38,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PointArray:
-    """Points as columns. Every array has shape (num_points,) and type float64, `kind` int64."""
+    """Holds points as columns. Every array has shape (num_points,) and type float64, `kind` int64."""
 
     kind: NDArray[np.int64]
     num_draft_tokens: NDArray[np.float64]
@@ -47,7 +47,7 @@ class PointArray:
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> "PointArray":
-        """Columns of a list of points, in its order."""
+        """Return the columns of a list of points, in its order."""
         return cls(
             np.array([p.kind for p in points], dtype=np.int64),
             np.array([p.num_draft_tokens for p in points], dtype=np.float64),
@@ -56,14 +56,14 @@ class PointArray:
         )
 
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> "PointArray":
-        """The points at these positions."""
+        """Return the points at these positions."""
         i = np.asarray(index, dtype=np.int64)
         return PointArray(self.kind[i], self.num_draft_tokens[i], self.batch[i], self.context_tokens[i])
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Median seconds of each measured point, and the model they were measured on."""
+    """Holds the median seconds of each measured point, and the model they were measured on."""
 
     model: str
     seconds: dict[Point, float]

@@ -15,14 +15,17 @@ _BYTES_PER_MIB = 2**20
 
 
 def cost_section(own: Run) -> Section:
-    """Seconds by step, and bytes."""
+    """Show seconds by step, and bytes."""
     panels = [_seconds(own), _bytes(own)]
     metrics = (*_SECONDS.values(), names.DRAFT_SECONDS, names.DRAFTER_BYTES)
     return Section("cost", "What does it cost?", _answer(own), panels, metrics)
 
 
 def _by_step(own: Run) -> dict[str, Values]:
-    """Seconds of one engine: those of drafting are reported as a sum over engines, which need not be as many always."""
+    """Return seconds of one engine.
+
+    Those of drafting are reported as a sum over engines, which need not be as many always.
+    """
     series = own.reported(_SECONDS)
     drafting = own.values(names.DRAFT_SECONDS) / np.maximum(1.0, own.values(names.NUM_ENGINES))
     return series | ({"drafting": drafting} if np.isfinite(drafting).any() else {})

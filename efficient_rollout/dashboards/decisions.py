@@ -12,7 +12,7 @@ _MOST_REASONS = 8
 
 
 def decisions_section(own: Run) -> Section:
-    """Predicted against measured speed-up, and the shares of the reasons."""
+    """Show predicted against measured speed-up, and the shares of the reasons."""
     panels = [_speedups(own), _reasons(own)]
     return Section("controller", "Is the controller right?", _answer(own), panels, _METRICS)
 

@@ -13,7 +13,7 @@ _MOST_DIGITS = 3
 
 
 def drafting_section(own: Run) -> Section:
-    """Acceptance by position, and the mean accepted length over the steps."""
+    """Show acceptance by position, and the mean accepted length over the steps."""
     panels = [_by_position(own), _accepted_length(own)]
     return Section("drafting", "Is drafting good?", _answer(own), panels, _METRICS)
 

@@ -19,7 +19,7 @@ _HEIGHT, _TICK_PIXELS = 340, 11
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """Means over as many neighbouring steps as it takes to have few enough of them.
+    """Holds means over as many neighbouring steps as it takes to have few enough of them.
 
     Attributes:
         steps: The first step of each group.
@@ -33,7 +33,7 @@ class Thinned:
 
 
 def thinned(steps: Sequence[int], values: Mapping[str, Values], *, limit: int = MAX_POINTS) -> Thinned:
-    """At most `limit` groups of steps."""
+    """Return at most `limit` groups of steps."""
     group = max(1, -(-len(steps) // limit))
     return Thinned(list(steps[::group]), {label: _means(series, group) for label, series in values.items()}, group)
 
@@ -45,17 +45,17 @@ def _means(series: Values, group: int) -> Values:
 
 
 def unit_of(metric: str) -> str:
-    """A metric's unit, for an axis."""
+    """Return a metric's unit, for an axis."""
     return names.declared(metric).unit
 
 
 def label(text: str) -> str:
-    """Text from a file, for a figure: plotly takes some HTML in labels for markup."""
+    """Return text from a file, for a figure: plotly takes some HTML in labels for markup."""
     return html.escape(text, quote=False)
 
 
 def figure(*, x_title: str, y_title: str) -> go.Figure:
-    """An empty figure. Colours of text and grid are the page's own, as they follow its light or dark scheme."""
+    """Return an empty figure. Colours of text and grid are the page's own, as they follow its light or dark scheme."""
     drawn = go.Figure()
     drawn.update_layout(
         template="none",
@@ -76,7 +76,7 @@ def figure(*, x_title: str, y_title: str) -> go.Figure:
 
 
 def step_axis(drawn: go.Figure, steps: Sequence[int]) -> None:
-    """Whole steps at the ticks, however few there are."""
+    """Put the ticks at whole steps, however few there are."""
     if len(steps) <= 12:
         drawn.update_xaxes(tickmode="array", tickvals=list(steps), ticktext=[str(step) for step in steps])
     else:
@@ -92,7 +92,7 @@ def lines(
     from_zero: bool = True,
     are_apart: bool = False,
 ) -> tuple[go.Figure, str]:
-    """A line for each label over the steps, and a sentence on the thinning, empty where there is none.
+    """Draw a line for each label over the steps, and return a sentence on the thinning, empty where there is none.
 
     Args:
         steps: Of the values. Where some are missing the lines are broken, unless they are apart.
@@ -122,7 +122,7 @@ def lines(
 
 
 def _with_gaps(steps: Sequence[int], values: Mapping[str, Values]) -> tuple[list[int], Mapping[str, Values]]:
-    """The same with a step that is no number wherever steps are missing: no line is drawn across."""
+    """Return the same with a step that is no number wherever steps are missing: no line is drawn across."""
     known = np.array(steps)
     behind = np.flatnonzero(np.diff(known) > 1) + 1
     holes = known[behind - 1] + 1
@@ -132,7 +132,7 @@ def _with_gaps(steps: Sequence[int], values: Mapping[str, Values]) -> tuple[list
 
 
 def _has_lone_points(series: Values) -> bool:
-    """Whether a number stands between two that are missing: a line alone would not show it."""
+    """Tell whether a number stands between two that are missing: a line alone would not show it."""
     known = np.concatenate([[False], np.isfinite(series), [False]])
     return bool((known[1:-1] & ~known[:-2] & ~known[2:]).any())
 
@@ -140,7 +140,7 @@ def _has_lone_points(series: Values) -> bool:
 def stacked_bars(
     steps: Sequence[int], values: Mapping[str, Values], *, y_title: str, unit: str
 ) -> tuple[go.Figure, str]:
-    """A bar for each step, or each group of them, made of a part for each label; and a sentence on the thinning."""
+    """Draw a bar for each step, or group of them, a part for each label; return a sentence on the thinning too."""
     drawn = figure(x_title="training step", y_title=y_title)
     few = thinned(steps, values, limit=MAX_BARS)
     for index, (name, series) in enumerate(few.values.items()):
@@ -158,5 +158,5 @@ def stacked_bars(
 
 
 def thinning_note(group: int) -> str:
-    """What the reader must know of points that stand for several steps."""
+    """Return what the reader must know of points that stand for several steps."""
     return "" if group == 1 else f"Each point is the mean of {group} neighbouring steps."

@@ -27,7 +27,7 @@ _PREFIXES = {
 
 
 def health_section(own: Run) -> Section:
-    """Counts by step, and the smallest and the largest engine beside the mean where there are several."""
+    """Show counts by step, and the smallest and the largest engine beside the mean where there are several."""
     panels = [_counts(own)]
     if np.nanmax(np.append(own.values(names.NUM_ENGINES), 1.0)) > 1:
         panels += [_spread(own, title, quantity) for title, quantity in _SPREAD.items()]
@@ -56,7 +56,7 @@ def _answer(own: Run) -> str:
 
 
 def _apart(own: Run) -> str:
-    """How far the slowest and the fastest engine are apart; nothing with one engine."""
+    """Tell how far the slowest and the fastest engine are apart; return nothing with one engine."""
     smallest, largest = (
         own.values(names.over_engines(prefix, names.TOKENS_PER_SECOND))
         for prefix in (names.ENGINE_MIN_PREFIX, names.ENGINE_MAX_PREFIX)

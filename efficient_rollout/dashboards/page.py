@@ -26,7 +26,7 @@ _ORIGIN = ("time", "commit", "python", "argv", "packages", "hardware")
 
 
 def sections(own: Run, baseline: Run | None) -> list[Section]:
-    """The questions in the order a reader asks them."""
+    """Return the questions in the order a reader asks them."""
     return [
         speed_section(own, baseline),
         training_section(own, baseline),
@@ -39,7 +39,7 @@ def sections(own: Run, baseline: Run | None) -> list[Section]:
 
 
 def render(own: Run, baseline: Run | None = None) -> str:
-    """The page.
+    """Return the page.
 
     Raises:
         InputFileError: The runs follow different recipes.
@@ -63,7 +63,7 @@ def render(own: Run, baseline: Run | None = None) -> str:
 
 
 def _drawn(panel: Panel) -> Markup:
-    """A panel's figure as the library writes it for a page: it escapes what could end a script in the data."""
+    """Return a panel's figure as the library writes it for a page: it escapes what could end a script in the data."""
     assert panel.figure is not None, "the template shows the note of one without"
     text = plotly.io.to_html(
         panel.figure,

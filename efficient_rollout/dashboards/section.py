@@ -10,7 +10,7 @@ from efficient_rollout.metrics import names
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure.
+    """Holds one figure.
 
     Attributes:
         title: What it shows, for people who cannot see it too.
@@ -25,7 +25,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A question.
+    """Answers one question.
 
     Attributes:
         key: Name in links.
@@ -52,5 +52,5 @@ class Section:
 
 
 def missing(title: str, *, because: str) -> Panel:
-    """A marked gap."""
+    """Return a marked gap."""
     return Panel(title, None, because)

@@ -30,7 +30,7 @@ _METRICS = (names.TOKENS_PER_SECOND, names.ROLLOUT_SECONDS)
 
 
 def speed_section(own: Run, baseline: Run | None) -> Section:
-    """The verdict, the ratios behind it, and the parts of every step."""
+    """Show the verdict, the ratios behind it, and the parts of every step."""
     estimates = speedups(own, baseline) if baseline is not None else []
     panels = [_ratios(estimates)] if estimates else []
     arms = [("this run", own)] + ([("baseline", baseline)] if baseline is not None else [])

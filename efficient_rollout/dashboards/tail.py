@@ -25,7 +25,7 @@ _LENGTH_COLOURS = ("#9a9a9a", "#b7d4f0", "#7fb2e5", "#2f7ed8", "#1c5aa3", "#c9a2
 
 
 def tail_section(own: Run) -> Section:
-    """The slowest engine's rollout in the first, a middle and the last of the sampled steps."""
+    """Show the slowest engine's rollout in the first, a middle and the last of the sampled steps."""
     if not any(item.engines for item in own.timelines.values()):
         gap = missing(
             "Requests over time",

@@ -17,7 +17,7 @@ _SHARES_OF_A_RUN, _MIN_WINDOW = 30, 5
 
 
 def training_section(own: Run, baseline: Run | None) -> Section:
-    """Rewards with their spread, and the disagreement of rollout and trainer where veRL logs it."""
+    """Show rewards with their spread, and the disagreement of rollout and trainer where veRL logs it."""
     arms = {"this run": own} | ({"baseline": baseline} if baseline is not None else {})
     panels = [_rewards(arms), *_validations(arms), _disagreement(arms)]
     return Section("training", "Is it the same training?", reward_verdict(own, baseline), panels)
@@ -56,7 +56,7 @@ def _rewards(arms: dict[str, Run]) -> Panel:
 
 
 def _validations(arms: dict[str, Run]) -> list[Panel]:
-    """What validations measured, by the measure; nothing where there was none."""
+    """Return what validations measured, by the measure; nothing where there was none."""
     found = [(name, one) for name, run in arms.items() for one in run.validations]
     steps = sorted({int(one["step"]) for _, one in found})
     series: dict[str, Values] = {}
@@ -73,7 +73,7 @@ def _validations(arms: dict[str, Run]) -> list[Panel]:
 
 
 def _moving(values: Values, window: int) -> tuple[Values, Values]:
-    """Mean and standard deviation of the numbers within half a window of each step."""
+    """Return mean and standard deviation of the numbers within half a window of each step."""
     half = window // 2
     around = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     finite = [part[np.isfinite(part)] for part in around]

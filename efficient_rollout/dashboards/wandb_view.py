@@ -17,7 +17,7 @@ _IN_OPENRLHF = {verl: openrlhf for openrlhf, verl in OPENRLHF_NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class _Chart:
-    """One line plot, of metrics under veRL's names."""
+    """Is one line plot, of metrics under veRL's names."""
 
     title: str
     metrics: tuple[str, ...]
@@ -26,7 +26,7 @@ class _Chart:
 
 
 def _over_engines(title: str, quantity: str, unit: str) -> _Chart:
-    """Smallest, mean and largest engine."""
+    """Show the smallest, mean and largest engine."""
     prefixes = (names.ENGINE_MIN_PREFIX, names.ENGINE_MEAN_PREFIX, names.ENGINE_MAX_PREFIX)
     return _Chart(title, tuple(names.over_engines(prefix, quantity) for prefix in prefixes), unit)
 
@@ -79,7 +79,7 @@ _QUESTIONS: dict[str, tuple[_Chart, ...]] = {
 def build_view(
     entity: str, project: str, *, framework: Framework = "verl", baseline: str | None = None
 ) -> workspaces.Workspace:
-    """The view as an object; `save()` sends it to the server.
+    """Return the view as an object; `save()` sends it to the server.
 
     Args:
         entity: wandb's team or user.
@@ -118,7 +118,7 @@ def _line_plot(chart: _Chart, framework: Framework) -> reports.LinePlot:
 
 
 def _meanings(charts: tuple[_Chart, ...]) -> reports.MarkdownPanel:
-    """What the numbers of a section mean, from where they are declared: a plot has no room for it."""
+    """Tell what the numbers of a section mean, from where they are declared: a plot has no room for it."""
     shown = {names.declared(name) for chart in charts for name in chart.metrics if names.is_declared(name)}
     lines = [
         f"- `{metric.name}` ({metric.unit}{f', {metric.good} is better' if metric.good else ''}): {metric.meaning}"

@@ -14,7 +14,7 @@ from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """One family of numbers of an engine, since it started.
+    """Describes one family of numbers of an engine, since it started.
 
     Attributes:
         name: Of the family; a counter's samples add `_total`.
@@ -131,5 +131,5 @@ MEASURED_TICK_SECONDS = _export(
 
 
 def all_exported() -> Mapping[str, Exported]:
-    """Every family by the name of its samples, in order of declaration."""
+    """Return every family by the name of its samples, in order of declaration."""
     return dict(_EXPORTED)

@@ -8,7 +8,7 @@ PREFIX = "efficient_rollout/"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One reported number.
+    """Describes one reported number.
 
     Attributes:
         name: Key in veRL's step metrics and in the JSONL file, with `PREFIX`.
@@ -103,21 +103,21 @@ PER_ENGINE = (
 
 
 def over_engines(prefix: str, quantity: str) -> str:
-    """The name of one of `PER_ENGINE` under one of the three prefixes for the spread over engines."""
+    """Return the name of one of `PER_ENGINE` under one of the three prefixes for the spread over engines."""
     return prefix + quantity.removeprefix(PREFIX)
 
 
 def all_metrics() -> tuple[Metric, ...]:
-    """Every declared metric, in order of declaration."""
+    """Return every declared metric, in order of declaration."""
     return tuple(_REGISTRY.values())
 
 
 def declared(name: str) -> Metric:
-    """The metric of this name, or the one that ends in a slash and that it begins with; KeyError without."""
+    """Return the metric of this name, or the one that ends in a slash and that it begins with; KeyError without."""
     family = name.rpartition("/")[0] + "/"
     return _REGISTRY[name if name in _REGISTRY else family]
 
 
 def is_declared(name: str) -> bool:
-    """Whether a name is a metric's, or begins with one that ends in a slash."""
+    """Tell whether a name is a metric's, or begins with one that ends in a slash."""
     return name in _REGISTRY or any(key.endswith("/") and name.startswith(key) for key in _REGISTRY)

@@ -13,7 +13,7 @@ VALIDATION_PREFIX = names.PREFIX + "validation/"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An engine's statistics up to a weight sync, or since the last one.
+    """Holds an engine's statistics up to a weight sync, or since the last one.
 
     Attributes:
         stats: Counts of the engine.
@@ -27,7 +27,7 @@ class Segment:
     last_response_time: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for the way between processes."""
+        """Return plain types, for the way between processes."""
         return {
             "stats": self.stats.to_dict(),
             "first_request_time": self.first_request_time,
@@ -41,21 +41,21 @@ class Segment:
 
     @classmethod
     def merge(cls, parts: Sequence["Segment"]) -> "Segment":
-        """Several segments as one; the seconds between the first request and the last response count once."""
+        """Merge several segments into one; the seconds between the first request and the last response count once."""
         starts = [part.first_request_time for part in parts if part.first_request_time is not None]
         ends = [part.last_response_time for part in parts if part.last_response_time is not None]
         return cls(RolloutStats.merge(part.stats for part in parts), min(starts, default=None), max(ends, default=None))
 
     @property
     def rollout_seconds(self) -> float | None:
-        """First request in to last response out; None where nothing was generated."""
+        """Return the seconds from first request in to last response out; None where nothing was generated."""
         if self.first_request_time is None or self.last_response_time is None:
             return None
         return self.last_response_time - self.first_request_time
 
 
 def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> dict[str, float]:
-    """One step's metrics from every engine's segments since the last report.
+    """Return one step's metrics from every engine's segments since the last report.
 
     A step is: rollout, training, weight sync, then perhaps validation. Where the step validated, each engine's
     segment after its last weight sync is the validation's, reported apart; all other segments are training.
@@ -97,7 +97,7 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
 
 
 def step_timelines(engines: Iterable[Sequence[Segment]], *, validated: bool) -> dict[str, list[Bin]]:
-    """The training rollout's timeline of each engine that has one; the arguments of `step_metrics`."""
+    """Return the training rollout's timeline of each engine that has one; the arguments are those of `step_metrics`."""
     engines = [list(segments) for segments in engines if segments]
     training = _training(engines, has_validation=_has_validation(engines, validated=validated))
     return _merge_engines(training).stats.timelines

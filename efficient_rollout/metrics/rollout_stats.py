@@ -10,7 +10,7 @@ from efficient_rollout.metrics import names, timeline
 
 
 class Speedup(Protocol):
-    """Sums over drafting ticks, as the controller keeps them (`controller/observation.py`)."""
+    """Holds sums over drafting ticks, as the controller keeps them (`controller/observation.py`)."""
 
     predicted_plain_seconds: float
     predicted_tick_seconds: float
@@ -19,7 +19,7 @@ class Speedup(Protocol):
 
 
 class Verified(Protocol):
-    """Drafts that one tick verified (`controller/tick.py`)."""
+    """Holds the drafts that one tick verified (`controller/tick.py`)."""
 
     num_passes: int
     drafted: list[int]
@@ -28,36 +28,36 @@ class Verified(Protocol):
 
 
 class Tick(Protocol):
-    """One finished tick (`controller/tick.py`)."""
+    """Holds one finished tick (`controller/tick.py`)."""
 
     @property
     def reason(self) -> str:
-        """Of its decision."""
+        """Return that of its decision."""
 
     @property
     def num_emitted_tokens(self) -> int:
-        """Tokens that requests got."""
+        """Return the number of tokens that requests got."""
 
     @property
     def verified(self) -> Verified:
-        """Drafts that were verified."""
+        """Return the drafts that were verified."""
 
     @property
     def speedup(self) -> Speedup | None:
-        """What the rule predicted and measured since the tick before."""
+        """Return what the rule predicted and measured since the tick before."""
 
     @property
     def is_drafter_stale(self) -> bool:
-        """Whether acceptance shows that the drafter does not follow the policy."""
+        """Tell whether acceptance shows that the drafter does not follow the policy."""
 
     @property
     def span(self) -> timeline.TickSpan | None:
-        """When it ran, if known."""
+        """Tell when it ran, if known."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RolloutStats:
-    """What happened in the engines since the last report.
+    """Says what happened in the engines since the last report.
 
     Attributes:
         num_engines: Engines merged into this record; the workers of one engine are its ranks.
@@ -78,7 +78,7 @@ class RolloutStats:
         drafter_bytes: Memory of the drafter's own weights.
         packed_weight_share: Of the weights a draft step reads, those it reads quantized; None without a drafter.
         num_drafter_faults: Faults that turned the drafter off.
-        num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the target.
+        num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the policy.
         is_uncertified: 1 where an engine drafts on a GPU without a certificate of its kind.
         predicted_plain_seconds: Of timed ticks that drafted: plain decoding, for the tokens that were expected.
         predicted_tick_seconds: Of the same ticks: what the controller expected them to take.
@@ -149,13 +149,13 @@ class RolloutStats:
 
     @property
     def mean_accepted_length(self) -> float | None:
-        """Tokens a request gains per verify pass, its own included; None without one."""
+        """Return the tokens a request gains per verify pass, its own included; None without one."""
         if not self.num_verify_passes:
             return None
         return 1.0 + self.num_accepted_tokens / self.num_verify_passes
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; `from_dict(to_dict())` is equal."""
+        """Return JSON types only; `from_dict(to_dict())` is equal."""
         return asdict(self)
 
     @classmethod
@@ -165,7 +165,7 @@ class RolloutStats:
 
     @classmethod
     def merge(cls, parts: Iterable["RolloutStats"]) -> "RolloutStats":
-        """One record for several engines: counts add, durations and sizes keep the largest, a share the smallest."""
+        """Merge several engines' records: counts add, durations and sizes keep the largest, a share the smallest."""
         total = cls()
         for part in parts:
             for item in fields(cls):
@@ -178,7 +178,7 @@ class RolloutStats:
         return total
 
     def followed_by(self, later: "RolloutStats") -> "RolloutStats":
-        """One engine's record over both times: counts and seconds add, a state is the later one's; no timelines."""
+        """Return one engine's record over both times: counts and seconds add, a state is the later's; no timelines."""
         total = RolloutStats.merge([replace(self, timelines={}), replace(later, timelines={})])
         for name in ("weight_sync_seconds", "requantize_seconds", "num_weight_syncs"):
             setattr(total, name, getattr(self, name) + getattr(later, name))
@@ -192,7 +192,7 @@ class RolloutStats:
 
     @classmethod
     def of_ranks(cls, ranks: Sequence["RolloutStats"]) -> "RolloutStats":
-        """One engine's record from those of its ranks, which all count every tick: the first's counts.
+        """Return one engine's record from those of its ranks, which all count every tick: the first's counts.
 
         Each holds a part of the drafter, and what takes seconds takes the slowest rank's.
         """
@@ -203,7 +203,7 @@ class RolloutStats:
         return total
 
     def to_metrics(self, *, rollout_seconds: float | None = None) -> dict[str, float]:
-        """Step metrics by the names in `names`; a ratio without a denominator is left out, never 0.
+        """Return step metrics by the names in `names`; a ratio without a denominator is left out, never 0.
 
         Args:
             rollout_seconds: Wall time of the rollout, where the caller measured it.
@@ -264,7 +264,7 @@ def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
 
 
 class Tally:
-    """Statistics that are taken now and then, and all of them since the start.
+    """Keeps statistics that are taken now and then, and all of them since the start.
 
     Args:
         num_engines: 0 for a part that is added to an engine's record.

@@ -12,7 +12,7 @@ _WANDB_RUN_ID, _WANDB_RESUME = "WANDB_RUN_ID", "WANDB_RESUME"
 
 
 def new_run_id() -> str:
-    """An id that no other run has, fit for wandb: 16 hexadecimal digits."""
+    """Return an id that no other run has, fit for wandb: 16 hexadecimal digits."""
     return uuid.uuid4().hex[:16]
 
 
@@ -23,14 +23,14 @@ def mark_checkpoint(folder: Path, run_id: str) -> None:
 
 
 def run_id_of(folder: Path) -> str | None:
-    """The id of the run that saved this checkpoint; None where the checkpoint holds none."""
+    """Return the id of the run that saved this checkpoint; None where the checkpoint holds none."""
     path = folder / RUN_ID_FILE
     return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
 
 
 @contextmanager
 def one_wandb_run(run_id: str) -> Iterator[None]:
-    """Within, `wandb.init` goes on with the run of this id, or begins it, unless the user names a run to wandb himself.
+    """Make `wandb.init` go on with the run of this id, or begin it, unless the user names a run to wandb himself.
 
     Both frameworks call `wandb.init` themselves, and pass no id: wandb's own variables are the one way to give it one.
     """

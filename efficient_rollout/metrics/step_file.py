@@ -30,7 +30,7 @@ _LOCK_FILE = ".metrics.lock"
 
 
 class StepFiles:
-    """What a run's directory holds of its steps: `metrics.jsonl`, and `timeline.jsonl`.
+    """Keeps what a run's directory holds of its steps: `metrics.jsonl`, and `timeline.jsonl`.
 
     The first row tells whether the run begins or goes on. Until then nothing in the directory changes. The timelines
     are those of sampled steps and of the newest one: a few lines, however long the run.
@@ -152,7 +152,7 @@ def set_aside(*paths: Path) -> None:
 
 
 def _locked(directory: Path) -> int:
-    """A descriptor that holds the directory for this process, as long as it is open."""
+    """Return a descriptor that holds the directory for this process, as long as it is open."""
     descriptor = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +171,7 @@ def _locked(directory: Path) -> int:
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each whole line with what it says; without those that are no row, as the torn last one of a killed job."""
+    """Return each whole line with what it says; without those that are no row, as the torn last one of a killed job."""
     if not path.is_file():
         return []
     found = []
@@ -195,7 +195,7 @@ def _keep(path: Path, is_kept: Callable[[Mapping[str, Any]], bool]) -> None:
 
 
 def _as_number(value: Any) -> bool | int | float | None:
-    """A number of Python's for one of any framework's, or for an array or tensor of one; None for anything else."""
+    """Return Python's number for one of any framework, or for an array or tensor of one; None for anything else."""
     if not isinstance(value, bool | int | float) and hasattr(value, "item"):
         try:
             value = value.item()

@@ -21,19 +21,19 @@ Bin = list[float]
 
 
 class TickSpan(Protocol):
-    """When one tick ran, and with what (`controller/tick.py`)."""
+    """Says when one tick ran, and with what (`controller/tick.py`)."""
 
     @property
     def end_s(self) -> float:
-        """Its end, by a clock that never runs backwards."""
+        """Return its end, by a clock that never runs backwards."""
 
     @property
     def seconds(self) -> float:
-        """It took."""
+        """Return the seconds that it took."""
 
     @property
     def num_requests(self) -> int:
-        """Requests that had tokens computed."""
+        """Return the number of requests that had tokens computed."""
 
     @property
     def num_draft_tokens(self) -> int:
@@ -42,7 +42,7 @@ class TickSpan(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimelines:
-    """A training step's rollout, a line of `TIMELINE_FILE`.
+    """Holds a training step's rollout, a line of `TIMELINE_FILE`.
 
     Attributes:
         step: Its number.
@@ -55,7 +55,7 @@ class StepTimelines:
     engines: list[list[Bin]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return asdict(self)
 
     @classmethod
@@ -75,7 +75,7 @@ class StepTimelines:
 
     @classmethod
     def of(cls, step: int, by_engine: Mapping[str, Sequence[Bin]]) -> "StepTimelines":
-        """Of a step, from what its engines recorded by clocks of their own."""
+        """Make those of a step, from what its engines recorded by clocks of their own."""
         longest = sorted((bins for bins in by_engine.values() if bins), key=_extent, reverse=True)
         zeroed = [[[b[START] - bins[0][START], b[END] - bins[0][START], *b[2:]] for b in bins] for bins in longest]
         return cls(step=step, num_engines=len(longest), engines=zeroed[:MAX_ENGINES])
@@ -90,13 +90,13 @@ def add_tick(bins: list[Bin], span: TickSpan) -> None:
 
 
 def joined(parts: Iterable[Sequence[Bin]]) -> list[Bin]:
-    """One engine's timeline from parts of it, in whatever order; the parts stay as they are."""
+    """Return one engine's timeline from parts of it, in whatever order; the parts stay as they are."""
     bins = sorted((list(one) for part in parts for one in part), key=lambda one: one[START])
     return _thinned(bins) if len(bins) > MAX_BINS else bins
 
 
 def seconds_by_length(bins: Iterable[Bin]) -> list[float]:
-    """Seconds at k = 0, 1, and so on."""
+    """Return the seconds at k = 0, 1, and so on."""
     total: list[float] = []
     for one in bins:
         total = _added(total, one[FIRST_LENGTH:])
@@ -104,12 +104,12 @@ def seconds_by_length(bins: Iterable[Bin]) -> list[float]:
 
 
 def is_sampled(step: int) -> bool:
-    """Whether a step's timeline is kept for good: powers of two, so that a long run keeps few."""
+    """Tell whether a step's timeline is kept for good: powers of two, so that a long run keeps few."""
     return step > 0 and step & (step - 1) == 0
 
 
 def _thinned(bins: Sequence[Bin]) -> list[Bin]:
-    """Neighbours together where both fit into a share of the whole time.
+    """Put neighbours together where both fit into a share of the whole time.
 
     Any two neighbours that stay apart span more than a share, so no more than twice as many bins as shares stay, and
     one. Seconds add up: nothing is lost but when exactly in its bin each was spent.

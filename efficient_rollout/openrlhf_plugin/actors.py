@@ -24,7 +24,7 @@ from efficient_rollout.sampling.noise import request_seed
 
 
 class _Asking:
-    """Before a class that asks engines for samples, among another's bases: each prompt goes out with its place.
+    """Stands before a class that asks engines for samples, among another's bases: each prompt goes out with its place.
 
     Attributes:
         places: Of the prompts.
@@ -43,7 +43,10 @@ class _Asking:
 
 
 class _Reporting:
-    """Before a trainer among a class's bases: every step's engine statistics, into its loggers and the run's files."""
+    """Stands before a trainer among a class's bases.
+
+    It brings every step's engine statistics into its loggers and the run's files.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = _given(type(self), args, kwargs)
@@ -54,19 +57,22 @@ class _Reporting:
             super().__init__(*args, **kwargs)
 
     def train_step(self, rollout_samples: Sequence[Any], global_step: int) -> Any:
-        """Stock; groups come in the order in which they were finished, which a reproducible run must not depend on."""
+        """Do as stock does.
+
+        Groups come in the order in which they finished, and a reproducible run must not depend on it.
+        """
         if self._is_reproducible:
             rollout_samples = in_order(list(rollout_samples), num_samples=self.args.rollout.n_samples_per_prompt)
         return super().train_step(rollout_samples, global_step)
 
     def _compute_rollout_stats(self, experiences: Sequence[Any]) -> dict[str, float]:
-        """Stock, and how far engine and trainer agree."""
+        """Do as stock does, and tell how far engine and trainer agree."""
         return super()._compute_rollout_stats(experiences) | probability_difference(experiences)
 
     def save_logs_and_checkpoints(
         self, global_step: int, logs_dict: Mapping[str, Any] | None = None, client_states: Any = None
     ) -> None:
-        """Stock, with the step's logs completed."""
+        """Do as stock does, with the step's logs completed."""
         segments = self._take_segments()
         logs = dict(logs_dict or {}) | step_metrics(segments, validated=False)
         numbers = {name: value for name, value in logs.items() if name != "generated_samples"}
@@ -77,7 +83,7 @@ class _Reporting:
             self._mark(f"global_step{global_step}")
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
-        """Stock, with the run's id beside the checkpoint."""
+        """Do as stock does, with the run's id beside the checkpoint."""
         before = self.best_eval_metric_value
         super().save_best_checkpoint(eval_metrics, global_step, client_states)
         if self.best_eval_metric_value > before:
@@ -87,7 +93,7 @@ class _Reporting:
         mark_checkpoint(checkpoints(self.args.ckpt) / tag, self._files.run_id)
 
     def evaluate(self, global_step: int, **kwargs: Any) -> Any:
-        """Stock; what the engines did for it is a record of its own, and no part of the next rollout."""
+        """Do as stock does; what the engines did for it is a record of its own, and no part of the next rollout."""
         logs = super().evaluate(global_step, **kwargs)
         self._files.append(global_step, dict(logs) | evaluation_metrics(self._take_segments()), is_validation=True)
         return logs
@@ -97,25 +103,25 @@ class _Reporting:
 
 
 class Trainer(_Reporting, _Asking, written_class(stock_trainer.PPOTrainer)):
-    """The single controller of a synchronous job."""
+    """Is the single controller of a synchronous job."""
 
     def init_checkpoint_states(self) -> dict[str, Any]:
-        """Stock; a run that resumes goes on counting its prompts."""
+        """Do as stock does; a run that resumes goes on counting its prompts."""
         states = super().init_checkpoint_states()
         self.places.num_prompts = states["total_consumed_prompts"]
         return states
 
 
 class AsyncGeneration(_Asking, written_class(stock_async.GenerateSamplesActor)):
-    """The half of an asynchronous job that asks for samples."""
+    """Is the half of an asynchronous job that asks for samples."""
 
     def fit(self, episode: int, total_consumed_prompts: int) -> None:
-        """Stock; a run that resumes goes on counting its prompts."""
+        """Do as stock does; a run that resumes goes on counting its prompts."""
         self.places.num_prompts = total_consumed_prompts
         super().fit(episode, total_consumed_prompts)
 
     def _run_eval(self) -> dict[str, Any]:
-        """Stock, with what the engines did for it, which is no part of a rollout."""
+        """Do as stock does, with what the engines did for it, which is no part of a rollout."""
         engines = self.samples_generator.vllm_engines
         ray.get([engine.begin_evaluation.remote() for engine in engines])
         logs = super()._run_eval()
@@ -124,10 +130,10 @@ class AsyncGeneration(_Asking, written_class(stock_async.GenerateSamplesActor)):
 
 
 class AsyncTraining(_Reporting, written_class(stock_async.TrainingActor)):
-    """The half of an asynchronous job that trains; it is told of the other half's evaluations."""
+    """Is the half of an asynchronous job that trains; it is told of the other half's evaluations."""
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
-        """Stock, which is called with every evaluation; each is a record of its own."""
+        """Do as stock does. Stock calls it with every evaluation; each is a record of its own."""
         self._files.append(global_step, eval_metrics, is_validation=True)
         super().save_best_checkpoint(eval_metrics, global_step, client_states)
 
@@ -148,12 +154,12 @@ class AsyncTrainer(written_class(stock_async.PPOTrainerAsync)):
 
 
 def checkpoints(options: Any) -> Path:
-    """Where OpenRLHF keeps the policy's checkpoints, from its `--ckpt` options."""
+    """Return where OpenRLHF keeps the policy's checkpoints, from its `--ckpt` options."""
     return Path(options.path) / "_actor"
 
 
 def resumed_checkpoint(options: Any) -> Path | None:
-    """The folder that OpenRLHF's trainer resumes from, from its `--ckpt` options; None where it starts anew."""
+    """Return the folder that OpenRLHF's trainer resumes from, from its `--ckpt` options; None where it starts anew."""
     newest = checkpoints(options) / "latest"  # DeepSpeed's
     if not options.load_enable or not newest.is_file():
         return None
@@ -161,7 +167,7 @@ def resumed_checkpoint(options: Any) -> Path | None:
 
 
 def _given(ours: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What OpenRLHF's own class under one of ours is made with, by name."""
+    """Return what OpenRLHF's own class under one of ours is made with, by name."""
     signatures = (inspect.signature(base.__init__) for base in ours.__mro__)
     stock = next(signature for signature in signatures if "vllm_engines" in signature.parameters)
     return stock.bind(None, *args, **kwargs).arguments
@@ -173,18 +179,21 @@ def _rollout_seed(engines: Sequence[Any]) -> int | None:
 
 
 def segments_of(replies: Sequence[Any]) -> list[list[Segment]]:
-    """By engine, what several engine actors told of theirs."""
+    """Return, by engine, what several engine actors told of theirs."""
     return [[Segment.from_dict(raw) for raw in segments] for reply in replies for segments in reply]
 
 
 def evaluation_metrics(segments: Sequence[Sequence[Segment]]) -> dict[str, float]:
-    """Metrics of an evaluation, under names of their own."""
+    """Return the metrics of an evaluation, under names of their own."""
     reported = step_metrics(segments, validated=False)
     return {VALIDATION_PREFIX + name.removeprefix(names.PREFIX): value for name, value in reported.items()}
 
 
 def probability_difference(experiences: Sequence[Any]) -> dict[str, float]:
-    """Mean over sampled tokens of |engine's probability - trainer's|; nothing where the engine was asked for none."""
+    """Return the mean over sampled tokens of |engine's probability - trainer's|.
+
+    Return nothing where the engine was asked for none.
+    """
     total, num_tokens = 0.0, 0
     for experience in experiences:
         engine, trainer = experience.rollout_log_probs, experience.action_log_probs

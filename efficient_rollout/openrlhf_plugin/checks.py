@@ -25,7 +25,7 @@ _TABLES = {".json", ".jsonl", ".csv", ".parquet", ".arrow"}
 
 
 def check_environment() -> None:
-    """Versions and vLLM's device.
+    """Check versions and vLLM's device.
 
     Raises:
         UnsupportedVersionError: OpenRLHF or vLLM is missing or not supported.
@@ -101,7 +101,7 @@ def _check_fits(args: Any, options: Options) -> None:
 
 
 def _check_reward(args: Any) -> None:
-    """The function that scores, where it is a Python file; a reward model or a server shows only when it is asked."""
+    """Check the function that scores, if it is a Python file; a reward model or server shows only when it is asked."""
     if args.train.agent_func_path:
         _check_source("--train.agent_func_path", args.train.agent_func_path, "AgentExecutor")
         return

@@ -49,7 +49,7 @@ _CUDA_CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 class _FlashAttentionNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Last on `sys.meta_path`, so that a real flash_attn wins."""
+    """Stands last on `sys.meta_path`, so that a real flash_attn wins."""
 
     def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name not in _FLASH_ATTENTION:
@@ -231,7 +231,7 @@ def _refuse_gpu_only(args: Any) -> None:
 
 
 def _groups(args: Any) -> list[str]:
-    """The parts of the job that train or score, beside the engines; OpenRLHF leaves the numbers of others at 8."""
+    """Return the parts that train or score, beside the engines; OpenRLHF leaves the numbers of others at 8."""
     has_reward_model = not (args.reward.remote_url or args.train.agent_func_path)
     in_use = {
         "actor": True,
@@ -281,5 +281,5 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
 
 
 def vllm_arguments(options: CpuOptions) -> dict[str, Any]:
-    """The engine's own, in the place of OpenRLHF's."""
+    """Return the engine's own arguments, in the place of OpenRLHF's."""
     return {"dtype": options.param_dtype, "kv_cache_memory_bytes": options.kv_cache_bytes}

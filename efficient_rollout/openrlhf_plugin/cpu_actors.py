@@ -19,41 +19,41 @@ from efficient_rollout.openrlhf_plugin.engine_actor import EngineActor, written_
 
 
 class CpuEngineActor(EngineActor):
-    """With the worker extension that needs no CUDA."""
+    """Has the worker extension that needs no CUDA."""
 
     worker_extension = "efficient_rollout.openrlhf_plugin.cpu_worker_extension.CpuWorkerWrap"
 
 
 class CpuPolicy(written_class(stock_actor.PolicyModelActor)):
-    """Stock, here for its process to have the stand-ins."""
+    """Is stock, and stands here for its process to have the stand-ins."""
 
 
 class CpuCritic(written_class(stock_critic.CriticModelActor)):
-    """Stock, here for its process to have the stand-ins."""
+    """Is stock, and stands here for its process to have the stand-ins."""
 
 
 class CpuReference(written_class(stock_launcher.ReferenceModelActor)):
-    """Stock, here for its process to have the stand-ins."""
+    """Is stock, and stands here for its process to have the stand-ins."""
 
 
 class CpuReward(written_class(stock_launcher.RewardModelActor)):
-    """Stock, here for its process to have the stand-ins."""
+    """Is stock, and stands here for its process to have the stand-ins."""
 
 
 class CpuTrainer(actors.Trainer):
-    """Here for its process to have the stand-ins."""
+    """Stands here for its process to have the stand-ins."""
 
 
 class CpuAsyncTraining(actors.AsyncTraining):
-    """Here for its process to have the stand-ins."""
+    """Stands here for its process to have the stand-ins."""
 
 
 class CpuAsyncGeneration(actors.AsyncGeneration):
-    """Here for its process to have the stand-ins."""
+    """Stands here for its process to have the stand-ins."""
 
 
 class CpuAsyncTrainer(actors.AsyncTrainer):
-    """Here for its process, and for those it starts, to have the stand-ins."""
+    """Stands here for its process, and for those it starts, to have the stand-ins."""
 
     halves: ClassVar[Mapping[str, type]] = {
         "TrainingActor": CpuAsyncTraining,

@@ -24,7 +24,7 @@ _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("t
 
 
 def written_class(actor_class: Any) -> Any:
-    """The class that Ray made of an actor's class; a subclass of it travels by name.
+    """Return the class that Ray made of an actor's class; a subclass of it travels by name.
 
     The class under that one will not do: Ray derives from its subclasses once more and ships the result by value, with
     a second copy of every method, in which `super()` fails.
@@ -33,7 +33,7 @@ def written_class(actor_class: Any) -> Any:
 
 
 class EngineActor(written_class(stock_engine.RolloutRayActor)):
-    """OpenRLHF's engine, with this package's arguments and a record of what it did.
+    """Is OpenRLHF's engine, with this package's arguments and a record of what it did.
 
     Attributes:
         worker_extension: Of vLLM's workers.
@@ -65,7 +65,7 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
     async def generate_responses(
         self, *args: Any, sampling_params: Any, num_samples: int = 1, place: Place | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Stock; where rollouts are to be reproducible, each sample is asked for with a seed of its own.
+        """Do as stock does; where rollouts are to be reproducible, each sample is asked for with a seed of its own.
 
         Raises:
             PluginInactiveError: They are, and nobody told the prompt's place in the run.
@@ -86,7 +86,7 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         return [response for responses in answers for response in responses]
 
     async def generate(self, prompt_token_ids: list[int], sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stock generation, inside the clock of the rollout."""
+        """Generate as stock does, inside the clock of the rollout."""
         trajectory = _TRAJECTORY.get(None)
         if trajectory is not None:
             seed = trajectory.next_seed(prompt_token_ids, sampling_params.seed)
@@ -98,14 +98,14 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         return output
 
     async def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
-        """Stock; the first parameter of a sync closes the running segment first."""
+        """Do as stock does; the first parameter of a sync closes the running segment first."""
         await self._close_segment(is_last=empty_cache)
         return await super().update_weight(name, dtype, shape, empty_cache)
 
     async def update_weight_cuda_ipc(
         self, name: str, dtype: Any, shape: Any, ipc_handles: Any, empty_cache: bool = False
     ) -> Any:
-        """Stock; the first parameter of a sync closes the running segment first."""
+        """Do as stock does; the first parameter of a sync closes the running segment first."""
         await self._close_segment(is_last=empty_cache)
         return await super().update_weight_cuda_ipc(name, dtype, shape, ipc_handles, empty_cache)
 
@@ -115,26 +115,26 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
             await self._rollouts.close(self.llm)
 
     async def take_segments(self) -> list[list[dict[str, Any]]]:
-        """What each engine did since the last call, a segment for each weight sync and one since the last."""
+        """Return what each engine did since the last call, a segment for each weight sync and one since the last."""
         if self._evaluation is not None:
             # What runs now is no rollout's.
             await self._evaluation.close(self.llm)
         return await self._rollouts.take(self.llm)
 
     async def begin_evaluation(self) -> None:
-        """From now on, what the engine does is no part of a rollout."""
+        """Begin an evaluation: from now on, what the engine does is no part of a rollout."""
         await self._rollouts.close(self.llm)
         self._evaluation = SegmentRecorder()
 
     async def end_evaluation(self) -> list[list[dict[str, Any]]]:
-        """The evaluation is over: what each engine did for it, as `take_segments` tells it of rollouts."""
+        """End the evaluation; return what each engine did for it, as `take_segments` tells it of rollouts."""
         assert self._evaluation is not None, "it began"
         segments = await self._evaluation.take(self.llm)
         self._evaluation = None
         return segments
 
     async def rollout_seed(self) -> int | None:
-        """The setting; None where rollouts need not be reproducible."""
+        """Return the setting; None where rollouts need not be reproducible."""
         return self._rollout_seed
 
 
@@ -155,7 +155,7 @@ class EngineActorDoor:
     options_given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def options(self, **options: Any) -> "EngineActorDoor":
-        """The same, for an actor with these options of Ray's."""
+        """Return the same, for an actor with these options of Ray's."""
         return dataclasses.replace(self, options_given=options)
 
     def remote(self, **kwargs: Any) -> Any:
@@ -165,7 +165,7 @@ class EngineActorDoor:
 
 
 def _seeded(sampling_params: Any, seed: int) -> Any:
-    """The same sampling parameters with this seed."""
+    """Return the same sampling parameters with this seed."""
     seeded = sampling_params.clone()
     seeded.seed = seed
     return seeded

@@ -66,7 +66,7 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
 
 @contextmanager
 def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> Iterator[None]:
-    """OpenRLHF's entry point takes its actors by name out of these modules."""
+    """Replace every actor: OpenRLHF's entry point takes its actors by name out of these modules."""
     import ray
     from openrlhf.trainer import ppo_trainer, ppo_trainer_async
     from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine
@@ -78,7 +78,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
     parsed: dict[str, Any] = {}
 
     def hierarchize(stock: Callable[[Any], Any], flat: Any) -> Any:
-        """The one place that every parsed argument passes, before OpenRLHF's own checks and before Ray."""
+        """Stand at the one place that every parsed argument passes, before OpenRLHF's own checks and before Ray."""
         parsed["args"] = checks.prepare_job(stock(flat), options)
         return parsed["args"]
 

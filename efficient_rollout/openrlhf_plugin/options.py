@@ -19,7 +19,7 @@ _PREFIX = f"--{CONFIG_KEY}."
 
 @dataclass(frozen=True, slots=True)
 class CpuOptions:
-    """For a machine without a GPU.
+    """Holds the settings for a machine without a GPU.
 
     Attributes:
         param_dtype: Of trainer and engine; bfloat16 is what OpenRLHF has, float32 trains faster on most processors.
@@ -32,7 +32,7 @@ class CpuOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What stood on the command line.
+    """Holds what stood on the command line.
 
     Attributes:
         settings: Of this package.
@@ -134,7 +134,7 @@ def _read(path: Path | None) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """What is wrong, without yaml's excerpt of what it read: half a secret cannot be told from a word."""
+    """Return what is wrong, without yaml's excerpt of what it read: half a secret cannot be told from a word."""
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return str(error)
     return f"{error.problem}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"

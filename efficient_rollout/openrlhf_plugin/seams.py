@@ -14,7 +14,7 @@ _ACTOR = "__ray_metadata__.modified_class"
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """A function of OpenRLHF's that is replaced, overridden, or relied on in the way it calls.
+    """Is a function of OpenRLHF's that is replaced, overridden, or relied on in the way it calls.
 
     Attributes:
         target: `module:attribute.path`.

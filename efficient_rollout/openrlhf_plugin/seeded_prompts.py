@@ -13,7 +13,7 @@ Place = tuple[str, int, int]
 
 
 class PromptPlaces:
-    """Places of prompts in the order in which they go out to the engines.
+    """Keeps places of prompts in the order in which they go out to the engines.
 
     Attributes:
         num_prompts: Sent out for training so far, what OpenRLHF calls consumed and keeps in its checkpoints.
@@ -26,7 +26,7 @@ class PromptPlaces:
         self._evaluated = (0, 0)
 
     def next_place(self) -> Place:
-        """Of the prompt that goes out now."""
+        """Return the place of the prompt that goes out now."""
         if not self._is_evaluating:
             self.num_prompts += 1
             return ("training", self.num_prompts - 1, 0)
@@ -37,7 +37,7 @@ class PromptPlaces:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within, prompts go out to be evaluated."""
+        """Let prompts go out to be evaluated, within the block."""
         self._is_evaluating = True
         try:
             yield
@@ -46,7 +46,7 @@ class PromptPlaces:
 
 
 class _PlacedEngine:
-    """An engine's handle whose requests for samples say where their prompt stands."""
+    """Is an engine's handle whose requests for samples say where their prompt stands."""
 
     def __init__(self, handle: Any, places: PromptPlaces) -> None:
         self._handle, self._places = handle, places
@@ -72,7 +72,7 @@ def place_prompts(generator: Any, places: PromptPlaces) -> None:
 
 
 def in_order(samples: list[Any], *, num_samples: int) -> list[Any]:
-    """Samples of a step in an order that does not tell which prompt was answered first.
+    """Return samples of a step in an order that does not tell which prompt was answered first.
 
     Args:
         samples: Prompt after prompt, in any order of prompts.

@@ -12,7 +12,7 @@ from efficient_rollout.errors import WeightSyncError
 
 
 class EfficientWorkerWrap(WorkerWrap):
-    """OpenRLHF's worker extension, with a weight sync that survives vLLM's repacked weights and requantizes.
+    """Is OpenRLHF's worker extension, with a weight sync that survives vLLM's repacked weights and requantizes.
 
     A sync begins with the first parameter and ends with the one that OpenRLHF marks as the last (`empty_cache`).
     """

@@ -11,7 +11,7 @@ YES = b"y"
 
 
 def run(address: str, command: Sequence[str]) -> None:
-    """Have a fork of the server run a script, with this process's variables, folder and standard streams.
+    """Make a fork of the server run a script, with this process's variables, folder and standard streams.
 
     Where the server is gone or says no, this process becomes a plain Python instead, and says so on stderr.
 

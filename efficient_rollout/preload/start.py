@@ -17,7 +17,7 @@ _BACKLOG = 128
 
 @contextlib.contextmanager
 def preloaded_python(modules: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
-    """A command that runs a script as `python` does, in a process that has imported these modules already.
+    """Yield a command that runs a script as `python` does, in a process that has imported these modules already.
 
     The imports go on beside the caller; who asks for a process before they are done waits for them.
 

@@ -24,7 +24,7 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is true, whatever the rules believe.
+    """Says what is true, whatever the rules believe.
 
     Attributes:
         table: True seconds of a tick.
@@ -45,7 +45,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a rollout took.
+    """Says what a rollout took.
 
     Attributes:
         engine_seconds: Shape (num_engines,): when each engine finished.
@@ -63,16 +63,16 @@ class Outcome:
 
     @property
     def makespan_s(self) -> float:
-        """Seconds until the last engine finished."""
+        """Return the seconds until the last engine finished."""
         return float(self.engine_seconds.max())
 
     @property
     def tokens_per_s(self) -> float:
-        """Response tokens of the whole fleet over the makespan."""
+        """Return the response tokens of the whole fleet over the makespan."""
         return self.num_tokens / self.makespan_s
 
     def active_curve(self, num_points: int = 101) -> tuple[Array, Array]:
-        """Seconds, evenly spaced from 0 to the makespan, and requests that still run, each (num_points,)."""
+        """Return seconds, evenly spaced from 0 to the makespan, and requests that still run, each (num_points,)."""
         times = np.linspace(0.0, self.makespan_s, num_points)
         done = np.searchsorted(self.finish_seconds, times, side="right")
         return times, (len(self.finish_seconds) - done).astype(np.float64)
@@ -112,7 +112,7 @@ def simulate(
 
 
 class _Fleet:
-    """State of all engines; request arrays hold running requests only."""
+    """Holds the state of all engines; request arrays hold running requests only."""
 
     def __init__(
         self, trace: Trace, num_engines: int, rules: list[Rule], world: World, max_draft_tokens: int, seed: int
@@ -133,7 +133,7 @@ class _Fleet:
         self._reset_counts()
 
     def prefill(self) -> None:
-        """One tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
+        """Do one tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
         per_token_s = float(np.exp(self.world.table.model.log_parameters[PLAIN, PARAMETERS.index("row_compute_s")]))
         prompt_tokens = np.bincount(self.engine, self.context, len(self.clock))
         for e, rule in enumerate(self.rules):
@@ -155,7 +155,7 @@ class _Fleet:
         self._reset_counts()
 
     def step(self, tick: int) -> None:
-        """One tick of every engine that still runs."""
+        """Do one tick of every engine that still runs."""
         running = np.flatnonzero(self.batch)
         # As in an engine: no chain is longer than what some request may still emit.
         most_useful = np.zeros_like(self.asked)
@@ -178,12 +178,12 @@ class _Fleet:
         self._retire()
 
     def outcome(self) -> Outcome:
-        """The finished rollout."""
+        """Return the finished rollout."""
         by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
         return Outcome(self.clock, np.sort(np.concatenate(self.finished)), self.num_tokens, by_length, self.reasons)
 
     def _accept(self, length: Index) -> Index:
-        """Tokens each running request gains, and the counts per engine and number of accepted drafts."""
+        """Return the tokens each running request gains, and the counts per engine and number of accepted drafts."""
         drafted = np.minimum(length[self.engine], self.remaining - 1)
         if not drafted.any():
             accepted = np.zeros(len(drafted), dtype=np.int64)
@@ -200,7 +200,7 @@ class _Fleet:
         return emitted
 
     def _per_engine(self, drafts: Index) -> Index:
-        """Requests of each engine by their number of drafts, 0..limit."""
+        """Return the requests of each engine by their number of drafts, 0..limit."""
         width = self.limit + 1
         return np.bincount(self.engine * width + drafts, minlength=len(self.clock) * width).reshape(-1, width)
 

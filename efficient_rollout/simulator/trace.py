@@ -17,7 +17,7 @@ DEFAULT_PROMPT_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests in the order they are submitted, all at once.
+    """Holds requests in the order they are submitted, all at once.
 
     Attributes:
         prompt_tokens: Shape (num_requests,), at least 1 each.
@@ -28,7 +28,7 @@ class Trace:
     response_tokens: Lengths
 
     def assigned(self, num_engines: int) -> NDArray[np.int64]:
-        """Engine of each request.
+        """Return the engine of each request.
 
         veRL's load balancer gives a request to the engine with the fewest in flight. Of a batch that is submitted at
         once that is one after the other, in turn.

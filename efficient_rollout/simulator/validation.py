@@ -27,7 +27,7 @@ _DEFAULT_ACCEPTANCE = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRound:
-    """One rollout of one arm.
+    """Holds one rollout of one arm.
 
     Attributes:
         trace: Prompt lengths, and the lengths that were really emitted.
@@ -42,7 +42,7 @@ class MeasuredRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A benchmark's result.
+    """Holds a benchmark's result.
 
     Attributes:
         max_draft_tokens: Upper bound of every decision.
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One arm, an entry a round.
+    """Holds one arm, an entry a round.
 
     Attributes:
         measured_s: Makespans of the real engine.
@@ -69,16 +69,16 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Simulated over measured seconds; 1.0 is a perfect prediction."""
+        """Return simulated over measured seconds; 1.0 is a perfect prediction."""
         return [ours / theirs for ours, theirs in zip(self.simulated_s, self.measured_s, strict=True)]
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether the median round is predicted within `TOLERANCE`."""
+        """Tell whether the median round is predicted within `TOLERANCE`."""
         return abs(median(self.ratios) - 1.0) <= TOLERANCE
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return {
             "measured_s": self.measured_s,
             "simulated_s": self.simulated_s,
@@ -89,7 +89,7 @@ class Comparison:
 
 
 def acceptance_from(mean_accepted_length: float, mean_draft_tokens: float) -> float:
-    """The per-token acceptance a with (1 - a^(k+1)) / (1 - a) = L, by bisection.
+    """Return the per-token acceptance a with (1 - a^(k+1)) / (1 - a) = L, by bisection.
 
     Args:
         mean_accepted_length: L, tokens a request gains per verify pass, at least 1.
@@ -188,7 +188,7 @@ def _replay(played: MeasuredRound, rule: Rule, world: World, max_draft_tokens: i
 
 
 def _acceptance(measured: Measured, arm: str, number: int) -> float:
-    """The arm's own; where it drafted nothing, the mean of the arms that did in the same round."""
+    """Return the arm's own; where it drafted nothing, the mean of the arms that did in the same round."""
     own = measured.arms[arm][number].acceptance
     if own is not None:
         return own
@@ -198,7 +198,7 @@ def _acceptance(measured: Measured, arm: str, number: int) -> float:
 
 
 def report(compared: Mapping[str, Comparison]) -> str:
-    """One line per arm: medians, their ratio, and whether it is within tolerance."""
+    """Return one line per arm: medians, their ratio, and whether it is within tolerance."""
     lines = [["arm", "measured s", "simulated s", "simulated over measured", ""]]
     lines += [
         [

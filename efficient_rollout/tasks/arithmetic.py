@@ -30,7 +30,7 @@ _VALIDATION_SHARE = 1 / 10
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How hard problems are, and how long their worked answers get.
+    """Says how hard problems are, and how long their worked answers get.
 
     Attributes:
         median_operands: Median of the lognormal number of operands, before truncation.
@@ -68,7 +68,7 @@ class Level:
             )
 
     def capped(self, max_response_tokens: int) -> "Level":
-        """The same level without the problems whose worked answers exceed `max_response_tokens`.
+        """Return the same level without the problems whose worked answers exceed `max_response_tokens`.
 
         Raises:
             ConfigError: No problem of this level is that short.
@@ -78,23 +78,23 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One sum of two or more non-negative operands."""
+    """Is one sum of two or more non-negative operands."""
 
     operands: tuple[int, ...]
 
     @property
     def question(self) -> str:
-        """The sum to work out, as the prompt shows it."""
+        """Return the sum to work out, as the prompt shows it."""
         return "+".join(map(str, self.operands)) + "="
 
     @property
     def answer(self) -> str:
-        """The sum's value, in decimal digits."""
+        """Return the sum's value, in decimal digits."""
         return str(sum(self.operands))
 
     @property
     def worked_answer(self) -> str:
-        """Every intermediate chain, leftmost pair reduced first, then `ANSWER_END`."""
+        """Return every intermediate chain, leftmost pair reduced first, then `ANSWER_END`."""
         steps = []
         total = self.operands[0]
         for position, operand in enumerate(self.operands[1:], start=2):
@@ -104,17 +104,17 @@ class Problem:
 
     @property
     def num_response_tokens(self) -> int:
-        """Tokens of the worked answer: one a character, and one to end the sequence."""
+        """Return the tokens of the worked answer: one a character, and one to end the sequence."""
         return len(self.worked_answer) + 1
 
     @property
     def split(self) -> Split:
-        """The split this problem belongs to, whatever the seed: the splits can share no problem."""
+        """Return the split this problem belongs to, whatever the seed: the splits can share no problem."""
         return split_of(self.question)
 
 
 def split_of(question: str) -> Split:
-    """The split that a question of any task belongs to, by its hash."""
+    """Return the split that a question of any task belongs to, by its hash."""
     digest = hashlib.sha256(question.encode()).digest()
     return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
 
@@ -140,7 +140,7 @@ def generate(level: Level, split: Split, seed: int) -> Iterator[Problem]:
 
 
 def take(level: Level, split: Split, seed: int, count: int) -> list[Problem]:
-    """The first `count` problems of `generate`."""
+    """Return the first `count` problems of `generate`."""
     return list(itertools.islice(generate(level, split, seed), count))
 
 

@@ -16,7 +16,7 @@ _POOL_PROBLEMS = 4096
 
 
 class WorkedAnswerBatches:
-    """Item i is a whole batch; it depends on nothing but the arguments and i, so it is the same in every run.
+    """Holds batches. Item i is a whole one; it depends on the arguments and i alone, so it is the same in every run.
 
     Problems are drawn in pools, sorted by length within a pool, and cut where a batch would exceed its budget: little
     padding, and every batch costs about the same.
@@ -35,7 +35,7 @@ class WorkedAnswerBatches:
         self._token_ids = {token: index for index, token in enumerate(vocabulary())}
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Batch `index`: `input_ids` and `labels`, each (problems, tokens), int64.
+        """Return batch `index`: `input_ids` and `labels`, each (problems, tokens), int64.
 
         Padding is on the right, where causal attention never looks back at it, so no attention mask is needed.
         """

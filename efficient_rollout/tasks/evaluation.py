@@ -15,7 +15,7 @@ _BATCH_TOKENS = 16384
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Sampled performance on validation problems. Lengths are in tokens, the end-of-sequence token included.
+    """Holds sampled performance on validation problems. Lengths are in tokens, the end-of-sequence token included.
 
     Attributes:
         accuracy: Share of right final answers.
@@ -80,7 +80,7 @@ def measure(
 
 
 def _batches(problems: list[Problem], level: Level) -> list[tuple[list[Problem], int]]:
-    """Problems of similar length together, and the length limit of their responses, in tokens.
+    """Return problems of similar length together, and the length limit of their responses, in tokens.
 
     Long answers go in small batches: the cache of a batch is copied at every token.
     """
@@ -100,7 +100,7 @@ def _sample(
     problems: list[Problem],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """One response per problem, up to and including the end-of-sequence token."""
+    """Sample one response per problem, up to and including the end-of-sequence token."""
     prompts = ["".join(prompt_tokens(problem.question)) for problem in problems]
     encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
     encoded = encoded.to(model.device)

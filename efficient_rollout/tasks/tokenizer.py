@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """All tokens, in id order, `VOCAB_SIZE` long."""
+    """Return all tokens, in id order, `VOCAB_SIZE` long."""
     special = [PAD, BOS, EOS, UNKNOWN, *(f"<|{role}|>" for role in ROLES)]
     characters = ["\n", *(chr(code) for code in range(0x20, 0x7F))]
     reserved = [f"<|reserved_{index}|>" for index in range(VOCAB_SIZE - len(special) - len(characters))]
@@ -60,5 +60,5 @@ def build_tokenizer(max_length: int) -> "PreTrainedTokenizerFast":
 
 
 def prompt_tokens(question: str) -> list[str]:
-    """What the chat template makes of one user message plus the generation prompt, token by token."""
+    """Return what the chat template makes of one user message plus the generation prompt, token by token."""
     return [BOS, "<|user|>", *question, EOS, "<|assistant|>"]

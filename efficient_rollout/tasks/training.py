@@ -31,7 +31,7 @@ _PROGRESS_SECONDS = 4.0
 
 
 def build_model(shape: PolicyShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 decoder of this shape with freshly drawn float32 weights."""
+    """Return a Qwen3 decoder of this shape with freshly drawn float32 weights."""
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -18,7 +18,7 @@ MAX_POSITIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class PolicyShape:
-    """A Qwen3 decoder. Packed INT8 and INT4 kernels want linear dimensions that are multiples of 64."""
+    """Describes a Qwen3 decoder. Packed INT8 and INT4 kernels want linear dimensions that are multiples of 64."""
 
     hidden_size: int
     intermediate_size: int
@@ -31,7 +31,7 @@ class PolicyShape:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a policy is trained by AdamW, and when that ends: at the first measurement that is good enough.
+    """Says how a policy is trained by AdamW, and when that ends: at the first measurement that is good enough.
 
     Attributes:
         learning_rate: Peak rate, constant after a linear warm-up.
@@ -58,7 +58,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """One reproducible policy.
+    """Is the plan of one reproducible policy.
 
     Attributes:
         level: Of the problems that it is trained on, and measured by.
@@ -75,7 +75,7 @@ class TrainingPlan:
     seed: int = 0
 
     def as_dict(self) -> dict:
-        """Plain data that determines the checkpoint, but for libraries and the processor."""
+        """Return plain data that determines the checkpoint, but for libraries and the processor."""
         tokenizer = json.dumps([*vocabulary(), CHAT_TEMPLATE])
         return {
             **asdict(self),
@@ -153,7 +153,7 @@ SIZES = tuple(_PLANS)
 
 
 def level_of(size: str) -> Level:
-    """The difficulty a policy of this size is trained on.
+    """Return the difficulty a policy of this size is trained on.
 
     Raises:
         ConfigError: There is no such size.
@@ -162,7 +162,7 @@ def level_of(size: str) -> Level:
 
 
 def plan_of(size: str, *, seed: int = 0, tied: bool | None = None) -> TrainingPlan:
-    """The plan of a size.
+    """Return the plan of a size.
 
     Args:
         size: One of `SIZES`.

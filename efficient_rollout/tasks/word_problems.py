@@ -35,7 +35,7 @@ _NUMBERS = (2, 12)
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """A text with {name}, {other}, {things} and the numbers {a}, {b}, {c}, of which it may use fewer.
+    """Is a text with {name}, {other}, {things} and the numbers {a}, {b}, {c}, of which it may use fewer.
 
     Attributes:
         text: The question.
@@ -148,7 +148,7 @@ _THINGS = (
 
 @dataclass(frozen=True, slots=True)
 class WordProblem:
-    """One question.
+    """Is one question.
 
     Attributes:
         question: The last that the prompt asks.
@@ -162,7 +162,7 @@ class WordProblem:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The chat that the policy goes on with: `EXAMPLES`, and the question."""
+        """Return the chat that the policy goes on with: `EXAMPLES`, and the question."""
         shown = [
             message
             for question, answer in EXAMPLES
@@ -172,7 +172,7 @@ class WordProblem:
 
     @property
     def split(self) -> Split:
-        """The split this problem belongs to, whatever the seed: the splits can share no problem."""
+        """Return the split this problem belongs to, whatever the seed: the splits can share no problem."""
         return split_of(self.question)
 
 
@@ -191,7 +191,7 @@ def generate(split: Split, seed: int) -> Iterator[WordProblem]:
 
 
 def take(split: Split, seed: int, count: int) -> list[WordProblem]:
-    """The first `count` problems of `generate`."""
+    """Return the first `count` problems of `generate`."""
     return list(itertools.islice(generate(split, seed), count))
 
 

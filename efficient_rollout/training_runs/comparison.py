@@ -26,7 +26,7 @@ _RESAMPLES_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval.
+    """Holds a number with its interval.
 
     Attributes:
         label: Of what.
@@ -48,23 +48,26 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there are enough steps to conclude anything."""
+        """Tell whether there are enough steps to conclude anything."""
         return self.num_steps >= MIN_STEPS
 
     def side(self, of: float) -> int:
-        """1 where the whole interval lies above `of`, -1 below, 0 where it cannot be told."""
+        """Return 1 where the whole interval lies above `of`, -1 below, 0 where it cannot be told."""
         if not self.has_interval:
             return 0
         return int(self.low > of) - int(self.high < of)
 
     def text(self, digits: int = 2) -> str:
-        """`1.53 [1.40, 1.66]`, or the number alone without an interval."""
+        """Return `1.53 [1.40, 1.66]`, or the number alone without an interval."""
         interval = f" [{self.low:.{digits}f}, {self.high:.{digits}f}]" if self.has_interval else ""
         return f"{self.value:.{digits}f}{interval}"
 
 
 def speedups(own: Run, baseline: Run) -> list[Estimate]:
-    """How many times as fast: generated tokens per second, rollout seconds, step seconds; those both runs report."""
+    """Tell how many times as fast this run is, by each measure that both runs report.
+
+    The measures are generated tokens per second, rollout seconds and step seconds.
+    """
     rates = (
         (TOKENS_PER_SECOND, _shared(own, baseline, names.GENERATED_TOKENS), names.ROLLOUT_SECONDS),
         (ROLLOUT_SECONDS, None, names.ROLLOUT_SECONDS),
@@ -75,7 +78,9 @@ def speedups(own: Run, baseline: Run) -> list[Estimate]:
 
 
 def tokens_per_tick(own: Run, baseline: Run) -> Estimate | None:
-    """How many times as many tokens an engine's tick gave: no load on the machine bends it, but it is no speed.
+    """Tell how many times as many tokens an engine's tick gave.
+
+    No load on the machine bends it, but it is no speed.
 
     None where a run counts no ticks.
     """
@@ -84,7 +89,7 @@ def tokens_per_tick(own: Run, baseline: Run) -> Estimate | None:
 
 
 def untouched(own: Run, baseline: Run) -> Estimate | None:
-    """How many times as fast this run did what drafting does not touch: the training itself.
+    """Tell how many times as fast this run did what drafting does not touch: the training itself.
 
     On a machine that was as free for one run as for the other it is about 1. None where a run does not time it.
     """
@@ -95,7 +100,9 @@ def untouched(own: Run, baseline: Run) -> Estimate | None:
 
 
 def unequal_load(own: Run, baseline: Run) -> float | None:
-    """How many times as fast the machine itself was for this run, where that is too far from 1 to compare seconds.
+    """Tell how many times as fast the machine itself was for this run.
+
+    Tell it only where that is too far from 1 to compare seconds.
 
     None where it is near 1, or not known. Longer responses take longer to train on: what they explain is no load.
     """
@@ -110,7 +117,7 @@ def unequal_load(own: Run, baseline: Run) -> float | None:
 
 
 def difference(own: Run, baseline: Run, metric: str, label: str) -> Estimate | None:
-    """Mean of this run less the baseline's, over steps after the first that both report; None without one."""
+    """Return this run's mean less the baseline's, over steps after the first that both report; None without one."""
     columns = np.stack(_shared(own, baseline, metric))
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     if not columns.shape[1]:
@@ -120,7 +127,7 @@ def difference(own: Run, baseline: Run, metric: str, label: str) -> Estimate | N
 
 
 def shared_steps(own: Run, baseline: Run) -> list[int]:
-    """Steps of both runs but the first and those after a resume, in which processes and caches warm up.
+    """Return the steps of both runs but the first and those after a resume, in which processes and caches warm up.
 
     Steps in which a run was short of engines are not among them either.
     """
@@ -136,7 +143,7 @@ def _shared(own: Run, baseline: Run, metric: str) -> tuple[Values, Values]:
 
 
 def _rates(label: str, work: tuple[Values, Values] | None, spent: tuple[Values, Values]) -> Estimate | None:
-    """This run's work over what it spent, over the baseline's; without work, of a step each."""
+    """Return this run's work over what it spent, over the baseline's; without work, of a step each."""
     done = work or (np.ones_like(spent[0]), np.ones_like(spent[1]))
     columns = np.stack([done[0], spent[0], done[1], spent[1]])
     columns = columns[:, (columns > 0).all(axis=0)]
@@ -154,7 +161,7 @@ def _rate_ratio(means: Values) -> Values:
 def _bootstrapped(
     label: str, columns: Values, statistic: Callable[[Values], Values], sides: tuple[float, float]
 ) -> Estimate:
-    """`statistic` of the columns' means, and its spread over steps drawn again with replacement.
+    """Return `statistic` of the columns' means, and its spread over steps drawn again with replacement.
 
     Both runs' numbers of a step are drawn together: they share its prompts.
     """

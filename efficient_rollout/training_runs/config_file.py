@@ -11,7 +11,10 @@ from efficient_rollout.files import read_text
 
 
 class _LoaderWithoutDates(yaml.SafeLoader):
-    """What looks like a date is text: other packages change what PyYAML makes of one, in every loader of a process."""
+    """Loads what looks like a date as text.
+
+    Other packages change what PyYAML makes of one, in every loader of a process.
+    """
 
 
 _LoaderWithoutDates.yaml_implicit_resolvers = {

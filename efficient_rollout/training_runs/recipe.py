@@ -65,7 +65,7 @@ _ABSENT = object()
 
 
 def comparison_notes(own: Run, baseline: Run) -> list[str]:
-    """What differs between two runs of one recipe, a sentence each.
+    """Return what differs between two runs of one recipe, a sentence each.
 
     Raises:
         InputFileError: They follow different recipes; the message names the keys.

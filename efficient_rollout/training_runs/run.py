@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What the files say.
+    """Holds what the files say.
 
     Attributes:
         directory: Of the run.
@@ -45,42 +45,42 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """Numbers of the steps."""
+        """Return the numbers of the steps."""
         return [int(record["step"]) for record in self.records]
 
     @property
     def resumed(self) -> list[int]:
-        """Steps that are the first after a resume: processes and caches warm up in them again."""
+        """Return the steps that are the first after a resume: processes and caches warm up in them again."""
         parts = [record.get(RUN_PART, 0) for record in self.records]
         return [step for step, part, before in zip(self.steps[1:], parts[1:], parts, strict=False) if part != before]
 
     @property
     def short_of_engines(self) -> list[int]:
-        """Steps in which fewer engines reported than in others: one was lost, or came later."""
+        """Return the steps in which fewer engines reported than in others: one was lost, or came later."""
         engines = self.values(names.NUM_ENGINES)
         most = np.nanmax(np.append(engines, 0.0))
         return [step for step, number in zip(self.steps, engines, strict=True) if number < most]
 
     def values(self, metric: str) -> Values:
-        """A metric at every step; not a number where it was not reported, or is none."""
+        """Return a metric at every step; not a number where it was not reported, or is none."""
         return np.array([as_number(record.get(metric)) for record in self.records])
 
     def has(self, metric: str) -> bool:
-        """Whether some step reported a finite number."""
+        """Tell whether some step reported a finite number."""
         return bool(np.isfinite(self.values(metric)).any())
 
     def reported(self, metrics: Mapping[str, str]) -> dict[str, Values]:
-        """By label, the values of those metrics that some step reported."""
+        """Return, by label, the values of those metrics that some step reported."""
         return {label: self.values(metric) for label, metric in metrics.items() if self.has(metric)}
 
     def names_under(self, prefix: str) -> list[str]:
-        """Metrics of some step that begin with `prefix` and are numbers, in order of first appearance."""
+        """Return metrics of some step that begin with `prefix` and are numbers, in order of first appearance."""
         found = dict.fromkeys(name for record in self.records for name in record if name.startswith(prefix))
         return [name for name in found if self.has(name)]
 
 
 def as_number(value: Any) -> float:
-    """A finite float; not a number for anything else."""
+    """Return a finite float; not a number for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
@@ -119,7 +119,7 @@ def read_run(directory: Path) -> Run:
 
 
 def _notes(run: Run) -> list[str]:
-    """What no comparison counts, and why."""
+    """Return what no comparison counts, and why."""
     notes = []
     if run.resumed:
         steps = ", ".join(map(str, run.resumed))
@@ -153,7 +153,10 @@ def _provenance(path: Path) -> Mapping[str, Any]:
 
 
 def _timelines(path: Path) -> tuple[dict[int, StepTimelines], list[str]]:
-    """By step, and a note where lines could not be used; a timeline is an extra, so none of it ends the report."""
+    """Return them by step, and a note where lines could not be used.
+
+    A timeline is an extra, so none of it ends the report.
+    """
     if not path.is_file():
         return {}, []
     found, num_bad = {}, 0

@@ -40,7 +40,9 @@ _VALIDATION = re.compile(r"val-core/(.+)|eval_(.+_pass\d+)")
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The training steps of a metrics file, OpenRLHF's under veRL's names; a record of validation alone is not one.
+    """Return the training steps of a metrics file, OpenRLHF's under veRL's names.
+
+    A record of validation alone is not one.
 
     Raises:
         InputFileError: The file is missing, holds no step, or a line of it is not a JSON object.
@@ -49,7 +51,9 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def read_growing_steps(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The same of a file that may be written right now, and whether its last line is only half there and left out.
+    """Return the same of a file that may be written right now.
+
+    Say also whether its last line is only half there and left out.
 
     Raises:
         InputFileError: As `read_steps`, but not for that line.
@@ -94,7 +98,9 @@ def _steps(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def read_validations(path: Path) -> list[dict[str, Any]]:
-    """What each validation of a run measured, by its measure, and the `step` it came after; in order, one a step.
+    """Return what each validation of a run measured, by its measure.
+
+    Each tells the `step` it came after; they are in order, one a step.
 
     Raises:
         InputFileError: The file is missing.

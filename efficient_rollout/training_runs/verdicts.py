@@ -17,7 +17,7 @@ from efficient_rollout.training_runs.steps import REWARD_MEAN
 
 
 def speed_verdicts(own: Run, baseline: Run | None) -> list[str]:
-    """Whether rollouts and whole steps are faster, where that can be told, a sentence or two each."""
+    """Tell whether rollouts and whole steps are faster, where that can be told, a sentence or two each."""
     if baseline is None:
         return [
             "Cannot tell: no baseline was given. Run the same recipe with drafting off, and name its directory with "
@@ -55,7 +55,7 @@ def _verdict(estimate: Estimate, load: float | None) -> str:
 
 
 def reward_verdict(own: Run, baseline: Run | None) -> str:
-    """Whether the rewards of both runs differ, in a sentence or two."""
+    """Tell whether the rewards of both runs differ, in a sentence or two."""
     if not own.has(REWARD_MEAN):
         return f"Cannot tell: this run reports no {REWARD_MEAN}."
     rewards = own.values(REWARD_MEAN)

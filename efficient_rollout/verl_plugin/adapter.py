@@ -12,7 +12,7 @@ _JOB_ID_VARIABLE = "VERL_RAY_JOB_ID"
 
 
 def unique_job_id() -> str:
-    """Ray's job id, with the node's.
+    """Return Ray's job id, with the node's.
 
     Job ids count from 1 in every Ray cluster, so two clusters on one host would share a socket by job id alone.
     """
@@ -26,7 +26,7 @@ def announce_job_id() -> None:
 
 
 class EfficientServerAdapter(ServerAdapter):
-    """The trainer's end of the weight transfer."""
+    """Is the trainer's end of the weight transfer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,7 +34,7 @@ class EfficientServerAdapter(ServerAdapter):
 
 
 def on_this_node(zmq_handle: str, job_id: str, unique_id: str) -> str:
-    """The handle of a socket, with the job's id on this node in the place of veRL's own.
+    """Return the handle of a socket, with the job's id on this node in the place of veRL's own.
 
     Raises:
         UnsupportedVersionError: The handle has no such id: engine workers would wait at another socket, for ever.

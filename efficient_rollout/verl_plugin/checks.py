@@ -48,7 +48,7 @@ _WITHOUT_PLUGIN = (
 
 
 def check_environment() -> None:
-    """Versions, vLLM's device, and the plugin in this process.
+    """Check versions, vLLM's device, and the plugin in this process.
 
     Raises:
         UnsupportedVersionError: veRL or vLLM is missing or not supported.
@@ -82,7 +82,7 @@ def check_environment() -> None:
 
 
 def check_job(config: DictConfig) -> Settings:
-    """The job's own settings and files.
+    """Check the job's own settings and files.
 
     Returns:
         The settings of this package.
@@ -129,7 +129,7 @@ def check_job(config: DictConfig) -> Settings:
 
 
 def _engine_options(config: DictConfig) -> dict[str, Any]:
-    """What veRL hands vLLM of the user's, as far as it decides whether an engine can draft.
+    """Return what veRL hands vLLM of the user's, as far as it decides whether an engine can draft.
 
     Not `load_format`: the trainer reads the weights that an engine can do without.
     """
@@ -141,7 +141,7 @@ def _engine_options(config: DictConfig) -> dict[str, Any]:
 
 
 def check_stock_job(config: DictConfig) -> None:
-    """The same for a job of veRL's own entry point, before it starts Ray; nothing where Ray runs already.
+    """Check the same for a job of veRL's own entry point, before it starts Ray; nothing where Ray runs already.
 
     Raises:
         EfficientRolloutError: As `check_job`; or veRL, vLLM or its device are not supported; or another job writes into
@@ -240,7 +240,7 @@ def _check_reward(function: DictConfig) -> None:
 
 
 def validate(config: DictConfig) -> None:
-    """veRL's own checks, as `verl.trainer.main_ppo` runs them.
+    """Run veRL's own checks, as `verl.trainer.main_ppo` runs them.
 
     Raises:
         ConfigError: What veRL found.
@@ -261,7 +261,7 @@ def validate(config: DictConfig) -> None:
 
 
 def explain(error: BaseException) -> EfficientRolloutError | None:
-    """Our own error behind one that Ray carried, or what veRL's words for a missing plugin mean; else None."""
+    """Return our own error behind one that Ray carried, or what veRL's words for a missing plugin mean; else None."""
     if (ours := ours_behind(error)) is not None:
         return ours
     text = str(error)

@@ -26,12 +26,12 @@ from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 
 def config_dir() -> Path:
-    """Our hydra groups."""
+    """Return the folder of our hydra groups."""
     return shipped("configs", proof=f"{CONFIG_NAME}.yaml")
 
 
 def job_hydra(extra: str | None = None) -> Hydra:
-    """hydra with every recipe and rule.
+    """Return hydra with every recipe and rule.
 
     Args:
         extra: A folder of the user's own groups.
@@ -65,7 +65,7 @@ def compose_config(overrides: Sequence[str], hydra: Hydra | None = None) -> Dict
 
 
 def run_directory(config: DictConfig) -> Path:
-    """Where the job's own files go."""
+    """Return where the job's own files go."""
     return Path(config.trainer.default_local_dir).expanduser().resolve()
 
 
@@ -131,7 +131,7 @@ def _require_own(config: DictConfig) -> None:
 
 
 def _use_absolute_profile(config: DictConfig) -> None:
-    """Ray's processes have working directories of their own."""
+    """Make the profile's path absolute: Ray's processes have working directories of their own."""
     profile = OmegaConf.select(config, f"{SETTINGS_PATH}.controller.profile")
     if profile is not None:
         OmegaConf.update(config, f"{SETTINGS_PATH}.controller.profile", str(Path(profile).expanduser().resolve()))

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def deferred(actual: type) -> type:
-    """A class with the public methods of another one, which it imports, and makes one of, when it is made itself.
+    """Return a class with the public methods of another one, which it imports and makes when it is made itself.
 
     Ray loads an actor's class wherever a handle of the actor arrives. veRL hands its servers' to the load balancer and
     the agent loops, and each would import vLLM's server for the sake of the methods' names.

@@ -40,7 +40,7 @@ _OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "inclu
 
 
 def hydra_of(directory: Path, extra: str | None = None) -> Hydra:
-    """hydra's own object for these groups; it composes, and shows what it composed.
+    """Return hydra's own object for these groups; it composes, and shows what it composed.
 
     Args:
         directory: This package's groups.
@@ -60,7 +60,7 @@ def hydra_of(directory: Path, extra: str | None = None) -> Hydra:
 
 
 class JobConfigLoader(ConfigLoaderImpl):
-    """hydra's loader, with what a job's options bring along.
+    """Is hydra's loader, with what a job's options bring along.
 
     A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
     """
@@ -68,18 +68,18 @@ class JobConfigLoader(ConfigLoaderImpl):
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Stock, and completed."""
+        """Do as stock does, and complete the configuration."""
         config = super().load_configuration(config_name, [*_brought_along(overrides), *overrides], *args, **kwargs)
         if config_name is not None:
             _complete(config, _chosen(overrides))
         return config
 
     def compute_defaults_list(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
-        """Stock, of the same overrides."""
+        """Do as stock does, with the same overrides."""
         return super().compute_defaults_list(config_name, [*_brought_along(overrides), *overrides], *args, **kwargs)
 
     def groups(self) -> dict[str, list[str]]:
-        """Options of every group of this package and of the user's folder, by the group's name.
+        """Return the options of every group of this package and of the user's folder, by the group's name.
 
         hydra's own way to ask copies all sources for each group, which takes seconds.
         """
@@ -111,7 +111,7 @@ def _complete(config: DictConfig, chosen: Collection[str]) -> None:
 
 
 def _join_running_cluster(config: DictConfig) -> None:
-    """Where Ray's own variable names a cluster, as in `ray job submit`, run there, not in one that the job starts."""
+    """Join the cluster that Ray's own variable names, as in `ray job submit`, if there is one; start none."""
     address = os.environ.get(_RAY_ADDRESS)
     ray_init = config.ray_kwargs.ray_init
     if address in (None, "", "local") or ray_init.get("address") != "local":
@@ -125,7 +125,7 @@ def _join_running_cluster(config: DictConfig) -> None:
 
 @contextlib.contextmanager
 def told_plainly(hydra: Hydra) -> Iterator[None]:
-    """Around hydra: its faults become one error, with the nearest of the names that there are.
+    """Stand around hydra: its faults become one error, with the nearest of the names that there are.
 
     Raises:
         ConfigError: What hydra or OmegaConf raised.

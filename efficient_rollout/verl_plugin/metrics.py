@@ -26,7 +26,7 @@ _TRAINED, _SAVED = "training/global_step", "timing_s/save_checkpoint"
 
 
 def engine_servers() -> list[Any]:
-    """Handles of the servers that own an engine, by replica; further nodes of a replica have none."""
+    """Return handles of the servers that own an engine, by replica; further nodes of a replica have none."""
     found = {}
     for name in ray.util.list_named_actors():
         if match := _ENGINE_SERVER.fullmatch(name):
@@ -41,7 +41,7 @@ def collect_segments() -> list[list[Segment]]:
 
 
 class StepLogger:
-    """A logger backend of veRL's `Tracking`, placed first: adds this package's metrics to the step's own.
+    """Adds this package's metrics to the step's own. It is a backend of veRL's `Tracking`, and is placed first.
 
     veRL's backends after it see the completed metrics. Both of veRL's trainers log once a step, and once before the
     first where they validate then.
@@ -88,7 +88,7 @@ class StepLogger:
 
 
 def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
-    """The backend for a job with this configuration; None where the job does not use this package."""
+    """Return the backend for a job with this configuration; None where the job does not use this package."""
     if config is None or "actor_rollout_ref" not in config:
         return None
     if config["actor_rollout_ref"]["rollout"]["name"] != ROLLOUT_NAME:
@@ -98,7 +98,7 @@ def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
 
 
 def resumed_checkpoint(trainer: Mapping[str, Any]) -> Path | None:
-    """The folder that veRL's trainer of this configuration resumes from; None where it starts anew."""
+    """Return the folder that veRL's trainer of this configuration resumes from; None where it starts anew."""
     if trainer["resume_mode"] == "disable":
         return None
     if trainer["resume_mode"] == "resume_path":

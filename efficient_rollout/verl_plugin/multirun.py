@@ -27,7 +27,7 @@ _UNFIT_FOR_A_FILE = re.compile(r"[^\w.,=+@-]+")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One of them.
+    """Is one of the jobs.
 
     Attributes:
         overrides: All of its own.
@@ -41,7 +41,7 @@ class Job:
 
 
 def jobs_of(overrides: Sequence[str], hydra: Hydra) -> list[Job]:
-    """Every combination, composed and checked, with a directory of its own.
+    """Return every combination, composed and checked, with a directory of its own.
 
     Where two would have the same one, each gets a folder in it, named after its values.
 

@@ -14,7 +14,7 @@ _OVERRIDE = "VERL_PLATFORM"  # veRL's own
 
 
 def is_cpu_build() -> bool:
-    """False wherever torch was built for an accelerator, or an extension has brought one.
+    """Return False wherever torch was built for an accelerator, or an extension has brought one.
 
     A CPU-only node of a GPU cluster must go on calling itself what veRL calls it.
     """
@@ -22,7 +22,7 @@ def is_cpu_build() -> bool:
 
 
 def cpu_is_chosen() -> bool:
-    """Whether this process's veRL is to run on a CPU.
+    """Tell whether this process's veRL is to run on a CPU.
 
     veRL is not asked: its answer is final, and platforms of other plugins may not be registered yet.
     """
@@ -31,7 +31,7 @@ def cpu_is_chosen() -> bool:
 
 
 class _CpuDeviceModule(types.ModuleType):
-    """What veRL expects of `torch.<device>`, answered for a CPU; all else comes from `torch.cpu`."""
+    """Answers for a CPU what veRL expects of `torch.<device>`; all else comes from `torch.cpu`."""
 
     def __init__(self) -> None:
         super().__init__("efficient_rollout_torch_cpu")
@@ -49,7 +49,7 @@ class _CpuDeviceModule(types.ModuleType):
         return PLATFORM_NAME
 
     def mem_get_info(self, *_args: Any) -> tuple[int, int]:
-        """Free and total bytes of main memory."""
+        """Return free and total bytes of main memory."""
         import psutil
 
         memory = psutil.virtual_memory()
@@ -67,12 +67,12 @@ class _CpuDeviceModule(types.ModuleType):
         torch.set_rng_state(state)
 
     def _nothing(self, *_args: Any, **_kwargs: Any) -> None:
-        """A CPU has no streams to wait for and no cache of its own to empty."""
+        """Do nothing: a CPU has no streams to wait for and no cache of its own to empty."""
 
     set_device = synchronize = empty_cache = ipc_collect = reset_peak_memory_stats = _nothing
 
     def _zero(self, *_args: Any, **_kwargs: Any) -> int:
-        """A CPU has no device memory of its own to account for."""
+        """Return 0: a CPU has no device memory of its own to account for."""
         return 0
 
     memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = current_device = _zero
@@ -83,7 +83,7 @@ _DEVICE_MODULE = _CpuDeviceModule()
 
 @PlatformRegistry.register(platform=PLATFORM_NAME)
 class CpuPlatform(PlatformBase):
-    """Chosen where torch has no accelerator build at all; `VERL_PLATFORM=cpu` forces it."""
+    """Is chosen where torch has no accelerator build at all; `VERL_PLATFORM=cpu` forces it."""
 
     @property
     def device_name(self) -> str:
@@ -104,17 +104,17 @@ class CpuPlatform(PlatformBase):
         return is_cpu_build()
 
     def current_device(self) -> Any:
-        """The name: veRL hands this to `tensor.to()`, where an integer would mean `cuda:0`."""
+        """Return the name: veRL hands this to `tensor.to()`, where an integer would mean `cuda:0`."""
         return PLATFORM_NAME
 
     def device_count(self) -> int:
         return 1
 
     def set_device(self, device_index: int) -> None:
-        """There is one."""
+        """Do nothing: there is one device."""
 
     def synchronize(self, device_index: int | None = None) -> None:
-        """Nothing runs asynchronously."""
+        """Do nothing: nothing runs asynchronously."""
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -123,10 +123,10 @@ class CpuPlatform(PlatformBase):
         torch.manual_seed(seed)
 
     def set_allocator_settings(self, settings: str) -> None:
-        """The settings are for an accelerator's caching allocator."""
+        """Do nothing: the settings are for an accelerator's caching allocator."""
 
     def empty_cache(self) -> None:
-        """There is none."""
+        """Do nothing: there is no cache."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -142,20 +142,20 @@ class CpuPlatform(PlatformBase):
         yield
 
     def profiler_start(self) -> None:
-        """There is no device profiler."""
+        """Do nothing: there is no device profiler."""
 
     def profiler_stop(self) -> None:
-        """There is no device profiler."""
+        """Do nothing: there is no device profiler."""
 
     def ray_resource_name(self) -> str:
-        """Ray's "GPU", as a logical slot: `ray_kwargs.ray_init.num_gpus` says how many."""
+        """Return Ray's "GPU", as a logical slot: `ray_kwargs.ray_init.num_gpus` says how many."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
         return []
 
     def is_ipc_supported(self) -> bool:
-        """False selects veRL's shared-memory weight transfer."""
+        """Return False, which selects veRL's shared-memory weight transfer."""
         return False
 
     def cudart(self) -> None:

@@ -16,7 +16,7 @@ _PACKAGE = "_global_"
 
 
 def shipped(folder: str, *, proof: str) -> Path:
-    """A folder that is beside the package's modules in a wheel, and beside the package in a checkout.
+    """Return a folder that is beside the package's modules in a wheel, and beside the package in a checkout.
 
     Args:
         folder: Its name.
@@ -33,7 +33,7 @@ def shipped(folder: str, *, proof: str) -> Path:
 
 
 def recipe_folders() -> dict[str, Path]:
-    """Every recipe's folder, by the name that `recipe=` takes."""
+    """Return every recipe's folder, by the name that `recipe=` takes."""
     folder = shipped("recipes", proof=f"grpo_quickstart/{_CONFIG_FILE}")
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{_CONFIG_FILE}"))}
 

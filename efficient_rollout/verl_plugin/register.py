@@ -24,7 +24,7 @@ _SERVER_ADAPTER = "efficient_rollout.verl_plugin.adapter.EfficientServerAdapter"
 
 
 def _load_replica() -> type:
-    """Called in the process that starts the engines, before veRL's trainer makes its loggers.
+    """Load the replica's class, in the process that starts the engines, before veRL's trainer makes its loggers.
 
     Raises:
         UnsupportedVersionError: veRL is not one this package was tested with.
@@ -49,7 +49,7 @@ def _prepare_cpu() -> None:
 
 
 def vllm_plugins_allowed() -> list[str] | None:
-    """Names that vLLM's own variable lets it load; None where it is not set and all are loaded."""
+    """Return the names that vLLM's own variable lets it load; None where it is not set and all are loaded."""
     names = os.environ.get("VLLM_PLUGINS")
     return None if names is None else names.split(",")
 

@@ -10,14 +10,14 @@ POLL_INTERVAL_SECONDS = 0.05
 
 
 class FastPollingReplayBuffer(ReplayBuffer):
-    """For `trainer.v1.sampler.custom_sampler`, in the synchronous trainer without group filtering."""
+    """Serves `trainer.v1.sampler.custom_sampler`, in the synchronous trainer without group filtering."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"poll_interval": POLL_INTERVAL_SECONDS, **kwargs})
 
 
 class OrderedReplayBuffer(FastPollingReplayBuffer):
-    """Its batches come in the order of their prompts; veRL's in that in which responses were finished.
+    """Gives batches in the order of their prompts; veRL's come in the order in which responses were finished.
 
     Attributes:
         places: Of prompts that were asked for and not handed out, by veRL's name for each, in this process.
@@ -28,12 +28,12 @@ class OrderedReplayBuffer(FastPollingReplayBuffer):
 
     @classmethod
     def asked_for(cls, uids: Sequence[str]) -> None:
-        """Prompts go out to be answered, in this order."""
+        """Note the prompts that go out to be answered, in this order."""
         for uid in uids:
             cls.places[uid] = next(cls._next_place)
 
     def _materialize_batch(self, partition_id: str, selected_prompt_uids: list[str], snapshot: dict[str, Any]) -> Any:
-        """Stock, of an ordered snapshot of `{uid}_{session}_{index}` keys."""
+        """Do as stock does, with an ordered snapshot of `{uid}_{session}_{index}` keys."""
         places = {uid: self.places.pop(uid) for uid in selected_prompt_uids}
 
         def place(key: str) -> tuple[int, int, int]:

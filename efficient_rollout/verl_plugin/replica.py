@@ -15,12 +15,12 @@ from efficient_rollout.verl_plugin.status import plugin_status
 
 
 def _status_in_trainer(_worker: Any) -> dict[str, Any]:
-    """Runs inside a trainer's worker process."""
+    """Return the status; this runs inside a trainer's worker process."""
     return plugin_status()
 
 
 class EfficientReplica(vLLMReplica):
-    """One engine, on one or several nodes."""
+    """Is one engine, on one or several nodes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_build()  # of Ray's head, perhaps; the server checks the device
@@ -28,7 +28,7 @@ class EfficientReplica(vLLMReplica):
         self.server_class = ray.remote(deferred(EfficientServer))
 
     def _get_server_name_prefix(self) -> str:
-        """veRL's server adapter looks the actor up under the rollout's name."""
+        """Return the rollout's name: veRL's server adapter looks the actor up under it."""
         return f"{ROLLOUT_NAME}_"
 
     async def launch_servers(self) -> None:

@@ -38,7 +38,7 @@ class Places:
         self._calls: dict[bool, tuple[int, int]] = {}
 
     def of_call(self, step: int, num_rows: int, *, validate: bool) -> list[tuple[int, int]]:
-        """The place of each row of a call that is made now: which call of the step, and which row of it."""
+        """Return the place of each row of a call that is made now: which call of the step, and which row of it."""
         newest, num_calls = self._calls.get(validate, (step, 0))
         call = num_calls if newest == step else 0
         self._calls[validate] = (step, call + 1)
@@ -46,7 +46,7 @@ class Places:
 
 
 class _Seeding:
-    """Before an agent loop worker among a class's bases."""
+    """Stands before an agent loop worker among a class's bases, and seeds its requests."""
 
     config: DictConfig
     llm_client: Any
@@ -58,7 +58,7 @@ class _Seeding:
         self.llm_client.generate = _seeded(self.llm_client.generate)
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        """Stock, for a trajectory whose requests are seeded by its place in the run; veRL runs each in a task."""
+        """Do as stock does, with requests seeded by the trajectory's place in the run; veRL runs each in a task."""
         step = int(kwargs.get("global_steps", trajectory["step"]))
         # The newer trainer makes a prompt's samples here, the older one has a row for each.
         sample = int(kwargs.get("session_id", 0))
@@ -69,7 +69,7 @@ class _Seeding:
 
 
 def _seeded(stock: Any) -> Any:
-    """A client's `generate` that seeds each request as one of the trajectory that makes it."""
+    """Return a client's `generate` that seeds each request as one of the trajectory that makes it."""
 
     async def generate(
         request_id: Any, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **kwargs: Any
@@ -85,15 +85,15 @@ def _seeded(stock: Any) -> Any:
 
 
 class SeededWorker(_Seeding, AgentLoopWorker):
-    """Of the legacy trainer."""
+    """Is the worker of the legacy trainer."""
 
 
 class SeededWorkerTQ(_Seeding, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """Of the current trainer."""
+    """Is the worker of the current trainer."""
 
 
 class SeededManager(AgentLoopManager):
-    """Of the legacy trainer."""
+    """Is the manager of the legacy trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agent_loop_workers_class = ray.remote(SeededWorker)
@@ -102,7 +102,7 @@ class SeededManager(AgentLoopManager):
 
     @auto_await
     async def generate_sequences(self, prompts: Any) -> Any:
-        """Stock, of rows that know their places."""
+        """Do as stock does, with rows that know their places."""
         places = self._places.of_call(
             int(prompts.meta_info.get("global_steps", -1)),
             len(prompts),
@@ -113,7 +113,7 @@ class SeededManager(AgentLoopManager):
 
 
 class SeededManagerTQ(AgentLoopManagerTQ):
-    """Of the current trainer."""
+    """Is the manager of the current trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -121,7 +121,10 @@ class SeededManagerTQ(AgentLoopManagerTQ):
         self._places = Places()
 
     def generate_sequences(self, prompts: Any) -> None:
-        """Stock, of rows that know their places, and with the order of the prompts kept for the replay buffer here."""
+        """Do as stock does, with rows that know their places.
+
+        The replay buffer here is told the order of the prompts.
+        """
         OrderedReplayBuffer.asked_for(list(prompts["uid"]))
         validate = bool(tensordict_utils.get(prompts, "validate", False))
         step = int(tensordict_utils.get(prompts, "global_steps"))

@@ -23,7 +23,7 @@ _MERGED = "additional_config"
 
 
 class EfficientServer(vLLMHttpServer):
-    """One replica's server on one node."""
+    """Is one replica's server on one node."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         keep_own_warnings()
@@ -66,14 +66,14 @@ class EfficientServer(vLLMHttpServer):
             engine_kwargs[_MERGED] = theirs | ours[_MERGED]
 
     async def run_server(self, args: argparse.Namespace) -> None:
-        """Stock, with this package's counters on the server's `/metrics`."""
+        """Do as stock does, with this package's counters on the server's `/metrics`."""
         args.middleware = [*args.middleware, MIDDLEWARE]
         await super().run_server(args)
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], *args: Any, **kwargs: Any
     ) -> TokenOutput:
-        """Stock generation, inside the clock of the rollout."""
+        """Generate as stock does, inside the clock of the rollout."""
         if self._is_seeded and "seed" in sampling_params:
             # What is left of a request that was stopped comes with its seed again, and must not have its noise again.
             seed = request_seed(sampling_params["seed"], tokens_digest(prompt_ids))
@@ -84,17 +84,17 @@ class EfficientServer(vLLMHttpServer):
         return output
 
     async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> None:
-        """Stock call to every worker; a weight sync closes the running segment first."""
+        """Call every worker as stock does; a weight sync closes the running segment first."""
         if method == _WEIGHT_SYNC:
             await self._record.close(self.engine)
         await super().collective_rpc(method, *args, **kwargs)
 
     async def take_segments(self) -> list[list[dict[str, Any]]]:
-        """What each engine did since the last call, a segment for each weight sync and one since the last."""
+        """Return what each engine did since the last call, a segment for each weight sync and one since the last."""
         return await self._record.take(self.engine)
 
     async def plugin_statuses(self) -> dict[str, dict[str, Any]]:
-        """State of the plugins in this process and in every engine worker."""
+        """Return the state of the plugins in this process and in every engine worker."""
         engines = await call_every_engine(self.engine, "plugin_status") if self.node_rank == 0 else []
         statuses = {"server": plugin_status()}
         for number, workers in enumerate(engines):

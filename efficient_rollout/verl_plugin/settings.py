@@ -23,7 +23,7 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
 
 
 def check_settings(config: DictConfig) -> Settings:
-    """Those of a whole job.
+    """Check the settings of a whole job.
 
     Raises:
         ConfigError: See `Settings.parse`.
@@ -32,5 +32,5 @@ def check_settings(config: DictConfig) -> Settings:
 
 
 def needs_stock_replay_buffer(config: DictConfig) -> bool:
-    """Whether the job asks for more than `replay_buffer.py` does: dynamic sampling, or an asynchronous trainer."""
+    """Tell whether the job asks for more than `replay_buffer.py` does: dynamic sampling, or an asynchronous trainer."""
     return config.trainer.v1.trainer_mode != "sync" or config.algorithm.filter_groups.enable

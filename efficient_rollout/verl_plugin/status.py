@@ -14,12 +14,14 @@ from efficient_rollout.verl_plugin.ledger import CPU_PATCHES, PATCHES
 
 
 def patches_in_place(states: Mapping[str, str]) -> bool:
-    """Whether every patch is applied or not needed."""
+    """Tell whether every patch is applied or not needed."""
     return all(found in ("applied", "not needed") for found in states.values())
 
 
 def plugin_status() -> dict[str, Any]:
-    """Versions, patches and device; active where `import verl` loaded the plugin, and every process's patches are in.
+    """Return versions, patches and device.
+
+    It is active where `import verl` loaded the plugin, and every process's patches are in.
 
     Loads nothing of the plugin itself, so that it tells what was there already.
     """

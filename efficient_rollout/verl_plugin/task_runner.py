@@ -43,7 +43,7 @@ class AfterRayStarted:
 
 
 def task_runner_class(*, use_v1: bool) -> Any:
-    """veRL's actor class for the current or the legacy trainer, with the check in front."""
+    """Return veRL's actor class for the current or the legacy trainer, with the check in front."""
     actor_class = TaskRunnerV1
     if not use_v1:
         # It imports the legacy trainer, and vLLM with it.
@@ -54,7 +54,7 @@ def task_runner_class(*, use_v1: bool) -> Any:
         """Refuses to train in a process without the plugin."""
 
         def run(self, config: Any) -> None:
-            """Check, then stock."""
+            """Check, then do as stock does."""
             _require_plugin()
             super().run(config)
 

@@ -49,7 +49,7 @@ examples:
 
 
 def parse_options(argv: Sequence[str]) -> argparse.Namespace:
-    """What hydra makes of the arguments; flags may stand between overrides.
+    """Return what hydra makes of the arguments; flags may stand between overrides.
 
     Raises:
         ConfigError: Flags exclude each other, or one has no meaning here.
@@ -93,7 +93,7 @@ def show(options: argparse.Namespace, hydra: Hydra) -> str | None:
 
 
 def help_text(hydra: Hydra) -> str:
-    """Usage, every group with its options, hydra's flags, and examples."""
+    """Return usage, every group with its options, hydra's flags, and examples."""
     chosen = _defaults()
     groups = [
         _entry(name, ", ".join(f"{option}*" if option == chosen.get(name) else option for option in options))

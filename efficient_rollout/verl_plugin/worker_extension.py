@@ -8,12 +8,12 @@ from efficient_rollout.errors import EfficientRolloutError, UnsupportedModelErro
 
 
 class EfficientWorkerExtension(vLLMColocateWorkerExtension):
-    """veRL's worker extension, with a weight sync that survives vLLM's repacked weights and requantizes."""
+    """Is veRL's worker extension, with a weight sync that survives vLLM's repacked weights and requantizes."""
 
     def update_weights_from_ipc(
         self, peft_config: dict | None = None, base_sync_done: bool = False, use_shm: bool = False
     ) -> None:
-        """Load every bucket into the target, then let the drafter follow, once.
+        """Load every bucket into the policy, then let the drafter follow, once.
 
         Raises:
             UnsupportedModelError: The bucket stream is that of a LoRA adapter.
@@ -48,7 +48,7 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
         sync.finish()
 
     def _get_zmq_handle(self) -> str:
-        """Stock, for this worker's own sender.
+        """Do as stock does, for this worker's own sender.
 
         vLLM tells the data-parallel engines of a dense policy that they are one each, so that veRL lets all of them
         ask the first engine's senders for weights, and the other senders wait for ever. A GPU's worker counts its

@@ -1,4 +1,4 @@
-"""The birth certificate of a number."""
+"""The provenance of a number."""
 
 import json
 import subprocess
