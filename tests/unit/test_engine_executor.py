@@ -26,7 +26,7 @@ class Answers:
 
 def executor(*queues: Answers) -> EfficientExecutor:
     made = object.__new__(EfficientExecutor)
-    made.rpc_broadcast_mq = SimpleNamespace(enqueue=lambda call: None)
+    made.rpc_broadcast_mq = SimpleNamespace(enqueue=lambda _: None)
     made.response_mqs = list(queues)
     return made
 
