@@ -191,6 +191,9 @@ class FaultyWorker(CpuWorker):
             used = module if path in packed.layers else target.get_submodule(path)
             setattr(drafter.model.get_submodule(parent), name, used)
         drafter.links = link_report(drafter.model)
+        # Facts of a drafter that stays as it was loaded, for a user's engine.
+        share = drafter.links.packed_weight_share
+        self._drafter_facts = {"drafter_bytes": packed.num_bytes, "packed_weight_share": share}
         window = wanted.attention_window_tokens
         drafter.attention.window = AttentionWindow(window, num_sink_tokens=4) if window else None
 
