@@ -1,6 +1,7 @@
 """`efficient-rollout demo`: plain vLLM and self-drafting beside each other, on the same questions and seeds."""
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from efficient_rollout.metrics import names
 from efficient_rollout.tables import aligned, bracketed
 
 _ROUNDS, _WARM_UP_TOKENS = 2, 8
-# Drafts that are verified in one pass: any response comes out the same, up to the rounding of passes of several rows.
-_DTYPE = "float32"
+# In float32 every response comes out the same here; in bfloat16 passes of several rows round otherwise than of one.
+_DTYPES = ("float32", "bfloat16")
 
 
 def add_demo_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,6 +36,7 @@ def add_demo_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--requests", type=int, default=4, metavar="N", help="that run at once (default: 4)")
     parser.add_argument("--tokens", type=int, default=32, metavar="T", help="of each response (default: 32)")
     parser.add_argument("--temperature", type=float, default=0.6, help="of the sampling (default: 0.6)")
+    parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="of the policy (default: float32)")
     parser.set_defaults(run=run_demo)
 
 
@@ -67,7 +69,7 @@ def run_demo(args: argparse.Namespace) -> int:
             where="the command line",
         ),
         temperature=args.temperature,
-        dtype=_DTYPE,
+        dtype=args.dtype,
         first_seed=0,
         warm_up_tokens=_WARM_UP_TOKENS,
     )
@@ -130,13 +132,21 @@ def _first(tokens: Sequence[int], model: str) -> str:
 
 
 def _same(plain: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> str:
-    same = sum(list(one) == list(other) for one, other in zip(plain, ours, strict=True))
-    if same == len(plain):
+    parted = [place for pair in zip(plain, ours, strict=True) if (place := _first_difference(*pair)) is not None]
+    same = len(plain) - len(parted)
+    if not parted:
         return f"Both gave the same {same} responses, token by token.\n"
     return (
-        f"{same} of {len(plain)} responses are the same, token by token. A pass of several rows may round otherwise "
-        "than one of a single row, and two tokens that nearly tie then change places: samples of one policy.\n"
+        f"{same} of {len(plain)} responses are the same, token by token; the others part behind {min(parted)} to "
+        f"{max(parted)} tokens (median {statistics.median(parted):g}). A pass of several rows may round otherwise than "
+        "one of a single row, and two tokens that nearly tie then change places: samples of one policy.\n"
     )
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Return how many tokens two responses have in common at their beginning; None where they are the same."""
+    pairs = enumerate(itertools.zip_longest(one, other))
+    return next((place for place, (mine, theirs) in pairs if mine != theirs), None)
 
 
 def _verdict(speedup: Mapping[str, float]) -> str:
