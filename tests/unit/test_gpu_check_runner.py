@@ -117,9 +117,11 @@ def test_what_hangs_is_ended_with_all_it_started(fakes, monkeypatch):
     assert fakes.ran == ["first"]
 
 
+# A shell's background job has SIGINT ignored, and so has all that it starts.
 WHOLE = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from efficient_rollout.cleanup import exit_code_of
 sys.path.insert(0, {here!r})
 from test_gpu_check_runner import HERE, STUBBORN, Fakes, run
