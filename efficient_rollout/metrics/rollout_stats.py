@@ -186,10 +186,6 @@ class RolloutStats:
             setattr(total, name, getattr(later, name))
         return total
 
-    def restarted(self) -> "RolloutStats":
-        """Return an empty record of the same engine, which is in the same state."""
-        return RolloutStats(num_engines=self.num_engines, num_stale_drafters=self.num_stale_drafters)
-
     @classmethod
     def of_ranks(cls, ranks: Sequence["RolloutStats"]) -> "RolloutStats":
         """Return one engine's record from those of its ranks, which all count every tick: the first's counts.
@@ -280,9 +276,15 @@ class Tally:
     def take(self, **state: Any) -> RolloutStats:
         """Return what was counted since the last call, with these values of its fields, and count anew."""
         taken = replace(self.recent, **state)
-        self._past, self.recent = self._past.followed_by(taken), self.recent.restarted()
+        self._past, self.recent = self._after(taken), RolloutStats(num_engines=self.recent.num_engines)
         return taken
 
     def total(self, **state: Any) -> RolloutStats:
         """Return all that was counted, with these values of the recent fields, without timelines; takes nothing."""
-        return self._past.followed_by(replace(self.recent, **state))
+        return self._after(replace(self.recent, **state))
+
+    def _after(self, later: RolloutStats) -> RolloutStats:
+        total = self._past.followed_by(later)
+        if not later.num_ticks:  # the drafter is as the last tick found it
+            total.num_stale_drafters = self._past.num_stale_drafters
+        return total

@@ -10,7 +10,7 @@ import pytest
 from efficient_rollout.controller.observation import SpeedupSums
 from efficient_rollout.controller.tick import FinishedTick, TickSpan, VerifiedDrafts
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.rollout_stats import RolloutStats, Tally
 
 KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"}
 KEEPS_SMALLEST = {"packed_weight_share"}
@@ -268,3 +268,15 @@ def test_one_engine_s_record_goes_on() -> None:
         ticks_by_reason={"above": 3, "below": 5}, drafter_bytes=20, packed_weight_share=0.5,
     )  # fmt: skip
     assert earlier.timelines, "the parts stay as they are"
+
+
+def test_a_tally_is_taken_once_and_keeps_the_total_and_the_last_ticks_state() -> None:
+    tally = Tally(num_engines=1)
+    tally.recent.num_ticks, tally.recent.num_draft_tokens, tally.recent.num_stale_drafters = 3, 12, 1
+    assert tally.total().num_draft_tokens == 12
+    assert (tally.take().num_draft_tokens, tally.take().num_draft_tokens) == (12, 0)
+    assert tally.take().num_stale_drafters == 0, "of a time without ticks nothing is said"
+    total = tally.total(drafter_bytes=7)
+    assert (total.num_ticks, total.num_draft_tokens, total.num_stale_drafters, total.drafter_bytes) == (3, 12, 1, 7)
+    tally.recent.num_ticks = 1
+    assert tally.total().num_stale_drafters == 0, "new weights have mended it"
