@@ -136,10 +136,12 @@ def _same(plain: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> str:
     same = len(plain) - len(parted)
     if not parted:
         return f"Both gave the same {same} responses, token by token.\n"
+    first, last = min(parted), max(parted)
+    where = f"{first} tokens" if first == last else f"{first} to {last} tokens (median {statistics.median(parted):g})"
     return (
-        f"{same} of {len(plain)} responses are the same, token by token; the others part behind {min(parted)} to "
-        f"{max(parted)} tokens (median {statistics.median(parted):g}). A pass of several rows may round otherwise than "
-        "one of a single row, and two tokens that nearly tie then change places: samples of one policy.\n"
+        f"{same} of {len(plain)} responses are the same, token by token; the others part behind {where}. A pass of "
+        "several rows may round otherwise than one of a single row, and two tokens that nearly tie then change places: "
+        "samples of one policy.\n"
     )
 
 

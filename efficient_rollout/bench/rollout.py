@@ -150,7 +150,10 @@ def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
 
     # Every round's work runs at once, without preemption, in any engine.
     works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
+    # Stock vLLM on a CPU ends where a request with a seed has its prompt computed in pieces.
+    prompt_tokens = max(sum(len(r.prompt_token_ids) for r in requests) for requests in works)
     limits = starting.EngineLimits(
+        least_tick_tokens=2048 if plan.first_seed is None else max(2048, prompt_tokens),
         max_requests=max(map(len, works)),
         max_context_tokens=max(len(r.prompt_token_ids) + r.max_tokens for requests in works for r in requests),
         kv_cache_tokens=max(sum(len(r.prompt_token_ids) + r.max_tokens for r in requests) for requests in works),

@@ -44,6 +44,7 @@ class EngineLimits:
         is_compiled: Compiled mode instead of eager.
         keeps_prefixes: Prefix caching, as by default in vLLM.
         tensor_parallel_size: Workers, a part of the policy each.
+        least_tick_tokens: Tokens that a tick computes where there are as many, or more.
     """
 
     max_requests: int
@@ -53,6 +54,7 @@ class EngineLimits:
     is_compiled: bool = False
     keeps_prefixes: bool = True
     tensor_parallel_size: int = 1
+    least_tick_tokens: int = 2048
 
     def to_args(self, model: str) -> dict[str, Any]:
         """Return keyword arguments of `vllm.LLM`."""
@@ -65,7 +67,7 @@ class EngineLimits:
             "tensor_parallel_size": self.tensor_parallel_size,
             "max_model_len": self.max_context_tokens,
             "max_num_seqs": self.max_requests,
-            "max_num_batched_tokens": max(2048, self.max_requests * 17),
+            "max_num_batched_tokens": max(self.least_tick_tokens, self.max_requests * 17),
             "kv_cache_memory_bytes": int(bytes_per_token * (self.kv_cache_tokens + _SPARE_TOKENS * self.max_requests)),
             "enable_prefix_caching": self.keeps_prefixes,
             "seed": 0,
