@@ -9,6 +9,7 @@ from vllm.v1.outputs import DraftTokenIds
 
 from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.engine.record import WorkerReport, record_of, report_on
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 _TICK = ("execute_model", "sample_tokens")
@@ -73,6 +74,15 @@ class Reporting:
 
 class InProcessExecutor(Reporting, UniProcExecutor):
     """Runs one worker, in the engine's own process."""
+
+    def _init_executor(self) -> None:
+        if self.parallel_config.world_size > 1:
+            # Stock would start the first worker alone, which waits for the others without end.
+            raise ConfigError(
+                f"this engine has {self.parallel_config.world_size} workers and an executor for one: give engine_args "
+                "the engine's own tensor_parallel_size, so that it chooses the executor for several"
+            )
+        super()._init_executor()
 
 
 class EfficientExecutor(Reporting, MultiprocExecutor):

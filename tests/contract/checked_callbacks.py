@@ -1,12 +1,12 @@
 """How stock calls functions that it is given: their arguments are nowhere declared, and are read from its source."""
 
 import ast
-import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+from checked_names import found_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def callback_calls(target: str, parameter: str) -> list[CallbackCall]:
     Raises:
         ImportError: There is no such function.
     """
-    tree = ast.parse(textwrap.dedent(inspect.getsource(_found(target))))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(found_at(target))))
     made = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [
         CallbackCall(len(call.args), tuple(_keywords(call, tree)))
@@ -50,7 +50,7 @@ def callback_breaches(target: str, parameter: str, ours: str) -> Iterator[str]:
         ours: `module:Class.method` that is given for it.
     """
     try:
-        calls, signature = callback_calls(target, parameter), inspect.signature(_found(ours))
+        calls, signature = callback_calls(target, parameter), inspect.signature(found_at(ours))
     except ImportError as error:
         yield f"is missing: {error}"
         return
@@ -64,16 +64,6 @@ def callback_breaches(target: str, parameter: str, ours: str) -> Iterator[str]:
         except TypeError as error:
             given = ", ".join([f"{call.num_positional} arguments", *call.keywords])
             yield f"calls {parameter} with {given}, which {ours.partition(':')[2]} does not take: {error}"
-
-
-def _found(target: str) -> Any:
-    module, _, path = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ImportError(f"{module} has no {path}")
-        found = getattr(found, name)
-    return found
 
 
 def _keywords(call: ast.Call, tree: ast.AST) -> Iterator[str]:

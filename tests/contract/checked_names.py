@@ -52,6 +52,17 @@ def _assigns(function: Any, attribute: str) -> bool:
     )
 
 
+def found_at(target: str) -> Any:
+    """What stands at `module:attribute.path`; ImportError where there is nothing, or its module cannot be imported."""
+    module, _, path = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ImportError(f"{module} has no {path}")
+        found = getattr(found, name)
+    return found
+
+
 def parameters(target: str) -> dict[str, inspect.Parameter]:
     """Parameters of a function, a method or a class, by name, without `self`.
 
@@ -61,13 +72,7 @@ def parameters(target: str) -> dict[str, inspect.Parameter]:
     Raises:
         ImportError: There is none; or its module cannot be imported, and the message says why.
     """
-    module, _, path = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ImportError(f"{module} has no {path}")
-        found = getattr(found, name)
-    return {name: value for name, value in inspect.signature(found).parameters.items() if name != "self"}
+    return {name: value for name, value in inspect.signature(found_at(target)).parameters.items() if name != "self"}
 
 
 def call_breaches(target: str, passed: str) -> Iterator[str]:

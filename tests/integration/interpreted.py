@@ -38,7 +38,7 @@ def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool 
         options = {
             "worker_cls": f"{__name__}.InterpretedWorker",
             "additional_config": {CONFIG_KEY: settings.to_dict()},
-            **drafting_args(policy, settings),
+            **drafting_args(policy, settings, tensor_parallel_size=options.get("tensor_parallel_size", 1)),
         } | options
     with _scheduling(asynchronous=asynchronous):
         return LLM(

@@ -8,7 +8,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.v1.executor.multiproc_executor import WorkerProc
 
-from efficient_rollout.engine.executor import EfficientExecutor
+from efficient_rollout.engine.executor import EfficientExecutor, InProcessExecutor
+from efficient_rollout.errors import ConfigError
 
 
 class Answers:
@@ -40,3 +41,10 @@ def test_answers_to_a_failed_call_are_read_up_to_the_mark() -> None:
 def test_a_rank_that_has_died_is_named() -> None:
     with pytest.raises(TimeoutError, match=r"worker 1 has not answered for 300 s.*has died, or hangs"):
         executor(Answers("after failed call 1"), Answers("late"))._discard_unread_answers()
+
+
+def test_an_executor_for_one_worker_refuses_several() -> None:
+    made = object.__new__(InProcessExecutor)
+    made.parallel_config = SimpleNamespace(world_size=2)
+    with pytest.raises(ConfigError, match=r"2 workers and an executor for one: .*tensor_parallel_size"):
+        made._init_executor()
