@@ -6,11 +6,9 @@ import torch
 from vllm.distributed import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
-    get_tp_group,
     tensor_model_parallel_all_reduce,
 )
 
-from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.drafter.packed_weights import PackedWeights
 
 
@@ -89,34 +87,3 @@ class Ranks:
         """
         ranks = torch.arange(self._size, device=self._device)
         return tensor_model_parallel_all_reduce((ranks == self._rank).float() * bool(self._faults))
-
-
-class RankReports:
-    """Tells how an engine's ranks are, before every tick, where nobody else asks them.
-
-    One of them may not draft alone. It costs a tick one number between the hosts of the ranks, and the device is not
-    waited for.
-    """
-
-    def __init__(self) -> None:
-        self._told: DrafterReport | None = None
-
-    def of_all(self, report: DrafterReport) -> DrafterReport | None:
-        """Make the report of all ranks from each one's own.
-
-        It is None where no rank has another one than it told last.
-        """
-        if get_tensor_model_parallel_world_size() == 1:
-            return None
-        group = get_tp_group().cpu_group
-        has_news = torch.tensor([report != self._told], dtype=torch.int32)
-        torch.distributed.all_reduce(has_news, torch.distributed.ReduceOp.MAX, group=group)
-        if not has_news.item():
-            return None
-        reports: list[DrafterReport] = [report] * torch.distributed.get_world_size(group)
-        torch.distributed.all_gather_object(reports, report, group=group)
-        return DrafterReport.of_all(reports)
-
-    def tell(self, report: DrafterReport) -> None:
-        """Note that what this rank says of itself from now on is known to the others."""
-        self._told = report

@@ -16,7 +16,6 @@ from efficient_rollout.engine.gpu.shared_kv import stop_sharing_kv_cache
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
-from efficient_rollout.engine.ranks import RankReports
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
@@ -66,7 +65,6 @@ class V2Worker(ReportingWorker):
         """
         self.begin()
         self.check()
-        self._rank_reports = RankReports()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
         name_policy_graph(self.vllm_config, native_products=False)
         super().init_device()
@@ -124,18 +122,11 @@ class V2Worker(ReportingWorker):
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
         """
-        self._hear_other_ranks()
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
             self.self_drafter.num_drafts = scheduler_output.num_spec_tokens_to_schedule
         return super().execute_model(scheduler_output)
-
-    def _hear_other_ranks(self) -> None:
-        report = self._rank_reports.of_all(self.drafter_report())
-        if report is not None:
-            self.take_report_of_all_ranks(report)
-            self._rank_reports.tell(self.drafter_report())
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
