@@ -1,11 +1,12 @@
 """Who may import whom: design.md's picture, as a walk over the syntax trees."""
 
+import ast
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
-from source_tree import Source, imports, package_sources, parse, room_of
+from source_tree import REPOSITORY, Source, imports, package_sources, parse, room_of
 
 # Room -> rooms of this package it may import. A room may always import itself and the package's version.
 # Files, tables, versions and the names of rules, for every room.
@@ -196,3 +197,32 @@ def test_the_check_sees_a_circle_through_a_function() -> None:
     }
     sources = [parse(Path("efficient_rollout") / path, text) for path, text in texts.items()]
     assert circles(sources) == [[f"efficient_rollout.a.{name}" for name in "xyz"]]
+
+
+def test_names_that_tests_and_scripts_import_exist() -> None:
+    """Part of the tests run in environments of their own: a name that moved would be seen there alone, and late."""
+    missing = [
+        f"{path.relative_to(REPOSITORY)}:{imported.line}: {imported.module}"
+        for folder in ("tests", "scripts", "recipes")
+        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+        for imported in imports(parse(path.relative_to(REPOSITORY), path.read_text(encoding="utf-8")))
+        if imported.module.startswith("efficient_rollout.") and not _exists(imported.module)
+    ]
+    assert not missing, missing
+
+
+def _exists(module: str) -> bool:
+    """Whether `module` is one, or a name that the module before its last point defines or imports."""
+    path = REPOSITORY.joinpath(*module.split("."))
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    parent = next(
+        (file for file in (path.parent.with_suffix(".py"), path.parent / "__init__.py") if file.exists()), None
+    )
+    return parent is not None and any(
+        path.name == getattr(node, "name", None)
+        or path.name == getattr(node, "id", None)
+        or path.name in (getattr(alias, "asname", None) or alias.name for alias in getattr(node, "names", []))
+        for node in ast.walk(ast.parse(parent.read_text(encoding="utf-8")))
+        if isinstance(node, ast.stmt | ast.Name) and not isinstance(node, ast.Global | ast.Nonlocal)
+    )

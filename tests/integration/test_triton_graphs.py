@@ -14,12 +14,12 @@ pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash sc
 import interpreted
 import torch
 import transformers
-from efficient_rollout.engine.stats import take_rollout_stats
 from recorded_graphs import capture_draft_steps, record_graphs
 from vllm import SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 
 from efficient_rollout.config import Settings
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.gpu_check.stand import end_engine, worker_of
 from efficient_rollout.measuring.offline import drain
 
