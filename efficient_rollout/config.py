@@ -35,6 +35,10 @@ class DrafterSettings(_Group):
         "unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
+    lookup: Literal["off", "own"] = Field(
+        default="own",
+        description="Tokens copied from a request's own text, which draft passes check several at a time: own, or off.",
+    )
     attention_window_tokens: int | None = Field(
         default=None,
         ge=1,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.cost_model.speedup import expected_tokens_by_position
 
 _MEMORY_ATTEMPTS = 4000.0  # attempts that count, at most: later ones are followed where acceptance drifts
@@ -61,3 +62,29 @@ class AcceptanceAverages:
     def expected_tokens(self) -> list[float]:
         """Return tokens per request and tick for k = 0..max_draft_tokens."""
         return expected_tokens_by_position(self.by_position())
+
+
+@dataclass(slots=True)
+class LookupAverages:
+    """Keeps how many copied tokens a draft pass checks for a request, and how many of them stand.
+
+    Other weights change neither: a text repeats itself as much as before.
+    """
+
+    _checked: _Position = field(default_factory=_Position)
+    _kept: _Position = field(default_factory=_Position)
+
+    def observe(self, counts: DraftCounts) -> None:
+        """Add the counts of a tick."""
+        self._checked.add(counts.num_chains_fed, counts.num_copies)
+        self._kept.add(counts.num_chains_fed, counts.num_copies_kept)
+
+    @property
+    def checked(self) -> float:
+        """Return the copies that a pass checks for a request; 0 before any was."""
+        return self._checked.mean(0.0)
+
+    @property
+    def kept(self) -> float:
+        """Return those of them that stand."""
+        return self._kept.mean(0.0)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from efficient_rollout.controller.acceptance import AcceptanceAverages
+import numpy as np
+from numpy.typing import NDArray
+
+from efficient_rollout.controller.acceptance import AcceptanceAverages, LookupAverages
 from efficient_rollout.controller.inputs import RuleInputs, no_argument
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.rule import Rule
@@ -21,12 +24,14 @@ class CostModelRule:
         max_draft_tokens: Largest k ever chosen.
         prior_acceptance: Acceptance assumed before any draft of the present weights was verified.
         acceptance: What drafts taught.
+        lookup: What copies taught.
     """
 
     table: TickTable
     max_draft_tokens: int
     prior_acceptance: float = 0.9
     acceptance: AcceptanceAverages = field(init=False)
+    lookup: LookupAverages = field(default_factory=LookupAverages)
     _previous: int = 0
     _speedup: SpeedupSums = field(default_factory=SpeedupSums)
 
@@ -45,10 +50,13 @@ class CostModelRule:
         if state.num_prefill_tokens > 0:
             return Decision(0, "prefill")
         limit = min(self.max_draft_tokens, state.max_draft_tokens)
-        seconds = self.table.by_length(batch, state.mean_context_tokens)
+        seconds = self._seconds(batch, state.mean_context_tokens)
         tokens = self.acceptance.expected_tokens()
         best = max(range(limit + 1), key=lambda k: tokens[k] / seconds[k])
         return Decision(best, "drafting_is_faster" if best else "plain_is_faster")
+
+    def _seconds(self, batch: int, context_tokens: float) -> NDArray[np.float64]:
+        return self.table.by_length(batch, context_tokens, checked=self.lookup.checked, kept=self.lookup.kept)
 
     def observe(self, observation: TickObservation) -> None:
         """Learn from a finished tick."""
@@ -59,10 +67,12 @@ class CostModelRule:
         if settled and is_timed and batch >= 1 and 0 < k <= self.max_draft_tokens:
             self._compare(observation)
         self.acceptance.observe(observation.attempts_per_position, observation.accepted_per_position)
+        if observation.drafting is not None:
+            self.lookup.observe(observation.drafting)
 
     def _compare(self, tick: TickObservation) -> None:
         assert tick.seconds is not None
-        seconds = self.table.by_length(tick.num_requests, tick.mean_context_tokens)
+        seconds = self._seconds(tick.num_requests, tick.mean_context_tokens)
         expected, plain_s, sums = self.acceptance.expected_tokens(), float(seconds[0]), self._speedup
         sums.predicted_plain_seconds += tick.num_ticks * expected[tick.num_draft_tokens] * plain_s
         sums.predicted_tick_seconds += tick.num_ticks * float(seconds[tick.num_draft_tokens])

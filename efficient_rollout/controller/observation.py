@@ -3,6 +3,30 @@
 from dataclasses import dataclass
 
 
+@dataclass(slots=True, kw_only=True)
+class DraftCounts:
+    """Counts what draft passes did.
+
+    Attributes:
+        num_passes: Passes of the drafter.
+        num_chains_fed: The same, summed over requests: each pass gives a request one draw, and the copies before it.
+        num_copies: Copied tokens that passes checked.
+        num_copies_kept: Those that were the drafter's own draws, and went into a chain.
+    """
+
+    num_passes: int = 0
+    num_chains_fed: int = 0
+    num_copies: int = 0
+    num_copies_kept: int = 0
+
+    def add(self, other: "DraftCounts") -> None:
+        """Add another's counts."""
+        self.num_passes += other.num_passes
+        self.num_chains_fed += other.num_chains_fed
+        self.num_copies += other.num_copies
+        self.num_copies_kept += other.num_copies_kept
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickObservation:
     """Holds one finished tick.
@@ -17,6 +41,7 @@ class TickObservation:
         num_tokens: Tokens emitted by the tick, all requests together.
         seconds: Time between this scheduler update and the previous one; None when it is not known.
         had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.
+        drafting: What the drafter did in the tick, for the next one.
         num_ticks: Ticks added up in the counts; `seconds` stays per tick. More than 1 only in the simulator.
     """
 
@@ -28,6 +53,7 @@ class TickObservation:
     num_tokens: int = 0
     seconds: float | None = None
     had_prefill: bool = False
+    drafting: DraftCounts | None = None
     num_ticks: int = 1
 
 

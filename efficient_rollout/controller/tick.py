@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from efficient_rollout.controller.drafter_health import DrafterHealth, DrafterReport
-from efficient_rollout.controller.observation import SpeedupSums, TickObservation
+from efficient_rollout.controller.observation import DraftCounts, SpeedupSums, TickObservation
 from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import Decision, DecodeState
 
@@ -58,6 +58,7 @@ class TickResult:
         num_emitted_tokens: Tokens that requests got.
         verified: The drafts that were verified.
         chain_length: Draft tokens per request that the worker drafted at its end, for the tick after it.
+        drafting: What the drafter did for that; None where it is not told.
         goes_on: Whether the engine has requests left.
     """
 
@@ -67,6 +68,7 @@ class TickResult:
     verified: VerifiedDrafts
     chain_length: int
     goes_on: bool
+    drafting: DraftCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,5 +195,6 @@ class TickBook:
             accepted_per_position=tuple(verified.stood),
             num_tokens=result.num_emitted_tokens,
             seconds=None if is_cut else seconds,
+            drafting=result.drafting,
             had_prefill=result.num_computed_tokens != result.num_requests + sum(verified.drafted),
         )

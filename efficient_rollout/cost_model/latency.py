@@ -43,9 +43,13 @@ class LatencyModel:
 
         k = 0 is one plain step; k > 0 is k draft steps and one verify pass.
         """
+        return np.asarray(self.parts_of_ticks(max_draft_tokens, batch, context_tokens).sum(axis=0))
+
+    def parts_of_ticks(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> Array:
+        """Return the draft steps' seconds and the other pass's, shape (2, max + 1, num_contexts)."""
         plain, draft, verify = self.pass_seconds(max_draft_tokens, batch, context_tokens)
         k = np.arange(1.0, max_draft_tokens + 1.0)[:, None]
-        return np.concatenate([plain[None, :], k * draft + verify])
+        return np.stack([np.vstack([np.zeros_like(plain), k * draft]), np.vstack([plain, verify])])
 
     def pass_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> tuple[Array, Array, Array]:
         """Return plain (num_contexts,), draft and verify (max, num_contexts) seconds for k = 1..max."""
@@ -79,20 +83,36 @@ class TickTable:
     _steps_per_octave: int = 4
     _rows: dict[int, Array] = field(default_factory=dict)
 
-    def by_length(self, batch: int, context_tokens: float) -> Array:
-        """Return the seconds of a tick for k = 0..max, shape (max + 1,)."""
-        row = self.row(batch)
+    def by_length(self, batch: int, context_tokens: float, *, checked: float = 0.0, kept: float = 0.0) -> Array:
+        """Return the seconds of a tick for k = 0..max, shape (max + 1,).
+
+        Args:
+            batch: Running requests.
+            context_tokens: Mean per request.
+            checked: Copied tokens that a draft pass checks for a request: it takes as long as one of so many more.
+            kept: Those of them that stand: a chain takes so many passes fewer.
+        """
         low, share = self._locate(context_tokens)
-        return np.asarray(row[:, low] * (1.0 - share) + row[:, low + 1] * share)
+        draft, other = self._at(batch, low, share)
+        if checked > 0.0:
+            draft = self._at(round(batch * (1.0 + checked)), low, share)[0] / (1.0 + kept)
+        return np.asarray(draft + other)
+
+    def _at(self, batch: int, low: int, share: float) -> Array:
+        parts = self._parts(batch)
+        return np.asarray(parts[:, :, low] * (1.0 - share) + parts[:, :, low + 1] * share)
 
     def row(self, batch: int) -> Array:
         """Return the seconds at every grid context, shape (max + 1, num_contexts)."""
-        row = self._rows.get(batch)
-        if row is None:
+        return np.asarray(self._parts(batch).sum(axis=0))
+
+    def _parts(self, batch: int) -> Array:
+        parts = self._rows.get(batch)
+        if parts is None:
             octaves = int(np.ceil(np.log2(self.max_context_tokens)))
             grid = 2.0 ** (np.arange(octaves * self._steps_per_octave + 2) / self._steps_per_octave)
-            row = self._rows[batch] = self.model.tick_seconds(self.max_draft_tokens, batch, grid)
-        return row
+            parts = self._rows[batch] = self.model.parts_of_ticks(self.max_draft_tokens, batch, grid)
+        return parts
 
     def _locate(self, context_tokens: float) -> tuple[int, float]:
         clipped = min(max(context_tokens, 1.0), float(self.max_context_tokens))

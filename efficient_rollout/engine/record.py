@@ -11,6 +11,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.controller.drafter_health import DrafterReport
+from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.metrics.rollout_stats import Tally
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ class WorkerReport:
         health: Of the weights and of the drafter.
         chain_length: Draft tokens per request that were drafted.
         drafts: Those each request can use, by request; None where nothing was asked for.
+        drafting: What the drafter did for them; None where they stay on the device.
     """
 
     health: DrafterReport
     chain_length: int = 0
     drafts: DraftTokenIds | None = None
+    drafting: DraftCounts | None = None
 
 
 def attach(output: ModelRunnerOutput, report: WorkerReport) -> None:

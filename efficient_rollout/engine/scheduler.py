@@ -123,6 +123,7 @@ class Controlled:
                 num_emitted_tokens=sum(len(r.new_token_ids) for c in core_outputs.values() for r in c.outputs),
                 verified=verified,
                 chain_length=0 if report is None else report.chain_length,
+                drafting=None if report is None else report.drafting,
                 goes_on=self.has_unfinished_requests(),
             )
             self._record.tally.recent.add_tick(self._book.finish(result), engine=self._engine_name)

@@ -10,6 +10,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from efficient_rollout import __version__
 from efficient_rollout.controller.drafter_health import DrafterReport, Health
+from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.engine import ledger
 from efficient_rollout.engine.installed import installed_vllm
@@ -105,11 +106,17 @@ class ReportingWorker(WeightDoors):
         refused, self._refused_tick = self._refused_tick, None
         return refused
 
-    def report_on(self, output: ModelRunnerOutput, chain_length: int = 0, drafts: DraftTokenIds | None = None) -> None:
+    def report_on(
+        self,
+        output: ModelRunnerOutput,
+        chain_length: int = 0,
+        drafts: DraftTokenIds | None = None,
+        drafting: DraftCounts | None = None,
+    ) -> None:
         """Let the news of a tick ride on its output, where there are any."""
         health = self.drafter_report()
         if chain_length or health != self._told_health:
-            attach(output, WorkerReport(health, chain_length, drafts))
+            attach(output, WorkerReport(health, chain_length, drafts, drafting))
             # A fault of the weights is told with every tick that it refuses.
             self._told_health = None if health.weights_fault is not None else health
 
@@ -157,7 +164,7 @@ class ReportingWorker(WeightDoors):
         num_faults = self.health.num_drafter_faults
         return {
             **self._drafter_facts,
-            "draft_seconds": self.self_drafter.draft_seconds,
+            **self.self_drafter.counts(),
             "num_drafter_faults": num_faults,
         }
 

@@ -52,6 +52,9 @@ MEAN_ACCEPTED_LENGTH = _declare(
     "mean_accepted_length", "tokens", "Tokens a request gains per verify pass, its own included; 1.0 is no gain.", "up"
 )
 DRAFT_SECONDS = _declare("draft_seconds", "s", "Time inside the drafter, summed over engines.", "down")
+DRAFT_PASSES = _declare("draft_passes", "count", "Passes of the drafter, summed over engines.")
+COPIES = _declare("copies", "tokens", "Tokens copied from requests' own text that passes of the drafter checked.")
+COPIES_KEPT = _declare("copies_kept", "tokens", "Those that were the drafter's own draws, and became drafts.", "up")
 REQUANTIZE_SECONDS = _declare(
     "requantize_seconds", "s", "Longest requantization of an engine since last report.", "down"
 )

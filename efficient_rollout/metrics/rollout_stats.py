@@ -72,6 +72,9 @@ class RolloutStats:
         drafted_per_position: Verified drafts at each position.
         ticks_by_reason: Ticks by the controller's reason for its decision.
         draft_seconds: Time inside the drafter.
+        num_draft_passes: Passes of the drafter.
+        num_copies: Tokens copied from requests' own text that passes of the drafter checked.
+        num_copies_kept: Those that were the drafter's own draws.
         weight_sync_seconds: Time of the weight syncs since the last report, requantization included.
         requantize_seconds: Time of the requantizations in them.
         num_weight_syncs: Weight syncs since the last report.
@@ -99,6 +102,9 @@ class RolloutStats:
     drafted_per_position: list[int] = field(default_factory=list)
     ticks_by_reason: dict[str, int] = field(default_factory=dict)
     draft_seconds: float = 0.0
+    num_draft_passes: int = 0
+    num_copies: int = 0
+    num_copies_kept: int = 0
     weight_sync_seconds: float = 0.0
     requantize_seconds: float = 0.0
     num_weight_syncs: int = 0
@@ -223,6 +229,10 @@ class RolloutStats:
             metrics[names.SPECULATIVE_TICK_SHARE] = self.num_speculative_ticks / self.num_ticks
             for reason, ticks in sorted(self.ticks_by_reason.items()):
                 metrics[names.REASON_SHARE_PREFIX + reason] = ticks / self.num_ticks
+        if self.num_draft_passes:
+            metrics[names.DRAFT_PASSES] = self.num_draft_passes
+            metrics[names.COPIES] = self.num_copies
+            metrics[names.COPIES_KEPT] = self.num_copies_kept
         if self.mean_accepted_length is not None:
             metrics[names.ACCEPTANCE_RATE] = self.num_accepted_tokens / self.num_draft_tokens
             metrics[names.MEAN_ACCEPTED_LENGTH] = self.mean_accepted_length

@@ -67,7 +67,7 @@ UPSTREAM = {
     "cost_model": {"numpy", "scipy"},
     "controller": {"numpy"},
     "simulator": {"numpy"},
-    "drafter": {"torch", "triton"},
+    "drafter": {"torch", "triton", "numpy"},
     "sampling": {"torch"},
     "training_runs": {"numpy", "yaml"},
     "dashboards": {"wandb_workspaces", "numpy", "plotly", "jinja2", "markupsafe"},

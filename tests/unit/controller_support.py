@@ -36,7 +36,7 @@ class KnownTicks(TickTable):
         super().__init__(shape, len(seconds) - 1)
         self.seconds = list(seconds)
 
-    def by_length(self, batch: int, context_tokens: float) -> NDArray[np.float64]:  # noqa: ARG002 - the table's own
+    def by_length(self, batch: int, context_tokens: float, **_: float) -> NDArray[np.float64]:  # noqa: ARG002 - the table's own
         return np.array(self.seconds)
 
 

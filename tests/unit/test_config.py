@@ -12,6 +12,7 @@ CHANGED = {
     "drafter": {
         "scheme": "int4",
         "group_size": 32,
+        "lookup": "off",
         "attention_window_tokens": 512,
         "quantize_output_head": False,
         "requantize": "on_evidence",

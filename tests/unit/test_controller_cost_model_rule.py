@@ -6,7 +6,7 @@ from controller_support import KnownTicks, a100_ticks, state
 
 from efficient_rollout.controller.cost_model_rule import CostModelRule
 from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.observation import SpeedupSums, TickObservation
+from efficient_rollout.controller.observation import DraftCounts, SpeedupSums, TickObservation
 from efficient_rollout.controller.registry import make_rule
 from efficient_rollout.controller.state import Decision
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -90,3 +90,29 @@ def test_the_limit_of_a_tick_is_kept() -> None:
     rule = CostModelRule(KnownTicks(1.0, 1.0, 1.0), 2)
     assert rule.decide(state(1)).num_draft_tokens == 2
     assert rule.decide(state(1, limit=1)).num_draft_tokens == 1
+
+
+def test_copies_that_stand_make_longer_drafts_pay() -> None:
+    table = a100_ticks()
+    chosen = {}
+    for num_kept in (0, 1500):
+        rule = CostModelRule(table, 11)
+        for _ in range(20):
+            drafting = DraftCounts(num_passes=1000, num_chains_fed=1000, num_copies=3000, num_copies_kept=num_kept)
+            rule.observe(TickObservation(num_draft_tokens=4, num_requests=8, mean_context_tokens=1024.0,
+                           attempts_per_position=(100,) * 11, accepted_per_position=(90,) * 11,
+                           drafting=drafting))  # fmt: skip
+        chosen[num_kept] = rule.decide(state(8)).num_draft_tokens
+    assert chosen[1500] > chosen[0]
+
+
+def test_copies_cost_rows_and_save_passes() -> None:
+    table = a100_ticks()
+    alone, more = table.by_length(2, 1024.0), table.by_length(8, 1024.0)
+    _, draft, verify = table.model.pass_seconds(11, 2, np.array([1024.0]))
+    rows = table.model.pass_seconds(11, 8, np.array([1024.0]))[1]
+    copying = table.by_length(2, 1024.0, checked=3.0, kept=1.0)
+    assert copying[0] == alone[0]
+    assert copying[4] == pytest.approx(2 * float(rows[3, 0]) + float(verify[3, 0]), rel=0.01)
+    assert alone[4] == pytest.approx(4 * float(draft[3, 0]) + float(verify[3, 0]), rel=0.01)
+    assert more[4] > alone[4]

@@ -9,11 +9,10 @@ pytest.importorskip("vllm", reason="the block tables are vLLM's")
 import torch
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 from vllm.v1.worker.block_table import BlockTable
 from vllm.v1.worker.utils import AttentionGroup
 
-from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, _Group
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows, _Group
 
 BLOCK, MAX_MODEL_LEN = 32, 256
 WINDOW = AttentionWindow(num_tokens=8, num_sink_tokens=4)
@@ -41,18 +40,19 @@ def attention(*tables, windows, window=None):
 
 def test_a_window_of_the_drafter_is_for_layers_without_one():
     tables = block_table(0, 0, 13, 14), block_table(21, 22, 23, 24)
-    own, other = attention(*tables, windows=(True, False), window=WINDOW).plan(2, torch.tensor([110]))
+    made = attention(*tables, windows=(True, False), window=WINDOW)
+    made.begin(torch.tensor([110]), 2)
+    own, other = made.tables
     # The first blocks of the group with windows are another request's by now.
-    assert own.block_table[0, :4].tolist() == [0, 0, 13, 14]
-    assert own.seq_lens.tolist() == [[111], [112]]
-    assert other.block_table[0, :2].tolist() == [21, 24]
-    assert other.seq_lens.tolist() == [[111 - 2 * BLOCK], [112 - 2 * BLOCK]]
-    assert own.slots.tolist() == [[14 * BLOCK + 14], [14 * BLOCK + 15]]
-    assert other.slots.tolist() == [[24 * BLOCK + 14], [24 * BLOCK + 15]]
+    assert own.read_from[0, :4].tolist() == [0, 0, 13, 14]
+    assert own.num_skipped.tolist() == [0]
+    assert other.read_from[0, :2].tolist() == [21, 24]
+    assert other.num_skipped.tolist() == [2 * BLOCK]
+    rows = DraftRows.of([0], [110], [2])
+    assert own.slots(rows).tolist() == [14 * BLOCK + 14, 14 * BLOCK + 15]
+    assert other.slots(rows).tolist() == [24 * BLOCK + 14, 24 * BLOCK + 15]
 
 
 def test_a_chain_ends_where_the_blocks_of_any_group_do():
     tables = block_table(11, 12), block_table(21, 22, 23)
-    for plan in attention(*tables, windows=(True, False)).plan(3, torch.tensor([63])):
-        assert plan.positions.tolist() == [[63], [0], [0]]
-        assert (plan.slots == PADDING_SLOT_ID).tolist() == [[False], [True], [True]]
+    assert attention(*tables, windows=(True, False)).capacity(1).tolist() == [2 * BLOCK]

@@ -1,63 +1,57 @@
-"""A chain of drafts reads what it should and writes only into its own request's slots."""
+"""A draft pass reads what it should and writes only into its own request's slots."""
 
 import pytest
 
-pytest.importorskip("vllm", reason="the padding slot is vLLM's")
+pytest.importorskip("vllm", reason="the windows' blocks are vLLM's")
 
 import torch
 
-from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, plan_chain
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftRows, DraftTables
 
 BLOCK = 4
-PADDING = -1
-# Block numbers of two requests, and what the row of a request that left the engine had behind them.
-TABLE = torch.tensor([[10, 11, 12, 13, 14, 15, 16, 17], [20, 21, 99, 99, 99, 99, 99, 99]], dtype=torch.int32)
+# Block numbers of two requests.
+TABLE = torch.tensor([[10, 11, 12, 13, 14, 15, 16, 17], [20, 21, 22, 23, 24, 25, 26, 27]], dtype=torch.int32)
 
 
-def plan(num_computed, capacity, num_steps=3, window=None):
-    return plan_chain(num_steps, torch.tensor(num_computed), torch.tensor(capacity), TABLE, BLOCK, window)
+def tables(num_computed, window=None, most_drafts=3):
+    return DraftTables.of(torch.tensor(num_computed), most_drafts, TABLE, BLOCK, window)
 
 
-def attended(plan, step, request):
-    """(block, offset) of every token the step reads, in order."""
-    num_tokens = plan.seq_lens[step, request]
-    return [(plan.block_table[request, t // BLOCK].item(), t % BLOCK) for t in range(num_tokens)]
+def attended(made, request, position):
+    """(block, offset) of every token that a row at this position reads, in order."""
+    num_tokens = position + 1 - made.num_skipped[request]
+    return [(made.read_from[request, t // BLOCK].item(), t % BLOCK) for t in range(num_tokens)]
 
 
 def place(request, position):
     return TABLE[request, position // BLOCK].item(), position % BLOCK
 
 
-def test_each_step_reads_everything_before_it_and_writes_behind():
-    chain = plan([6, 3], [32, 8])
-    for step in range(3):
-        for request, first in enumerate((6, 3)):
-            position = first + step
-            assert chain.positions[step, request] == position
-            assert attended(chain, step, request) == [place(request, p) for p in range(position + 1)]
-            block, offset = place(request, position)
-            assert chain.slots[step, request] == block * BLOCK + offset
-    assert chain.max_seq_lens == [7, 8, 9]
-    assert chain.seq_lens.dtype == torch.int32
+def test_rows_of_requests_are_in_order_with_one_position_after_another():
+    rows = DraftRows.of([0, 2, 3], [6, 3, 9], [2, 1, 3])
+    assert rows.requests_of_rows.tolist() == [0, 0, 2, 3, 3, 3]
+    assert rows.positions.tolist() == [6, 7, 3, 9, 10, 11]
+    assert rows.starts.tolist() == [0, 2, 3, 6]
+    assert rows.starts.dtype == torch.int32
+    assert rows.last_positions.tolist() == [7, 3, 11]
+    assert rows.most_rows == 3
 
 
-@pytest.mark.parametrize("window", [None, AttentionWindow(num_tokens=4, num_sink_tokens=1)])
-def test_beyond_its_own_blocks_a_request_writes_nothing(window):
-    chain = plan([6, 7], [32, 8], window=window)
-    assert chain.slots[:, 1].tolist() == [21 * BLOCK + 3, PADDING, PADDING]
-    assert chain.seq_lens[1:, 1].tolist() == [1, 1]
-    assert chain.positions[1:, 1].tolist() == [0, 0]
-    assert 99 not in [block for step in range(3) for block, _ in attended(chain, step, 1)]
-    assert (chain.slots[:, 0] >= 0).all()
+def test_each_row_writes_into_its_own_request_s_slot():
+    made = tables([6, 3])
+    rows = DraftRows.of([0, 1], [6, 3], [3, 2])
+    expected = [place(0, 6), place(0, 7), place(0, 8), place(1, 3), place(1, 4)]
+    assert made.slots(rows).tolist() == [block * BLOCK + offset for block, offset in expected]
+    assert attended(made, 1, 4) == [place(1, p) for p in range(5)]
 
 
-@pytest.mark.parametrize("num_computed", range(1, 30))
+@pytest.mark.parametrize("num_computed", range(1, 29))
 @pytest.mark.parametrize("window", [AttentionWindow(5, 3), AttentionWindow(1, 1), AttentionWindow(9, 6)])
 def test_a_window_reads_the_first_and_the_last_tokens_in_order_and_ends_at_its_own(num_computed, window):
-    chain = plan([num_computed], [32], window=window)
+    made = tables([num_computed, 1], window)
     for step in range(3):
         position = num_computed + step
-        read = attended(chain, step, 0)
+        read = attended(made, 0, position)
         everything = [place(0, p) for p in range(position + 1)]
         assert read == [token for token in everything if token in set(read)]
         assert set(everything[: window.num_sink_tokens]) <= set(read)

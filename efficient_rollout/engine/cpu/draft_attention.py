@@ -1,38 +1,18 @@
 """Where drafts of a chain write their keys and values, and what they attend to."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
-from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 from vllm.v1.worker.utils import AttentionGroup
 
 from efficient_rollout.engine.cpu.native_attention import is_native
 from efficient_rollout.errors import UnsupportedModelError
-
-
-@dataclass(frozen=True, slots=True)
-class DraftPlan:
-    """Holds the inputs of every step of one chain, for n requests and k steps.
-
-    Attributes:
-        positions: int64 [k, n], of the token each step feeds; 0 where its slot would be another request's.
-        slots: int64 [k, n], where its KV goes; vLLM's padding slot where it has none.
-        seq_lens: int32 [k, n], tokens each step attends to, its own included.
-        max_seq_lens: The largest of each step.
-        block_table: int32 [n, blocks], of the tokens attended to.
-    """
-
-    positions: torch.Tensor
-    slots: torch.Tensor
-    seq_lens: torch.Tensor
-    max_seq_lens: list[int]
-    block_table: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,49 +40,100 @@ def drafts_left(tokens_left: int) -> int:
     return max(0, tokens_left - 1)
 
 
-def plan_chain(
-    num_steps: int,
-    num_computed: torch.Tensor,
-    capacity: torch.Tensor,
-    block_table: torch.Tensor,
-    block_size: int,
-    window: AttentionWindow | None,
-) -> DraftPlan:
-    """Lay out a chain.
+@dataclass(frozen=True, slots=True)
+class DraftTables:
+    """Says where the chains of a tick write and what they read, in one group of layers, for n requests.
 
-    Args:
-        num_steps: Draft tokens per request.
-        num_computed: int64 [n], tokens whose KV is the policy's; the first step feeds the token after them.
-        capacity: int64 [n], positions each request's own blocks hold. A request without a slot left writes nothing,
-            attends to its first token, and drafts a guess that the policy will judge.
-        block_table: int32 [n, blocks] or wider, the policy's.
+    Attributes:
+        slots_from: int32 [n, blocks], the policy's block table.
+        read_from: int32 [n, blocks], of the blocks attended to.
+        num_skipped: int64 [n], tokens left out before those.
         block_size: Tokens per block.
-        window: None attends to everything.
     """
-    positions = num_computed + torch.arange(num_steps).unsqueeze(1)
-    fits = positions < capacity
-    positions = torch.where(fits, positions, 0)
-    blocks = block_table[: num_computed.shape[0]].gather(1, (positions // block_size).t()).t().long()
-    slots = torch.where(fits, blocks * block_size + positions % block_size, PADDING_SLOT_ID)
-    seq_lens = positions + 1
-    if window is not None:
-        block_table, num_skipped = _windowed(num_steps, num_computed, block_table, block_size, window)
-        seq_lens = torch.where(fits, seq_lens - num_skipped, 1)
-    return DraftPlan(positions, slots, seq_lens.int(), seq_lens.amax(dim=1).tolist(), block_table)
+
+    slots_from: torch.Tensor
+    read_from: torch.Tensor
+    num_skipped: torch.Tensor
+    block_size: int
+
+    @classmethod
+    def of(
+        cls,
+        num_computed: torch.Tensor,
+        most_drafts: int,
+        block_table: torch.Tensor,
+        block_size: int,
+        window: AttentionWindow | None,
+    ) -> "DraftTables":
+        """Lay out a tick's chains.
+
+        Args:
+            num_computed: int64 [n], tokens whose KV is the policy's; a chain's first row feeds the token after them.
+            most_drafts: Of any request.
+            block_table: int32 [n, blocks] or wider, the policy's.
+            block_size: Tokens per block.
+            window: None attends to everything.
+        """
+        if window is None:
+            return cls(block_table, block_table, torch.zeros_like(num_computed), block_size)
+        num_sinks = -(-window.num_sink_tokens // block_size)
+        first = ((num_computed + 1 - window.num_tokens) // block_size).clamp_min(num_sinks)
+        # At most so many blocks hold the window of the first token and the chain behind it.
+        num_kept = num_sinks + -(-(window.num_tokens + most_drafts) // block_size) + 1
+        columns = torch.arange(min(num_kept, block_table.shape[1]))
+        sources = torch.where(columns < num_sinks, columns, first.unsqueeze(1) + columns - num_sinks)
+        kept = block_table[: num_computed.shape[0]].gather(1, sources.clamp_max(block_table.shape[1] - 1))
+        return cls(block_table, kept.contiguous(), (first - num_sinks) * block_size, block_size)
+
+    def slots(self, rows: "DraftRows") -> torch.Tensor:
+        """Return where the KV of each row goes: int64 [rows]."""
+        blocks = self.slots_from[rows.requests_of_rows, rows.positions // self.block_size].long()
+        return blocks * self.block_size + rows.positions % self.block_size
 
 
-def _windowed(
-    num_steps: int, num_computed: torch.Tensor, block_table: torch.Tensor, block_size: int, window: AttentionWindow
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the blocks left, int32 [n, blocks], and the tokens left out, int64 [n]."""
-    num_sinks = -(-window.num_sink_tokens // block_size)
-    first = ((num_computed + 1 - window.num_tokens) // block_size).clamp_min(num_sinks)
-    # At most so many blocks hold the window at the first step and the chain behind it.
-    num_kept = num_sinks + -(-(window.num_tokens + num_steps) // block_size) + 1
-    columns = torch.arange(min(num_kept, block_table.shape[1]))
-    sources = torch.where(columns < num_sinks, columns, first.unsqueeze(1) + columns - num_sinks)
-    kept = block_table[: num_computed.shape[0]].gather(1, sources.clamp_max(block_table.shape[1] - 1))
-    return kept.contiguous(), (first - num_sinks) * block_size
+@dataclass(frozen=True, slots=True)
+class DraftRows:
+    """Holds the rows of one draft pass as tensors, for m requests that have any.
+
+    Attributes:
+        requests: int64 [m], ascending.
+        starts: int32 [m + 1], first row of each.
+        requests_of_rows: int64 [rows].
+        positions: int64 [rows], of the token each row feeds.
+        last_positions: int64 [m], of each request's last row.
+        most_rows: Rows of one request at most.
+    """
+
+    requests: torch.Tensor
+    starts: torch.Tensor
+    requests_of_rows: torch.Tensor
+    positions: torch.Tensor
+    last_positions: torch.Tensor
+    most_rows: int
+
+    @classmethod
+    def of(cls, requests: Sequence[int], first_positions: Sequence[int], num_rows: Sequence[int]) -> "DraftRows":
+        """Lay out rows of requests.
+
+        Args:
+            requests: That have rows, ascending.
+            first_positions: Of each of them, the position of its first row.
+            num_rows: Of each of them.
+        """
+        counts = np.array(num_rows)
+        starts = np.zeros(len(counts) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts[1:])
+        firsts = np.array(first_positions, dtype=np.int64)
+        positions = np.repeat(firsts - starts[:-1], counts) + np.arange(starts[-1])
+        names = np.array(requests, dtype=np.int64)
+        return cls(
+            torch.from_numpy(names),
+            torch.from_numpy(starts),
+            torch.from_numpy(np.repeat(names, counts)),
+            torch.from_numpy(positions),
+            torch.from_numpy(firsts + counts - 1),
+            int(counts.max()),
+        )
 
 
 @dataclass(slots=True)
@@ -176,58 +207,74 @@ class DraftAttention:
                 "own, which the drafter keeps to; unset it"
             )
 
-    def plan(self, num_steps: int, num_computed: torch.Tensor) -> list[DraftPlan]:
-        """Make one plan per group; their positions are the same.
+    def capacity(self, num_requests: int) -> torch.Tensor:
+        """Return the positions that each request's own blocks hold, in every group: int64 [num_requests].
+
+        The block table's row of a request is not cleared beyond its blocks: a slot looked up there may be another
+        request's.
+        """
+        capacity = torch.full((num_requests,), self._runner.max_model_len)
+        for group in self.groups:
+            table = self._runner.input_batch.block_table[group.cache_group]
+            num_blocks = torch.from_numpy(table.num_blocks_per_row[:num_requests]).to(capacity)
+            capacity = torch.minimum(capacity, num_blocks * group.block_size)
+        return capacity
+
+    def begin(self, num_computed: torch.Tensor, most_drafts: int) -> None:
+        """Begin a tick's chains.
 
         Args:
-            num_steps: Draft tokens per request.
             num_computed: int64 [num_requests], tokens whose KV is the policy's.
+            most_drafts: Of any request.
         """
         tables = self._runner.input_batch.block_table
-        num_requests = num_computed.shape[0]
-        # The block table's row of a request is not cleared beyond its blocks: a slot looked up there may belong to
-        # another request.
-        capacity = torch.full_like(num_computed, self._runner.max_model_len)
-        for group in self.groups:
-            num_blocks = torch.from_numpy(tables[group.cache_group].num_blocks_per_row[:num_requests]).to(capacity)
-            capacity = torch.minimum(capacity, num_blocks * group.block_size)
-        return [
-            plan_chain(
-                num_steps,
+        self.tables = [
+            DraftTables.of(
                 num_computed,
-                capacity,
-                tables[group.cache_group].get_device_tensor(num_requests),
+                most_drafts,
+                tables[group.cache_group].get_device_tensor(num_computed.shape[0]),
                 group.block_size,
                 None if group.has_own_window else self.window,
             )
             for group in self.groups
         ]
+        self._built: list[Any] = [None] * len(self.groups)
 
     def metadata(
-        self, common: CommonAttentionMetadata, plans: list[DraftPlan], step: int
+        self, common: CommonAttentionMetadata, rows: DraftRows
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return attention metadata and slots of one step, by layer name.
+        """Return attention metadata and slots of one pass, by layer name.
 
         Args:
-            common: Of a batch with one token per request.
-            plans: From `plan`.
-            step: Of the chain; steps are asked for in order.
+            common: Of the batch's last pass.
+            rows: That the pass feeds.
         """
-        if step == 0:
-            self._built: list[Any] = [None] * len(self.groups)
         per_layer, slots = {}, {}
-        for index, (group, plan) in enumerate(zip(self.groups, plans, strict=True)):
-            seq_lens, max_seq_len = plan.seq_lens[step], plan.max_seq_lens[step]
-            if step > 0 and group.is_native:
-                # Stock kernels want their work divided anew for every length; the native one does not.
-                built = self._built[index]
-                built.seq_lens, built.max_seq_len, built.slot_mapping = seq_lens, max_seq_len, plan.slots[step]
+        for index, (group, tables) in enumerate(zip(self.groups, self.tables, strict=True)):
+            seq_lens = (rows.last_positions + 1 - tables.num_skipped[rows.requests]).int()
+            changed = {
+                "num_actual_tokens": len(rows.positions),
+                "max_query_len": rows.most_rows,
+                "query_start_loc": rows.starts,
+                "seq_lens": seq_lens,
+                "max_seq_len": int(seq_lens.max()),
+                "slot_mapping": tables.slots(rows),
+            }
+            read_from = tables.read_from
+            if len(rows.requests) < len(read_from):
+                read_from = read_from[rows.requests]
+            if self._built[index] is not None and group.is_native:
+                # Stock kernels want their work divided anew for every pass; the native one does not.
+                self._built[index] = replace(self._built[index], block_table=read_from, **changed)
             else:
-                mine = copy(common)
-                mine.seq_lens, mine.max_seq_len = seq_lens, max_seq_len
-                mine.block_table_tensor, mine.slot_mapping = plan.block_table, plan.slots[step]
-                builder = group.stock.get_metadata_builder()
-                self._built[index] = builder.build_for_drafting(common_attn_metadata=mine, draft_index=step)
+                mine = replace(
+                    common,
+                    num_reqs=len(rows.requests),
+                    block_table_tensor=read_from,
+                    query_start_loc_cpu=rows.starts,
+                    **changed,
+                )
+                self._built[index] = group.stock.get_metadata_builder().build_for_drafting(mine, 0)
             for name in group.stock.layer_names:
-                per_layer[name], slots[name] = self._built[index], plan.slots[step]
+                per_layer[name], slots[name] = self._built[index], changed["slot_mapping"]
         return per_layer, slots

@@ -30,18 +30,14 @@ class Positions:
         steps: Each row's place among its request's.
         new_tokens: Tokens before each row that the runner does not know yet.
         outputs: The runner's lists of each request's sampled tokens.
+        num_requests: Of the batch; some may have no row.
     """
 
     requests: list[int]
     steps: list[int]
     new_tokens: list[list[int]]
     outputs: list[list[int]]
-
-    @classmethod
-    def one_each(cls, new_tokens: list[list[int]], outputs: list[list[int]]) -> "Positions":
-        """Make a row for each request, behind these tokens."""
-        num_requests = len(new_tokens)
-        return cls(list(range(num_requests)), [0] * num_requests, new_tokens, outputs)
+    num_requests: int
 
     @classmethod
     def of_drafts(cls, drafts: Sequence[list[int]], outputs: list[list[int]]) -> "Positions":
@@ -52,12 +48,8 @@ class Positions:
             [step for _, step in rows],
             [drafts[request][:step] for request, step in rows],
             outputs,
+            len(drafts),
         )
-
-    @property
-    def num_requests(self) -> int:
-        """Return the number of the batch's requests, each of which has a row at least."""
-        return self.requests[-1] + 1
 
 
 def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMetadata:
@@ -68,7 +60,7 @@ def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMet
         positions: Of the logits it is for.
     """
     rows = positions.requests
-    index = None if len(rows) == positions.num_requests else torch.tensor(rows)
+    index = None if rows == list(range(positions.num_requests)) else torch.tensor(rows)
 
     def repeated(values: torch.Tensor | None) -> torch.Tensor | None:
         return values if values is None or index is None else values[index]
@@ -189,8 +181,8 @@ def _holder_at(holder: Any, positions: Positions) -> Any:
 
 
 def _passes(positions: Positions) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield rows with one for a request at most, and their requests; every request is in the first."""
-    for step in range(max(positions.steps) + 1):
+    """Yield rows with one for a request at most, and their requests."""
+    for step in sorted(set(positions.steps)):
         rows = [row for row, at in enumerate(positions.steps) if at == step]
         yield rows, [positions.requests[row] for row in rows]
 

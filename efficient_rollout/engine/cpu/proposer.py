@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.config.utils import replace
@@ -16,9 +17,13 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.controller.drafter_health import Health
+from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.drafter.lookup import Tokens
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftPlan, drafts_left
+from efficient_rollout.engine.cpu.chains import Chains, Fed
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows, drafts_left
 from efficient_rollout.engine.cpu.logits_processors import can_look_ahead
+from efficient_rollout.engine.cpu.positions import Positions
 from efficient_rollout.engine.cpu.sampling import DraftSampler, NoiseSampler
 from efficient_rollout.engine.drafter_model import build_drafter
 from efficient_rollout.engine.link_report import LinkReport, link_report
@@ -41,6 +46,12 @@ class SelfDraftProposer(DraftModelProposer):
 
     The drafter writes the KV of its drafts into slots the policy overwrites when it verifies them, so the policy
     never attends to a drafter's KV.
+
+    Attributes:
+        chain_length: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
+            same on every rank, as are the next two.
+        drafts: Of each request, where `chain_length` is not 0.
+        drafting: What passes did for them.
     """
 
     def __init__(
@@ -53,15 +64,16 @@ class SelfDraftProposer(DraftModelProposer):
         health: Health,
         window: AttentionWindow | None,
         noise_sampler: NoiseSampler,
+        max_copies: int,
     ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
         self.runner = runner
         self._noise_sampler = noise_sampler
         self.packed, self._health = packed, health
-        self.window = window
+        self.window, self._max_copies = window, max_copies
         self.chain_length = 0
-        self._useful: list[int] = []
-        self.draft_seconds = 0.0
+        self.drafts, self.drafting = DraftTokenIds([], []), DraftCounts()
+        self.draft_seconds, self._counts = 0.0, DraftCounts()
         self.links: LinkReport | None = None
         self._ranks = Ranks(packed)
         # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
@@ -116,7 +128,7 @@ class SelfDraftProposer(DraftModelProposer):
         num_rejected_tokens_gpu: torch.Tensor | None = None,
         slot_mappings: Any = None,
     ) -> torch.Tensor:
-        """Draft up to `num_speculative_tokens` for each request of the batch.
+        """Draft for the batch; `drafts` holds what was drafted, and stock is given nothing to bring to the scheduler.
 
         Args:
             num_speculative_tokens: Draft tokens per request; 0 does no drafter work. Fewer are drafted where no
@@ -127,8 +139,7 @@ class SelfDraftProposer(DraftModelProposer):
             num_rejected_tokens_gpu: [num_requests] or None, drafts of that pass that were rejected.
 
         Returns:
-            int64 [num_requests, chain_length], which is 0 where no request can use a draft, or after a fault;
-            the same on every rank.
+            int64 [num_requests, 0].
         """
         num_requests = common_attn_metadata.batch_size()
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
@@ -136,30 +147,37 @@ class SelfDraftProposer(DraftModelProposer):
             return none
         started = time.perf_counter()
         num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
-        self._useful = self._useful_drafts(num_computed)
-        chain_length = min(num_speculative_tokens, max(self._useful))
+        useful = self._useful_drafts(num_computed)
+        chain_length = min(num_speculative_tokens, max(useful))
         if chain_length == 0:
             return none
         try:
-            drafts = self._draft_chain(
-                chain_length, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+            chains = self._draft(
+                chain_length, useful, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self._health.turn_off_drafter(fault_of(error))
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
-        self.chain_length = chain_length
-        return drafts
+        self.chain_length, self.drafting = chain_length, chains.counts
+        self._counts.add(chains.counts)
+        self.drafts = DraftTokenIds(self.runner.input_batch.req_ids[:num_requests].copy(), chains.drafts)
+        return none
 
-    def usable(self, drafts: DraftTokenIds) -> DraftTokenIds:
-        """Return the last chain's drafts, each request's cut to those it can use."""
-        cut = [tokens[:most] for tokens, most in zip(drafts.draft_token_ids, self._useful, strict=True)]
-        return DraftTokenIds(drafts.req_ids, cut)
+    def counts(self) -> dict[str, float]:
+        """Return what was counted since `forget_counts`, by names of `RolloutStats`."""
+        counts = self._counts
+        return {
+            "draft_seconds": self.draft_seconds,
+            "num_draft_passes": counts.num_passes,
+            "num_copies": counts.num_copies,
+            "num_copies_kept": counts.num_copies_kept,
+        }
 
     def forget_counts(self) -> None:
         """Count from here on."""
-        self.draft_seconds = 0.0
+        self.draft_seconds, self._counts = 0.0, DraftCounts()
 
     def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
         """Count the draft tokens that each request can use; this is the one place where it is asked.
@@ -175,72 +193,77 @@ class SelfDraftProposer(DraftModelProposer):
         if not can_look_ahead(batch):
             return [0] * num_computed.shape[0]
         useful = []
-        for row, computed in enumerate(num_computed.tolist()):
+        capacity = self.attention.capacity(num_computed.shape[0])
+        for row, (computed, held) in enumerate(zip(num_computed.tolist(), capacity.tolist(), strict=True)):
             if is_prompt_left[row]:
                 useful.append(0)
                 continue
             parameters = self.runner.requests[batch.req_ids[row]].sampling_params
             num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
-            useful.append(drafts_left(parameters.max_tokens - num_sampled))
+            useful.append(min(drafts_left(parameters.max_tokens - num_sampled), held - computed))
         return useful
 
-    def _draft_chain(
+    def _draft(
         self,
-        chain_length: int,
-        next_token_ids: torch.Tensor,
+        num_draft_tokens: int,
+        useful: list[int],
+        newest: torch.Tensor,
         num_computed: torch.Tensor,
         metadata: CommonAttentionMetadata,
         sampling: SamplingMetadata,
-    ) -> torch.Tensor:
-        """Return drafts, int64 [num_requests, chain_length]."""
-        num_requests = num_computed.shape[0]
-        plans = self.attention.plan(chain_length, num_computed)
-        metadata.num_actual_tokens = num_requests
-        metadata.max_query_len = 1
-        metadata.query_start_loc = self.arange[: num_requests + 1]
-        metadata.query_start_loc_cpu = torch.from_numpy(self.token_arange_np[: num_requests + 1])
-        sampler = self._draft_sampler(next_token_ids, num_computed, sampling)
-        tokens, drafts = next_token_ids, []
+    ) -> Chains:
+        """Draft as many tokens as requests can use of `num_draft_tokens` each; some may get more, for others' less."""
+        new_tokens = self._new_tokens(newest, num_computed)
+        num_tokens = sum(min(num_draft_tokens, most) for most in useful)
+        if self._max_copies:
+            most = [min(self.num_speculative_tokens, most) for most in useful]
+        else:
+            most = [min(num_draft_tokens, most) for most in useful]
+        chains = Chains(self._texts(new_tokens), most, num_tokens, max_copies=self._max_copies)
+        outputs = self.runner.input_batch.req_output_token_ids
+        sampler = DraftSampler(self.runner.sampler, self._noise_sampler, sampling, new_tokens, outputs)
+        self.attention.begin(num_computed, max(most))
+        firsts = num_computed.tolist()
         self._ranks.begin()
-        for step in range(chain_length):
-            hidden_states = self._forward(tokens, plans, step, metadata)
+        while (fed := chains.feed()) is not None:
+            positions = [firsts[request] + place for request, place in zip(fed.requests, fed.places, strict=True)]
+            hidden_states = self._forward(fed, DraftRows.of(fed.requests, positions, fed.num_rows), metadata)
             logits = self.model.compute_logits(hidden_states)
-            tokens = self._ranks.draw(partial(self._sample, sampler), logits)
-            drafts.append(tokens)
+            draw = partial(self._sample, sampler, sampler.positions(fed, chains.drafts))
+            chains.keep(fed, self._ranks.draw(draw, logits).tolist())
         self._ranks.end()
-        return torch.stack(drafts, dim=1)
+        return chains
 
-    def _draft_sampler(
-        self, newest: torch.Tensor, num_computed: torch.Tensor, sampling: SamplingMetadata
-    ) -> DraftSampler:
-        """Make the sampler of a chain behind these tokens.
-
-        The runner may not know them yet, nor the accepted drafts before them.
-        """
+    def _new_tokens(self, newest: torch.Tensor, num_computed: torch.Tensor) -> list[list[int]]:
+        """Return the tokens that the runner does not know yet: accepted drafts, and the newest."""
         batch = self.runner.input_batch
         num_requests = num_computed.shape[0]
         known = torch.from_numpy(batch.num_tokens_no_spec[:num_requests]).long()
         num_new = (num_computed + 1 - known).tolist()
         drafts = batch.spec_token_ids[:num_requests]
-        new_tokens = [
+        return [
             [*of_request[: new - 1], token] if new > 0 else []
             for of_request, new, token in zip(drafts, num_new, newest.tolist(), strict=True)
         ]
-        outputs = batch.req_output_token_ids
-        return DraftSampler(self.runner.sampler, self._noise_sampler, sampling, new_tokens, outputs)
 
-    def _forward(
-        self, tokens: torch.Tensor, plans: list[DraftPlan], step: int, metadata: CommonAttentionMetadata
-    ) -> torch.Tensor:
-        """Run one token per request through the drafter; return hidden states [num_requests, hidden_size]."""
-        num_requests = tokens.shape[0]
-        self.input_ids[:num_requests] = tokens
-        self.positions[:num_requests] = plans[0].positions[step]
-        per_layer, slots = self.attention.metadata(metadata, plans, step)
-        with set_forward_context(per_layer, self.vllm_config, num_tokens=num_requests, slot_mapping=slots):
+    def _texts(self, new_tokens: list[list[int]]) -> list[Tokens]:
+        """Return each request's prompt and response."""
+        batch = self.runner.input_batch
+        return [
+            np.append(batch.token_ids_cpu[row, : batch.num_tokens_no_spec[row]], np.array(new, dtype=np.int32))
+            for row, new in enumerate(new_tokens)
+        ]
+
+    def _forward(self, fed: Fed, rows: DraftRows, metadata: CommonAttentionMetadata) -> torch.Tensor:
+        """Run a pass's rows through the drafter; return hidden states [rows, hidden_size]."""
+        num_rows = len(rows.positions)
+        self.input_ids[:num_rows] = torch.tensor([token for tokens in fed.tokens for token in tokens])
+        self.positions[:num_rows] = rows.positions
+        per_layer, slots = self.attention.metadata(metadata, rows)
+        with set_forward_context(per_layer, self.vllm_config, num_tokens=num_rows, slot_mapping=slots):
             return self.model(
-                input_ids=self.input_ids[:num_requests], positions=self.positions[:num_requests], inputs_embeds=None
+                input_ids=self.input_ids[:num_rows], positions=self.positions[:num_rows], inputs_embeds=None
             )
 
-    def _sample(self, sampler: DraftSampler, logits: torch.Tensor) -> torch.Tensor:
-        return sampler.draw(logits)
+    def _sample(self, sampler: DraftSampler, positions: Positions, logits: torch.Tensor) -> torch.Tensor:
+        return sampler.draw(positions, logits)

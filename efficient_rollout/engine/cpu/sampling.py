@@ -20,6 +20,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
+from efficient_rollout.engine.cpu.chains import Fed
 from efficient_rollout.engine.cpu.positions import Positions, metadata_at
 from efficient_rollout.sampling.draw import draw
 from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, NoiseStream, stream_key
@@ -206,14 +207,13 @@ def _rows_of(logprobs: LogprobsTensors | None, sources: np.ndarray) -> LogprobsT
 
 
 class DraftSampler:
-    """Draws the tokens of one chain, position after position.
+    """Draws the tokens of a tick's chains, at any of their places.
 
     Args:
         sampler: The runner's, whose last operation is `noise_sampler`.
         noise_sampler: Of the same engine.
         sampling: Of the batch, as it was when the newest tokens were sampled.
-        new_tokens: Of each request, those that `sampling` does not know yet: accepted drafts, and the newest. The
-            chain's are added.
+        new_tokens: Of each request, those that `sampling` does not know yet: accepted drafts, and the newest.
         outputs: The runner's lists of each request's sampled tokens.
     """
 
@@ -225,32 +225,43 @@ class DraftSampler:
         new_tokens: list[list[int]],
         outputs: list[list[int]],
     ) -> None:
-        self._sampler, self._noise_sampler, self._new_tokens = sampler, noise_sampler, new_tokens
+        self._sampler, self._noise_sampler = sampler, noise_sampler
+        self._new_tokens, self._outputs = new_tokens, outputs
         self._streams = noise_sampler.noise.streams(len(new_tokens))
-        self._step = 0
-        self._positions = Positions.one_each(new_tokens, outputs)
         self._sampling = replace(sampling, max_num_logprobs=None)
         if getattr(sampling, "logprob_token_ids", None):
             self._sampling.logprob_token_ids = None
 
-    def draw(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw one draft per request.
+    def positions(self, fed: Fed, drafts: list[list[int]]) -> Positions:
+        """Return the positions of a pass's rows.
 
         Args:
-            logits: [num_requests, vocab], of the drafter; may be written to.
+            fed: The rows.
+            drafts: Of each request, its chain so far.
+        """
+        rows = [
+            (request, place + row, [*self._new_tokens[request], *drafts[request], *tokens[1 : row + 1]])
+            for request, tokens, place in zip(fed.requests, fed.tokens, fed.places, strict=True)
+            for row in range(len(tokens))
+        ]
+        requests, steps, new_tokens = (list(column) for column in zip(*rows, strict=True))
+        return Positions(requests, steps, new_tokens, self._outputs, len(drafts))
+
+    def draw(self, positions: Positions, logits: torch.Tensor) -> torch.Tensor:
+        """Draw one token per position.
+
+        Args:
+            positions: Of the logits.
+            logits: [rows, vocab], of the drafter; may be written to.
 
         Returns:
-            int64 [num_requests].
+            int64 [rows].
 
         Raises:
             FloatingPointError: A logit is not a number.
         """
         if logits.amax(dim=-1).isnan().any():
             raise FloatingPointError("the drafter's logits are not numbers")
-        metadata = metadata_at(self._sampling, self._positions)
-        with self._noise_sampler.rows(self._streams, [self._step] * len(self._streams)):
-            tokens = self._sampler(logits, metadata).sampled_token_ids[:, 0].long()
-        self._step += 1
-        for new, token in zip(self._new_tokens, tokens.tolist(), strict=True):
-            new.append(token)
-        return tokens
+        metadata = metadata_at(self._sampling, positions)
+        with self._noise_sampler.rows([self._streams[request] for request in positions.requests], positions.steps):
+            return self._sampler(logits, metadata).sampled_token_ids[:, 0].long()

@@ -12,6 +12,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_engine
+from efficient_rollout.engine.cpu.chains import MOST_COPIES
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
 from efficient_rollout.engine.cpu.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.native_attention import use_native_attention
@@ -85,6 +86,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
                 device=self.device,
                 runner=self.model_runner,
                 noise_sampler=noise_sampler,
+                max_copies=0 if self.settings.drafter.lookup == "off" else MOST_COPIES,
             )
             self.model_runner.drafter = self.self_drafter
 
@@ -138,9 +140,10 @@ class CpuWorker(ReportingWorker, CPUWorker):
         with self._no_noise_for_unfinished_prompts(), self._speculating_where_asked():
             output = super().sample_tokens(grammar_output)
         if drafter is not None and isinstance(output, ModelRunnerOutput):
-            drafts = self.model_runner.take_draft_token_ids() if drafter.chain_length else None
-            usable = None if drafts is None else drafter.usable(drafts)
-            self.report_on(output, drafter.chain_length, usable)
+            if drafter.chain_length:
+                self.report_on(output, drafter.chain_length, drafter.drafts, drafter.drafting)
+            else:
+                self.report_on(output)
         return self.count(output)
 
     @contextmanager

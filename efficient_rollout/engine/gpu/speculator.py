@@ -71,10 +71,9 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         # On the device, so that one graph writes every column of `draft_tokens`.
         self._step = torch.zeros((), dtype=torch.int64, device=device)
 
-    @property
-    def draft_seconds(self) -> float:
-        """Return the time of chains since `forget_counts`."""
-        return self.stopwatch.seconds()
+    def counts(self) -> dict[str, float]:
+        """Return what was counted since `forget_counts`, by names of `RolloutStats`."""
+        return {"draft_seconds": self.stopwatch.seconds()}
 
     def forget_counts(self) -> None:
         """Count from here on."""

@@ -1,0 +1,127 @@
+"""Chains of draft tokens of one tick: what each draft pass feeds, and what of it stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.drafter.lookup import Tokens, find_copies
+
+# Copied tokens that one pass checks for a request. A pass takes longer by each.
+MOST_COPIES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Holds the rows of one draft pass, in the order of requests and, within one, of positions.
+
+    Attributes:
+        requests: Requests that have rows, ascending.
+        tokens: Of each of them, the tokens to feed: the newest of its chain, and copies behind it.
+        places: Of each of them, the place in its chain that its first row draws.
+    """
+
+    requests: list[int]
+    tokens: list[list[int]]
+    places: list[int]
+
+    @property
+    def num_rows(self) -> list[int]:
+        """Return the rows of each request."""
+        return [len(tokens) for tokens in self.tokens]
+
+
+@dataclass(slots=True)
+class _Chain:
+    text: Tokens
+    length: int
+    most: int
+    drafts: list[int] = field(default_factory=list)
+    copies: list[int] = field(default_factory=list)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        self.drafts.extend(tokens)
+        self.text[self.length : self.length + len(tokens)] = tokens
+        self.length += len(tokens)
+
+
+class Chains:
+    """Grows a chain for each request, until the batch has as many draft tokens as were asked for.
+
+    A pass feeds a chain's newest token and copies behind it, and draws at each. Copies that equal the draws before
+    them stand, and so does one draw behind them: a chain holds the drafter's own draws, whatever they were found by.
+
+    Args:
+        texts: Of each request, int32 [tokens], the newest sampled token last.
+        most: Draft tokens that each request can use.
+        num_tokens: Draft tokens to make, of all requests together.
+        max_copies: Copied tokens that a pass checks for a request; 0 looks nothing up.
+
+    Attributes:
+        counts: What passes did.
+    """
+
+    def __init__(self, texts: Sequence[Tokens], most: Sequence[int], num_tokens: int, *, max_copies: int) -> None:
+        self._chains = [
+            _Chain(np.concatenate([text, np.zeros(length, dtype=np.int32)]), len(text), length)
+            for text, length in zip(texts, most, strict=True)
+        ]
+        self.counts = DraftCounts()
+        self._num_left, self._max_copies = num_tokens, max_copies
+
+    @property
+    def drafts(self) -> list[list[int]]:
+        """Return the draft tokens of each request."""
+        return [chain.drafts for chain in self._chains]
+
+    def feed(self) -> Fed | None:
+        """Return the next pass's rows, no more of them than tokens are left to draft; None at the end."""
+        growing = [number for number, chain in enumerate(self._chains) if len(chain.drafts) < chain.most]
+        if len(growing) > self._num_left:
+            # The shortest chains gain most by another token.
+            growing = sorted(sorted(growing, key=lambda number: len(self._chains[number].drafts))[: self._num_left])
+        if not growing:
+            return None
+        if self._max_copies:
+            self._look_up(growing)
+        rows = [[int(chain.text[chain.length - 1]), *chain.copies] for chain in map(self._chains.__getitem__, growing)]
+        return Fed(growing, rows, [len(self._chains[number].drafts) for number in growing])
+
+    def _look_up(self, growing: list[int]) -> None:
+        """Choose each chain's copies; where there is no room for all, those of the longest match."""
+        num_spare = self._num_left - len(growing)
+        found = []
+        for number in growing:
+            chain = self._chains[number]
+            chain.copies = []
+            most = min(self._max_copies, chain.most - len(chain.drafts) - 1, num_spare)
+            copies, length = find_copies(chain.text[: chain.length], most)
+            # A row costs some fifth of a pass. Of copies behind a match of n tokens so many stand as often as that; one
+            # token alone is found everywhere.
+            if length > 1:
+                found.append((length, chain, copies[: length - 1]))
+        for _, chain, copies in sorted(found, key=lambda item: -item[0]):
+            chain.copies = copies[:num_spare].tolist()
+            num_spare -= len(chain.copies)
+
+    def keep(self, fed: Fed, drawn: list[int]) -> None:
+        """Append what stands.
+
+        Args:
+            fed: The pass's rows.
+            drawn: The token drawn at each row.
+        """
+        first = 0
+        self.counts.num_passes += 1
+        self.counts.num_chains_fed += len(fed.requests)
+        for number, tokens in zip(fed.requests, fed.tokens, strict=True):
+            draws = drawn[first : first + len(tokens)]
+            first += len(tokens)
+            num_kept = 0
+            while num_kept < len(tokens) - 1 and tokens[num_kept + 1] == draws[num_kept]:
+                num_kept += 1
+            self._chains[number].append(draws[: num_kept + 1])
+            self._num_left -= num_kept + 1
+            self.counts.num_copies += len(tokens) - 1
+            self.counts.num_copies_kept += num_kept

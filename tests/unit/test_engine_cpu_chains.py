@@ -1,0 +1,87 @@
+"""Chains hold the drafter's own draws, whatever copies were checked, and no more of them than were asked for."""
+
+import numpy as np
+import pytest
+
+from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.engine.cpu.chains import Chains
+
+
+def drafter(text):
+    """A token that depends on the three before it, so that texts repeat now and then."""
+    return (sum(text[-3:]) * 7 + len(text) // 11) % 5
+
+
+def drawn_alone(text, num_tokens):
+    chain = list(text)
+    for _ in range(num_tokens):
+        chain.append(drafter(chain))
+    return chain[len(text) :]
+
+
+def grown(texts, most, num_tokens, max_copies=7):
+    arrays = [np.array(text, dtype=np.int32) for text in texts]
+    chains = Chains(arrays, most, num_tokens, max_copies=max_copies)
+    passes = []
+    while (fed := chains.feed()) is not None:
+        drawn = []
+        for request, tokens, place in zip(fed.requests, fed.tokens, fed.places, strict=True):
+            before = [*texts[request], *chains.drafts[request]]
+            assert place == len(chains.drafts[request])
+            assert tokens[0] == before[-1]
+            drawn += [drafter([*before, *tokens[1 : row + 1]]) for row in range(len(tokens))]
+        chains.keep(fed, drawn)
+        passes.append(fed)
+    return chains, passes, chains.counts
+
+
+TEXTS = [[1, 2, 3, 1, 2, 3, 1, 2], [4, 4, 4, 4], [0, 1, 2, 3, 4], [2]]
+
+
+@pytest.mark.parametrize("max_copies", [0, 1, 3, 7])
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 20, 32])
+def test_a_chain_is_what_the_drafter_draws_token_by_token(max_copies, num_tokens):
+    chains, passes, counts = grown(TEXTS, [8, 8, 8, 8], num_tokens, max_copies)
+    for text, drafts in zip(TEXTS, chains.drafts, strict=True):
+        assert drafts == drawn_alone(text, len(drafts))
+    assert sum(map(len, chains.drafts)) == num_tokens
+    assert counts.num_passes == len(passes)
+    assert counts.num_copies == sum(len(tokens) - 1 for fed in passes for tokens in fed.tokens)
+    assert counts.num_chains_fed == sum(len(fed.requests) for fed in passes)
+    assert counts.num_copies_kept == num_tokens - counts.num_chains_fed
+
+
+def test_a_text_that_repeats_is_drafted_in_one_pass():
+    chains = Chains([np.array([5, 6] * 6, dtype=np.int32)], [8], 8, max_copies=7)
+    fed = chains.feed()
+    assert fed.tokens == [[6, 5, 6, 5, 6, 5, 6, 5]]
+    chains.keep(fed, [5, 6, 5, 6, 5, 6, 5, 6])
+    assert chains.feed() is None
+    assert chains.drafts == [[5, 6] * 4]
+    assert chains.counts == DraftCounts(num_passes=1, num_chains_fed=1, num_copies=7, num_copies_kept=7)
+
+
+def test_draws_behind_a_copy_that_does_not_stand_are_thrown_away():
+    chains = Chains([np.array([5, 6] * 6, dtype=np.int32)], [8], 8, max_copies=7)
+    chains.keep(chains.feed(), [5, 9, 5, 6, 5, 6, 5, 6])
+    assert chains.drafts == [[5, 9]]
+
+
+def test_requests_get_no_more_than_they_can_use_and_others_get_what_is_left():
+    chains, _, _ = grown(TEXTS, [0, 2, 8, 8], 12)
+    lengths = [len(drafts) for drafts in chains.drafts]
+    assert lengths[0] == 0
+    assert lengths[1] <= 2
+    assert sum(lengths) == 12
+
+
+def test_the_shortest_chains_get_the_last_tokens():
+    chains, passes, _ = grown([[1], [2], [3]], [8, 8, 8], 4, max_copies=0)
+    assert sorted(map(len, chains.drafts)) == [1, 1, 2]
+    assert [len(fed.requests) for fed in passes] == [3, 1]
+
+
+def test_where_there_is_no_room_for_all_the_longest_match_is_copied():
+    texts = [[1, 2, 3, 9, 9, 9, 2, 3], [*range(10, 20), 7, 7, 7, *range(10, 20)]]
+    chains = Chains([np.array(text, dtype=np.int32) for text in texts], [8, 8], 4, max_copies=7)
+    assert chains.feed().tokens == [[3], [19, 7, 7]]
