@@ -137,6 +137,10 @@ class Settings(_Group):
         """Return these, with what a training job wants where they leave it open: a GPU that was checked."""
         return self if self.gpu_certificate is not None else self.model_copy(update={"gpu_certificate": "required"})
 
+    def without_lookup(self) -> "Settings":
+        """Return these, with a drafter that copies nothing: so are its passes timed, and compared."""
+        return self.model_copy(update={"drafter": self.drafter.model_copy(update={"lookup": "off"})})
+
     def to_dict(self) -> dict[str, Any]:
         """Return a plain nested dict of JSON types; `parse(to_dict())` gives an equal tree."""
         return self.model_dump(mode="json")

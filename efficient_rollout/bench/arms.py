@@ -1,7 +1,7 @@
 """What can be compared: an arm is an engine and, in the self-drafting engine, a rule."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,9 @@ from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 PLAIN = "plain"
 _NGRAM_DRAFT_TOKENS = 4
-EngineKind = Literal["plain", "ngram", "self_drafting"]
+EngineKind = Literal["plain", "ngram", "self_drafting", "self_alone"]
+# Before the name of a rule: in an engine of its own that looks nothing up.
+_ALONE = "alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ def _arm(name: str) -> Arm:
         if argument and not (argument.isdecimal() and int(argument) > 0):
             raise ConfigError(f"ngram takes one number of draft tokens, as in ngram:4; got {argument!r}")
         return Arm(name, "ngram", num_draft_tokens=int(argument or _NGRAM_DRAFT_TOKENS))
+    if bare == _ALONE and argument:
+        return replace(_arm(argument), name=name, engine="self_alone")
     rule = ALIASES.get(bare, bare)
     if rule not in RULES:
         known = ", ".join((PLAIN, "ngram", *ALIASES, *RULES))

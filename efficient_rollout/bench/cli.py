@@ -49,7 +49,11 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     rollout = what.add_parser("rollout", help="decode the same work with each arm, in turns")
     rollout.add_argument("--model", type=Path, required=True, help="the policy's directory")
-    rollout.add_argument("--arms", default=_DEFAULT_ARMS, help="plain, ngram[:K], table, or rules of the controller")
+    rollout.add_argument(
+        "--arms",
+        default=_DEFAULT_ARMS,
+        help="plain, ngram[:K], table, or rules of the controller; alone:RULE looks nothing up",
+    )
     rollout.add_argument(
         "--profile", type=Path, help="for table, published and cost_model; else measured once, and kept"
     )

@@ -165,6 +165,8 @@ def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
         return starter.start_ngram(plan.model, limits, arm.num_draft_tokens)
     if arm.engine == "self_drafting":
         return starter.start_self_drafting(plan.model, limits, plan.settings)
+    if arm.engine == "self_alone":
+        return starter.start_self_drafting(plan.model, limits, plan.settings.without_lookup())
     assert arm.name == PLAIN
     return starter.start_plain(plan.model, limits)
 
@@ -189,7 +191,7 @@ class _Turn:
         from efficient_rollout.engine.statistics import take_rollout_stats
         from efficient_rollout.measuring import offline, scripted
 
-        is_ours = self.arm.engine == "self_drafting"
+        is_ours = self.arm.rule is not None
         self.engine.llm_engine.reset_prefix_cache()
         if is_ours:
             offline.take_ticks(self.engine)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.provenance import recorded_options
+from efficient_rollout.simulator.copies import CopySimulator, compare_sources, read_texts
 from efficient_rollout.simulator.fleet import Outcome, World, simulate
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 from efficient_rollout.simulator.validation import compare, read_measured, report
+from efficient_rollout.tables import aligned
 
 _EXACT_ENGINES = 16  # up to so many, every tick of every engine is decided one by one
 _FLEET_STRIDE = 8
@@ -30,9 +33,18 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     source.add_argument(
         "--against", type=Path, help="replay what bench rollout --json measured, arm by arm, and compare makespans"
     )
+    source.add_argument(
+        "--texts",
+        type=Path,
+        help="decode real responses, and compare what copies are taken from: JSON lines of set, "
+        "prompt_token_ids and response_token_ids",
+    )
     source.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
     parser.add_argument("--requests", type=int, default=128, help="with --lengths: requests per engine")
     parser.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="with --texts: requests at a time")
+    parser.add_argument("--draft-tokens", type=int, nargs="+", default=[2, 4, 8, 12], help="with --texts: tried")
+    parser.add_argument("--context-tokens", type=float, default=1024.0, help="with --texts: of a pass's seconds")
     parser.add_argument("--engines", type=int, default=1, help="engines; requests are dealt to them in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the lengths, the acceptance and the jitter")
     parser.add_argument("--acceptance", type=float, default=0.9, help="true per-token acceptance")
@@ -55,6 +67,8 @@ def run_simulate(args: argparse.Namespace) -> int:
     _check(args)
     if args.against is not None:
         return _run_against(args)
+    if args.texts is not None:
+        return _run_texts(args)
     table = TickTable(load_profile(args.profile).model, args.max_draft_tokens)
     trace = _trace(args)
     stride = args.decision_stride or (1 if args.engines <= _EXACT_ENGINES else _FLEET_STRIDE)
@@ -74,6 +88,22 @@ def run_simulate(args: argparse.Namespace) -> int:
     if args.json:
         drawn = {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
         write_json(args.json, {"settings": recorded_options(args) | drawn, "rules": results})
+    return 0
+
+
+def _run_texts(args: argparse.Namespace) -> int:
+    texts = read_texts(args.texts)
+    simulator = CopySimulator(load_profile(args.profile).model, args.context_tokens, args.acceptance, args.seed)
+    rows = compare_sources(texts, simulator, args.batches, args.draft_tokens)
+    titles = ["set", "batch", "copies from", "k", "over plain", "over off", "passes a tick", "copies kept"]
+    cells = [
+        [row.set, str(row.batch), row.source, str(row.num_draft_tokens), f"{row.speedup:.2f}", f"{row.over_off:.2f}",
+         f"{row.draft_passes_per_tick:.2f}", f"{row.copies_kept_per_tick:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    sys.stdout.write(f"{aligned([titles, *cells], left=(0, 2))}\n")
+    if args.json:
+        write_json(args.json, {"settings": recorded_options(args), "rows": [asdict(row) for row in rows]})
     return 0
 
 
@@ -108,8 +138,13 @@ def _trace(args: argparse.Namespace) -> Trace:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if (args.rule is None) == (args.against is None):
-        raise ConfigError("give --rule NAME[,NAME...], or --against FILE, whose arms name the rules; not both")
+    needs_rule = args.against is None and args.texts is None
+    if (args.rule is None) == needs_rule:
+        raise ConfigError(
+            "give --rule NAME[,NAME...], or --against FILE, whose arms name the rules, or --texts FILE; not both"
+        )
+    if min([*args.batches, *args.draft_tokens]) < 1 or max(args.draft_tokens) > 64:
+        raise ConfigError("--batches and --draft-tokens take whole numbers from 1 on, the latter up to 64")
     if not 1 <= args.max_draft_tokens <= 64:
         raise ConfigError(f"--max-draft-tokens is {args.max_draft_tokens}; give 1 to 64")
     if not 0.0 <= args.acceptance <= 1.0 or not 0.0 <= args.jitter <= 1.0:

@@ -62,17 +62,18 @@ class FaultyProposer(SelfDraftProposer):
     def propose(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The product's, keeping a digest of every draft so far."""
         drafts = super().propose(*args, **kwargs)
-        self.digest = hashlib.sha256(self.digest.encode() + drafts.numpy().tobytes()).hexdigest()
+        chains = self.drafts.draft_token_ids if self.chain_length else []
+        self.digest = hashlib.sha256(f"{self.digest}{chains}".encode()).hexdigest()
         return drafts
 
-    def _sample(self, sampler: Any, logits: torch.Tensor) -> torch.Tensor:
+    def _sample(self, sampler: Any, positions: Any, logits: torch.Tensor) -> torch.Tensor:
         if self.mode == "raise":
             raise RuntimeError("deliberate fault")
         if self.mode == "nan":
             logits = torch.full_like(logits, torch.nan)
         if self.mode == "other-noise":
             logits = logits.roll(1, dims=-1)
-        tokens = super()._sample(sampler, logits)
+        tokens = super()._sample(sampler, positions, logits)
         return (tokens * 31 + 7) % logits.shape[1] if self.mode == "lie" else tokens
 
 

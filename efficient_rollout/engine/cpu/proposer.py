@@ -18,9 +18,9 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.drafter.chains import Chains, Fed
 from efficient_rollout.drafter.lookup import Tokens
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.engine.cpu.chains import Chains, Fed
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows, drafts_left
 from efficient_rollout.engine.cpu.logits_processors import can_look_ahead
 from efficient_rollout.engine.cpu.positions import Positions

@@ -9,10 +9,10 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from efficient_rollout.drafter.chains import MOST_COPIES
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_engine
-from efficient_rollout.engine.cpu.chains import MOST_COPIES
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
 from efficient_rollout.engine.cpu.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.native_attention import use_native_attention

@@ -10,6 +10,8 @@ from efficient_rollout.drafter.lookup import Tokens, find_copies
 
 # Copied tokens that one pass checks for a request. A pass takes longer by each.
 MOST_COPIES = 7
+# Up to so many chains a pass on a CPU takes its time for weights, not for rows.
+FEW_CHAINS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,27 @@ class Chains:
         most: Draft tokens that each request can use.
         num_tokens: Draft tokens to make, of all requests together.
         max_copies: Copied tokens that a pass checks for a request; 0 looks nothing up.
+        few_chains: Growing chains up to which a row is cheap.
 
     Attributes:
         counts: What passes did.
     """
 
-    def __init__(self, texts: Sequence[Tokens], most: Sequence[int], num_tokens: int, *, max_copies: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[Tokens],
+        most: Sequence[int],
+        num_tokens: int,
+        *,
+        max_copies: int,
+        few_chains: int = FEW_CHAINS,
+    ) -> None:
         self._chains = [
             _Chain(np.concatenate([text, np.zeros(length, dtype=np.int32)]), len(text), length)
             for text, length in zip(texts, most, strict=True)
         ]
         self.counts = DraftCounts()
-        self._num_left, self._max_copies = num_tokens, max_copies
+        self._num_left, self._max_copies, self._few_chains = num_tokens, max_copies, few_chains
 
     @property
     def drafts(self) -> list[list[int]]:
@@ -89,7 +100,12 @@ class Chains:
         return Fed(growing, rows, [len(self._chains[number].drafts) for number in growing])
 
     def _look_up(self, growing: list[int]) -> None:
-        """Choose each chain's copies; where there is no room for all, those of the longest match."""
+        """Choose each chain's copies: no more than match, and where there is no room for all, of the longest match.
+
+        A copy costs a row, and saves a pass where one chain grows. The n-th copy behind a match of n tokens stands
+        about once in ten (docs/lookup.md), and a row is a tenth of such a pass. Where more chains grow in one, a copy
+        saves little of it, and must stand more often.
+        """
         num_spare = self._num_left - len(growing)
         found = []
         for number in growing:
@@ -97,10 +113,9 @@ class Chains:
             chain.copies = []
             most = min(self._max_copies, chain.most - len(chain.drafts) - 1, num_spare)
             copies, length = find_copies(chain.text[: chain.length], most)
-            # A row costs some fifth of a pass. Of copies behind a match of n tokens so many stand as often as that; one
-            # token alone is found everywhere.
-            if length > 1:
-                found.append((length, chain, copies[: length - 1]))
+            most = length * self._few_chains // max(self._few_chains, len(growing))
+            if length and most:
+                found.append((length, chain, copies[:most]))
         for _, chain, copies in sorted(found, key=lambda item: -item[0]):
             chain.copies = copies[:num_spare].tolist()
             num_spare -= len(chain.copies)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from efficient_rollout.controller.observation import DraftCounts
-from efficient_rollout.engine.cpu.chains import Chains
+from efficient_rollout.drafter.chains import Chains
 
 
 def drafter(text):
@@ -85,3 +85,10 @@ def test_where_there_is_no_room_for_all_the_longest_match_is_copied():
     texts = [[1, 2, 3, 9, 9, 9, 2, 3], [*range(10, 20), 7, 7, 7, *range(10, 20)]]
     chains = Chains([np.array(text, dtype=np.int32) for text in texts], [8, 8], 4, max_copies=7)
     assert chains.feed().tokens == [[3], [19, 7, 7]]
+
+
+def test_the_more_chains_grow_the_longer_a_match_must_be():
+    text = [1, 2, 3, 9, 9, 9, 2, 3]
+    for num_chains, num_copies in ((1, 2), (3, 2), (5, 1), (8, 0)):
+        chains = Chains([np.array(text, dtype=np.int32)] * num_chains, [8] * num_chains, 8 * num_chains, max_copies=7)
+        assert chains.feed().num_rows == [1 + num_copies] * num_chains

@@ -1,0 +1,242 @@
+"""What copied tokens save: real texts decoded tick by tick under a latency model, with copies and without."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from efficient_rollout.cost_model.latency import LatencyModel
+from efficient_rollout.drafter.chains import MOST_COPIES, Chains
+from efficient_rollout.drafter.lookup import Tokens
+from efficient_rollout.errors import InputFileError
+from efficient_rollout.files import read_text
+
+# What a request's copies come from: nothing, its own text, that and its group's so far, that and its group's whole
+# responses, as of an epoch before.
+Source = Literal["off", "own", "group", "epoch"]
+SOURCES: tuple[Source, ...] = ("off", "own", "group", "epoch")
+_KEYS = {"set": str, "prompt_token_ids": list, "response_token_ids": list}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Holds one response.
+
+    Attributes:
+        tokens: int32 [tokens], prompt and response.
+        num_prompt_tokens: At least 1.
+    """
+
+    tokens: Tokens
+    num_prompt_tokens: int
+
+
+@dataclass(slots=True)
+class Decoded:
+    """Sums up the ticks of a decode.
+
+    Attributes:
+        num_tokens: Emitted, of all requests.
+        seconds: Of all ticks.
+        plain_seconds: Of as many ticks of plain decoding as the same tokens take.
+        num_ticks: Verify passes.
+        num_draft_passes: Passes of the drafter.
+        num_copies_kept: Copied tokens that stood in them.
+    """
+
+    num_tokens: int = 0
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+    num_ticks: int = 0
+    num_draft_passes: int = 0
+    num_copies_kept: int = 0
+
+    @property
+    def speedup(self) -> float:
+        """Return how many times as fast as plain decoding it was."""
+        return self.plain_seconds / self.seconds
+
+
+def read_texts(path: Path) -> dict[str, list[Text]]:
+    """Read responses by the name of their set; requests of one prompt in a set are a group.
+
+    Args:
+        path: JSON lines of `set`, `prompt_token_ids` and `response_token_ids`.
+
+    Raises:
+        InputFileError: The file is missing, or a line is not such an object.
+    """
+    texts: dict[str, list[Text]] = {}
+    for number, line in enumerate(read_text(path, what="the texts").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if not all(isinstance(row[key], kind) for key, kind in _KEYS.items()) or not row["prompt_token_ids"]:
+                raise ValueError("a value has another type, or the prompt is empty")
+            prompt, response = (np.array(row[key], dtype=np.int32) for key in list(_KEYS)[1:])
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise InputFileError(
+                f'{path}:{number} is not a response: {error}; a line is {{"set": NAME, "prompt_token_ids": [...], '
+                f'"response_token_ids": [...]}}'
+            ) from error
+        texts.setdefault(row["set"], []).append(Text(np.concatenate([prompt, response]), len(prompt)))
+    if not texts:
+        raise InputFileError(f"{path} holds no response")
+    return texts
+
+
+@dataclass(slots=True)
+class CopySimulator:
+    """Decodes responses, so many at a time, with chains of the drafter's draws.
+
+    A draw is the policy's own with a fixed probability, each for itself; one that is not is a token of no text.
+
+    Attributes:
+        model: Seconds of passes. A draft pass of n rows takes as long as one of n requests.
+        context_tokens: Every request's, for the seconds.
+        acceptance: Of a draw.
+        seed: Of which draws are the policy's.
+    """
+
+    model: LatencyModel
+    context_tokens: float
+    acceptance: float
+    seed: int = 0
+    _draft_seconds: dict[int, float] = field(default_factory=dict)
+
+    def decode(self, texts: Sequence[Text], batch: int, num_draft_tokens: int, source: Source) -> Decoded:
+        """Decode every response once.
+
+        Args:
+            texts: The responses; a request that ends makes room for the next.
+            batch: Requests at a time; what is left with fewer at the end is not counted.
+            num_draft_tokens: Per request and tick, at least 1.
+            source: Of the copies.
+        """
+        context = np.array([self.context_tokens])
+        plain, _, verify = self.model.pass_seconds(num_draft_tokens, batch, context)
+        done = Decoded()
+        queue = iter(enumerate(texts))
+        running = [_Running(self, texts, *item) for item in _first(queue, batch)]
+        while len(running) == batch:
+            chains = Chains(
+                [request.text(source) for request in running], [num_draft_tokens] * batch, num_draft_tokens * batch,
+                max_copies=0 if source == "off" else MOST_COPIES, few_chains=batch,
+            )  # fmt: skip
+            while (fed := chains.feed()) is not None:
+                drawn = [
+                    running[request].draw(place + row)
+                    for request, tokens, place in zip(fed.requests, fed.tokens, fed.places, strict=True)
+                    for row in range(len(tokens))
+                ]
+                chains.keep(fed, drawn)
+                done.seconds += self._draft(sum(fed.num_rows))
+            emitted = [request.verify(drafts) for request, drafts in zip(running, chains.drafts, strict=True)]
+            done.seconds += float(verify[-1, 0])
+            done.num_tokens += sum(emitted)
+            done.plain_seconds += float(plain[0]) * sum(emitted) / batch
+            done.num_ticks += 1
+            done.num_draft_passes += chains.counts.num_passes
+            done.num_copies_kept += chains.counts.num_copies_kept
+            running = [request for request in running if not request.is_done]
+            running += [_Running(self, texts, *item) for item in _first(queue, batch - len(running))]
+        return done
+
+    def _draft(self, num_rows: int) -> float:
+        if num_rows not in self._draft_seconds:
+            draft = self.model.pass_seconds(1, num_rows, np.array([self.context_tokens]))[1]
+            self._draft_seconds[num_rows] = float(draft[0, 0])
+        return self._draft_seconds[num_rows]
+
+
+def _first(queue: Iterator[tuple[int, Text]], most: int) -> list[tuple[int, Text]]:
+    return [item for _, item in zip(range(most), queue, strict=False)]
+
+
+class _Running:
+    def __init__(self, simulator: CopySimulator, texts: Sequence[Text], number: int, text: Text) -> None:
+        # The first token of a response comes with its prompt.
+        self._text, self._done = text, text.num_prompt_tokens + 1
+        prompt = text.tokens[: text.num_prompt_tokens]
+        self._others = [
+            other.tokens
+            for index, other in enumerate(texts)
+            if index != number and np.array_equal(other.tokens[: other.num_prompt_tokens], prompt)
+        ]
+        random = np.random.default_rng([simulator.seed, number])
+        self._is_right = random.random(len(text.tokens)) < simulator.acceptance
+
+    @property
+    def is_done(self) -> bool:
+        return self._done >= len(self._text.tokens)
+
+    def text(self, source: Source) -> Tokens:
+        own = self._text.tokens[: self._done]
+        if source in ("off", "own"):
+            return own
+        return np.concatenate([*(other[: None if source == "epoch" else self._done] for other in self._others), own])
+
+    def draw(self, place: int) -> int:
+        at = self._done + place
+        is_there = at < len(self._text.tokens)
+        return int(self._text.tokens[at]) if is_there and self._is_right[at] else -1 - at
+
+    def verify(self, drafts: list[int]) -> int:
+        """Return the tokens that the request gains."""
+        rest = self._text.tokens[self._done :]
+        num_stood = 0
+        while num_stood < min(len(drafts), len(rest)) and drafts[num_stood] == rest[num_stood]:
+            num_stood += 1
+        gained = min(num_stood + 1, len(rest))
+        self._done += gained
+        return gained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRow:
+    """Says what the best draft length gives, of one set, batch and source of copies.
+
+    Attributes:
+        set: Of responses.
+        batch: Requests at a time.
+        source: Of the copies.
+        num_draft_tokens: The best of those tried.
+        speedup: Over plain decoding.
+        over_off: Over drafting without copies, at its own best length.
+        draft_passes_per_tick: Passes of the drafter a verify pass.
+        copies_kept_per_tick: Copied tokens that stood in them, of all requests.
+    """
+
+    set: str
+    batch: int
+    source: Source
+    num_draft_tokens: int
+    speedup: float
+    over_off: float
+    draft_passes_per_tick: float
+    copies_kept_per_tick: float
+
+
+def compare_sources(
+    texts: dict[str, list[Text]], simulator: CopySimulator, batches: Sequence[int], lengths: Sequence[int]
+) -> list[SourceRow]:
+    """Decode every set with every source, at each batch, with the draft length that is best for it."""
+    rows: list[SourceRow] = []
+    for name, responses in texts.items():
+        for batch in (batch for batch in batches if batch <= len(responses)):
+            alone = 0.0
+            for source in SOURCES:
+                tried = {k: simulator.decode(responses, batch, k, source) for k in lengths}
+                k = max(tried, key=lambda k: tried[k].speedup)
+                best = tried[k]
+                alone = alone or best.speedup
+                rows.append(
+                    SourceRow(
+                        set=name, batch=batch, source=source, num_draft_tokens=k, speedup=best.speedup,
+                        over_off=best.speedup / alone, draft_passes_per_tick=best.num_draft_passes / best.num_ticks,
+                        copies_kept_per_tick=best.num_copies_kept / best.num_ticks,
+                    )
+                )  # fmt: skip
+    return rows
