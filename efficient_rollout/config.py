@@ -35,9 +35,10 @@ class DrafterSettings(_Group):
         "unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
-    lookup: Literal["off", "own"] = Field(
+    lookup: Literal["off", "own", "group"] = Field(
         default="own",
-        description="Tokens copied from a request's own text, which draft passes check several at a time: own, or off.",
+        description="Where tokens are copied from that draft passes check several at a time: own, the request's text; "
+        "group, that and ended responses to the same prompt; off, nowhere.",
     )
     attention_window_tokens: int | None = Field(
         default=None,

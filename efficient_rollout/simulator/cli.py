@@ -93,7 +93,9 @@ def run_simulate(args: argparse.Namespace) -> int:
 
 def _run_texts(args: argparse.Namespace) -> int:
     texts = read_texts(args.texts)
-    simulator = CopySimulator(load_profile(args.profile).model, args.context_tokens, args.acceptance, args.seed)
+    simulator = CopySimulator(
+        load_profile(args.profile).model, args.context_tokens, args.acceptance, max(args.draft_tokens), args.seed
+    )
     rows = compare_sources(texts, simulator, args.batches, args.draft_tokens)
     titles = ["set", "batch", "copies from", "k", "over plain", "over off", "passes a tick", "copies kept"]
     cells = [

@@ -14,10 +14,10 @@ from efficient_rollout.drafter.lookup import Tokens
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_text
 
-# What a request's copies come from: nothing, its own text, that and its group's so far, that and its group's whole
-# responses, as of an epoch before.
-Source = Literal["off", "own", "group", "epoch"]
-SOURCES: tuple[Source, ...] = ("off", "own", "group", "epoch")
+# What a request's copies come from: nothing; its own text; that, and the other responses to its prompt as far as they
+# are when all run in step; that, and those responses whole, as at the end of a rollout, or of an epoch before.
+Source = Literal["off", "own", "in step", "group"]
+SOURCES: tuple[Source, ...] = ("off", "own", "in step", "group")
 _KEYS = {"set": str, "prompt_token_ids": list, "response_token_ids": list}
 
 
@@ -97,12 +97,14 @@ class CopySimulator:
         model: Seconds of passes. A draft pass of n rows takes as long as one of n requests.
         context_tokens: Every request's, for the seconds.
         acceptance: Of a draw.
+        max_draft_tokens: Of one request in one tick, whose copies may stand more often than others'.
         seed: Of which draws are the policy's.
     """
 
     model: LatencyModel
     context_tokens: float
     acceptance: float
+    max_draft_tokens: int
     seed: int = 0
     _draft_seconds: dict[int, float] = field(default_factory=dict)
 
@@ -112,7 +114,7 @@ class CopySimulator:
         Args:
             texts: The responses; a request that ends makes room for the next.
             batch: Requests at a time; what is left with fewer at the end is not counted.
-            num_draft_tokens: Per request and tick, at least 1.
+            num_draft_tokens: Per request and tick, on average, at least 1.
             source: Of the copies.
         """
         context = np.array([self.context_tokens])
@@ -122,7 +124,8 @@ class CopySimulator:
         running = [_Running(self, texts, *item) for item in _first(queue, batch)]
         while len(running) == batch:
             chains = Chains(
-                [request.text(source) for request in running], [num_draft_tokens] * batch, num_draft_tokens * batch,
+                [request.text(source) for request in running],
+                [self.max_draft_tokens] * batch, num_draft_tokens * batch,
                 max_copies=0 if source == "off" else MOST_COPIES, few_chains=batch,
             )  # fmt: skip
             while (fed := chains.feed()) is not None:
@@ -176,7 +179,8 @@ class _Running:
         own = self._text.tokens[: self._done]
         if source in ("off", "own"):
             return own
-        return np.concatenate([*(other[: None if source == "epoch" else self._done] for other in self._others), own])
+        end = None if source == "group" else self._done
+        return np.concatenate([*(other[:end] for other in self._others), own])
 
     def draw(self, place: int) -> int:
         at = self._done + place

@@ -26,7 +26,8 @@ def kv_cache_without_speculation(policy):
 
 @pytest.fixture(scope="module")
 def engine(policy, kv_cache_without_speculation):
-    settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
+    drafter = {"scheme": "unquantized", "lookup": "group"}
+    settings = {"drafter": drafter, "controller": {"rule": "always", "max_draft_tokens": 4}}
     # Few tokens a tick: long prompts are computed in chunks, beside requests that decode.
     engine = engine_support.start(policy, settings, max_num_batched_tokens=64, max_num_seqs=8, **WORKER)
     yield engine
@@ -51,6 +52,26 @@ def test_an_unquantized_drafter_has_every_draft_accepted(engine, temperature):
     assert stats.num_accepted_tokens == stats.num_draft_tokens
     assert stats.num_generated_tokens == 60 * len(PROMPTS)
     assert stats.drafter_bytes == 0
+
+
+def test_copies_stand_and_save_passes_and_an_ended_response_saves_most(engine):
+    from vllm import SamplingParams
+
+    def rolled_out():
+        take_rollout_stats(engine.collective_rpc)
+        params = SamplingParams(temperature=1.0, seed=5, max_tokens=60, ignore_eos=True, detokenize=False)
+        ((output,),) = engine_support.generate(engine, [[11, 12, 13, 14]], params)
+        stats = take_rollout_stats(engine.collective_rpc)
+        assert stats.num_accepted_tokens == stats.num_draft_tokens
+        assert stats.num_copies >= stats.num_copies_kept
+        return output.token_ids, stats
+
+    (first, alone), (second, copying) = rolled_out(), rolled_out()
+    assert first == second
+    # An unquantized drafter draws what the policy does: of four drafts a tick three are copies of the response before.
+    assert copying.num_copies_kept > 0.7 * copying.num_draft_tokens
+    assert copying.num_draft_passes < 0.4 * alone.num_draft_passes
+    assert alone.num_draft_passes <= alone.num_draft_tokens == alone.num_copies_kept + alone.num_draft_passes
 
 
 def test_requests_that_reach_the_maximum_length_end_like_plain_ones(engine):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.controller.observation import DraftCounts
-from efficient_rollout.drafter.chains import Chains, Fed
+from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Fed
 from efficient_rollout.drafter.lookup import Tokens
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.responses import EndedResponses
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows, drafts_left
 from efficient_rollout.engine.cpu.logits_processors import can_look_ahead
 from efficient_rollout.engine.cpu.positions import Positions
@@ -64,13 +65,15 @@ class SelfDraftProposer(DraftModelProposer):
         health: Health,
         window: AttentionWindow | None,
         noise_sampler: NoiseSampler,
-        max_copies: int,
+        lookup: Literal["off", "own", "group"],
     ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
         self.runner = runner
         self._noise_sampler = noise_sampler
         self.packed, self._health = packed, health
-        self.window, self._max_copies = window, max_copies
+        self.window = window
+        self._max_copies = 0 if lookup == "off" else MOST_COPIES
+        self._ended = EndedResponses() if lookup == "group" else None
         self.chain_length = 0
         self.drafts, self.drafting = DraftTokenIds([], []), DraftCounts()
         self.draft_seconds, self._counts = 0.0, DraftCounts()
@@ -247,12 +250,25 @@ class SelfDraftProposer(DraftModelProposer):
         ]
 
     def _texts(self, new_tokens: list[list[int]]) -> list[Tokens]:
-        """Return each request's prompt and response."""
+        """Return what each request's copies are taken from: its prompt and response at the end."""
         batch = self.runner.input_batch
-        return [
-            np.append(batch.token_ids_cpu[row, : batch.num_tokens_no_spec[row]], np.array(new, dtype=np.int32))
-            for row, new in enumerate(new_tokens)
-        ]
+        texts = []
+        for row, new in enumerate(new_tokens):
+            known = batch.token_ids_cpu[row, : batch.num_tokens_no_spec[row]]
+            ended = [] if self._ended is None else self._ended.texts(known[: batch.num_prompt_tokens[row]])
+            texts.append(np.concatenate([*ended, known, np.array(new, dtype=np.int32)]))
+        return texts
+
+    def keep_ended(self, request_ids: set[str]) -> None:
+        """Keep the responses of requests that have ended, where copies are taken from them."""
+        if self._ended is None:
+            return
+        for request in filter(None, map(self.runner.requests.get, request_ids)):
+            if request.prompt_token_ids is not None:
+                prompt, response = (
+                    np.array(tokens, dtype=np.int32) for tokens in (request.prompt_token_ids, request.output_token_ids)
+                )
+                self._ended.add(prompt, response)
 
     def _forward(self, fed: Fed, rows: DraftRows, metadata: CommonAttentionMetadata) -> torch.Tensor:
         """Run a pass's rows through the drafter; return hidden states [rows, hidden_size]."""

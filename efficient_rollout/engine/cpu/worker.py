@@ -9,7 +9,6 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from efficient_rollout.drafter.chains import MOST_COPIES
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_engine
@@ -86,7 +85,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
                 device=self.device,
                 runner=self.model_runner,
                 noise_sampler=noise_sampler,
-                max_copies=0 if self.settings.drafter.lookup == "off" else MOST_COPIES,
+                lookup=self.settings.drafter.lookup,
             )
             self.model_runner.drafter = self.self_drafter
 
@@ -118,6 +117,8 @@ class CpuWorker(ReportingWorker, CPUWorker):
             return None
         if self.noise is not None:
             self.noise.forget(scheduler_output.finished_req_ids)
+        if self.self_drafter is not None:
+            self.self_drafter.keep_ended(scheduler_output.finished_req_ids)
         self._is_plain_tick = is_plain(scheduler_output)
         with self._speculating_where_asked():
             return self.count(super().execute_model(scheduler_output))
