@@ -13,6 +13,7 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 CONFIG_KEY = "efficient_rollout"
+Lookup = Literal["off", "own", "group"]
 SchemeName = Literal["int8", "int4", "fp8", "unquantized"]
 SCHEME_NAMES: tuple[str, ...] = get_args(SchemeName)
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class DrafterSettings(_Group):
         "unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
-    lookup: Literal["off", "own", "group"] = Field(
+    lookup: Lookup = Field(
         default="own",
         description="Where tokens are copied from that draft passes check several at a time: own, the request's text; "
         "group, that and ended responses to the same prompt; off, nowhere.",
@@ -138,9 +139,9 @@ class Settings(_Group):
         """Return these, with what a training job wants where they leave it open: a GPU that was checked."""
         return self if self.gpu_certificate is not None else self.model_copy(update={"gpu_certificate": "required"})
 
-    def without_lookup(self) -> "Settings":
-        """Return these, with a drafter that copies nothing: so are its passes timed, and compared."""
-        return self.model_copy(update={"drafter": self.drafter.model_copy(update={"lookup": "off"})})
+    def with_lookup(self, lookup: Lookup) -> "Settings":
+        """Return these, with copies taken from there; passes of the drafter are timed without."""
+        return self.model_copy(update={"drafter": self.drafter.model_copy(update={"lookup": lookup})})
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain nested dict of JSON types; `parse(to_dict())` gives an equal tree."""

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from efficient_rollout.config import Lookup
 from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.registry import ALIASES, make_rule, split_names
 from efficient_rollout.controller.rule import Always, BatchThreshold
@@ -15,9 +16,7 @@ from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 PLAIN = "plain"
 _NGRAM_DRAFT_TOKENS = 4
-EngineKind = Literal["plain", "ngram", "self_drafting", "self_alone"]
-# Before the name of a rule: in an engine of its own that looks nothing up.
-_ALONE = "alone"
+EngineKind = Literal["plain", "ngram", "self_drafting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +28,15 @@ class Arm:
         engine: Which engine serves it; arms of one engine take turns in it.
         rule: Of the controller, where the engine has one.
         num_draft_tokens: Of the n-gram method.
+        lookup: Where the drafter's copies are taken from: with it, the rule has an engine of its own. None: as by
+            default.
     """
 
     name: str
     engine: EngineKind
     rule: str | None = None
     num_draft_tokens: int = 0
+    lookup: Lookup | None = None
 
     @property
     def needs_profile(self) -> bool:
@@ -62,8 +64,8 @@ def _arm(name: str) -> Arm:
         if argument and not (argument.isdecimal() and int(argument) > 0):
             raise ConfigError(f"ngram takes one number of draft tokens, as in ngram:4; got {argument!r}")
         return Arm(name, "ngram", num_draft_tokens=int(argument or _NGRAM_DRAFT_TOKENS))
-    if bare == _ALONE and argument:
-        return replace(_arm(argument), name=name, engine="self_alone")
+    if bare in get_args(Lookup) and argument:
+        return replace(_arm(argument), name=name, lookup=bare)
     rule = ALIASES.get(bare, bare)
     if rule not in RULES:
         known = ", ".join((PLAIN, "ngram", *ALIASES, *RULES))

@@ -52,7 +52,7 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     rollout.add_argument(
         "--arms",
         default=_DEFAULT_ARMS,
-        help="plain, ngram[:K], table, or rules of the controller; alone:RULE looks nothing up",
+        help="plain, ngram[:K], table, or rules of the controller; off:RULE, own:RULE, group:RULE by source of copies",
     )
     rollout.add_argument(
         "--profile", type=Path, help="for table, published and cost_model; else measured once, and kept"

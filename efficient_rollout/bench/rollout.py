@@ -142,7 +142,7 @@ def _run_rounds(
 
 
 def _engine_name(arm: Arm) -> str:
-    return arm.name if arm.engine == "ngram" else arm.engine
+    return arm.name if arm.engine == "ngram" else f"{arm.engine}:{arm.lookup}"
 
 
 def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
@@ -164,9 +164,8 @@ def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
     if arm.engine == "ngram":
         return starter.start_ngram(plan.model, limits, arm.num_draft_tokens)
     if arm.engine == "self_drafting":
-        return starter.start_self_drafting(plan.model, limits, plan.settings)
-    if arm.engine == "self_alone":
-        return starter.start_self_drafting(plan.model, limits, plan.settings.without_lookup())
+        settings = plan.settings if arm.lookup is None else plan.settings.with_lookup(arm.lookup)
+        return starter.start_self_drafting(plan.model, limits, settings)
     assert arm.name == PLAIN
     return starter.start_plain(plan.model, limits)
 

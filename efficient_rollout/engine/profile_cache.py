@@ -155,7 +155,7 @@ def _absolute(model: str) -> str:
 def _digest(key: ProfileKey, settings: Settings, dtype: str, is_compiled: bool) -> str:
     facts = {
         "key": asdict(key),
-        "drafter": settings.without_lookup().drafter.model_dump(mode="json"),
+        "drafter": settings.with_lookup("off").drafter.model_dump(mode="json"),
         "max_draft_tokens": settings.controller.max_draft_tokens,
         "dtype": dtype,
         "is_compiled": is_compiled,
@@ -177,7 +177,7 @@ def _is_usable(path: Path, key: ProfileKey) -> bool:
 
 
 def _for_measuring(settings: Settings) -> dict[str, Any]:
-    raw = settings.without_lookup().to_dict()
+    raw = settings.with_lookup("off").to_dict()
     raw["controller"] = {"rule": "never", "max_draft_tokens": settings.controller.max_draft_tokens}
     return raw
 

@@ -232,7 +232,7 @@ def calibrate_engine(
     shape = read_model_shape(model)
     points, limits = _plan(model, settings, probe, shape)
     started = time.perf_counter()
-    engine = engines.start_self_drafting(model, limits, settings.without_lookup())
+    engine = engines.start_self_drafting(model, limits, settings.with_lookup("off"))
     try:
         facts = {
             **provenance, "engine_start_s": time.perf_counter() - started, "dtype": probe.dtype,

@@ -40,15 +40,16 @@ def result(seconds: float, *token_ids: list[int], **more: object) -> RoundResult
 
 
 def test_arms_are_engines_with_rules() -> None:
-    arms = parse_arms("always:4,plain,ngram:3,table,alone:always:4,batch_threshold:4,8")
+    arms = parse_arms("always:4,plain,ngram:3,table,off:always:4,batch_threshold:4,8")
     assert [(arm.name, arm.engine, arm.rule) for arm in arms] == [
         ("plain", "plain", None),
         ("always:4", "self_drafting", "always:4"),
         ("ngram:3", "ngram", None),
         ("table", "self_drafting", "batch_table"),
-        ("alone:always:4", "self_alone", "always:4"),
+        ("off:always:4", "self_drafting", "always:4"),
         ("batch_threshold:4,8", "self_drafting", "batch_threshold:4,8"),
     ]
+    assert [arm.lookup for arm in arms] == [None, None, None, None, "off", None]
     assert [arm.name for arm in arms if arm.needs_profile] == ["table"]
     assert [arm.num_draft_tokens for arm in parse_arms("ngram,ngram:3")] == [0, 4, 3]
     assert not any(arm.needs_profile for arm in parse_arms("batch_table:[[1,4,2]]")), "it brings its own table"

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
+from efficient_rollout.config import Lookup
 from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Fed
@@ -65,7 +66,7 @@ class SelfDraftProposer(DraftModelProposer):
         health: Health,
         window: AttentionWindow | None,
         noise_sampler: NoiseSampler,
-        lookup: Literal["off", "own", "group"],
+        lookup: Lookup,
     ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
         self.runner = runner
