@@ -14,6 +14,9 @@ MAX_POINTS, MAX_BARS = 400, 60
 OWN_COLOUR, BASELINE_COLOUR = "#2f7ed8", "#e07b28"
 # Told apart by those who see red and green alike too, and on white as well as on black.
 PALETTE = (OWN_COLOUR, BASELINE_COLOUR, "#1fa187", "#b45cc4", "#c9a227", "#d1495b", "#5b8c5a", "#7d7aa8", "#8c8c8c")
+# Draft lengths from plain decoding, in grey, to long ones; the last colour is for all that are longer.
+LENGTH_COLOURS = ("#9a9a9a", "#b7d4f0", "#7fb2e5", "#2f7ed8", "#1c5aa3", "#c9a227", "#e07b28", "#d1495b", "#b45cc4")
+ENGINE_SECONDS = "time since the first request (s)"
 _HEIGHT, _TICK_PIXELS = 340, 11
 
 
@@ -73,6 +76,11 @@ def figure(*, x_title: str, y_title: str) -> go.Figure:
         title=y_title, zeroline=False, automargin=True, fixedrange=True, rangemode="tozero", exponentformat="e"
     )
     return drawn
+
+
+def whole_axis(end: float) -> list[float]:
+    """Return the range of an axis from 0 to an end that is seen: the same in figures that are compared."""
+    return [0.0, 1.02 * end]
 
 
 def step_axis(drawn: go.Figure, steps: Sequence[int]) -> None:

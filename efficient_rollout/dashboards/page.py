@@ -1,6 +1,7 @@
 """The page around the figures: one HTML file that needs nothing else, no network and no account."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def sections(own: Run, baseline: Run | None) -> list[Section]:
     ]
 
 
-def render(own: Run, baseline: Run | None = None) -> str:
-    """Return the page.
+def render(own: Run, baseline: Run | None = None, *, is_watched: bool = False) -> str:
+    """Return the page; one that is watched, and written again and again, can be asked to reload itself.
 
     Raises:
         InputFileError: The runs follow different recipes.
@@ -54,6 +55,8 @@ def render(own: Run, baseline: Run | None = None) -> str:
         title=own.directory.name,
         runs=[(name, run.directory, _extent(run)) for name, run in runs.items()],
         notes=notes,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        is_watched=is_watched,
         sections=sections(own, baseline),
         drawn=_drawn,
         origins=[(name, origin) for name, run in runs.items() if (origin := _origin(run.provenance))],

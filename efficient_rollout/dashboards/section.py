@@ -16,11 +16,15 @@ class Panel:
         title: What it shows, for people who cannot see it too.
         figure: Drawn by plotly; None where there is nothing to draw.
         note: Below it: a thinning, or why there is nothing.
+        key: Name in links; empty for one that nothing leads to.
+        leads_to: Key of the panel that a click on the figure leads to; empty for none.
     """
 
     title: str
     figure: go.Figure | None
     note: str = ""
+    key: str = ""
+    leads_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from efficient_rollout.dashboards import figures
+from efficient_rollout.dashboards.lanes import lanes_key, lanes_panel
 from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics.timeline import (
     FIRST_LENGTH,
@@ -20,12 +21,10 @@ _QUESTION = "What does the long tail look like?"
 _MOST_PANELS = 3
 # The tail: no more than this share of the most requests that ran at once.
 _TAIL_SHARE = 0.25
-# From plain decoding, in grey, to long drafts.
-_LENGTH_COLOURS = ("#9a9a9a", "#b7d4f0", "#7fb2e5", "#2f7ed8", "#1c5aa3", "#c9a227", "#e07b28", "#d1495b", "#b45cc4")
 
 
 def tail_section(own: Run) -> Section:
-    """Show the slowest engine's rollout in the first, a middle and the last of the sampled steps."""
+    """Show the slowest engine's rollout, and the responses, in the first, a middle and the last sampled step."""
     if not any(item.engines for item in own.timelines.values()):
         gap = missing(
             "Requests over time",
@@ -34,7 +33,7 @@ def tail_section(own: Run) -> Section:
         return Section("tail", _QUESTION, "Cannot tell: this run holds no timeline.", [gap])
     sampled = sorted(step for step, item in own.timelines.items() if item.engines)
     chosen = sorted({sampled[0], sampled[len(sampled) // 2], sampled[-1]})[-_MOST_PANELS:]
-    panels = [_panel(own.timelines[step]) for step in chosen]
+    panels = [draw(own.timelines[step]) for step in chosen for draw in (_panel, lanes_panel)]
     return Section("tail", _QUESTION, _answer(own.timelines[chosen[-1]]), panels)
 
 
@@ -54,17 +53,19 @@ def _answer(timelines: StepTimelines) -> str:
 
 def _panel(timelines: StepTimelines) -> Panel:
     bins = timelines.engines[0]
-    drawn = figures.figure(x_title="seconds since the engine's first timed tick (s)", y_title="running requests")
+    drawn = figures.figure(x_title=figures.ENGINE_SECONDS, y_title="running requests")
     for length, seconds in enumerate(seconds_by_length(bins)):
         if seconds > 0.0:
             _add_length(drawn, bins, length, seconds)
+    drawn.update_xaxes(range=figures.whole_axis(timelines.end_s))
     drawn.update_layout(barmode="overlay", bargap=0, legend={"traceorder": "normal"})
     title = f"Step {timelines.step}: running requests over time, by draft length k"
     engine = f"The one of {timelines.num_engines} engines that ran longest. " if timelines.num_engines > 1 else ""
     note = (
-        f"{engine}Ticks are summed into at most a few hundred bars, a bar for each k in each; k = 0 is plain decoding."
+        f"{engine}Ticks are summed into at most a few hundred bars, a bar for each k in each; k = 0 is plain decoding. "
+        "A click shows the responses that ran then."
     )
-    return Panel(title, drawn, note)
+    return Panel(title, drawn, note, leads_to=lanes_key(timelines.step))
 
 
 def _add_length(drawn: go.Figure, bins: Sequence[Bin], length: int, seconds: float) -> None:
@@ -81,7 +82,7 @@ def _add_length(drawn: go.Figure, bins: Sequence[Bin], length: int, seconds: flo
         y=heights,
         width=widths,
         name=f"k = {length} ({seconds:.3g} s)",
-        marker={"color": _LENGTH_COLOURS[min(length, len(_LENGTH_COLOURS) - 1)], "line": {"width": 0}},
+        marker={"color": figures.LENGTH_COLOURS[min(length, len(figures.LENGTH_COLOURS) - 1)], "line": {"width": 0}},
         showlegend=True,
         hovertemplate="%{x:.2f} s: %{y:.1f} requests",
     )

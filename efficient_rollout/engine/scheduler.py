@@ -17,6 +17,7 @@ from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDraf
 from efficient_rollout.engine.record import record_of, report_on
 from efficient_rollout.engine.responses import end_all_requests, split_by_token
 from efficient_rollout.engine.rules import rule_from
+from efficient_rollout.metrics.lanes import LaneRecorder
 
 # What changes logits between the policy and a draw, and that a captured draft step does not do.
 _UNFOLLOWED = (
@@ -72,6 +73,7 @@ class Controlled:
         self._drafts_to_judge: tuple[int, int, SpecDecodingStats | None] | None = None
         # Tells this engine's timeline from others', whatever host they run on.
         self._engine_name = uuid.uuid4().hex
+        self._lanes = LaneRecorder()
         self.dynamic_sd_lookup = _Decide(self)
 
     def decide(self, num_scheduled_requests: int) -> int:
@@ -93,11 +95,13 @@ class Controlled:
         """Run stock; the controller decides in it."""
         self._book.begin()
         output = super().schedule(*args, **kwargs)
+        self._lanes.begin(request.req_id for request in output.scheduled_new_reqs)
         self.num_draft_tokens = self._book.decision.num_draft_tokens
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Run stock, and tell the controller what was verified and what was emitted."""
+        self._lanes.end_tick()
         report = report_on(model_runner_output)
         if report is not None:
             self._book.hear(report.health)
@@ -157,12 +161,20 @@ class Controlled:
         if judged is not None:
             num_drafts, num_valid, stats = judged
             self._verified.add(num_drafts, num_sampled_tokens=num_sampled, num_emitted_tokens=len(emitted))
+            self._lanes.add_pass(request.request_id, num_drafts, max(0, len(emitted) - 1))
             if self.tells_of_the_drafter(request):
                 self._num_first_drafts += 1
                 self._num_first_stood += num_sampled > 1
             if stats is not None:
                 stats.observe_draft(num_draft_tokens=num_valid, num_accepted_tokens=max(0, len(emitted) - 1))
         return emitted, stopped
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Run stock for a request that has ended, for whatever reason; so does its lane."""
+        lane = self._lanes.end(request.request_id, request.num_output_tokens)
+        if lane is not None:
+            self._record.tally.recent.add_lane(lane, engine=self._engine_name)
+        return super()._free_request(request, *args, **kwargs)
 
     def tells_of_the_drafter(self, request: Request) -> bool:
         """Tell whether the drafter follows the request's sampling in every respect; it knows of no grammar."""

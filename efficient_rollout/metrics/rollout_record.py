@@ -6,7 +6,7 @@ from typing import Any
 
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.timeline import Bin
+from efficient_rollout.metrics.timeline import StepTimelines
 
 VALIDATION_PREFIX = names.PREFIX + "validation/"
 
@@ -96,11 +96,12 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
     return metrics
 
 
-def step_timelines(engines: Iterable[Sequence[Segment]], *, validated: bool) -> dict[str, list[Bin]]:
-    """Return the training rollout's timeline of each engine that has one; the arguments are those of `step_metrics`."""
+def step_timelines(step: int, engines: Iterable[Sequence[Segment]], *, validated: bool) -> StepTimelines:
+    """Return the timelines of a step's training rollout; the other arguments are those of `step_metrics`."""
     engines = [list(segments) for segments in engines if segments]
     training = _training(engines, has_validation=_has_validation(engines, validated=validated))
-    return _merge_engines(training).stats.timelines
+    stats = _merge_engines(training).stats
+    return StepTimelines.of(step, stats.timelines, stats.lanes, stats.num_responses)
 
 
 def _has_validation(engines: Sequence[Sequence[Segment]], *, validated: bool) -> bool:

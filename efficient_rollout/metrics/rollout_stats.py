@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import add
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from efficient_rollout.metrics import names, timeline
+from efficient_rollout.metrics.lanes import Lane, add_lane
+from efficient_rollout.metrics.lanes import joined as joined_lanes
 
 
 class Speedup(Protocol):
@@ -88,6 +90,8 @@ class RolloutStats:
         measured_plain_seconds: Of the same ticks: plain decoding, for the tokens that were emitted.
         measured_tick_seconds: Of the same ticks: what they took.
         timelines: By engine, its running requests and draft lengths over time, bounded (`metrics/timeline.py`).
+        lanes: By engine, the responses that ended, bounded (`metrics/lanes.py`).
+        num_responses: Those that ended, lanes or none.
     """
 
     num_engines: int = 0
@@ -118,6 +122,8 @@ class RolloutStats:
     measured_plain_seconds: float = 0.0
     measured_tick_seconds: float = 0.0
     timelines: dict[str, list[timeline.Bin]] = field(default_factory=dict)
+    lanes: dict[str, list[Lane]] = field(default_factory=dict)
+    num_responses: int = 0
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
     _LARGEST = frozenset(
@@ -125,6 +131,7 @@ class RolloutStats:
     )
     # The same policy everywhere: an engine with less of it quantized than others is the one to know of.
     _SMALLEST = frozenset({"packed_weight_share"})
+    _JOINED: ClassVar[Mapping[str, Callable[..., list[Any]]]] = {"timelines": timeline.joined, "lanes": joined_lanes}
 
     def add_tick(self, tick: Tick, *, engine: str = "") -> None:
         """Add one tick of this engine, whose name keeps its timeline apart from other engines'."""
@@ -145,6 +152,11 @@ class RolloutStats:
             self.drafted_per_position = _combine(add, self.drafted_per_position, verified.drafted)
             self.accepted_per_position = _combine(add, self.accepted_per_position, verified.accepted)
 
+    def add_lane(self, lane: Lane, *, engine: str) -> None:
+        """Add a response that ended."""
+        self.num_responses += 1
+        add_lane(self.lanes.setdefault(engine, []), lane)
+
     def add_speedup(self, speedup: Speedup | None) -> None:
         """Add what a rule predicted and measured; None from one that predicts nothing."""
         if speedup is not None:
@@ -162,7 +174,7 @@ class RolloutStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types only; `from_dict(to_dict())` is equal."""
-        return asdict(self)
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "RolloutStats":
@@ -176,16 +188,17 @@ class RolloutStats:
         for part in parts:
             for item in fields(cls):
                 ours, theirs = getattr(total, item.name), getattr(part, item.name)
-                if item.name == "timelines":
-                    total.timelines = _joined_timelines(ours, theirs)
+                if join := cls._JOINED.get(item.name):
+                    by_engine = {name: join([ours.get(name, []), theirs.get(name, [])]) for name in {**ours, **theirs}}
+                    setattr(total, item.name, by_engine)
                     continue
                 choose = max if item.name in cls._LARGEST else min if item.name in cls._SMALLEST else add
                 setattr(total, item.name, _combine(choose, ours, theirs))
         return total
 
     def followed_by(self, later: "RolloutStats") -> "RolloutStats":
-        """Return one engine's record over both times: counts and seconds add, a state is the later's; no timelines."""
-        total = RolloutStats.merge([replace(self, timelines={}), replace(later, timelines={})])
+        """Return one engine's record over both times: counts and seconds add, a state is the later's; without lanes."""
+        total = RolloutStats.merge([replace(one, timelines={}, lanes={}) for one in (self, later)])
         for name in ("weight_sync_seconds", "requantize_seconds", "num_weight_syncs"):
             setattr(total, name, getattr(self, name) + getattr(later, name))
         for name in ("num_engines", "num_stale_drafters", "is_uncertified", "drafter_bytes", "packed_weight_share"):
@@ -251,12 +264,6 @@ class RolloutStats:
         return metrics
 
 
-def _joined_timelines(
-    ours: Mapping[str, list[timeline.Bin]], theirs: Mapping[str, list[timeline.Bin]]
-) -> dict[str, list[timeline.Bin]]:
-    return {name: timeline.joined([ours.get(name, []), theirs.get(name, [])]) for name in {**ours, **theirs}}
-
-
 def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
     if isinstance(ours, list):
         length = max(len(ours), len(theirs))
@@ -290,7 +297,7 @@ class Tally:
         return taken
 
     def total(self, **state: Any) -> RolloutStats:
-        """Return all that was counted, with these values of the recent fields, without timelines; takes nothing."""
+        """Return all that was counted, with these values of the recent fields, nothing over time; takes nothing."""
         return self._after(replace(self.recent, **state))
 
     def _after(self, later: RolloutStats) -> RolloutStats:

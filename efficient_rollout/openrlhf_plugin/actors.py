@@ -17,7 +17,6 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.run_id import mark_checkpoint, one_wandb_run
 from efficient_rollout.metrics.step_file import StepFiles
-from efficient_rollout.metrics.timeline import StepTimelines
 from efficient_rollout.openrlhf_plugin.engine_actor import written_class
 from efficient_rollout.openrlhf_plugin.seeded_prompts import PromptPlaces, in_order, place_prompts
 from efficient_rollout.sampling.noise import request_seed
@@ -76,8 +75,7 @@ class _Reporting:
         segments = self._take_segments()
         logs = dict(logs_dict or {}) | step_metrics(segments, validated=False)
         numbers = {name: value for name, value in logs.items() if name != "generated_samples"}
-        timelines = StepTimelines.of(global_step, step_timelines(segments, validated=False))
-        self._files.append(global_step, numbers, timelines)
+        self._files.append(global_step, numbers, step_timelines(global_step, segments, validated=False))
         super().save_logs_and_checkpoints(global_step, logs, client_states)
         if global_step % self.args.ckpt.save_steps == 0:
             self._mark(f"global_step{global_step}")

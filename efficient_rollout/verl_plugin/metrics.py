@@ -14,7 +14,6 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.run_id import mark_checkpoint
 from efficient_rollout.metrics.step_file import StepFiles
-from efficient_rollout.metrics.timeline import StepTimelines
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 
 logger = logging.getLogger(__name__)
@@ -51,6 +50,7 @@ class StepLogger:
         resumed_from: Folder of the checkpoint that training goes on from; None without one.
 
     Attributes:
+        directory: As given.
         run_id: Of the run, the same after a resume.
 
     Raises:
@@ -58,7 +58,7 @@ class StepLogger:
     """
 
     def __init__(self, directory: Path, resumed_from: Path | None = None) -> None:
-        self._directory = directory
+        self.directory = directory
         self._files = StepFiles(directory, resumed_from)
         self.run_id = self._files.run_id
         self._is_defined = False
@@ -69,11 +69,11 @@ class StepLogger:
         validated = any(_VALIDATION_KEY.match(key) for key in data)
         segments = collect_segments()
         data.update(step_metrics(segments, validated=validated))
-        timelines = StepTimelines.of(step, step_timelines(segments, validated=validated))
+        timelines = step_timelines(step, segments, validated=validated)
         is_validation = validated and _TRAINED not in data
         self._files.append(step, data, None if is_validation else timelines, is_validation=is_validation)
         if _SAVED in data:
-            mark_checkpoint(self._directory / f"global_step_{step}", self.run_id)
+            mark_checkpoint(self.directory / f"global_step_{step}", self.run_id)
 
     def _define_in_wandb(self) -> None:
         """Tell a run of wandb's, where the job has one, how to sum our metrics up; once, before the first is logged."""

@@ -48,14 +48,16 @@ OF_ENGINES = (
     ),
     # Scheduling.
     *_of(
-        "vllm.v1.core.sched.scheduler:Scheduler", "_update_request_with_output", "dynamic_sd_lookup", "finish_requests",
-        "has_unfinished_requests", "log_stats", "make_spec_decoding_stats", "num_spec_tokens", "requests",
-        "reset_prefix_cache", "running", "schedule", "update_from_output", "vllm_config", "waiting",
+        "vllm.v1.core.sched.scheduler:Scheduler", "_free_request", "_update_request_with_output", "dynamic_sd_lookup",
+        "finish_requests", "has_unfinished_requests", "log_stats", "make_spec_decoding_stats", "num_spec_tokens",
+        "requests", "reset_prefix_cache", "running", "schedule", "update_from_output", "vllm_config", "waiting",
     ),
     *_of(
         "vllm.v1.core.sched.output:SchedulerOutput", "finished_req_ids", "num_scheduled_tokens",
-        "num_spec_tokens_to_schedule", "scheduled_spec_decode_tokens", "total_num_scheduled_tokens",
+        "num_spec_tokens_to_schedule", "scheduled_new_reqs", "scheduled_spec_decode_tokens",
+        "total_num_scheduled_tokens",
     ),
+    *_of("vllm.v1.core.sched.output:NewRequestData", "req_id"),
     *_of(
         "vllm.v1.engine:EngineCoreOutput", "events", "finish_reason", "kv_transfer_params", "new_logprobs",
         "new_prompt_logprobs_tensors", "new_token_ids", "prefill_stats", "request_id", "stop_reason",
@@ -71,7 +73,8 @@ OF_ENGINES = (
     ),
     *_of(
         "vllm.v1.request:Request", "client_index", "get_finished_reason", "is_finished", "num_computed_tokens",
-        "num_prompt_tokens", "num_tokens", "request_id", "sampling_params", "spec_token_ids", "use_structured_output",
+        "num_output_tokens", "num_prompt_tokens", "num_tokens", "request_id", "sampling_params", "spec_token_ids",
+        "use_structured_output",
     ),
     *_of("vllm.v1.request:RequestStatus", "FINISHED_ERROR"),
     "vllm.v1.kv_cache_interface:KVCacheSpec",

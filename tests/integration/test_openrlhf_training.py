@@ -9,8 +9,10 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 from openrlhf_support import Run, assert_drafted, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.lanes import NUM_TOKENS
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 from efficient_rollout.summary import render_table
+from efficient_rollout.training_runs.run import read_run
 from efficient_rollout.training_runs.steps import read_steps
 
 pytestmark = pytest.mark.openrlhf
@@ -84,6 +86,9 @@ def test_the_run_directory_reads_as_that_of_a_verl_run(grpo_run):
     first = table.splitlines()[-len(grpo_run.steps)].split()
     assert first[0] == "1"
     assert float(first[1]) == pytest.approx(grpo_run.steps[1]["rollout/reward_mean"], abs=1e-3)
+    timelines = read_run(grpo_run.directory).timelines
+    tokens = {step: sum(lane[NUM_TOKENS] for lane in item.lanes[0]) for step, item in timelines.items()}
+    assert tokens == {step: grpo_run.steps[step][names.GENERATED_TOKENS] for step in (1, 2, max(grpo_run.steps))}
     written = json.loads((grpo_run.directory / "provenance.json").read_text())
     assert written["packages"]["openrlhf"]
     assert "0" * 40 not in (grpo_run.directory / "config.yaml").read_text()

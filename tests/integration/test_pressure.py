@@ -4,6 +4,7 @@ import engine_support
 import pytest
 
 from efficient_rollout.engine.statistics import take_rollout_stats
+from efficient_rollout.metrics.lanes import ACCEPTED, DRAFTED, END, NUM_TOKENS, PASSES, START, parts_of
 
 pytestmark = pytest.mark.engine
 
@@ -83,6 +84,17 @@ def assert_equal(ours, theirs):
         assert logprobs == pytest.approx(expected_logprobs, abs=ROUNDING)
 
 
+def assert_lanes(stats, *, num_responses):
+    """Each response has a lane, in which every token and every draft of it is counted once."""
+    (lanes,), (bins,) = stats.lanes.values(), stats.timelines.values()
+    assert len(lanes) == stats.num_responses == num_responses
+    assert sum(lane[NUM_TOKENS] for lane in lanes) == stats.num_generated_tokens
+    counted = [sum(part[place] for lane in lanes for part in parts_of(lane)) for place in (PASSES, DRAFTED, ACCEPTED)]
+    assert counted == [stats.num_verify_passes, stats.num_draft_tokens, stats.num_accepted_tokens]
+    assert all(lane[START] <= part[START] < part[END] <= lane[END] for lane in lanes for part in parts_of(lane))
+    assert max(lane[END] for lane in lanes) == pytest.approx(bins[-1][END], abs=0.01), "the timeline's clock"
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_preempted_requests_and_processed_logprobs_equal_stock(engine, stock, name):
     take_rollout_stats(engine.collective_rpc)
@@ -91,6 +103,7 @@ def test_preempted_requests_and_processed_logprobs_equal_stock(engine, stock, na
     assert engine.collective_rpc("num_resumed_requests")[0] > before, "the cache must have been too small"
     stats = take_rollout_stats(engine.collective_rpc)
     assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens, "both outcomes must have happened"
+    assert_lanes(stats, num_responses=12)
 
 
 def test_requests_that_wait_for_a_tick_keep_their_acceptance(engine):
@@ -128,7 +141,10 @@ def run_with(engine, between, *, after_ticks):
 
 
 def test_requests_aborted_in_flight_leave_the_others_alone(engine, stock):
+    take_rollout_stats(engine.collective_rpc)
     finished = run_with(engine, lambda core: core.abort_request(["1", "4", "7"]), after_ticks=8)
+    # One of the three was never scheduled.
+    assert_lanes(take_rollout_stats(engine.collective_rpc), num_responses=11)
     assert sorted(set(range(12)) - finished.keys()) == [1, 4, 7]
     for i, output in finished.items():
         assert list(output.token_ids) == stock["plain"][i][0]

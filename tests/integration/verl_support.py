@@ -11,6 +11,7 @@ import pytest
 from job_support import log_of, start_job
 
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.lanes import NUM_TOKENS, parts_of
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 from efficient_rollout.metrics.timeline import MAX_BINS, StepTimelines, seconds_by_length
 from efficient_rollout.verl_plugin.compose import config_dir
@@ -119,3 +120,7 @@ def assert_timed(run: Run) -> None:
         seconds = seconds_by_length(bins)
         assert 0.0 < sum(seconds) <= run.steps[step][names.ROLLOUT_SECONDS]
         assert sum(seconds[1:]) > 0.0, "it drafted"
+        (lanes,) = item.lanes
+        assert len(lanes) == item.num_responses
+        assert sum(lane[NUM_TOKENS] for lane in lanes) == run.steps[step][names.GENERATED_TOKENS]
+        assert all(any(parts_of(lane)) for lane in lanes)

@@ -18,6 +18,13 @@ _SCHEMES = {"dark": 0, "light": 1}
 # Runs before the page's own scripts, which may fail.
 _HEAD = "<script>window.faults = []; addEventListener('error', (event) => window.faults.push(event.message));</script>"
 _PROBE = """<script>
+const MOUSE = ["mousemove", "mousedown", "mouseup"];
+addEventListener("load", () => setTimeout(() => {
+  const figure = window.clickOn && document.querySelector(window.clickOn + " .nsewdrag");
+  const box = figure ? figure.getBoundingClientRect() : null;
+  const at = box && { bubbles: true, clientX: box.left + box.width / 2, clientY: box.bottom - 3 };
+  if (box) MOUSE.forEach((type) => figure.dispatchEvent(new MouseEvent(type, at)));
+}, 300));
 addEventListener("load", () => setTimeout(() => {
   const count = (one, selector) => one.querySelectorAll(selector).length;
   const rectangle = (one) => one.getBoundingClientRect();
@@ -39,8 +46,10 @@ addEventListener("load", () => setTimeout(() => {
       (one) => getComputedStyle(one).fill))],
     legends: [...document.querySelectorAll(".legendtext")].map((one) => one.textContent),
     images: count(document, "img, iframe, object, embed"),
+    place: location.hash, marks: [...document.querySelectorAll("[id]")].filter(
+      (one) => one.matches(".panel") && count(one, ".shapelayer path")).map((one) => one.id),
   }, "*");
-}, 500));
+}, 800));
 </script>"""
 _FRAME = """<body style="margin: 0"><iframe src="{name}" style="border: 0; width: {width}px; height: 2000px"></iframe>
 <pre id="probe"></pre><script>
@@ -56,7 +65,7 @@ def browser() -> str:
     return found
 
 
-def look_at(page: Path, folder: Path, *, width: int, scheme: str) -> dict[str, Any]:
+def look_at(page: Path, folder: Path, *, width: int, scheme: str, click: str = "") -> dict[str, Any]:
     """What a browser drew, and what went wrong.
 
     Args:
@@ -64,10 +73,12 @@ def look_at(page: Path, folder: Path, *, width: int, scheme: str) -> dict[str, A
         folder: An empty one for copies.
         width: Of the page, in CSS pixels. It stands in a frame, as a window cannot be narrower than 500.
         scheme: "light" or "dark".
+        click: Selector of what holds a figure that is clicked first, in the middle of its horizontal axis.
     """
     copy = folder / "copy.html"
     text = page.read_text(encoding="utf-8")
-    copy.write_text(text.replace("<head>", "<head>" + _HEAD, 1).replace("</body>", _PROBE + "</body>"))
+    head = f"<head>{_HEAD}<script>window.clickOn = {json.dumps(click)}</script>"
+    copy.write_text(text.replace("<head>", head, 1).replace("</body>", _PROBE + "</body>"))
     frame = folder / "frame.html"
     frame.write_text(_FRAME.format(name=copy.name, width=width))
     dom = run_browser(

@@ -9,6 +9,7 @@ import yaml
 
 from efficient_rollout.controller.tick import TickSpan
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.lanes import Lane, LaneRecorder
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.metrics.run_id import mark_checkpoint
@@ -65,20 +66,35 @@ def step_record(step: int, *, speed: float, drafting: bool, draw: random.Random)
     }
 
 
-def step_timelines(step: int, *, num_engines: int = 1) -> StepTimelines:
+def step_timelines(step: int, *, num_engines: int = 1, num_requests: int = 32) -> StepTimelines:
     """A rollout of 32 requests that ends one request after the other, with drafts for the last 8."""
-    engines = {}
+    engines, lanes = {}, {}
     for engine in range(num_engines):
-        draw, bins, now = random.Random(step * 100 + engine), [], 50.0
-        ends = sorted(draw.randint(20, 120) + (900 if place == 0 else 0) for place in range(32))
+        draw, bins, clock = random.Random(step * 100 + engine), [], [50.0]
+        recorder, ended = LaneRecorder(lambda clock=clock: clock[0]), []
+        ends = sorted(draw.randint(20, 120) + (900 if place == 0 else 0) for place in range(num_requests))
+        recorder.begin(map(str, range(num_requests)))
         for tick in range(ends[-1]):
             running = sum(end > tick for end in ends)
             length = 0 if running > 8 else 4 if running > 2 else 3
-            now += 0.010 + 0.001 * running
-            add_tick(bins, TickSpan(end_s=now, seconds=0.010 + 0.001 * running, num_requests=running,
+            clock[0] += 0.010 + 0.001 * running
+            add_tick(bins, TickSpan(end_s=clock[0], seconds=0.010 + 0.001 * running, num_requests=running,
                                     num_draft_tokens=length))  # fmt: skip
-        engines[str(engine)] = bins
-    return StepTimelines.of(step, engines)
+            recorder.end_tick()
+            ended += _tick_of_lanes(recorder, ends, tick, length, draw)
+        engines[str(engine)], lanes[str(engine)] = bins, ended
+    return StepTimelines.of(step, engines, lanes, num_engines * num_requests)
+
+
+def _tick_of_lanes(recorder: LaneRecorder, ends: list[int], tick: int, length: int, draw: random.Random) -> list[Lane]:
+    """What the scheduler tells of each request; the lanes of those that end."""
+    found = []
+    for request, end in enumerate(ends):
+        if end > tick and length:
+            recorder.add_pass(str(request), length, draw.randint(0, length))
+        if end == tick + 1 and (lane := recorder.end(str(request), 2 * end)) is not None:
+            found.append(lane)
+    return found
 
 
 def write_run(

@@ -3,6 +3,7 @@ import pytest
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.timeline import StepTimelines
 
 
 def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.0, start=None, end=None, timelines=()):
@@ -130,6 +131,6 @@ def test_the_timeline_of_a_step_is_its_training_rollout_alone():
     later = segment(ticks=1, syncs=1, start=20.0, end=21.0, timelines={"a": bins[1:]})
     other = segment(ticks=1, start=10.0, end=14.0, timelines={"b": bins[:1]})
     engines = [[training, later], [other, segment(syncs=1)]]
-    assert step_timelines(engines, validated=True) == {"a": bins[:1], "b": bins[:1]}
-    assert step_timelines(engines, validated=False) == {"a": bins, "b": bins[:1]}
-    assert step_timelines([], validated=True) == {}
+    assert step_timelines(3, engines, validated=True) == StepTimelines.of(3, {"a": bins[:1], "b": bins[:1]})
+    assert step_timelines(3, engines, validated=False) == StepTimelines.of(3, {"a": bins, "b": bins[:1]})
+    assert step_timelines(3, [], validated=True).engines == []

@@ -88,7 +88,9 @@ def test_a_step_keeps_the_engines_that_ran_longest_each_from_its_own_zero() -> N
     assert StepTimelines.from_dict(json.loads(json.dumps(step.to_dict()))) == step
 
 
-WHOLE: dict[str, Any] = {"step": 1, "num_engines": 1, "engines": [[[0.0, 1.0, 4.0, 1.0]]]}
+WHOLE: dict[str, Any] = {
+    "step": 1, "num_engines": 1, "engines": [[[0.0, 1.0, 4.0, 1.0]]], "lanes": [[[0.0, 1.0, 5]]], "num_responses": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,10 @@ WHOLE: dict[str, Any] = {"step": 1, "num_engines": 1, "engines": [[[0.0, 1.0, 4.
         WHOLE | {"more": 1},
         WHOLE | {"step": "1"},
         WHOLE | {"engines": {}},
+        WHOLE | {"num_responses": "1"},
+        WHOLE | {"lanes": []},
+        WHOLE | {"lanes": [{}]},
+        WHOLE | {"lanes": [[[0.0]]]},
         WHOLE | {"engines": [[]]},
         WHOLE | {"engines": [[[0.0, 1.0, 4.0]]]},
         WHOLE | {"engines": [[[0.0, "1", 4.0, 1.0]]]},
