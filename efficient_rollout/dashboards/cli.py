@@ -1,17 +1,20 @@
-"""`efficient-rollout report`: a run, and what it gained over a baseline, as one HTML file."""
+"""`efficient-rollout report`: a run, and what it gained over a baseline, as one HTML file; anew after each step."""
 
 import argparse
 import sys
+import time
 import webbrowser
 from pathlib import Path
 
-from efficient_rollout.dashboards.packages import require
-from efficient_rollout.errors import InputFileError
+from efficient_rollout.dashboards.packages import REPORT_PACKAGES, require
+from efficient_rollout.errors import EfficientRolloutError, InputFileError
 from efficient_rollout.files import written_whole
+from efficient_rollout.metrics.step_file import FILE_NAME
+from efficient_rollout.metrics.timeline import TIMELINE_FILE
 
 REPORT_FILE = "report.html"
-# Package -> module; the extra `report` has them.
-_NEEDED = {"plotly": "plotly", "jinja2": "jinja2", "pyyaml": "yaml"}
+# Between two looks at a run's files; and at least so many times as long as a page took, which is seconds for long runs.
+_LOOK_SECONDS, _REST = 2.0, 4.0
 
 
 def add_report_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -21,31 +24,90 @@ def add_report_command(subparsers: "argparse._SubParsersAction[argparse.Argument
     parser.add_argument("--baseline", type=Path, metavar="DIRECTORY", help="of the same recipe without drafting")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"{REPORT_FILE} in the run's directory by default")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
+    parser.add_argument("--watch", action="store_true", help="write it anew after each step, until Ctrl-C")
     parser.set_defaults(run=run_report)
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Write the page, whole or not at all, and print its path.
+    """Write the page, whole or not at all, and print its path; under `--watch` again after each step, until Ctrl-C.
 
     Raises:
         MissingPackageError: What draws is not installed.
-        InputFileError: A directory holds no run, the runs cannot be compared, or the file cannot be written.
+        InputFileError: A directory holds no run, the runs cannot be compared, or the file cannot be written. Under
+            `--watch` only where there is no directory: the rest may come right with the next step.
     """
-    require("the report", _NEEDED)
+    require("the report", REPORT_PACKAGES)
+    path = (args.run_directory / REPORT_FILE if args.out is None else args.out).expanduser().resolve()
+    if args.watch:
+        return _watch(args, path)
+    _write(args, path)
+    sys.stdout.write(f"report: {path}\n")
+    _show(args, path)
+    return 0
+
+
+def _write(args: argparse.Namespace, path: Path) -> None:
     # Not before: both need what may be missing.
     from efficient_rollout.dashboards.page import render
     from efficient_rollout.training_runs.run import read_run
 
     own = read_run(args.run_directory)
     baseline = None if args.baseline is None else read_run(args.baseline)
-    path = (args.run_directory / REPORT_FILE if args.out is None else args.out).expanduser().resolve()
-    text = render(own, baseline)
+    text = render(own, baseline, is_watched=args.watch)
     try:
         with written_whole(path) as staged:
             staged.write_text(text, encoding="utf-8")
     except OSError as fault:
         raise InputFileError(f"cannot write {path}: {fault.strerror}; choose another file with --out") from fault
-    sys.stdout.write(f"report: {path}\n")
+
+
+def _show(args: argparse.Namespace, path: Path) -> None:
     if args.open and not webbrowser.open(path.as_uri()):
         sys.stderr.write("efficient-rollout: no browser found to open it with\n")
-    return 0
+
+
+def _watch(args: argparse.Namespace, path: Path) -> int:
+    """Write the page whenever the runs' files have changed; a fault is told once, until a page is written again."""
+    directories = [one for one in (args.run_directory, args.baseline) if one is not None]
+    for directory in directories:
+        if not directory.is_dir():
+            raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
+    sys.stdout.write(f"report: {path}, anew after each step; Ctrl-C ends it\n")
+    sys.stdout.flush()
+    told, seen, is_shown = "", None, False
+    try:
+        while True:
+            state = [_state(directory / name) for directory in directories for name in (FILE_NAME, TIMELINE_FILE)]
+            seconds = 0.0
+            # A page that could not be written is tried again: a disk that was full may have room.
+            if state != seen or told:
+                start = time.monotonic()
+                told = _try(args, path, told)
+                seconds, seen = time.monotonic() - start, state
+                if not told and not is_shown:
+                    _show(args, path)
+                    is_shown = True
+            time.sleep(max(_LOOK_SECONDS, _REST * seconds))
+    except KeyboardInterrupt:
+        return 0
+
+
+def _try(args: argparse.Namespace, path: Path, told: str) -> str:
+    """Write the page; return the fault that was told, and nothing where there was none."""
+    try:
+        _write(args, path)
+    except EfficientRolloutError as fault:
+        if str(fault) != told:
+            sys.stderr.write(f"efficient-rollout: {fault}. Trying again; a page that was written before stays\n")
+            sys.stderr.flush()
+        return str(fault)
+    return ""
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return what changes with each step of a file; zeros where there is none yet."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

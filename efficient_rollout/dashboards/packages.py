@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from efficient_rollout.errors import MissingPackageError
 
+# Package -> module; the extra `report` has them.
+REPORT_PACKAGES = {"plotly": "plotly", "jinja2": "jinja2", "pyyaml": "yaml"}
+
 
 def require(what: str, modules: Mapping[str, str]) -> None:
     """Raise unless everything can be imported.

@@ -13,6 +13,7 @@ import torch
 from openrlhf.trainer import ppo_trainer as stock_trainer
 from openrlhf.trainer import ppo_trainer_async as stock_async
 
+from efficient_rollout.dashboards.wandb_panel import ReportingWandb
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.run_id import mark_checkpoint, one_wandb_run
@@ -54,6 +55,8 @@ class _Reporting:
         self._files = StepFiles(Path(options.ckpt.output_dir), resumed_checkpoint(options.ckpt))
         with one_wandb_run(self._files.run_id):
             super().__init__(*args, **kwargs)
+        if self.wandb_logger:
+            self.wandb_logger.handle = ReportingWandb(self.wandb_logger.handle, Path(options.ckpt.output_dir))
 
     def train_step(self, rollout_samples: Sequence[Any], global_step: int) -> Any:
         """Do as stock does.

@@ -73,6 +73,10 @@ def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
         with one_wandb_run(ours.run_id):
             original(self, project_name, experiment_name, default_backend=default_backend, config=config)
         self.logger = {"efficient_rollout": ours, **self.logger}
+        if "wandb" in self.logger:
+            from efficient_rollout.dashboards.wandb_panel import ReportingWandb
+
+            self.logger["wandb"] = ReportingWandb(self.logger["wandb"], ours.directory)
 
     return __init__
 
@@ -139,8 +143,8 @@ PATCHES = (
         target="verl.utils.tracking:Tracking.__init__",
         make_replacement=_with_step_logger,
         reason="Tracking accepts only its own list of backends, and it is the one place that both trainers pass "
-        "once a step. One more backend is added, first, which completes the step's metrics, and wandb goes on with "
-        "the run of a job that resumes; in jobs of this rollout name only.",
+        "once a step. One more backend is added, first, which completes the step's metrics; wandb goes on with "
+        "the run of a job that resumes, and gets the run's page; in jobs of this rollout name only.",
         tested_versions="verl 0.9.1",
         source_sha256=frozenset({"7c48e9fec63fa266a0c51f83dd13e3128a227b2c2ddfcdd7e9de92dfeb8b477b"}),
         remove_when="Tracking accepts logger backends from outside.",

@@ -1,7 +1,12 @@
 """`efficient-rollout report`: one file, or one clear message."""
 
 import json
+import resource
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +109,90 @@ def test_a_missing_package_is_named_with_its_command(
         monkeypatch.setitem(sys.modules, module, None)
     assert report(write_run(tmp_path / "run", num_steps=2)) == 2
     assert "the report needs plotly, pyyaml: pip install plotly pyyaml" in capsys.readouterr().err
+
+
+def append_step(run: Path, step: int) -> None:
+    """One more step, in two writes, as a reader may find it."""
+    line = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    text = json.dumps(json.loads(line) | {"step": step}) + "\n"
+    with (run / "metrics.jsonl").open("a") as file:
+        for part in (text[:40], text[40:]):
+            file.write(part)
+            file.flush()
+
+
+def wait_for(path: Path, text: str, *, seconds: float = 30.0) -> str:
+    """What a file holds, once it has this text in it."""
+    deadline = time.monotonic() + seconds
+    while not path.is_file() or text not in (found := path.read_text()):
+        assert time.monotonic() < deadline, f"{text!r} is not in {path}"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `report --watch` as users do; none of them outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "efficient_rollout", "report", *map(str, arguments), "--watch"]
+        with (tmp_path / "err").open("w") as err:
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_watched_run_gets_its_page_anew_after_each_step(
+    tmp_path: Path, watcher: Callable[..., subprocess.Popen[str]]
+) -> None:
+    run = write_run(tmp_path / "run", num_steps=3)
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").unlink()
+    page, err = run / "report.html", tmp_path / "err"
+    process = watcher(run)
+    # Before the first step there is nothing to draw.
+    wait_for(err, "metrics.jsonl does not exist")
+    (run / "metrics.jsonl").write_text(lines)
+    assert 'id="reload"' in wait_for(page, "3 steps, 1 to 3")
+    append_step(run, 4)
+    wait_for(page, "4 steps, 1 to 4")
+    # As where a job is started anew: its earlier file is set aside, and the next one begins.
+    (run / "metrics.jsonl").rename(run / "metrics.1.jsonl")
+    time.sleep(3.0)
+    assert "4 steps" in page.read_text(), "a page that was written stays"
+    (run / "metrics.jsonl").write_text(lines.splitlines(keepends=True)[0])
+    wait_for(page, "1 step, number 1")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out.count("\n")) == (0, 1)
+    assert err.read_text().count("\n") == 2, "each fault is told once"
+    assert not list(run.glob(".report.html*"))
+
+
+def test_a_full_disk_is_told_once_and_a_page_is_written_when_there_is_room(
+    tmp_path: Path, watcher: Callable[..., subprocess.Popen[str]]
+) -> None:
+    run = write_run(tmp_path / "run", num_steps=2)
+    process = watcher(run, "--out", tmp_path / "page.html")
+    wait_for(tmp_path / "page.html", "2 steps, 1 to 2")
+    # No file of the process may be longer: the kernel refuses the page, as it does where the disk is full.
+    unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    append_step(run, 3)
+    told = wait_for(tmp_path / "err", "cannot write")
+    time.sleep(4.5)
+    assert (tmp_path / "err").read_text() == told
+    assert told.count("\n") == 1
+    assert wait_for(tmp_path / "page.html", "2 steps, 1 to 2").rstrip().endswith("</html>"), "whole, and as it was"
+    assert process.poll() is None
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+    wait_for(tmp_path / "page.html", "3 steps, 1 to 3")
+
+
+def test_a_directory_that_is_none_is_not_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(tmp_path / "none", "--watch") == 2
+    assert "is no directory" in capsys.readouterr().err
