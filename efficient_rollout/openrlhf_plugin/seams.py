@@ -95,8 +95,18 @@ SEAMS = (
     ),
     Seam(
         "openrlhf.utils.logging_utils:WandbLogger.__init__",
-        "calls wandb.init without an id",
+        "calls wandb.init without an id, and keeps wandb as its handle",
         "51d417356e20d8b8943e6990a56d616c321e865248025df42a235a36bbdde086",
+    ),
+    Seam(
+        "openrlhf.utils.logging_utils:WandbLogger.log_train",
+        "logs a step through the handle, with train/global_step",
+        "68113c98b69cc3f287da5dfed70ba00e6ba2119574b9b15e1fd9a8581ff5f1bf",
+    ),
+    Seam(
+        "openrlhf.utils.logging_utils:WandbLogger.close",
+        "calls the handle's finish",
+        "55014d3d74d32750d7063bdec62a4f8dadbe8cc547b6392634b03c8e75fb7ea5",
     ),
     Seam(
         "openrlhf.trainer.ppo_trainer:BasePPOTrainer.train_step",

@@ -79,6 +79,8 @@ def test_its_loggers_get_the_metrics_on_its_own_axis(grpo_run):
     wanted = {step: record[names.MEAN_ACCEPTED_LENGTH] for step, record in grpo_run.steps.items()}
     assert shown == pytest.approx(wanted, rel=1e-5)
     assert list(grpo_run.directory.glob("wandb/offline-run-*/*.wandb"))
+    pages = grpo_run.directory.glob("wandb/offline-run-*/files/media/html/**/*.html")
+    assert sum("3 steps, 1 to 3" in page.read_text() for page in pages) == 1, "the last step, as the run ended"
 
 
 def test_the_run_directory_reads_as_that_of_a_verl_run(grpo_run):

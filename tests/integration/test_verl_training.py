@@ -117,6 +117,8 @@ def test_verls_other_loggers_get_the_metrics(drafting: Run) -> None:
     assert names.ACCEPTANCE_RATE.encode() in content
     # How to sum them up; no step logs a name with a star.
     assert f"{names.REASON_SHARE_PREFIX}*".encode() in content
+    pages = (drafting.directory / "wandb").glob("offline-run-*/files/media/html/**/*.html")
+    assert sorted("2 steps, 1 to 2" in page.read_text() for page in pages) == [False, True], "of both steps"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from report_support import write_run, write_troubled_run
 
 pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
+
+from plotly.offline import get_plotlyjs
 
 from efficient_rollout.dashboards.page import render, sections
 from efficient_rollout.metrics import names
@@ -268,3 +271,32 @@ def test_no_comparison_counts_steps_after_a_resume_or_without_an_engine(tmp_path
     assert comparison_notes(read_run(own.directory), read_run(fewer.directory)) == [
         "The runs differ in their engines (4 here, 2 in the baseline)."
     ]
+
+
+_ASK = """<script>addEventListener("load", () => {
+  const box = document.getElementById("reload"), [entry] = performance.getEntriesByType("navigation");
+  document.title = `${entry.type}, ${box.checked}${document.getElementById("age").textContent}`;
+  // Asked once, and unasked by the page that comes of it.
+  if (ASKED) box.click();
+});</script>"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [("true", "reload, true, 2 minutes ago"), ("false", "navigate, false, 2 minutes ago")]
+)
+def test_a_watched_page_tells_its_age_and_loads_itself_again_when_asked(asked: str, told: str, tmp_path: Path) -> None:
+    browser()
+    # Without the library: it is loaded twice, and draws nothing of this.
+    text = render(read_run(write_run(tmp_path / "run", num_steps=2)), is_watched=True).replace(get_plotlyjs(), "")
+    then = (datetime.now(UTC) - timedelta(seconds=125)).isoformat(timespec="seconds")
+    text = re.sub(r'datetime="[^"]*"', f'datetime="{then}"', text, count=1)
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", _ASK.replace("ASKED", asked) + "</body>"), encoding="utf-8")
+    shown = run_browser("--window-size=800,800", "--dump-dom", page.as_uri(), profile=tmp_path / "profile")
+    assert re.findall("<title>(.*?)</title>", shown)[0] == told
+
+
+def test_a_page_that_is_not_watched_does_not_load_itself_again(tmp_path: Path) -> None:
+    page = render(pair(tmp_path)[0])
+    assert 'id="written"' in page
+    assert 'id="reload"' not in page
