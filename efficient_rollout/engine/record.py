@@ -12,7 +12,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.controller.drafter_health import DrafterReport
 from efficient_rollout.controller.observation import DraftCounts
-from efficient_rollout.metrics.rollout_stats import Tally
+from efficient_rollout.metrics.tally import Tally
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -20,7 +20,7 @@ from efficient_rollout.engine.register import is_registered
 from efficient_rollout.engine.responses import without_tokens
 from efficient_rollout.engine.weights.doors import WeightDoors
 from efficient_rollout.errors import PluginInactiveError, WeightSyncError
-from efficient_rollout.metrics.rollout_stats import Tally
+from efficient_rollout.metrics.tally import Tally
 
 
 class ReportingWorker(WeightDoors):

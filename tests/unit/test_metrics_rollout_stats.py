@@ -10,7 +10,8 @@ import pytest
 from efficient_rollout.controller.observation import SpeedupSums
 from efficient_rollout.controller.tick import FinishedTick, TickSpan, VerifiedDrafts
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.rollout_stats import RolloutStats, Tally
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.tally import Tally
 
 KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"}
 KEEPS_SMALLEST = {"packed_weight_share"}
