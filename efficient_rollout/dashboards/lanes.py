@@ -122,8 +122,8 @@ def _note(timelines: StepTimelines, lanes: Sequence[Lane]) -> str:
     drafting, accepted = _shares(lanes[0])
     alone = lanes[0][END] - (lanes[1][END] if len(lanes) > 1 else lanes[0][START])
     last = (
-        f"The last response to end ran on alone for {alone:.3g} s; it drafted in {drafting:.0%} of its time, and "
-        f"{accepted:.0%} of its drafts were accepted."
+        f"The last response to end {f'ran on alone for {alone:.3g} s; it ' if alone > 0.0 else ''}drafted in "
+        f"{drafting:.0%} of its time, and {accepted:.0%} of its drafts were accepted."
     )
     some = ""
     if timelines.num_responses > len(lanes):
