@@ -135,7 +135,7 @@ OF_ENGINES = (
     *_of("vllm.v1.sample.logits_processor:MinTokensLogitsProcessor", "min_toks"),
     *_of("vllm.v1.sample.logits_processor:LogitsProcessor", "apply", "is_argmax_invariant", "update_state"),
     "vllm.v1.sample.logits_processor:build_logitsprocs",
-    "vllm.sampling_params:SamplingParams._validate_spec_decode",
+    *_of("vllm.sampling_params:SamplingParams", "_validate_spec_decode", "clone", "extra_args"),
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
     "vllm.compilation.decorators:_try_load_aot_compiled_fn",
     # Attention.
