@@ -5,6 +5,7 @@ from typing import Any
 
 from efficient_rollout import patching
 from efficient_rollout.engine.request_word import check_word
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.patching import Patch
 
 
@@ -44,13 +45,19 @@ def _make_try_load(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., Any]:
+    from vllm.exceptions import VLLMValidationError
+
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         """Run the upstream check, but not for an engine that serves what it refuses.
 
         There a request's own word on drafting is checked.
         """
         if _is_self_drafting(speculative_config):
-            check_word(self.extra_args, speculative_config.num_speculative_tokens)
+            try:
+                check_word(self.extra_args, speculative_config.num_speculative_tokens)
+            except ConfigError as error:
+                # A server tells its client of no other's text.
+                raise VLLMValidationError(str(error)) from error
         else:
             original(self, speculative_config)
 

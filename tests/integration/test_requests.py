@@ -248,7 +248,9 @@ def test_where_no_request_wants_drafts_a_tick_is_a_plain_one(engine, stock):
 
 @pytest.mark.parametrize("wrong", [5, -1, True, 2.0, "2"])
 def test_a_word_that_is_none_is_the_requests_own_fault_alone(engine, stock, wrong):
-    with pytest.raises(ValueError, match=rf"from 0 \(no drafts\) to 4.*got {wrong!r}"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match=rf"from 0 \(no drafts\) to 4.*got {wrong!r}"):
         completions(engine, PROMPTS[:2], extra_args=word(wrong))
     assert_equal(completions(engine, PROMPTS[:2]), stock["plain"][:2])
 
