@@ -22,6 +22,7 @@ COMMANDS = {
         "see plain vLLM and self-drafting beside each other, in a minute",
         "efficient_rollout.bench.demo:add_demo_command",
     ),
+    "serve": ("serve a model with vLLM's own server, drafting for itself", "efficient_rollout.serve:add_serve_command"),
     "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
     "policy": ("say where an embedded policy is, or train one", "efficient_rollout.tasks.cli:add_policy_command"),
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),

@@ -76,16 +76,23 @@ class ControllerSettings(_Group):
     num_draft_tokens: int | None = Field(
         default=None, ge=1, le=16, description="Draft tokens when drafting; unset means max_draft_tokens."
     )
+    validation_max_draft_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=16,
+        description="In a training job, the longest draft of a validation's requests; 0 drafts none. Unset: as in "
+        "training.",
+    )
     max_running_requests: int = Field(
         default=8, ge=1, description="batch_threshold drafts only at or below this many requests."
     )
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
-        if self.num_draft_tokens is not None and self.num_draft_tokens > self.max_draft_tokens:
-            raise ValueError(
-                f"num_draft_tokens ({self.num_draft_tokens}) must not exceed max_draft_tokens ({self.max_draft_tokens})"
-            )
+        for name in ("num_draft_tokens", "validation_max_draft_tokens"):
+            value = getattr(self, name)
+            if value is not None and value > self.max_draft_tokens:
+                raise ValueError(f"{name} ({value}) must not exceed max_draft_tokens ({self.max_draft_tokens})")
         return self
 
 

@@ -12,7 +12,8 @@ class DecodeState:
         num_waiting_requests: Requests admitted to the engine but not yet running.
         num_prefill_tokens: Prompt tokens of running requests that are not computed yet.
         mean_context_tokens: Mean tokens (prompt and response) per running request; 0.0 when none run.
-        max_draft_tokens: Upper bound of the answer, from the settings.
+        max_draft_tokens: Upper bound of the answer: of the settings, and of what any running request wants. 0 is no
+            question to a rule.
     """
 
     num_running_requests: int

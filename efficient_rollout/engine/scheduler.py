@@ -15,6 +15,7 @@ from efficient_rollout.controller.drafter_health import DrafterHealth
 from efficient_rollout.controller.state import DecodeState
 from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDrafts
 from efficient_rollout.engine.record import record_of, report_on
+from efficient_rollout.engine.request_word import longest_draft
 from efficient_rollout.engine.responses import end_all_requests, split_by_token
 from efficient_rollout.engine.rules import rule_from
 from efficient_rollout.metrics.lanes import LaneRecorder
@@ -88,8 +89,11 @@ class Controlled:
             num_waiting_requests=len(self.waiting),
             num_prefill_tokens=sum(max(0, r.num_prompt_tokens - r.num_computed_tokens) for r in running),
             mean_context_tokens=num_tokens / len(running) if running else 0.0,
-            max_draft_tokens=self._max_draft_tokens,
+            max_draft_tokens=max(map(self._longest_draft, running), default=self._max_draft_tokens),
         )
+
+    def _longest_draft(self, request: Request) -> int:
+        return longest_draft(request.sampling_params.extra_args, self._max_draft_tokens)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Run stock; the controller decides in it."""
@@ -196,13 +200,25 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
     """Serves vLLM's V2 model runner, with asynchronous scheduling on or off."""
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Take drafts as stock does, cut to the number that was asked for.
+        """Take drafts as stock does, cut to the number that was asked for, and to what each request wants.
 
         It is called where scheduling is not asynchronous. That runner tells of the largest number, whatever was asked.
         """
-        for drafts in draft_token_ids.draft_token_ids:
-            del drafts[self.num_draft_tokens :]
+        for request_id, drafts in zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True):
+            request = self.requests.get(request_id)
+            wanted = 0 if request is None else self._longest_draft(request)
+            del drafts[min(self.num_draft_tokens, wanted) :]
         super().update_draft_token_ids(draft_token_ids)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        """Run stock, which leaves room for drafts that are not there yet; then cut it to what each request wants.
+
+        So neither rows of the verifying pass nor counts are spent on drafts that nobody asked for.
+        """
+        super()._update_after_schedule(scheduler_output)
+        for request_id in scheduler_output.num_scheduled_tokens if scheduler_output.num_spec_tokens_to_schedule else ():
+            request = self.requests[request_id]
+            request.spec_token_ids = request.spec_token_ids[: self._longest_draft(request)]
 
     def tells_of_the_drafter(self, request: Request) -> bool:
         """Tell whether a draft step follows the request's sampling.

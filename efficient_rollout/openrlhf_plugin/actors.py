@@ -33,11 +33,9 @@ class _Asking:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         seed = _rollout_seed(_given(type(self), args, kwargs)["vllm_engines"])
         self.places = PromptPlaces()
-        if seed is None:
-            super().__init__(*args, **kwargs)
-            return
-        # OpenRLHF shuffles prompts by a number that this process draws while it makes its data loaders.
-        torch.manual_seed(request_seed(seed, "prompts"))
+        if seed is not None:
+            # OpenRLHF shuffles prompts by a number that this process draws while it makes its data loaders.
+            torch.manual_seed(request_seed(seed, "prompts"))
         super().__init__(*args, **kwargs)
         place_prompts(self.samples_generator, self.places)
 

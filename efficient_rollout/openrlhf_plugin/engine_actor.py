@@ -14,9 +14,10 @@ from openrlhf.trainer.ray import vllm_engine as stock_engine
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import PluginInactiveError
-from efficient_rollout.openrlhf_plugin.seeded_prompts import Place
+from efficient_rollout.openrlhf_plugin.seeded_prompts import EVALUATION, Place
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
@@ -47,6 +48,7 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         self._is_syncing = False
         settings = Settings.parse(efficient_rollout)
         self._rollout_seed = settings.rollout_seed
+        self._longest_evaluated = settings.controller.validation_max_draft_tokens
         kwargs["worker_extension_cls"] = self.worker_extension
         options = {name: kwargs[name] for name in ("dtype", "enforce_eager", "trust_remote_code") if name in kwargs}
         kwargs |= engine_args(kwargs["model"], settings, **options)
@@ -67,14 +69,22 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
     ) -> list[Any]:
         """Do as stock does; where rollouts are to be reproducible, each sample is asked for with a seed of its own.
 
+        Where evaluations have a longest draft, they are asked for with that.
+
         Raises:
-            PluginInactiveError: They are, and nobody told the prompt's place in the run.
+            PluginInactiveError: Either is so, and nobody told the prompt's place in the run.
         """
-        stock, seed = super().generate_responses, self._rollout_seed
-        if seed is None:
+        stock, seed, longest = super().generate_responses, self._rollout_seed, self._longest_evaluated
+        if place is None and (seed, longest) != (None, None):
+            raise PluginInactiveError(
+                "rollout_seed or controller.validation_max_draft_tokens is set, and a prompt came that did not go out "
+                "through this package"
+            )
+        if place is not None and place[0] == EVALUATION and longest is not None:
+            sampling_params = sampling_params.clone()
+            sampling_params.extra_args = with_word(sampling_params.extra_args, longest)
+        if seed is None or place is None:
             return await stock(*args, sampling_params=sampling_params, num_samples=num_samples, **kwargs)
-        if place is None:
-            raise PluginInactiveError("rollout_seed is set, and a prompt came that did not go out through this package")
 
         async def answer(sample: int) -> list[Any]:
             trajectory = TrajectorySeeds(request_seed(seed, *place, sample))

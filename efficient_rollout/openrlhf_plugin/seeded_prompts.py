@@ -1,4 +1,4 @@
-"""Where each prompt of a run stands, which its samples' seeds are made of.
+"""Where each prompt of a run stands, which its samples' seeds are made of, and whether it is evaluated.
 
 Not the prompt's text: a data set may hold a prompt twice, a run asks for one again in every episode, and an evaluation
 may ask what a step asks. And no count of an engine's: that begins again where a run resumes.
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 Place = tuple[str, int, int]
+EVALUATION = "evaluation"
 
 
 class PromptPlaces:
@@ -33,7 +34,7 @@ class PromptPlaces:
         since, number = self._evaluated
         number = number if since == self.num_prompts else 0
         self._evaluated = (self.num_prompts, number + 1)
-        return ("evaluation", self.num_prompts, number)
+        return (EVALUATION, self.num_prompts, number)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

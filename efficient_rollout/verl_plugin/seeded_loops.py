@@ -1,5 +1,7 @@
 """Agent loops that give every request a seed of its own, so that a run is the same run whatever its engines did.
 
+And a validation's requests their longest draft. Each where the settings say so.
+
 In the place of veRL's through its own option, `rollout.agent.agent_loop_manager_class`. veRL's `full_determinism` gives
 all requests of an engine one seed, so that the responses of a group are equal.
 
@@ -20,6 +22,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils import tensordict_utils
 from verl.utils.ray_utils import auto_await
 
+from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
@@ -45,20 +48,27 @@ class Places:
         return [(call, row) for row in range(num_rows)]
 
 
-class _Seeding:
-    """Stands before an agent loop worker among a class's bases, and seeds its requests."""
+class _Asking:
+    """Stands before an agent loop worker among a class's bases, and adds to its requests what the settings say."""
 
     config: DictConfig
     llm_client: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._rollout_seed = rollout_settings(self.config.actor_rollout_ref.rollout.custom).rollout_seed
-        assert self._rollout_seed is not None
-        self.llm_client.generate = _seeded(self.llm_client.generate)
+        settings = rollout_settings(self.config.actor_rollout_ref.rollout.custom)
+        self._rollout_seed = settings.rollout_seed
+        self._longest_validated = settings.controller.validation_max_draft_tokens
+        if self._rollout_seed is not None:
+            self.llm_client.generate = _seeded(self.llm_client.generate)
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         """Do as stock does, with requests seeded by the trajectory's place in the run; veRL runs each in a task."""
+        if trajectory["validate"] and self._longest_validated is not None:
+            word = with_word(sampling_params.get("extra_args"), self._longest_validated)
+            sampling_params = {**sampling_params, "extra_args": word}
+        if self._rollout_seed is None:
+            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         step = int(kwargs.get("global_steps", trajectory["step"]))
         # The newer trainer makes a prompt's samples here, the older one has a row for each.
         sample = int(kwargs.get("session_id", 0))
@@ -84,12 +94,16 @@ def _seeded(stock: Any) -> Any:
     return generate
 
 
-class SeededWorker(_Seeding, AgentLoopWorker):
+class SeededWorker(_Asking, AgentLoopWorker):
     """Is the worker of the legacy trainer."""
 
 
-class SeededWorkerTQ(_Seeding, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+class SeededWorkerTQ(_Asking, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     """Is the worker of the current trainer."""
+
+
+def _are_seeded(config: DictConfig) -> bool:
+    return rollout_settings(config.actor_rollout_ref.rollout.custom).rollout_seed is not None
 
 
 class SeededManager(AgentLoopManager):
@@ -103,12 +117,13 @@ class SeededManager(AgentLoopManager):
     @auto_await
     async def generate_sequences(self, prompts: Any) -> Any:
         """Do as stock does, with rows that know their places."""
-        places = self._places.of_call(
-            int(prompts.meta_info.get("global_steps", -1)),
-            len(prompts),
-            validate=bool(prompts.meta_info.get("validate", False)),
-        )
-        prompts.non_tensor_batch[PLACE] = np.array(places, dtype=np.int64)
+        if _are_seeded(self.config):
+            places = self._places.of_call(
+                int(prompts.meta_info.get("global_steps", -1)),
+                len(prompts),
+                validate=bool(prompts.meta_info.get("validate", False)),
+            )
+            prompts.non_tensor_batch[PLACE] = np.array(places, dtype=np.int64)
         return await super().generate_sequences(prompts)
 
 
@@ -125,9 +140,10 @@ class SeededManagerTQ(AgentLoopManagerTQ):
 
         The replay buffer here is told the order of the prompts.
         """
-        OrderedReplayBuffer.asked_for(list(prompts["uid"]))
-        validate = bool(tensordict_utils.get(prompts, "validate", False))
-        step = int(tensordict_utils.get(prompts, "global_steps"))
-        places = self._places.of_call(step, len(prompts), validate=validate)
-        tensordict_utils.assign_non_tensor_stack(prompts, PLACE, places)
+        if _are_seeded(self.config):
+            OrderedReplayBuffer.asked_for(list(prompts["uid"]))
+            validate = bool(tensordict_utils.get(prompts, "validate", False))
+            step = int(tensordict_utils.get(prompts, "global_steps"))
+            places = self._places.of_call(step, len(prompts), validate=validate)
+            tensordict_utils.assign_non_tensor_stack(prompts, PLACE, places)
         super().generate_sequences(prompts)

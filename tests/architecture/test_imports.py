@@ -28,6 +28,7 @@ ROOMS = {
     "patching": {"errors"},
     "cleanup": {"errors"},
     "nodes": {"errors"},
+    "serve": {"cleanup", "config", "errors", "secrets"},
     "preload": set(),
     "source_digest": set(),
     "certificate": {"cache", "errors", "files", "provenance", "source_digest"},

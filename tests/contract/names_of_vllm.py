@@ -138,7 +138,8 @@ OF_ENGINES = (
     *_of("vllm.v1.sample.logits_processor:MinTokensLogitsProcessor", "min_toks"),
     *_of("vllm.v1.sample.logits_processor:LogitsProcessor", "apply", "is_argmax_invariant", "update_state"),
     "vllm.v1.sample.logits_processor:build_logitsprocs",
-    "vllm.sampling_params:SamplingParams._validate_spec_decode",
+    *_of("vllm.sampling_params:SamplingParams", "_validate_spec_decode", "clone", "extra_args"),
+    "vllm.exceptions:VLLMValidationError",
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
     "vllm.compilation.decorators:_try_load_aot_compiled_fn",
     # Attention.
@@ -196,6 +197,9 @@ OF_SERVERS = (
     *_of("vllm.v1.engine.async_llm:AsyncLLM", "engine_core", "vllm_config"),
     *_of("vllm.v1.engine.core_client:AsyncMPClient", "_call_utility_async", "core_engines", "engine_ranks_managed"),
     "vllm.config:ModelConfig.served_model_name",
+    *_of("vllm.entrypoints.cli.serve:ServeSubcommand", "cmd", "subparser_init", "validate"),
+    "vllm.entrypoints.serve.utils.api_utils:cli_env_setup",
+    "vllm.utils.argparse_utils:FlexibleArgumentParser",
 )
 
 # What only the measuring gear needs.

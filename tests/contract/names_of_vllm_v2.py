@@ -51,7 +51,7 @@ OF_V2 = (
         "load_model model_runner rank sample_tokens shutdown sleep vllm_config wake_up",
     ),
     *_of("vllm.device_allocator.cumem:CuMemAllocator", "discard get_instance sleep use_memory_pool wake_up"),
-    "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
     *_of(
         "vllm.sampling_params:SamplingParams",
         "allowed_token_ids bad_words frequency_penalty logit_bias min_p min_tokens presence_penalty repetition_penalty "

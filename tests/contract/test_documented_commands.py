@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from page_commands import PAGES, REPOSITORY, Command, commands_in, commands_of, commands_of_text
 
+from efficient_rollout import serve
 from efficient_rollout.__main__ import COMMANDS, command_parser
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.openrlhf_plugin import options
@@ -40,6 +41,8 @@ def take(command: Command) -> None:
         compose(tuple(PLACEHOLDERS.get(argument, argument) for argument in rest))
     elif name == "openrlhf":
         options.parse_options(rest if command.is_whole or "--" in rest else [*rest, "--"])
+    elif name == "serve":
+        serve.parse(rest)
 
 
 @functools.cache
@@ -132,6 +135,8 @@ def test_what_is_a_command(text: str, commands: list[tuple[str, ...]]) -> None:
         "efficient-rollout train recipe=no_such",
         "efficient-rollout train actor_rollout_ref.rollout.custom.efficient_rollout.drafter.schema=int8",
         "efficient-rollout openrlhf ARGUMENTS",
+        "efficient-rollout serve MODEL --port 1",
+        "efficient-rollout serve MODEL drafter.schema=int8 -- --port 1",
         "efficient-rollout openrlhf --efficient_rollout.drafter.schema=int8 -- ARGUMENTS",
     ],
 )

@@ -20,12 +20,12 @@ def start_job(arguments: Sequence[str], directory: Path, python: str | Path = sy
     with (directory / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
             [str(python), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
-            preexec_fn=_take_ctrl_c, env=environment,
+            preexec_fn=take_ctrl_c, env=environment,
         )  # fmt: skip
 
 
-def _take_ctrl_c() -> None:
-    # A shell's background jobs ignore it, and would hand that down.
+def take_ctrl_c() -> None:
+    """Have a new process end by SIGINT: a shell's background jobs ignore it, and would hand that down."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

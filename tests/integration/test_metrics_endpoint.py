@@ -1,31 +1,27 @@
-"""What vLLM's own server tells of a self-drafting engine on `/metrics`, with real requests through its HTTP door."""
+"""What `efficient-rollout serve` serves: its counters on `/metrics`, a client's requests, its end."""
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from job_support import is_alive
+from server_support import API_KEY, MODEL, Server, serving, streamed
 
-from efficient_rollout.engine.engine_args import CPU_WORKER, EXECUTOR, SCHEDULER
-from efficient_rollout.engine.prometheus import MIDDLEWARE
+from efficient_rollout.cleanup import descendants
 from efficient_rollout.metrics.exported import all_exported
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = pytest.mark.engine
 
-SETTINGS = {"drafter": {"scheme": "int8"}, "controller": {"rule": "batch_threshold", "max_running_requests": 2}}
-MAX_DRAFT_TOKENS, START_SECONDS = 4, 300
+SETTINGS = ("drafter.scheme=int8", "controller.rule=batch_threshold", "controller.max_running_requests=2")
+MAX_DRAFT_TOKENS = 4
 SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -38,49 +34,16 @@ def policy() -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server as docs/vllm.md starts it; vLLM's development mode lets the test call its workers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    speculation = {
-        "method": "draft_model", "model": str(policy), "num_speculative_tokens": MAX_DRAFT_TOKENS,
-    }  # fmt: skip
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "256",
-        "--max-num-seqs", "16", "--kv-cache-memory-bytes", str(256 << 20), "--served-model-name", "nano",
-        "--worker-cls", CPU_WORKER, "--scheduler-cls", SCHEDULER, "--distributed-executor-backend", EXECUTOR,
-        "--no-async-scheduling", "--speculative-config", json.dumps(speculation),
-        "--additional-config", json.dumps({"efficient_rollout": SETTINGS}), "--middleware", MIDDLEWARE,
-    ]  # fmt: skip
+def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As docs/vllm.md starts it; vLLM's development mode lets the test call its workers."""
     log = tmp_path_factory.mktemp("server") / "log"
-    environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
-    with log.open("w") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_up(server, address, log)
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    with serving(["-m", "efficient_rollout", "serve", str(policy), *SETTINGS, "--"], log) as server:
+        yield server
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    for _ in range(START_SECONDS):
-        assert server.poll() is None, log.read_text()[-4000:]
-        try:
-            get(f"{address}/health")
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(1)
-        else:
-            return
-    pytest.fail(log.read_text()[-4000:])
+@pytest.fixture(scope="module")
+def address(server: Server) -> str:
+    return server.address
 
 
 def get(url: str, **headers: str) -> str:
@@ -92,7 +55,8 @@ def get(url: str, **headers: str) -> str:
 
 def post(url: str, body: dict[str, Any]) -> Any:
     """The answer's JSON."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.loads(answer.read())
 
@@ -101,7 +65,7 @@ def generate(address: str, *, num_responses: int, max_tokens: int) -> None:
     """Responses to one prompt, together."""
     post(
         f"{address}/v1/completions",
-        {"model": "nano", "prompt": [5, 7, 9, 11], "n": num_responses, "max_tokens": max_tokens, "ignore_eos": True,
+        {"model": MODEL, "prompt": [5, 7, 9, 11], "n": num_responses, "max_tokens": max_tokens, "ignore_eos": True,
          "temperature": 1.0, "seed": 3},
     )  # fmt: skip
 
@@ -112,7 +76,7 @@ def samples(text: str) -> Samples:
     for line in text.splitlines():
         if (match := SAMPLE.fullmatch(line)) and match["name"].startswith(("efficient_rollout_", "vllm:spec_decode")):
             labels = dict(LABEL.findall(match["labels"]))
-            assert (labels.pop("model_name"), labels.pop("engine")) == ("nano", "0")
+            assert (labels.pop("model_name"), labels.pop("engine")) == (MODEL, "0")
             found[match["name"], ",".join(labels.values())] = float(match["value"])
     return found
 
@@ -202,4 +166,40 @@ def test_the_answer_is_whole_for_whoever_asks(address: str, worked: RolloutStats
     assert asked.count("# TYPE efficient_rollout_ticks_total counter") == 1
     assert "vllm:num_requests_running" in asked
     assert asked.endswith("\n")
-    assert "# TYPE" not in get(f"{address}/v1/models")
+    assert "# TYPE" not in get(f"{address}/v1/models", Authorization=f"Bearer {API_KEY}")
+
+
+def test_a_client_streams_the_same_text_with_drafts_and_without(server: Server) -> None:
+    client = server.client()
+    given = {"prompt": "12+7+9+30=", "seed": 4, "temperature": 1.0, "max_tokens": 40, "stop": ["3"]}
+    at_once = client.completions.create(model=MODEL, **given).choices[0]
+    before = totals(server.address).num_draft_tokens
+    never = streamed(client, **given, extra_body={"vllm_xargs": {"efficient_rollout_max_draft_tokens": 0}})
+    assert totals(server.address).num_draft_tokens == before > 0
+    assert streamed(client, **given) == never == [(at_once.text, at_once.finish_reason)]
+
+
+@pytest.mark.parametrize("wrong", [MAX_DRAFT_TOKENS + 1, -1, "2"])
+def test_a_word_that_is_none_is_a_bad_request(server: Server, wrong: object) -> None:
+    from openai import BadRequestError
+
+    word = {"vllm_xargs": {"efficient_rollout_max_draft_tokens": wrong}}
+    with pytest.raises(BadRequestError, match=rf"from 0 \(no drafts\) to 4, .* got {wrong!r}"):
+        server.client().completions.create(model=MODEL, prompt="1+2=", extra_body=word)
+    assert server.client().completions.create(model=MODEL, prompt="1+2=", max_tokens=2).choices
+
+
+def test_the_key_is_vllm_s_own(server: Server) -> None:
+    from openai import AuthenticationError
+
+    with pytest.raises(AuthenticationError):
+        server.client().with_options(api_key="another").models.list()
+
+
+def test_ctrl_c_ends_every_process_and_is_told_by_the_exit_code(server: Server) -> None:
+    started = descendants(server.process.pid)
+    assert len(started) >= 2, "the server's, and the engine's"
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 130
+    assert [pid for pid in started if is_alive(pid)] == []
+    assert server.log.read_text().rstrip().endswith("serve: interrupted; every process of the run has ended")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
-from openrlhf_support import Run, assert_drafted, assert_engine_follows_trainer, train
+from openrlhf_support import DRAFTING, Run, assert_drafted, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.lanes import NUM_TOKENS
@@ -27,7 +27,8 @@ def grpo_run(tmp_path_factory) -> Run:
         --logger.tensorboard_dir {directory / "tensorboard"}
         --logger.wandb.key {"0" * 40} --logger.wandb.project test
     """
-    return train(directory, theirs.split())
+    ours = [*DRAFTING, "--efficient_rollout.controller.validation_max_draft_tokens=0"]
+    return train(directory, theirs.split(), ours=ours)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ def test_an_evaluation_is_no_part_of_a_rollout(grpo_run):
     assert step == 3
     assert record[VALIDATION_PREFIX + names.GENERATED_TOKENS.removeprefix(names.PREFIX)] > 0
     assert names.GENERATED_TOKENS not in record
+    # Its longest draft is a setting of its own here.
+    assert record[VALIDATION_PREFIX + names.SPECULATIVE_TICK_SHARE.removeprefix(names.PREFIX)] == 0
 
 
 def test_its_loggers_get_the_metrics_on_its_own_axis(grpo_run):

@@ -91,6 +91,7 @@ def stock(policy):
     facts["texts"] = [text for _, _, text, _, _ in facts["plain"]]
     for name, params in stops(facts["texts"]).items():
         facts[f"stop-{name}"] = completions(engine, **params)
+    facts["seeded"] = completions(engine, PROMPTS[:6], seed=5, temperature=1.0)
     facts["long-prompt"] = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
     engine_support.stop(engine)
     return facts
@@ -211,6 +212,47 @@ def test_one_kind_of_request_does_not_turn_drafting_off_for_the_others(engine, s
     assert stats.num_accepted_tokens == stats.num_draft_tokens > 200
     assert stats.num_stale_drafters == 0
     assert set(stats.ticks_by_reason) <= {"always", "idle"}
+
+
+def word(longest):
+    return {"efficient_rollout": {"max_draft_tokens": longest}}
+
+
+def test_a_request_is_drafted_for_as_far_as_it_wants(engine, stock):
+    from vllm import SamplingParams
+
+    wanted = [0, 1, 2, 3, 4, None]
+    take_rollout_stats(engine.collective_rpc)
+    common = {**GREEDY, "seed": 5, "temperature": 1.0}
+    params = [SamplingParams(**common, extra_args=None if most is None else word(most)) for most in wanted]
+    responses = engine_support.generate(engine, PROMPTS[:6], params)
+    assert [list(output.token_ids) for (output,) in responses] == [tokens for tokens, *_ in stock["seeded"]]
+    stats = take_rollout_stats(engine.collective_rpc)
+    # All of a pass's drafts stand: behind the first token, each pass emits one more than it verifies.
+    left = GREEDY["max_tokens"] - 1
+    passes = [-(-left // ((4 if most is None else most) + 1)) for most in wanted]
+    assert stats.num_draft_tokens == stats.num_accepted_tokens == sum(left - number for number in passes)
+    # One whose last token is alone has a pass without drafts, and one that wants none has no other.
+    assert stats.num_verify_passes == sum(passes[1:]) - 1
+
+
+def test_where_no_request_wants_drafts_a_tick_is_a_plain_one(engine, stock):
+    take_rollout_stats(engine.collective_rpc)
+    ours = completions(engine, PROMPTS[:6], seed=5, temperature=1.0, extra_args=word(0))
+    assert_equal(ours, stock["seeded"])
+    stats = take_rollout_stats(engine.collective_rpc)
+    assert (stats.draft_seconds, stats.num_draft_tokens, stats.num_speculative_ticks) == (0.0, 0, 0)
+    assert stats.ticks_by_reason["unwanted"] > GREEDY["max_tokens"] - 2
+    assert set(stats.ticks_by_reason) <= {"unwanted", "idle"}
+
+
+@pytest.mark.parametrize("wrong", [5, -1, True, 2.0, "2"])
+def test_a_word_that_is_none_is_the_requests_own_fault_alone(engine, stock, wrong):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match=rf"from 0 \(no drafts\) to 4.*got {wrong!r}"):
+        completions(engine, PROMPTS[:2], extra_args=word(wrong))
+    assert_equal(completions(engine, PROMPTS[:2]), stock["plain"][:2])
 
 
 BIASED = Sampling(bias=((50, 2.0), (51, -3.0)))

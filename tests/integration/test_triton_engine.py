@@ -6,6 +6,7 @@ those of `drafter/cuda/products.py`'s references.
 
 import gc
 import itertools
+from collections import defaultdict
 
 import pytest
 
@@ -20,6 +21,7 @@ from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine import engine_args
+from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler
 from efficient_rollout.gpu_check.stand import worker_of
 from efficient_rollout.gpu_check.weights import addresses_of
@@ -92,8 +94,8 @@ def settings(scheme="int8", rule="always"):
     )
 
 
-def sampled(engine, seeds=True, **condition):
-    """Token ids and log-probabilities of each prompt's response."""
+def sampled(engine, seeds=True, wanted=(None,) * 4, **condition):
+    """Token ids and log-probabilities of each prompt's response; `wanted` is the longest draft of each."""
     parameters = [
         SamplingParams(
             seed=100 + number if seeds else None,
@@ -101,9 +103,10 @@ def sampled(engine, seeds=True, **condition):
             ignore_eos=True,
             detokenize=False,
             logprobs=0,
+            extra_args=None if longest is None else with_word(None, longest),
             **{"temperature": 1.0, **condition},
         )
-        for number in range(len(PROMPTS))
+        for number, longest in enumerate(wanted)
     ]
     outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters, use_tqdm=False)
     responses = [output.outputs[0] for output in outputs]
@@ -170,6 +173,38 @@ def test_a_chain_behind_rejected_drafts_begins_where_the_response_ends(engine, s
     assert_same(sampled(engine), stock("qwen3", "temperature-1"))
     (stats,) = engine.collective_rpc("take_rollout_stats")
     assert stats["accepted_per_position"][2] > 0.5 * stats["drafted_per_position"][2] > 0
+
+
+def verified(engine, monkeypatch):
+    """Sets of numbers of drafts that ticks verify from now on, by the request's seed."""
+    scheduler = engine.llm_engine.engine_core.engine_core.scheduler
+    found, stock = defaultdict(set), scheduler.update_from_output
+
+    def update_from_output(scheduled, output):
+        for request, drafts in scheduled.scheduled_spec_decode_tokens.items():
+            # One may have ended in the tick before, which was not known when this one was scheduled.
+            if request in scheduler.requests:
+                found[scheduler.requests[request].sampling_params.seed].add(len(drafts))
+        return stock(scheduled, output)
+
+    monkeypatch.setattr(scheduler, "update_from_output", update_from_output)
+    return found
+
+
+def test_a_request_has_no_more_drafts_verified_than_it_wants(engine, stock, monkeypatch):
+    found = verified(engine, monkeypatch)
+    assert_same(sampled(engine, wanted=[0, 1, None, 2]), stock("qwen3", "temperature-1"))
+    assert found == {101: {1}, 102: {1, 2, 3}, 103: {1, 2}}
+
+
+def test_where_no_request_wants_drafts_nothing_is_drafted(engine, stock, monkeypatch):
+    monkeypatch.setattr(CyclingScheduler, "decide", AsyncEfficientScheduler.decide)
+    found = verified(engine, monkeypatch)
+    engine.collective_rpc("take_rollout_stats")
+    assert_same(sampled(engine, wanted=[0] * len(PROMPTS)), stock("qwen3", "temperature-1"))
+    (stats,) = engine.collective_rpc("take_rollout_stats")
+    assert (stats["draft_seconds"], found) == (0, {})
+    assert stats["ticks_by_reason"]["unwanted"] >= NUM_TOKENS
 
 
 def test_the_drafter_owns_no_kv_cache(engine):

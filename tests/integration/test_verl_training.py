@@ -29,6 +29,7 @@ from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 from efficient_rollout.tasks import reward
 from efficient_rollout.tasks.dataset import write_dataset
 from efficient_rollout.tasks.policy import ensure_policy
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 pytestmark = pytest.mark.verl
 
@@ -59,7 +60,8 @@ def drafting(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Through veRL's own entry point: nothing but the rollout's name and the configuration is ours."""
     directory = tmp_path_factory.mktemp("drafting")
     steps = (f"trainer.total_training_steps={NUM_STEPS}", f"trainer.test_freq={NUM_STEPS}")
-    overrides = [*overrides_of("drafting", directory, use_v1=True), *task, *SEEDED, *steps]
+    plainly = f"{SETTINGS_PATH}.controller.validation_max_draft_tokens=0"
+    overrides = [*overrides_of("drafting", directory, use_v1=True), *task, *SEEDED, *steps, plainly]
     return train(overrides, directory, STOCK, loggers=("tensorboard", "wandb"))
 
 
@@ -95,7 +97,10 @@ def test_the_engine_drafts_follows_the_trainer_and_tells(drafting: Run) -> None:
     assert_reported(drafting)
     assert_drafted(drafting, num_responses=NUM_RESPONSES)
     assert_timed(drafting)
-    assert VALIDATION_PREFIX + "generated_tokens" in drafting.validations[0]
+    validation = drafting.validations[0]
+    assert VALIDATION_PREFIX + "generated_tokens" in validation
+    assert validation[VALIDATION_PREFIX + "speculative_tick_share"] == 0, "no longest draft of a validation's"
+    assert validation[VALIDATION_PREFIX + "decision_share/unwanted"] > 0.9
 
 
 def test_the_report_draws_the_run(drafting: Run) -> None:

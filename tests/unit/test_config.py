@@ -18,7 +18,13 @@ CHANGED = {
         "requantize": "on_evidence",
         "requantize_acceptance_drop": 0.05,
     },
-    "controller": {"rule": "always", "max_draft_tokens": 6, "num_draft_tokens": 3, "max_running_requests": 5},
+    "controller": {
+        "rule": "always",
+        "max_draft_tokens": 6,
+        "num_draft_tokens": 3,
+        "max_running_requests": 5,
+        "validation_max_draft_tokens": 0,
+    },
 }
 
 

@@ -1,5 +1,6 @@
 """What a tick is decided on, what is counted of it, and what the rule is shown."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,12 @@ def result(*passes: tuple[int, int], **changes: Any) -> TickResult:
         "goes_on": True,
     }
     return TickResult(verified=verified, **{**told, **changes})
+
+
+def test_no_rule_is_asked_where_no_request_wants_drafts(book: TickBook) -> None:
+    book.begin()
+    assert book.decide(replace(STATE, max_draft_tokens=0)) == Decision(0, "unwanted")
+    assert book.rule.num_asked == 0
 
 
 def run(book: TickBook, *passes: tuple[int, int], **changes: Any) -> Any:

@@ -45,14 +45,22 @@ class Branching(AgentExecutorBase):
 class Recorded(EngineActor):
     """Without an engine: what it would be asked is written down, by phase."""
 
-    def __init__(self, seeds: dict[bool, list[int | None]], own_seed: int | None, rollout_seed: int | None) -> None:
+    def __init__(
+        self,
+        seeds: dict[bool, list[int | None]],
+        own_seed: int | None,
+        rollout_seed: int | None,
+        longest: int | None = None,
+    ) -> None:
         self.executor, self._rollout_seed, self.seeds = Branching(own_seed), rollout_seed, seeds
+        self._longest_evaluated, self.words = longest, []
         self._evaluation, self._rollouts = None, SimpleNamespace(request_came=int, response_went=int)
         self.llm = SimpleNamespace(generate=self._answer)
         self.is_evaluating = False
 
     async def _answer(self, _prompt: Any, params: SamplingParams, **_: Any) -> Any:
         self.seeds[self.is_evaluating].append(params.seed)
+        self.words.append(params.extra_args)
         await asyncio.sleep(0)
         yield None
 
@@ -71,9 +79,17 @@ class Handle:
 class Run:
     """A run's requests, on so many engines, after so many prompts."""
 
-    def __init__(self, *, num_engines: int = 1, consumed: int = 0, own_seed: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_engines: int = 1,
+        consumed: int = 0,
+        own_seed: int | None = None,
+        rollout_seed: int | None = 7,
+        longest: int | None = None,
+    ) -> None:
         self.seeds: dict[bool, list[int | None]] = {False: [], True: []}
-        self.actors = [Recorded(self.seeds, own_seed, 7) for _ in range(num_engines)]
+        self.actors = [Recorded(self.seeds, own_seed, rollout_seed, longest) for _ in range(num_engines)]
         self.places = PromptPlaces()
         self.places.num_prompts = consumed
         advantage = SimpleNamespace(is_correction_level="off")
@@ -142,8 +158,19 @@ def test_a_run_that_resumes_has_the_seeds_that_it_would_have_had() -> None:
     assert not set(resumed) & set(first)
 
 
-def test_a_prompt_that_did_not_go_out_through_this_package_is_refused() -> None:
-    actor = Recorded({False: [], True: []}, None, 7)
+@pytest.mark.parametrize("rollout_seed", [None, 7])
+def test_evaluations_alone_have_their_longest_draft(rollout_seed: int | None) -> None:
+    run = Run(rollout_seed=rollout_seed, longest=0)
+    (actor,) = run.actors
+    for ask, word in ((run.ask, None), (run.evaluate, {"efficient_rollout": {"max_draft_tokens": 0}}), (run.ask, None)):
+        actor.words.clear()
+        ask(["a", "b"])
+        assert actor.words == [word] * (2 * NUM_SAMPLES * 3)
+
+
+@pytest.mark.parametrize("settings", [(7, None), (None, 0)])
+def test_a_prompt_that_did_not_go_out_through_this_package_is_refused(settings: Any) -> None:
+    actor = Recorded({False: [], True: []}, None, *settings)
     given = {"prompt": "a", "label": "", "sampling_params": SamplingParams(), "max_length": 8, "hf_tokenizer": None}
     with pytest.raises(PluginInactiveError, match="did not go out through this package"):
         asyncio.run(actor.generate_responses(**given))

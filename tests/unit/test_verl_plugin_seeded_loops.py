@@ -1,4 +1,4 @@
-"""The manager of agent loops that a reproducible job gets, and its requests' seeds through veRL's own scheduling."""
+"""The manager of agent loops that a reproducible job gets, and what its requests get through veRL's own scheduling."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from verl.utils.import_utils import load_extern_type
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.verl_plugin.compose import compose_config
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
-from efficient_rollout.verl_plugin.reproducible import make_reproducible
+from efficient_rollout.verl_plugin.reproducible import name_agent_loops
 from efficient_rollout.verl_plugin.seeded_loops import (
     PLACE,
     SeededManager,
@@ -29,12 +29,13 @@ from efficient_rollout.verl_plugin.seeded_loops import (
 )
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 
+LONGEST = "controller.validation_max_draft_tokens=0"
 MANAGER = "+actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 
 
 def chosen(*overrides: str) -> str | None:
     config = compose_config(["size=nano", *overrides])
-    make_reproducible(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    name_agent_loops(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
     return config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
 
 
@@ -46,9 +47,20 @@ def test_each_trainer_has_its_own(use_v1: bool, manager: type) -> None:
     assert chosen(*wanted, f"{MANAGER}={name}") == name
 
 
+def test_a_validations_longest_draft_takes_the_manager_and_leaves_the_replay_buffer() -> None:
+    wanted = f"{SETTINGS_PATH}.{LONGEST}"
+    config = compose_config(["size=nano", wanted])
+    buffer = config.trainer.v1.sampler.custom_sampler.name
+    name_agent_loops(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class.endswith(".SeededManagerTQ")
+    assert config.trainer.v1.sampler.custom_sampler.name == buffer
+    with pytest.raises(ConfigError, match=r"validation_max_draft_tokens is set, and so is .*mine\.Manager"):
+        chosen(wanted, f"{MANAGER}=mine.Manager")
+
+
 def test_the_replay_buffer_that_is_named_exists() -> None:
     config = compose_config(["size=nano", f"{SETTINGS_PATH}.rollout_seed=0"])
-    make_reproducible(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    name_agent_loops(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
     sampler = config.trainer.v1.sampler.custom_sampler
     assert load_extern_type(sampler.path, sampler.name) is OrderedReplayBuffer
 
@@ -71,10 +83,12 @@ class Client:
     """In the place of veRL's client: writes down what a server would be asked."""
 
     def __init__(self) -> None:
-        self.seeds: list[int] = []
+        self.seeds: list[int | None] = []
+        self.words: list[Any] = []
 
     async def generate(self, _request_id: str, *, sampling_params: dict[str, Any], **_: Any) -> None:
-        self.seeds.append(sampling_params["seed"])
+        self.seeds.append(sampling_params.get("seed"))
+        self.words.append(sampling_params.get("extra_args"))
         await asyncio.sleep(0)
 
 
@@ -115,13 +129,13 @@ class Job:
     """Managers and workers of one of veRL's trainers."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *, use_v1: bool, num_workers: int, own_seed: int | None
+        self, monkeypatch: pytest.MonkeyPatch, *, use_v1: bool, num_workers: int, own_seed: int | None, setting: str
     ) -> None:
         monkeypatch.setattr(stock, "hydra", SimpleNamespace(utils=SimpleNamespace(
             instantiate=lambda *, server_manager, **_: Branching(server_manager, own_seed))))  # fmt: skip
         monkeypatch.setitem(stock._agent_loop_registry, "branching", {})
         self.use_v1 = use_v1
-        self.config = compose_config(["size=nano", f"{SETTINGS_PATH}.rollout_seed=0"])
+        self.config = compose_config(["size=nano", f"{SETTINGS_PATH}.{setting}"])
         self.config.actor_rollout_ref.rollout.n = NUM_SAMPLES
         self.config.actor_rollout_ref.rollout.val_kwargs.n = NUM_SAMPLES
         parent = stock_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class if use_v1 else stock.AgentLoopWorker
@@ -173,8 +187,10 @@ async def _nothing(**_: Any) -> None:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Jobs:
-    def make(*, use_v1: bool, num_workers: int = 2, own_seed: int | None = None) -> Job:
-        return Job(monkeypatch, use_v1=use_v1, num_workers=num_workers, own_seed=own_seed)
+    def make(
+        *, use_v1: bool, num_workers: int = 2, own_seed: int | None = None, setting: str = "rollout_seed=0"
+    ) -> Job:
+        return Job(monkeypatch, use_v1=use_v1, num_workers=num_workers, own_seed=own_seed, setting=setting)
 
     return make
 
@@ -204,3 +220,14 @@ def test_seeds_depend_on_the_place_alone(job: Jobs, use_v1: bool) -> None:
     assert [sorted(other.ask(step, PROMPTS, validate=validate)) for step, validate in asked] == wanted
     resumed = job(use_v1=use_v1)
     assert [sorted(resumed.ask(step, PROMPTS, validate=validate)) for step, validate in asked[2:]] == wanted[2:]
+
+
+@pytest.mark.parametrize("use_v1", [True, False], ids=["current-trainer", "legacy-trainer"])
+def test_a_validations_requests_alone_have_its_longest_draft(job: Jobs, use_v1: bool) -> None:
+    OrderedReplayBuffer.places.clear()
+    running = job(use_v1=use_v1, num_workers=1, setting=LONGEST)
+    for validate, word in ((False, None), (True, {"efficient_rollout": {"max_draft_tokens": 0}}), (False, None)):
+        running.clients[0].words.clear()
+        assert set(running.ask(1, PROMPTS, validate=validate)) == {None}, "no seed was asked for"
+        assert running.clients[0].words == [word] * (len(PROMPTS) * NUM_SAMPLES * 3)
+    assert not OrderedReplayBuffer.places, "a stock buffer would never take them out"

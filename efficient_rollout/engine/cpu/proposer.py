@@ -30,6 +30,7 @@ from efficient_rollout.engine.cpu.sampling import DraftSampler, NoiseSampler
 from efficient_rollout.engine.drafter_model import build_drafter
 from efficient_rollout.engine.link_report import LinkReport, link_report
 from efficient_rollout.engine.ranks import Ranks, fault_of
+from efficient_rollout.engine.request_word import longest_draft
 
 
 def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
@@ -187,7 +188,7 @@ class SelfDraftProposer(DraftModelProposer):
         """Count the draft tokens that each request can use; this is the one place where it is asked.
 
         A request can use none while its prompt is still being computed, and none where a processor cannot be asked what
-        comes after a draft. Verifying k emits up to k + 1: so many must be left before `max_tokens`.
+        comes after a draft. Verifying k emits up to k + 1: so many must be left before `max_tokens`. It may want fewer.
 
         Args:
             num_computed: int64 [num_requests], tokens before the one just sampled.
@@ -204,7 +205,8 @@ class SelfDraftProposer(DraftModelProposer):
                 continue
             parameters = self.runner.requests[batch.req_ids[row]].sampling_params
             num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
-            useful.append(min(drafts_left(parameters.max_tokens - num_sampled), held - computed))
+            left = min(drafts_left(parameters.max_tokens - num_sampled), held - computed)
+            useful.append(longest_draft(parameters.extra_args, left))
         return useful
 
     def _draft(
