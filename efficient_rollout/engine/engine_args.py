@@ -20,6 +20,8 @@ CPU_WORKER = "efficient_rollout.engine.cpu.worker.CpuWorker"
 GPU_WORKER = "efficient_rollout.engine.gpu.gpu_worker.GpuWorker"
 EXECUTOR = "efficient_rollout.engine.executor.EfficientExecutor"
 IN_PROCESS_EXECUTOR = "efficient_rollout.engine.executor.InProcessExecutor"
+# For frameworks whose engines get their GPUs through Ray.
+RAY_EXECUTOR = "efficient_rollout.engine.ray_executor.RayExecutor"
 SCHEDULER = "efficient_rollout.engine.scheduler.EfficientScheduler"
 V2_SCHEDULER = "efficient_rollout.engine.scheduler.AsyncEfficientScheduler"
 

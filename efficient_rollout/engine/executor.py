@@ -1,7 +1,7 @@
 """The stock executors, which report what a whole engine did, and need one call per tick fewer."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -85,8 +85,8 @@ class InProcessExecutor(Reporting, UniProcExecutor):
         super()._init_executor()
 
 
-class EfficientExecutor(Reporting, MultiprocExecutor):
-    """Runs every worker in a process of its own.
+class OfRanks(Reporting):
+    """Stands before a stock executor of several processes, one for each worker, among a class's bases.
 
     Only the first rank answers a tick. What a call between ticks left behind, on whichever rank, a weight sync that
     failed there for one, is made known to every rank before the next.
@@ -94,6 +94,12 @@ class EfficientExecutor(Reporting, MultiprocExecutor):
 
     _is_heard = False
     _num_failed = 0
+
+    if TYPE_CHECKING:
+        is_failed: bool
+        rpc_broadcast_mq: Any
+        response_mqs: list[Any]
+        world_size: int
 
     def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """Do as stock does; what the call does to a rank is asked before the next tick.
@@ -136,3 +142,7 @@ class EfficientExecutor(Reporting, MultiprocExecutor):
                 self.collective_rpc("take_report_of_all_ranks", args=(report,))
             self._is_heard = True
         return super().execute_model(*args, **kwargs)
+
+
+class EfficientExecutor(OfRanks, MultiprocExecutor):
+    """Runs every worker in a process of its own, on this machine."""

@@ -66,13 +66,13 @@ def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., An
 
 def _is_self_drafting(speculative_config: Any) -> bool:
     """Tell whether an engine was configured with `engine_args`; its executor shows it."""
-    from efficient_rollout.engine.engine_args import EXECUTOR, IN_PROCESS_EXECUTOR
+    from efficient_rollout.engine.engine_args import EXECUTOR, IN_PROCESS_EXECUTOR, RAY_EXECUTOR
 
     if speculative_config is None:
         return False
     backend = speculative_config.target_parallel_config.distributed_executor_backend
     name = backend if isinstance(backend, str) else f"{backend.__module__}.{backend.__name__}" if backend else ""
-    return name in (EXECUTOR, IN_PROCESS_EXECUTOR)
+    return name in (EXECUTOR, IN_PROCESS_EXECUTOR, RAY_EXECUTOR)
 
 
 # In every process that vLLM loads plugins in, because requests are checked in the caller's.

@@ -32,9 +32,11 @@ class ReportingWorker(WeightDoors):
         health: How this rank's weights and its drafter are.
         tally: What takes place on this rank: weight syncs, drafting; ticks and tokens where the scheduler is stock.
         evidence: Whether a drafter that keeps its weights should take new ones.
+        certificate_gap: Why a GPU's engine drafts without a certificate; None where it has one, or needs none.
     """
 
     self_drafter: Any = None
+    certificate_gap: str | None = None
     _refused_tick: ModelRunnerOutput | None = None
     _told_health: DrafterReport | None = None
     _drafter_facts: Mapping[str, Any] = MappingProxyType({})
@@ -165,6 +167,7 @@ class ReportingWorker(WeightDoors):
         return {
             **self._drafter_facts,
             **self.self_drafter.counts(),
+            "is_uncertified": int(self.certificate_gap is not None),
             "num_drafter_faults": num_faults,
         }
 
@@ -182,6 +185,7 @@ class ReportingWorker(WeightDoors):
             "unquantized_layers": links.num_unquantized if links else 0,
             "packed_weight_share": links.packed_weight_share if links else None,
             "drafter_fault": self.health.drafter_fault if self.self_drafter else None,
+            "certificate_gap": self.certificate_gap,
             "weights_version": self.health.weights_version,
             "weights_fault": self.health.weights_fault,
             "patches": {row["name"]: row["state"] for row in ledger.status()},

@@ -7,13 +7,21 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from efficient_rollout.engine.checks import check_device, check_model, check_scheme, check_vllm_version
-from efficient_rollout.engine.installed import device_type
+from efficient_rollout.engine.checks import (
+    check_build,
+    check_certificate,
+    check_gpu_settings,
+    check_model,
+    check_scheme,
+    check_vllm_version,
+)
+from efficient_rollout.engine.installed import device_type, waits_for_gpu
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
-from efficient_rollout.errors import ConfigError, InputFileError, UnsupportedDeviceError
+from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.files import names_in_python, write_json
 from efficient_rollout.metrics.step_file import require_free
+from efficient_rollout.openrlhf_plugin import flash_attention
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.provenance import provenance
 from efficient_rollout.secrets import text_without_secrets, without_secrets
@@ -21,28 +29,25 @@ from efficient_rollout.upstream import check_installed
 
 logger = logging.getLogger(__name__)
 
+# `create_vllm_engines` names no other; OpenRLHF's own name for the trainer's is another word.
+_ENGINE_DTYPE, _TRAINER_DTYPE = "bfloat16", "bf16"
 _TABLES = {".json", ".jsonl", ".csv", ".parquet", ".arrow"}
 
 
 def check_environment() -> None:
-    """Check versions and vLLM's device.
+    """Check versions and vLLM's device, which on a cluster of GPUs need not be here.
 
     Raises:
         UnsupportedVersionError: OpenRLHF or vLLM is missing or not supported.
-        UnsupportedDeviceError: vLLM does not run on a CPU.
+        UnsupportedDeviceError: vLLM runs on a device that no engine of this package runs on.
     """
     check_installed("openrlhf")
     check_vllm_version()
-    check_device()
-    if device_type() != "cpu":
-        raise UnsupportedDeviceError(
-            f"vLLM runs on {device_type()} here, and jobs of this package's OpenRLHF plugin run on CPUs, so far: train "
-            "with OpenRLHF's own command, or on a CPU"
-        )
+    check_build()
 
 
 def prepare_job(args: Any, options: Options) -> Any:
-    """Check OpenRLHF's parsed arguments, adapt them to a machine without a GPU, and write the run's own files.
+    """Check OpenRLHF's parsed arguments, on a CPU adapt them to it, and write the run's own files.
 
     Args:
         args: OpenRLHF's tree of arguments; changed in place.
@@ -57,25 +62,62 @@ def prepare_job(args: Any, options: Options) -> Any:
         UnsupportedModelError: The drafter cannot handle the policy.
         SchemeUnavailableError: The drafter's scheme has no kernel on this device, or takes no layer of the policy.
         ProfileError: The latency profile is missing, malformed, or belongs to another machine, policy or version.
+        UnsupportedDeviceError: This kind of GPU has no certificate, and the settings require one.
     """
-    from efficient_rollout.openrlhf_plugin import cpu
-
-    settings, dtype = options.settings, options.cpu.param_dtype
+    settings, is_gpu = options.settings, device_type() == "cuda"
+    dtype = _ENGINE_DTYPE if is_gpu else options.cpu.param_dtype
     _check_fits(args, options)
-    for change in cpu.adapt(args, options.cpu):
-        logger.warning("without a GPU, %s", text_without_secrets(change))
-    model = args.actor.model_name_or_path
+    if is_gpu:
+        _check_on_gpu(args, options)
+    else:
+        _adapt_to_cpu(args, options)
+    model, num_workers = args.actor.model_name_or_path, args.vllm.tensor_parallel_size
     # OpenRLHF's trainer and its engines trust the code that a policy brings.
-    check_model(model, settings, dtype=dtype, options={"trust_remote_code": True})
-    check_scheme(settings)
-    check_profile(settings, model)
+    check_model(model, settings, dtype=dtype, tensor_parallel_size=num_workers, options={"trust_remote_code": True})
+    if not waits_for_gpu():  # each engine checks its own device
+        check_scheme(settings)
+        check_certificate(settings)
+        check_profile(settings, model, tensor_parallel_size=num_workers)
     _check_reward(args)
     _check_dataset("--data.prompt_dataset", args.data.prompt_dataset, args.data.input_key)
     if args.eval.dataset:
         _check_dataset("--eval.dataset", args.eval.dataset, args.data.input_key)
-    with_profile(model, settings, dtype=dtype, is_compiled=not args.vllm.enforce_eager)
+    if not waits_for_gpu():
+        is_compiled = not args.vllm.enforce_eager
+        with_profile(model, settings, dtype=dtype, is_compiled=is_compiled, tensor_parallel_size=num_workers)
     _write_run_files(args, options)
     return args
+
+
+def _adapt_to_cpu(args: Any, options: Options) -> None:
+    from efficient_rollout.openrlhf_plugin import cpu
+
+    if args.vllm.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
+            "Ray, to which vLLM gives no CPUs; use 1, and more engines"
+        )
+    for change in cpu.adapt(args, options.cpu):
+        logger.warning("without a GPU, %s", text_without_secrets(change))
+
+
+def _check_on_gpu(args: Any, options: Options) -> None:
+    """Refuse what would end a job on GPUs at its first step, or be left aside."""
+    if options.cpu_given:
+        raise ConfigError(f"{', '.join(options.cpu_given)} is for a machine without a GPU: leave it out")
+    check_gpu_settings(options.settings)
+    if args.ds.param_dtype != _TRAINER_DTYPE:
+        raise ConfigError(
+            f"--ds.param_dtype is {args.ds.param_dtype}: OpenRLHF's engines are in {_ENGINE_DTYPE}, and take weights "
+            f"of no other dtype; use {_TRAINER_DTYPE}"
+        )
+    wants_flash = args.ds.packing_samples or args.ds.ring_attn_size > 1 or args.train.dynamic_batch_enable
+    if (wants_flash or "flash_attention" in args.ds.attn_implementation) and not flash_attention.is_installed():
+        raise ConfigError(
+            f"--ds.attn_implementation is {args.ds.attn_implementation}, and flash-attn is not installed: build it "
+            "(`pip install --no-build-isolation flash-attn==2.8.3`), or set --ds.attn_implementation sdpa and leave "
+            "out --ds.packing_samples, --ds.ring_attn_size and --train.dynamic_batch_enable, which need it"
+        )
 
 
 def _check_fits(args: Any, options: Options) -> None:
@@ -83,11 +125,6 @@ def _check_fits(args: Any, options: Options) -> None:
         raise ConfigError("--actor.model_name_or_path is not set: which policy is to be trained?")
     if not args.vllm.num_engines:
         raise ConfigError(f"--vllm.num_engines is {args.vllm.num_engines}: rollouts need at least one engine")
-    if args.vllm.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
-            "Ray's executor, in which this package does not run; use 1, and more engines"
-        )
     faults = {
         "--ds.lora.rank": args.ds.lora.rank > 0,
         "--data.max_images_per_prompt": args.data.max_images_per_prompt > 0,

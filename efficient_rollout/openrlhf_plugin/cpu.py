@@ -1,17 +1,13 @@
 """What stock OpenRLHF needs on a machine without a GPU: nothing here is imported where there is one.
 
 Loss, optimizer, sampling, reward and the order of calls stay OpenRLHF's own. What is stood in for is where tensors
-lie, which collective carries them, and names of GPU packages whose functions are not called.
+lie, and which collective carries them.
 
 All of it goes when OpenRLHF asks for a device instead of naming CUDA; each entry says when it goes before that.
 """
 
 import functools
-import importlib.abc
-import importlib.machinery
 import os
-import sys
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +15,6 @@ import torch
 
 from efficient_rollout.engine.weights.gloo_group import GlooGroup
 from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
-from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.openrlhf_plugin.options import CpuOptions
 from efficient_rollout.patching import Patch, apply_patches
 
@@ -27,15 +22,6 @@ from efficient_rollout.patching import Patch, apply_patches
 _JOINS = "When connecting to an existing cluster"
 # DeepSpeed's own variable for which accelerator it uses.
 _ACCELERATOR = "DS_ACCELERATOR"
-
-# `openrlhf.models.ring_attn_utils` imports these names at its top, for packed samples only. Goes when it does so where
-# they are used. Any other module of flash_attn stays an ImportError, which OpenRLHF has fallbacks for.
-_FLASH_ATTENTION = {
-    "flash_attn": (),
-    "flash_attn.bert_padding": ("index_first_axis", "pad_input", "rearrange", "unpad_input"),
-    "flash_attn.utils": (),
-    "flash_attn.utils.distributed": ("all_gather",),
-}
 
 # Called by OpenRLHF without asking whether CUDA is there; `torch.cuda.is_available()` stays False, so that no other
 # library notices. The device goes into `Tensor.to` and `device=`, where a number would mean a GPU.
@@ -46,26 +32,6 @@ _CUDA_CALLS: Mapping[str, Callable[..., Any]] = {
     "current_stream": lambda *_: None,
     "current_device": lambda: "cpu",
 }
-
-
-class _FlashAttentionNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands last on `sys.meta_path`, so that a real flash_attn wins."""
-
-    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name not in _FLASH_ATTENTION:
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=name in ("flash_attn", "flash_attn.utils"))
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return types.ModuleType(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        for name in _FLASH_ATTENTION[module.__name__]:
-            setattr(module, name, _no_flash_attention)
-
-
-def _no_flash_attention(*_args: Any, **_kwargs: Any) -> Any:
-    raise NotImplementedError("flash_attn needs a GPU: packed samples and ring attention cannot be used without one")
 
 
 def _gloo_group(_original: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +120,7 @@ def refuse_gpu() -> None:
     if torch.cuda.is_available():
         raise UnsupportedDeviceError(
             "there is a GPU here, but the installed vLLM runs on a CPU: hide the GPU with CUDA_VISIBLE_DEVICES='', or "
-            "install the vLLM that OpenRLHF asks for and train without this package"
+            "install a vLLM for GPUs: pip install -r requirements/openrlhf_gpu.txt"
         )
 
 
@@ -167,8 +133,6 @@ def install() -> None:
     """
     refuse_gpu()
     os.environ[_ACCELERATOR] = "cpu"
-    if not any(isinstance(finder, _FlashAttentionNames) for finder in sys.meta_path):
-        sys.meta_path.append(_FlashAttentionNames())
     for name, stand_in in _CUDA_CALLS.items():
         setattr(torch.cuda, name, stand_in)
     import deepspeed.ops
@@ -256,11 +220,7 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
         init: Ray's own.
         given: OpenRLHF's arguments.
         args: Its tree of arguments.
-
-    Raises:
-        ClusterError: The cluster that it finds does not answer.
     """
-    require_running_cluster(given.get("address"))
     runtime_env = dict(given.get("runtime_env") or {})
     variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}

@@ -13,7 +13,7 @@ import ray
 from openrlhf.trainer.ray import vllm_engine as stock_engine
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine.engine_args import engine_args
+from efficient_rollout.engine.engine_args import RAY_EXECUTOR, engine_args
 from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import PluginInactiveError
@@ -21,6 +21,8 @@ from efficient_rollout.openrlhf_plugin.seeded_prompts import EVALUATION, Place
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
+# OpenRLHF's name for the executor of an engine with several workers.
+_RAY = "ray"
 _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
 
 
@@ -50,10 +52,21 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         self._rollout_seed = settings.rollout_seed
         self._longest_evaluated = settings.controller.validation_max_draft_tokens
         kwargs["worker_extension_cls"] = self.worker_extension
-        options = {name: kwargs[name] for name in ("dtype", "enforce_eager", "trust_remote_code") if name in kwargs}
+        names = ("dtype", "enforce_eager", "tensor_parallel_size", "trust_remote_code")
+        options = {name: kwargs[name] for name in names if name in kwargs}
+        has_bundles = kwargs.get("bundle_indices") is not None
+        if has_bundles:
+            # Its workers' actors have the GPUs, and Ray hides all of them from this one, where vLLM must see some.
+            super()._configure_device_env(_RAY, None, None)
         kwargs |= engine_args(kwargs["model"], settings, **options)
+        if has_bundles and settings.enabled:
+            kwargs["distributed_executor_backend"] = RAY_EXECUTOR
         await super().__init__(*args, **kwargs)
         await self._require_active()
+
+    def _configure_device_env(self, backend: Any, bundle_indices: Any, num_gpus: float) -> None:
+        """Do as stock does, by its own name for the executor of several workers."""
+        super()._configure_device_env(_RAY if bundle_indices is not None else backend, bundle_indices, num_gpus)
 
     async def _require_active(self) -> None:
         for worker in (await call_every_engine(self.llm, "plugin_status"))[0]:

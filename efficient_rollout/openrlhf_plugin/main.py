@@ -38,10 +38,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _run(options: Options, take_signals: Callable[[], None]) -> None:
-    from efficient_rollout.openrlhf_plugin import cpu
-
-    # vLLM of this package runs on a CPU only, so far: `check_environment` has said so.
-    cpu.install()
+    from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - first: what this machine lacks
     from efficient_rollout.openrlhf_plugin.seams import check_seams
 
     check_seams()
@@ -72,8 +69,8 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
     from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine
     from openrlhf.utils import config
 
-    from efficient_rollout.nodes import require_on_every_node
-    from efficient_rollout.openrlhf_plugin import checks, cpu, cpu_actors, engine_actor
+    from efficient_rollout.nodes import require_on_every_node, require_running_cluster
+    from efficient_rollout.openrlhf_plugin import checks, cpu, engine_actor, job_actors
 
     parsed: dict[str, Any] = {}
 
@@ -83,25 +80,27 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
         return parsed["args"]
 
     def start_ray(stock: Callable[..., Any], **given: Any) -> Any:
-        started = cpu.start_ray(stock, given, parsed["args"])
+        require_running_cluster(given.get("address"))
+        started = cpu.start_ray(stock, given, parsed["args"]) if job_actors.IS_ON_CPU else stock(**given)
         # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
         take_signals()
         require_on_every_node()
         return started
 
-    door = engine_actor.EngineActorDoor(cpu_actors.CpuEngineActor, options.settings, cpu.vllm_arguments(options.cpu))
+    vllm_arguments = cpu.vllm_arguments(options.cpu) if job_actors.IS_ON_CPU else {}
+    door = engine_actor.EngineActorDoor(job_actors.JobEngine, options.settings, vllm_arguments)
     on_a_gpu = ray.remote(num_gpus=1)
     places = [
         (sys, "argv", [ENTRY_POINT, *options.openrlhf]),
         (config, "hierarchize", functools.partial(hierarchize, config.hierarchize)),
         (ray, "init", functools.partial(start_ray, ray.init)),
         (vllm_engine, "RolloutRayActor", door),
-        (ppo_actor, "PolicyModelActor", on_a_gpu(cpu_actors.CpuPolicy)),
-        (ppo_critic, "CriticModelActor", on_a_gpu(cpu_actors.CpuCritic)),
-        (launcher, "ReferenceModelActor", on_a_gpu(cpu_actors.CpuReference)),
-        (launcher, "RewardModelActor", on_a_gpu(cpu_actors.CpuReward)),
-        (ppo_trainer, "PPOTrainer", ray.remote(cpu_actors.CpuTrainer)),
-        (ppo_trainer_async, "PPOTrainerAsync", ray.remote(cpu_actors.CpuAsyncTrainer)),
+        (ppo_actor, "PolicyModelActor", on_a_gpu(job_actors.JobPolicy)),
+        (ppo_critic, "CriticModelActor", on_a_gpu(job_actors.JobCritic)),
+        (launcher, "ReferenceModelActor", on_a_gpu(job_actors.JobReference)),
+        (launcher, "RewardModelActor", on_a_gpu(job_actors.JobReward)),
+        (ppo_trainer, "PPOTrainer", ray.remote(job_actors.JobTrainer)),
+        (ppo_trainer_async, "PPOTrainerAsync", ray.remote(job_actors.JobAsyncTrainer)),
     ]
     with ExitStack() as stack:
         for module, name, ours in places:

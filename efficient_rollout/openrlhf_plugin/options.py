@@ -38,11 +38,13 @@ class Options:
         settings: Of this package.
         cpu: For a machine without a GPU.
         openrlhf: OpenRLHF's own arguments, untouched.
+        cpu_given: The options for a machine without a GPU that stood there.
     """
 
     settings: Settings
     cpu: CpuOptions
     openrlhf: tuple[str, ...]
+    cpu_given: tuple[str, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,8 +107,9 @@ def parse_options(argv: Sequence[str]) -> Options:
         raw: Any = OmegaConf.to_container(tree, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the settings cannot be read: {_told(error)}") from error
-    cpu = CpuOptions(parsed.param_dtype, parsed.kv_cache_bytes)
-    return Options(Settings.parse(raw, where=_PREFIX.rstrip(".")).for_training(), cpu, tuple(theirs))
+    settings = Settings.parse(raw, where=_PREFIX.rstrip(".")).for_training()
+    given = tuple(argument.partition("=")[0] for argument in ours if argument.startswith("--cpu."))
+    return Options(settings, CpuOptions(parsed.param_dtype, parsed.kv_cache_bytes), tuple(theirs), given)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -39,6 +39,11 @@ SEAMS = (
         "b477b017b6f5ff72902f2bb12e77e2594f41a9c46ccfcb5ca93b827bb339d155",
     ),
     Seam(
+        f"{_ENGINE}:RolloutRayActor.{_ACTOR}._configure_device_env",
+        "lets an engine see GPUs that Ray hides where its backend is 'ray'",
+        "b5fcb17f70a80b613b50c082ac6332a475dd32d92f6df4743ffbbd1751315c2e",
+    ),
+    Seam(
         f"{_ENGINE}:RolloutRayActor.{_ACTOR}.generate",
         "every request of a rollout passes it",
         "a1c7276aea26dcb85291fd5c730030247dc841fe6a1597b962482a2ce5a7363a",

@@ -29,8 +29,8 @@ OF_ENGINES = (
     *_of("vllm.config:DeviceConfig", "device"),
     *_of("vllm.config:ModelConfig", "dtype", "hf_config", "logits_processors", "max_model_len", "model"),
     *_of(
-        "vllm.config:ParallelConfig", "data_parallel_index", "data_parallel_rank_local", "pipeline_parallel_size",
-        "tensor_parallel_size",
+        "vllm.config:ParallelConfig", "data_parallel_index", "data_parallel_rank_local", "distributed_executor_backend",
+        "pipeline_parallel_size", "tensor_parallel_size",
     ),
     *_of("vllm.config:SpeculativeConfig", "target_parallel_config", "uses_draft_model"),
     "vllm.config:set_current_vllm_config",
@@ -84,6 +84,7 @@ OF_ENGINES = (
         "response_mqs", "rpc_broadcast_mq", "sample_tokens", "take_draft_token_ids", "world_size",
     ),
     *_of("vllm.v1.executor.multiproc_executor:WorkerProc", "ResponseStatus"),
+    *_of("vllm.v1.executor.ray_executor_v2:RayExecutorV2", "_init_executor", "collective_rpc", "execute_model"),
     "vllm.v1.executor.uniproc_executor:UniProcExecutor",
     "vllm:envs.disable_envs_cache",
     *_of("vllm.distributed.device_communicators.shm_broadcast:MessageQueue", "dequeue", "enqueue"),

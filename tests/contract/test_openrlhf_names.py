@@ -9,11 +9,10 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 from checked_names import missing
 from names_of_openrlhf import OF_OPENRLHF
 
-from efficient_rollout.openrlhf_plugin import cpu
+from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - what this machine lacks
 
 
 def test_everything_listed_of_openrlhf_exists() -> None:
-    cpu.install()
     for name in OF_OPENRLHF:  # a package has its modules once they are imported
         importlib.import_module(name.replace(":", ".").rpartition(".")[0])
     assert missing(OF_OPENRLHF) == []

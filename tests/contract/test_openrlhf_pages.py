@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
-from efficient_rollout.openrlhf_plugin import cpu
+from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - what this machine lacks
 from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
 
 NAMED = re.compile(r"(?<![\w-])--(?:[a-z]+\.)+\w+")
@@ -30,7 +30,6 @@ def taken() -> set[str]:
         parsers.append(parser)
         raise _EndOfParsing
 
-    cpu.install()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         with pytest.raises(_EndOfParsing):

@@ -1,8 +1,11 @@
 """Prepare this process to run vLLM's V2 model runner in Triton's interpreter; to be imported before vLLM."""
 
 import os
+import sys
 import types
 
+if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+    raise RuntimeError("Triton was imported before its interpreter was chosen: run these tests with `pytest --triton`")
 os.environ.update(
     TRITON_INTERPRET="1",
     TORCHDYNAMO_DISABLE="1",

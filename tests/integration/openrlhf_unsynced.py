@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from efficient_rollout.openrlhf_plugin import cpu_actors
+from efficient_rollout.openrlhf_plugin import job_actors
 from efficient_rollout.openrlhf_plugin.cpu_worker_extension import CpuWorkerWrap
 from efficient_rollout.openrlhf_plugin.main import launch
 
@@ -15,7 +15,7 @@ class UnsyncedWorkerWrap(CpuWorkerWrap):
         pass
 
 
-class UnsyncedEngineActor(cpu_actors.CpuEngineActor):
+class UnsyncedEngineActor(job_actors.JobEngine):
     """With that worker extension."""
 
     worker_extension = "openrlhf_unsynced.UnsyncedWorkerWrap"
@@ -24,5 +24,5 @@ class UnsyncedEngineActor(cpu_actors.CpuEngineActor):
 if __name__ == "__main__":
     import openrlhf_unsynced
 
-    cpu_actors.CpuEngineActor = openrlhf_unsynced.UnsyncedEngineActor
+    job_actors.JobEngine = openrlhf_unsynced.UnsyncedEngineActor
     raise SystemExit(launch(sys.argv[1:]))

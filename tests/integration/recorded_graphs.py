@@ -39,6 +39,11 @@ class RecordedGraph:
         self._tape: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
         self.num_replays = 0
 
+    @property
+    def operators(self) -> list[str]:
+        """Names of the operators that were recorded, in order."""
+        return [function.name() for function, *_ in self._tape if isinstance(function, torch._ops.OpOverload)]
+
     def record(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         """Take what one launch was given, and what it made."""
         self._tape.append((function, args, kwargs, made))
@@ -74,7 +79,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
         masks = [value for value in tree_flatten(args[1:])[0] if getattr(value, "dtype", None) == torch.bool]
-        if name in _READ or (name.startswith("index") and masks):
+        # `where` copies a number to the device first.
+        takes_number = name == "where" and not all(getattr(value, "shape", ()) for value in args)
+        if name in _READ or takes_number or (name.startswith("index") and masks):
             self.host_reads.append(f"operator {name}")
         made = function(*args, **kwargs)
         self.graph.record(function, args, kwargs, made)
@@ -88,17 +95,31 @@ class Graphs:
         host_reads: What would be illegal in a capture, in words.
         recorder: Of the graph that is recorded now; None between two.
         recorded: Every graph.
+        num_outside: Those recorded outside of vLLM's `graph_capture`, in which a GPU's ranks make their buffers of
+            all-reduces known to one another.
     """
 
     def __init__(self) -> None:
         self.host_reads: list[str] = []
         self.recorder: Recorder | None = None
         self.recorded: list[RecordedGraph] = []
+        self.num_outside = 0
+        self._is_inside = False
+
+    @contextmanager
+    def capturing(self, *_: Any, **__: Any) -> Iterator[None]:
+        """In the place of vLLM's `graph_capture`."""
+        self._is_inside = True
+        try:
+            yield
+        finally:
+            self._is_inside = False
 
     @contextmanager
     def recording(self, graph: RecordedGraph, *_: Any, **__: Any) -> Iterator[None]:
         """In the place of `torch.cuda.graph`."""
         self.recorded.append(graph)
+        self.num_outside += not self._is_inside
         self.recorder = Recorder(graph, self.host_reads)
         try:
             with self.recorder:
@@ -138,8 +159,8 @@ def record_graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     monkeypatch.setattr(GridExecutor, "__call__", lambda *args, **kwargs: graphs.launch(*args, **kwargs))
     for name in _READERS:
         monkeypatch.setattr(torch.Tensor, name, graphs.read(name))
+    monkeypatch.setattr(cudagraph_utils, "graph_capture", graphs.capturing)
     # Streams, and pools of memory.
-    monkeypatch.setattr(cudagraph_utils, "graph_capture", nothing)
     monkeypatch.setattr(cudagraph_utils, "current_stream", lambda: None)
     for name, stand_in in (("capture_pool", nothing), ("set_graph_pool_id", lambda *_: None)):
         if hasattr(cudagraph_utils, name):  # the first from 0.32 on, the second before

@@ -68,3 +68,13 @@ def test_a_fault_on_one_rank_ends_drafting_on_both_and_nothing_else(fault, words
     first, second = (status["drafter_fault"] for status in drafted["statuses"])
     assert words in second
     assert first is not None
+
+
+def test_captured_steps_of_two_ranks_have_their_collectives_inside_and_replay_as_they_run(policy, expected):
+    drafted = run(policy, 2, "int4", "graphs")
+    assert drafted["tokens"] == expected
+    first, second = drafted["statuses"]
+    assert first["drafter_fault"] is second["drafter_fault"] is None
+    assert first["num_replays"] == second["num_replays"] > 3
+    assert first["wrong"] == second["wrong"] == []
+    assert first["collectives"] == second["collectives"] != []

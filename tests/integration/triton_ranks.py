@@ -2,7 +2,8 @@
 
     python triton_ranks.py POLICY RANKS SCHEME [FAULT]    no drafting where the scheme is "none"
 
-FAULT is what happens to the drafter of the last rank alone: "product" raises in a chain, "loss" turns it off.
+FAULT is what happens to the drafter of the last rank alone: "product" raises in a chain, "loss" turns it off. "graphs"
+is none: there both ranks capture their draft steps first, and replay them.
 
 The processes of an engine's ranks run this file's imports too, so that each has the interpreter before vLLM.
 """
@@ -12,6 +13,8 @@ import json
 import sys
 
 import interpreted
+import pytest
+from recorded_graphs import capture_draft_steps, record_graphs
 from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
@@ -28,6 +31,23 @@ class FaultyWorker(interpreted.InterpretedWorker):
             self.health.turn_off_drafter("its weights were lost")
         else:
             next(iter(self.self_drafter.packed.layers.values()))._multiply = self._fail
+
+    def capture_graphs(self) -> None:
+        """Record them, with the ranks' collectives among the operators."""
+        self.graphs = record_graphs(pytest.MonkeyPatch())
+        capture_draft_steps(self, (1, 2, 4))
+
+    def plugin_status(self) -> dict:
+        """And what became of the graphs."""
+        graphs = getattr(self, "graphs", None)
+        if graphs is None:
+            return super().plugin_status()
+        collectives = {name for graph in graphs.recorded for name in graph.operators if "all_gather" in name}
+        return super().plugin_status() | {
+            "num_replays": sum(graph.num_replays for graph in graphs.recorded),
+            "wrong": [*graphs.host_reads, *["outside"] * graphs.num_outside],
+            "collectives": sorted(collectives),
+        }
 
     def _fail(self, _rows: object) -> None:
         raise RuntimeError("no more products")
@@ -49,7 +69,10 @@ def main(policy: str, ranks: int, scheme: str, fault: str | None = None) -> None
     if fault is not None:
         engine.generate(prompts[:1], parameters[:1], use_tqdm=False)
         engine.collective_rpc("take_rollout_stats")
-        engine.collective_rpc("break_drafter", args=(ranks - 1, fault))
+        if fault == "graphs":
+            engine.collective_rpc("capture_graphs")
+        else:
+            engine.collective_rpc("break_drafter", args=(ranks - 1, fault))
     outputs = engine.generate(prompts, parameters, use_tqdm=False)
     statuses = [] if settings is None else engine.collective_rpc("plugin_status")
     tokens = [list(output.outputs[0].token_ids) for output in outputs]

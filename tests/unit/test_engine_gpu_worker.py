@@ -1,6 +1,7 @@
 """What a worker says of its machine's certificate, and that looking for what can run starts no CUDA."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,30 +11,25 @@ import torch
 
 from efficient_rollout.certificate import Certificate, Machine, certificate_path
 from efficient_rollout.config import DrafterSettings, Settings
+from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.engine.gpu import gpu_worker
+from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.errors import UnsupportedDeviceError
-from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.rollout_stats import RolloutStats, Tally
 
 HERE = Machine(gpu="NVIDIA H100", capability="9.0", driver="580.1", packages={"vllm": "0.31.0"}, sources="abc")
 
 
-class Reporting:
-    """Where a worker's reports come from."""
+class Worker(ReportingWorker):
+    """What reports in `GpuWorker`, without a GPU; it drafts."""
 
-    def plugin_status(self):
-        """Of this package."""
-        return {"enabled": True}
+    rank = 0
+    self_drafter = SimpleNamespace(links=None, counts=dict, forget_counts=lambda: None)
+    look_for_certificate = gpu_worker.GpuWorker.look_for_certificate
 
-    def take_rollout_stats(self):
-        """Of one rank."""
-        return RolloutStats(num_engines=1).to_dict()
-
-    rollout_totals = take_rollout_stats
-
-
-class Worker(gpu_worker.Certified, Reporting):
-    """What `GpuWorker` is, without a GPU."""
+    def __init__(self):
+        self.settings, self.health, self.tally = Settings(), Health(), Tally(num_engines=1)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +64,7 @@ def test_with_one_it_says_nothing(caplog):
     worker = Worker()
     worker.look_for_certificate(Settings(gpu_certificate="required"))
     assert caplog.records == []
-    assert worker.plugin_status() == {"enabled": True, "certificate_gap": None}
+    assert worker.plugin_status()["certificate_gap"] is None
     assert worker.take_rollout_stats()["is_uncertified"] == 0
 
 

@@ -12,8 +12,12 @@ import pytest
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PatchDriftError
+from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - first: what this machine lacks
+
+# isort: split
+
 from efficient_rollout.openrlhf_plugin import cpu, seams
-from efficient_rollout.openrlhf_plugin.checks import prepare_job
+from efficient_rollout.openrlhf_plugin.checks import check_environment, prepare_job
 from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
 from efficient_rollout.openrlhf_plugin.options import parse_options
 from efficient_rollout.tasks import reward_func
@@ -39,11 +43,6 @@ PRORL_V2 = """
 
 class _EndOfParsing(Exception):
     """In the place of everything after OpenRLHF's own checks."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stand_ins() -> None:
-    cpu.install()
 
 
 @pytest.fixture
@@ -219,3 +218,101 @@ def test_every_patch_is_documented(repository: Path) -> None:
     text = (repository / "docs" / "openrlhf.md").read_text(encoding="utf-8")
     assert [patch.name for patch in cpu.PATCHES if f"| `{patch.name}` |" not in text] == []
     assert text.count("| `openrlhf-") == len(cpu.PATCHES)
+
+
+@pytest.fixture
+def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for CUDA, where vLLM finds no GPU."""
+    import torch
+    from vllm import platforms
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    monkeypatch.setattr(platforms, "_current_platform", UnspecifiedPlatform())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.checks.with_profile", lambda *_, **__: pytest.fail("CUDA"))
+
+
+@pytest.mark.usefixtures("head_of_a_gpu_cluster")
+def test_on_gpus_a_stock_script_is_taken_as_it_is(
+    prepare: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.flash_attention.is_installed", lambda: True)
+    check_environment()
+    args = prepare("--vllm.tensor_parallel_size", "2", "--actor.num_gpus_per_node", "8", "--vllm.num_engines", "4")
+    assert [record for record in caplog.records if "without a GPU" in record.getMessage()] == []
+    kept = (args.ds.attn_implementation, args.vllm.sync_backend, args.vllm.tensor_parallel_size)
+    assert kept == ("flash_attention_2", "nccl", 2)
+    assert all((args.ds.packing_samples, args.train.dynamic_batch_enable, args.vllm.enable_sleep, args.ds.enable_sleep))
+
+
+WITHOUT_FLASH = """
+from efficient_rollout.openrlhf_plugin import flash_attention
+
+assert not flash_attention.is_installed()
+flash_attention.stand_in()
+import flash_attn.bert_padding
+
+assert not flash_attention.is_installed()
+"""
+
+
+def test_names_that_stand_in_for_flash_attn_are_not_taken_for_it() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_FLASH], check=True)
+
+
+@pytest.mark.usefixtures("head_of_a_gpu_cluster")
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        ("", (), "flash-attn is not installed"),
+        ("--ds.param_dtype fp16", (), "--ds.param_dtype is fp16: OpenRLHF's engines are in bfloat16"),
+        ("", ("--cpu.kv_cache_bytes=9",), "--cpu.kv_cache_bytes is for a machine without a GPU"),
+        ("", ("--efficient_rollout.verify_kernel=native",), "verify_kernel=native is for engines on a CPU"),
+        ("--vllm.tensor_parallel_size 3", ("--efficient_rollout.enabled=false",), "tensor_parallel_size"),
+    ],
+)
+def test_what_cannot_work_on_gpus_is_one_message(
+    prepare: Callable[..., Any], theirs: str, ours: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_flash = "flash-attn" not in message
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.flash_attention.is_installed", lambda: has_flash)
+    with pytest.raises(EfficientRolloutError) as raised:
+        prepare(*theirs.split(), ours=ours)
+    assert message in str(raised.value)
+
+
+HEAD = """
+import sys
+
+import ray
+import torch
+from vllm import platforms
+from vllm.platforms.interface import UnspecifiedPlatform
+
+platforms._current_platform, torch.version.cuda = UnspecifiedPlatform(), "13.0"
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.openrlhf_plugin.main import launch
+
+
+def init(**given):
+    from openrlhf.trainer.ray import ppo_actor, vllm_engine
+
+    door = vllm_engine.RolloutRayActor
+    policy = ppo_actor.PolicyModelActor.__ray_metadata__.modified_class.__name__
+    raise ConfigError(f"{sorted(given)}, {door.actor_class.worker_extension}, {dict(door.vllm_arguments)}, {policy}")
+
+
+ray.init = init
+raise SystemExit(launch(sys.argv[1:]))
+"""
+
+
+def test_a_driver_without_a_gpu_starts_ray_as_stock_does(job: dict[str, str]) -> None:
+    """With this package's engines and OpenRLHF's trainers, whose processes get nothing of a CPU's stand-ins."""
+    theirs = [*PRORL_V2.split(), *(part for pair in job.items() for part in pair)]
+    theirs = [part for part in theirs if part not in ("--ds.packing_samples", "--train.dynamic_batch_enable")]
+    command = [sys.executable, "-c", HEAD, "--", *theirs, "--ds.attn_implementation", "sdpa"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
+    assert f"error: ['runtime_env'], {extension}, {{}}, JobPolicy" in ended.stderr, ended.stderr[-3000:]
+    assert ended.returncode == 2

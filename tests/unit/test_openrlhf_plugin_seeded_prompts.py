@@ -1,7 +1,5 @@
 """Seeds of an OpenRLHF run's requests, through its own generator of samples; no engine is needed for them."""
 
-# ruff: noqa: E402
-
 import asyncio
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +8,9 @@ import pytest
 
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
-from efficient_rollout.openrlhf_plugin import cpu
+from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - first: what this machine lacks
 
-cpu.install()
+# isort: split
 
 import torch
 from openrlhf.trainer.ppo_utils import samples_generator as stock

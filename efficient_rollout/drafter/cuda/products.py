@@ -99,7 +99,7 @@ def multiply_int8_reference(
     """
     rows_float32 = rows.float()
     largest = rows_float32.abs().amax(dim=1, keepdim=True)
-    inverse = torch.where(largest > 0, LARGEST_INT8 / largest, 0.0)
+    inverse = (LARGEST_INT8 / largest).masked_fill(largest <= 0, 0.0)
     row_values = (rows_float32 * inverse).round().clamp(-128, LARGEST_INT8)
     return _scaled(row_values, largest / LARGEST_INT8, values, scales, bias, rows.dtype)
 

@@ -35,8 +35,7 @@ except ImportError:  # from 0.32 on
     )
     from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
 
-# Stands where nothing was drafted. What stood there before need not be of the vocabulary: from 0.32 on, stock writes -1
-# behind a chain's end.
+# Where nothing was drafted. What stood there need not be of the vocabulary: stock (0.32) writes -1 behind a chain.
 _ANY_TOKEN = 0
 
 
@@ -274,6 +273,8 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             num_tokens_across_dp,
         )
         tokens = self._ranks.draw(self._draw, self.model.compute_logits(hidden[:n]))
+        # Nothing writes what padding attends to. It may be no number, and its token none of the vocabulary's.
+        tokens = tokens.masked_fill(self.idx_mapping[:n] < 0, _ANY_TOKEN)
         # An index that is a number, even one on the device, would be read by the host.
         self.draft_tokens[:n].scatter_(1, self._step.expand(n, 1), tokens.view(n, 1))
         buffers.input_ids[:n] = tokens.int()

@@ -1,14 +1,20 @@
-"""The actors of a job without a GPU: this package's and OpenRLHF's own, in processes with the stand-ins."""
+"""The actors of a job, this package's and OpenRLHF's own, whose processes stand in for what their machine lacks."""
 
 # ruff: noqa: E402
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from efficient_rollout.openrlhf_plugin import cpu
+from efficient_rollout.engine.installed import device_type
+from efficient_rollout.openrlhf_plugin import flash_attention
 
 # Before anything of OpenRLHF's: some of it imports GPU packages, and takes functions out of modules.
-cpu.install()
+flash_attention.stand_in()
+IS_ON_CPU = device_type() == "cpu"
+if IS_ON_CPU:
+    from efficient_rollout.openrlhf_plugin import cpu
+
+    cpu.install()
 
 from openrlhf.trainer.ray import launcher as stock_launcher
 from openrlhf.trainer.ray import ppo_actor as stock_actor
@@ -18,44 +24,45 @@ from efficient_rollout.openrlhf_plugin import actors
 from efficient_rollout.openrlhf_plugin.engine_actor import EngineActor, written_class
 
 
-class CpuEngineActor(EngineActor):
-    """Has the worker extension that needs no CUDA."""
+class JobEngine(EngineActor):
+    """Has the worker extension that needs no CUDA where there is none."""
 
-    worker_extension = "efficient_rollout.openrlhf_plugin.cpu_worker_extension.CpuWorkerWrap"
+    if IS_ON_CPU:
+        worker_extension = "efficient_rollout.openrlhf_plugin.cpu_worker_extension.CpuWorkerWrap"
 
 
-class CpuPolicy(written_class(stock_actor.PolicyModelActor)):
+class JobPolicy(written_class(stock_actor.PolicyModelActor)):
     """Is stock, and stands here for its process to have the stand-ins."""
 
 
-class CpuCritic(written_class(stock_critic.CriticModelActor)):
+class JobCritic(written_class(stock_critic.CriticModelActor)):
     """Is stock, and stands here for its process to have the stand-ins."""
 
 
-class CpuReference(written_class(stock_launcher.ReferenceModelActor)):
+class JobReference(written_class(stock_launcher.ReferenceModelActor)):
     """Is stock, and stands here for its process to have the stand-ins."""
 
 
-class CpuReward(written_class(stock_launcher.RewardModelActor)):
+class JobReward(written_class(stock_launcher.RewardModelActor)):
     """Is stock, and stands here for its process to have the stand-ins."""
 
 
-class CpuTrainer(actors.Trainer):
+class JobTrainer(actors.Trainer):
     """Stands here for its process to have the stand-ins."""
 
 
-class CpuAsyncTraining(actors.AsyncTraining):
+class JobAsyncTraining(actors.AsyncTraining):
     """Stands here for its process to have the stand-ins."""
 
 
-class CpuAsyncGeneration(actors.AsyncGeneration):
+class JobAsyncGeneration(actors.AsyncGeneration):
     """Stands here for its process to have the stand-ins."""
 
 
-class CpuAsyncTrainer(actors.AsyncTrainer):
+class JobAsyncTrainer(actors.AsyncTrainer):
     """Stands here for its process, and for those it starts, to have the stand-ins."""
 
     halves: ClassVar[Mapping[str, type]] = {
-        "TrainingActor": CpuAsyncTraining,
-        "GenerateSamplesActor": CpuAsyncGeneration,
+        "TrainingActor": JobAsyncTraining,
+        "GenerateSamplesActor": JobAsyncGeneration,
     }
