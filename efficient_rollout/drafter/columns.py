@@ -44,7 +44,8 @@ def multiplied(multiply: Callable[[torch.Tensor], torch.Tensor], column: int, li
 def num_differing(held: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Count the values that differ, on the device. What is too small for a normal float32 is as good as zero."""
     tiny = torch.finfo(torch.float32).tiny
-    return ((held.float() - expected.to(held.dtype).float()).abs() > tiny).sum()
+    # What is no number equals nothing.
+    return (~((held.float() - expected.to(held.dtype).float()).abs() <= tiny)).sum()
 
 
 def checksum(name: str, tensor: torch.Tensor) -> torch.Tensor:
