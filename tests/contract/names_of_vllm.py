@@ -194,6 +194,7 @@ OF_ENGINES = (
     "vllm.model_executor.model_loader.reload.layerwise:get_layerwise_info",
     "vllm.model_executor.model_loader.weight_utils:default_weight_loader",
     "vllm.model_executor.model_loader.utils:initialize_model",
+    "vllm.tracing:instrument_manual",
     "vllm.utils.torch_utils:set_default_torch_dtype",
 )  # fmt: skip
 
