@@ -7,9 +7,11 @@ import json
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from packaging.specifiers import SpecifierSet
@@ -33,6 +35,8 @@ LEDGERS = ("efficient_rollout.engine.ledger", "efficient_rollout.verl_plugin.led
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 # Wheels of the public index that load CUDA libraries; next to a CPU torch they break `import transformers`.
 CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+_UNPROVEN = "of the others, loaded by a loader of the model's own, it is only known that all their values came"
+_LOG = "the job's log says what happened"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Finding:
 def add_doctor_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `doctor`; the parsed arguments' `run` prints the report and returns the exit code."""
     parser = subparsers.add_parser("doctor", help="say what is installed, and what is wrong")
+    parser.add_argument("--run", type=Path, metavar="DIRECTORY", help="look at the last step of this job, too")
     parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
     parser.set_defaults(run=run_doctor)
 
@@ -65,14 +70,14 @@ def run_doctor(args: argparse.Namespace) -> int:
     """Print every finding; 1 where one is bad."""
     # vLLM and veRL log to standard output while they are imported.
     with contextlib.redirect_stdout(sys.stderr):
-        findings = [Finding(**without_secrets(asdict(finding))) for finding in examine()]
+        findings = [Finding(**without_secrets(asdict(finding))) for finding in examine(args.run)]
     report = json.dumps([asdict(finding) for finding in findings], indent=2) if args.json else render(findings)
     sys.stdout.write(report + "\n")
     return int(any(finding.state == "bad" for finding in findings))
 
 
-def examine() -> list[Finding]:
-    """Look at everything. A section that itself fails is a bad finding, and the others go on."""
+def examine(run: Path | None = None) -> list[Finding]:
+    """Look at everything, and at a job's directory. A section that itself fails is a bad finding; the others go on."""
     findings: list[Finding] = []
     sections: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
@@ -81,6 +86,8 @@ def examine() -> list[Finding]:
         "schemes": _schemes,
         "patches": _patches,
     }
+    if run is not None:
+        sections[str(run)] = lambda: _job(run)
     for name, section in sections.items():
         try:
             findings += section()
@@ -164,6 +171,28 @@ def _machine() -> Iterator[Finding]:
     compiler = shutil.which("g++") or shutil.which("clang++")
     advice = "" if compiler else "install g++: torch compiles kernels with it"
     yield Finding("machine", "C++ compiler", compiler or "none", "ok" if compiler else "bad", advice)
+
+
+def _job(directory: Path) -> Iterator[Finding]:
+    from efficient_rollout.metrics import names
+    from efficient_rollout.training_runs.run import read_run
+
+    run, section = read_run(directory), str(directory)
+    last = run.records[-1]
+    age = max(time.time() - last["time"], 0.0)
+    yield Finding(section, "last step", f"{last['step']}, written {age:.0f} s ago")
+    if names.PROVEN_WEIGHT_SHARE in last:
+        sent = (
+            "with the checksums of the trainer" if last[names.WEIGHTS_AS_SENT] else "without checksums of the trainer"
+        )
+        share, checksum = last[names.PROVEN_WEIGHT_SHARE], last[names.WEIGHTS_CHECKSUM]
+        value = f"{checksum:.0f}, came {sent}; engines are asked for {100 * share:.0f} % of them, in turn"
+        yield Finding(section, "weights", value, "ok" if share == 1.0 else "note", "" if share == 1.0 else _UNPROVEN)
+    else:
+        yield Finding(section, "weights", "the last step reports no weight sync of a drafting engine", "note")
+    for name in (names.DRAFTER_FAULTS, names.STALE_DRAFTER, names.UNCERTIFIED):
+        bad = bool(last.get(name))
+        yield Finding(section, name, f"{last.get(name, 0):.0f}", "bad" if bad else "ok", _LOG if bad else "")
 
 
 def _plugins() -> Iterator[Finding]:

@@ -51,8 +51,21 @@ def _answer(own: Run) -> str:
         signs.append(f"between {np.nanmin(engines):.0f} and {np.nanmax(engines):.0f} engines reported")
     apart = _apart(own)
     if not signs:
-        return f"No: no fault, no stale drafter, and the same number of engines in every step.{apart}"
-    return f"Yes: {'; '.join(signs)}. The run's log says what happened.{apart}"
+        return f"No: no fault, no stale drafter, and the same number of engines in every step.{proof(own)}{apart}"
+    return f"Yes: {'; '.join(signs)}. The run's log says what happened.{proof(own)}{apart}"
+
+
+def proof(own: Run) -> str:
+    """Tell what weight syncs have shown of the weights; return nothing where no step reports it."""
+    shares, sent = own.values(names.PROVEN_WEIGHT_SHARE), own.values(names.WEIGHTS_AS_SENT)
+    num_syncs = int(np.isfinite(shares).sum())
+    if not num_syncs:
+        return ""
+    return (
+        f" The engines hold what came in {num_syncs} of {len(own.steps)} steps, looked at in turn for at least "
+        f"{100 * np.nanmin(shares):.0f} % of the weights; in {int(np.nansum(sent))} it came with the checksums of the "
+        f"trainer. The last: {own.values(names.WEIGHTS_CHECKSUM)[np.isfinite(shares)][-1]:.0f}."
+    )
 
 
 def _apart(own: Run) -> str:

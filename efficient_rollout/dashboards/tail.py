@@ -9,18 +9,18 @@ from efficient_rollout.dashboards.lanes import lanes_key, lanes_panel
 from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics.timeline import (
     FIRST_LENGTH,
-    REQUEST_SECONDS,
     START,
+    TAIL_SHARE,
     Bin,
     StepTimelines,
+    busy_seconds,
+    mean_requests,
     seconds_by_length,
 )
 from efficient_rollout.training_runs.run import Run
 
 _QUESTION = "What does the long tail look like?"
 _MOST_PANELS = 3
-# The tail: no more than this share of the most requests that ran at once.
-_TAIL_SHARE = 0.25
 
 
 def tail_section(own: Run) -> Section:
@@ -39,11 +39,11 @@ def tail_section(own: Run) -> Section:
 
 def _answer(timelines: StepTimelines) -> str:
     bins = timelines.engines[0]
-    busy = sum(_seconds(one) for one in bins)
+    busy = sum(busy_seconds(one) for one in bins)
     if busy <= 0.0:
         return f"Cannot tell: the timeline of step {timelines.step} holds no time."
-    most = max(_requests(one) for one in bins)
-    tail = sum(_seconds(one) for one in bins if _requests(one) <= _TAIL_SHARE * most)
+    most = max(mean_requests(one) for one in bins)
+    tail = sum(busy_seconds(one) for one in bins if mean_requests(one) <= TAIL_SHARE * most)
     drafting = 1.0 - seconds_by_length(bins)[0] / busy
     return (
         f"In step {timelines.step}, {tail / busy:.0%} of the slowest engine's {busy:.3g} s went by with a quarter or "
@@ -76,7 +76,7 @@ def _add_length(drawn: go.Figure, bins: Sequence[Bin], length: int, seconds: flo
             before, width = sum(at_lengths[:length]), at_lengths[length]
             middles.append(one[START] + before + width / 2)
             widths.append(width)
-            heights.append(_requests(one))
+            heights.append(mean_requests(one))
     drawn.add_bar(
         x=middles,
         y=heights,
@@ -86,12 +86,3 @@ def _add_length(drawn: go.Figure, bins: Sequence[Bin], length: int, seconds: flo
         showlegend=True,
         hovertemplate="%{x:.2f} s: %{y:.1f} requests",
     )
-
-
-def _seconds(one: Bin) -> float:
-    return sum(one[FIRST_LENGTH:])
-
-
-def _requests(one: Bin) -> float:
-    seconds = _seconds(one)
-    return one[REQUEST_SECONDS] / seconds if seconds > 0.0 else 0.0

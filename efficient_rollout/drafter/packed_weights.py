@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.scheme import Scheme
 from efficient_rollout.drafter.stopwatch import Stopwatch
@@ -38,6 +39,8 @@ class PackedWeights:
         is_held: While true, `refresh` leaves packed layers as they are: the drafter stays that of an older policy.
         product_faults: Products that could not be computed, where ranks compute them together (`PackedLinear.faults`);
             None where the first fault raises.
+        turn: Which weight sync this is; None at the first load. In a sync some rows of each layer that is due are
+            quantized apart, for `take_difference`.
     """
 
     def __init__(self, scheme: Scheme, *, quantize_output_head: bool) -> None:
@@ -45,6 +48,8 @@ class PackedWeights:
         self.quantize_output_head = quantize_output_head
         self.is_held = False
         self.product_faults: list[str] | None = None
+        self.turn: int | None = None
+        self._apart: dict[str, tuple[int, torch.Tensor] | None] = {}
         self._layers: dict[str, PackedLinear] = {}
         self._num_layers = 0
         self._stopwatch: Stopwatch | None = None
@@ -79,6 +84,9 @@ class PackedWeights:
         try:
             with self._stopwatch:
                 self._take(name, weight, bias)
+            if self.turn is not None:
+                is_due = columns.is_due(name, self.turn)
+                self._apart[name] = self._quantized_apart(name, weight, bias) if is_due else None
         except (RuntimeError, MemoryError, ValueError) as error:
             self._fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
             return
@@ -92,6 +100,40 @@ class PackedWeights:
         layer.name(name)
         layer.faults = self.product_faults
         self._layers[name] = layer
+
+    def _quantized_apart(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[int, torch.Tensor]:
+        """Return the number of the first of some rows, and one column of them, as this scheme quantizes them."""
+        num_rows = min(self.scheme.tile[0], len(weight))
+        first = columns.place(name, len(weight) - num_rows + 1, (self.turn or 0) // columns.PERIOD)
+        rows = slice(first, first + num_rows)
+        layer = self.scheme.pack(weight[rows], None if bias is None else bias[rows])
+        return first, self._column(name, layer, weight[0])
+
+    def _column(self, name: str, layer: PackedLinear, like: torch.Tensor) -> torch.Tensor:
+        """Return a column of what a layer multiplies by, plus its bias; `like` is a row of the policy's weight."""
+        column = columns.place(name, layer.in_features, (self.turn or 0) // columns.PERIOD)
+        return columns.multiplied(layer.multiply, column, like)
+
+    def take_difference(self) -> str | None:
+        """Say which layers were not quantized since the last call, or multiply by other values than the policy's rows.
+
+        Those that are due are asked, for a column of the rows that were quantized apart. None where all is well, or all
+        were held.
+        """
+        apart, self._apart = self._apart, {}
+        if self.is_held:
+            return None
+        wrong = [name for name in self._layers if name not in apart]
+        for name, (first, expected) in ((name, one) for name, one in apart.items() if one is not None):
+            try:
+                held = self._column(name, self._layers[name], expected.new_zeros(self._layers[name].in_features))
+            except RuntimeError as error:
+                return f"a product of {name} failed: {type(error).__name__}: {error}"
+            if columns.num_differing(held[first : first + len(expected)], expected):
+                wrong.append(name)
+        if not wrong:
+            return None
+        return f"{len(wrong)} of its {len(self._layers)} layers are not the policy's, quantized: {', '.join(wrong[:5])}"
 
     def take_report(self) -> RefreshReport:
         """Return layers, seconds and the last fault since the last call; waits for what a GPU has not quantized yet."""

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vllm.tracing import instrument_manual
+
+from efficient_rollout.metrics import timeline
 from efficient_rollout.metrics.rollout_record import Segment
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
@@ -83,5 +86,20 @@ class SegmentRecorder:
     async def _running(self, engine: Any) -> list[Segment]:
         by_engine = await take_rollout_stats_by_engine(engine)
         segments = [Segment(stats, self._first_request_time, self._last_response_time) for stats in by_engine]
+        _trace(Segment.merge(segments))
         self._first_request_time = self._last_response_time = None
         return segments
+
+
+def _trace(rollout: Segment) -> None:
+    """Leave spans of a rollout and its tail, where vLLM was told where to send spans (`otlp_traces_endpoint`)."""
+    start, end = rollout.first_request_time, rollout.last_response_time
+    if start is None or end is None:
+        return
+    stats = rollout.stats
+    counts = {"engines": stats.num_engines, "generated_tokens": stats.num_generated_tokens,
+              "accepted_tokens": stats.num_accepted_tokens}  # fmt: skip
+    instrument_manual("efficient_rollout.rollout", int(start * 1e9), int(end * 1e9), counts)
+    tail = max((timeline.tail_seconds(bins) for bins in stats.timelines.values()), default=0.0)
+    if tail > 0.0:
+        instrument_manual("efficient_rollout.tail", int((end - tail) * 1e9), int(end * 1e9))

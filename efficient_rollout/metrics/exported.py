@@ -96,6 +96,14 @@ REQUANTIZE_SECONDS = _export(
     "requantize_seconds", "counter", "s", "Time of the requantizations in weight syncs, of the slowest worker.",
     "requantize_seconds",
 )  # fmt: skip
+WEIGHTS_CHECKSUM = _export(
+    "weights_checksum", "gauge", "number", "Of the policy that the last weight sync brought; one policy, one number.",
+    "weights_checksum",
+)  # fmt: skip
+PROVEN_WEIGHT_RATIO = _export(
+    "proven_weight_ratio", "gauge", "ratio",
+    "Share of the weights whose layers are asked in turn whether they compute with what came.", "proven_weight_share",
+)  # fmt: skip
 DRAFTER_FAULTS = _export("drafter_faults", "counter", "faults", "Faults that turned the drafter off.",
                          "num_drafter_faults")  # fmt: skip
 STALE_DRAFTER = _export(

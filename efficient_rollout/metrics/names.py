@@ -61,6 +61,21 @@ REQUANTIZE_SECONDS = _declare(
 WEIGHT_SYNC_SECONDS = _declare(
     "weight_sync_seconds", "s", "Longest weight sync of an engine since last report.", "down"
 )
+WEIGHTS_CHECKSUM = _declare(
+    "weights_checksum", "number", "Of the policy that the last weight sync brought; the same policy has the same."
+)
+PROVEN_WEIGHT_SHARE = _declare(
+    "proven_weight_share",
+    "ratio",
+    "Share of an engine's weights, the smallest, whose layers are asked in turn whether they compute with what came.",
+    "up",
+)
+WEIGHTS_AS_SENT = _declare(
+    "weights_as_sent",
+    "yes or no",
+    "1 where every engine's weights have the checksums that the trainer sent along.",
+    "up",
+)
 DRAFTER_BYTES = _declare(
     "drafter_bytes", "bytes", "Largest memory the drafter's own weights take in an engine.", "down"
 )

@@ -84,6 +84,9 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
             num_weight_syncs=synced.num_weight_syncs,
             weight_sync_seconds=synced.weight_sync_seconds,
             requantize_seconds=synced.requantize_seconds,
+            weights_checksum=synced.weights_checksum,
+            proven_weight_share=synced.proven_weight_share,
+            is_as_sent=synced.is_as_sent,
             num_engines=num_engines,
         )
         metrics |= stats.to_metrics(rollout_seconds=merged.rollout_seconds) | _over_engines(training)

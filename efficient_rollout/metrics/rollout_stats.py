@@ -82,6 +82,10 @@ class RolloutStats:
         num_weight_syncs: Weight syncs since the last report.
         drafter_bytes: Memory of the drafter's own weights.
         packed_weight_share: Of the weights a draft step reads, those it reads quantized; None without a drafter.
+        weights_checksum: Of the policy that the last weight sync brought; None before one.
+        proven_weight_share: Of its values, those of parameters that are asked in turn whether they are held as they
+            came; None before a sync.
+        is_as_sent: 1 where it came with its sender's own checksums; None before a sync.
         num_drafter_faults: Faults that turned the drafter off.
         num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the policy.
         is_uncertified: 1 where an engine drafts on a GPU without a certificate of its kind.
@@ -114,6 +118,9 @@ class RolloutStats:
     num_weight_syncs: int = 0
     drafter_bytes: int = 0
     packed_weight_share: float | None = None
+    weights_checksum: int | None = None
+    proven_weight_share: float | None = None
+    is_as_sent: int | None = None
     num_drafter_faults: int = 0
     num_stale_drafters: int = 0
     is_uncertified: int = 0
@@ -127,10 +134,20 @@ class RolloutStats:
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
     _LARGEST = frozenset(
-        {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes", "is_uncertified"}
+        {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes", "is_uncertified",
+         "weights_checksum"}
+    )  # fmt: skip
+    # The same policy everywhere: an engine with less of it quantized, or proven, is the one to know of.
+    _SMALLEST = frozenset({"packed_weight_share", "proven_weight_share", "is_as_sent"})
+    # What is so until it changes.
+    _STATES = (
+        "num_engines",
+        "num_stale_drafters",
+        "is_uncertified",
+        "drafter_bytes",
+        *sorted(_SMALLEST),
+        "weights_checksum",
     )
-    # The same policy everywhere: an engine with less of it quantized than others is the one to know of.
-    _SMALLEST = frozenset({"packed_weight_share"})
     _JOINED: ClassVar[Mapping[str, Callable[..., list[Any]]]] = {"timelines": timeline.joined, "lanes": joined_lanes}
 
     def add_tick(self, tick: Tick, *, engine: str = "") -> None:
@@ -201,8 +218,8 @@ class RolloutStats:
         total = RolloutStats.merge([replace(one, timelines={}, lanes={}) for one in (self, later)])
         for name in ("weight_sync_seconds", "requantize_seconds", "num_weight_syncs"):
             setattr(total, name, getattr(self, name) + getattr(later, name))
-        for name in ("num_engines", "num_stale_drafters", "is_uncertified", "drafter_bytes", "packed_weight_share"):
-            setattr(total, name, getattr(later, name))
+        for name in self._STATES:
+            setattr(total, name, getattr(self if getattr(later, name) is None else later, name))
         return total
 
     @classmethod
@@ -236,8 +253,13 @@ class RolloutStats:
             names.STALE_DRAFTER: self.num_stale_drafters,
             names.UNCERTIFIED: self.is_uncertified,
         }
-        if self.packed_weight_share is not None:
-            metrics[names.PACKED_WEIGHT_SHARE] = self.packed_weight_share
+        states = {
+            names.PACKED_WEIGHT_SHARE: self.packed_weight_share,
+            names.PROVEN_WEIGHT_SHARE: self.proven_weight_share,
+            names.WEIGHTS_CHECKSUM: self.weights_checksum,
+            names.WEIGHTS_AS_SENT: self.is_as_sent,
+        }
+        metrics |= {name: state for name, state in states.items() if state is not None}
         if self.num_ticks:
             metrics[names.SPECULATIVE_TICK_SHARE] = self.num_speculative_ticks / self.num_ticks
             for reason, ticks in sorted(self.ticks_by_reason.items()):

@@ -22,6 +22,9 @@ MAX_ENGINES = 4
 MAX_STEP_LANES = 256
 START, END, REQUEST_SECONDS, FIRST_LENGTH = 0, 1, 2, 3
 
+# The tail: no more than this share of the most requests that ran at once.
+TAIL_SHARE = 0.25
+
 Bin = list[float]
 
 
@@ -153,6 +156,23 @@ def _thinned(bins: Sequence[Bin]) -> list[Bin]:
         else:
             kept.append(list(one))
     return kept
+
+
+def busy_seconds(one: Bin) -> float:
+    """Return the seconds of ticks in a bin."""
+    return sum(one[FIRST_LENGTH:])
+
+
+def mean_requests(one: Bin) -> float:
+    """Return the mean number of requests that ran in a bin."""
+    return one[REQUEST_SECONDS] / busy_seconds(one) if busy_seconds(one) > 0.0 else 0.0
+
+
+def tail_seconds(bins: Sequence[Bin]) -> float:
+    """Return the seconds behind the last bin with more than `TAIL_SHARE` of the requests that ran at most."""
+    most = max((mean_requests(one) for one in bins), default=0.0)
+    ends = [one[END] for one in bins if mean_requests(one) > TAIL_SHARE * most]
+    return bins[-1][END] - ends[-1] if ends else 0.0
 
 
 def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

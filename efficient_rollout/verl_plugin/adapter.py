@@ -1,11 +1,15 @@
 """veRL's server adapter, with a weight-transfer socket that no other job on the host shares."""
 
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
+import torch
+from verl.workers.rollout.utils import ensure_async_iterator
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 
+from efficient_rollout.drafter import columns
 from efficient_rollout.errors import UnsupportedVersionError
 
 _JOB_ID_VARIABLE = "VERL_RAY_JOB_ID"
@@ -26,11 +30,28 @@ def announce_job_id() -> None:
 
 
 class EfficientServerAdapter(ServerAdapter):
-    """Is the trainer's end of the weight transfer."""
+    """Is the trainer's end of the weight transfer; what it sends, it signs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.zmq_handle = on_this_node(self.zmq_handle, ray.get_runtime_context().get_job_id(), unique_job_id())
+
+    async def update_weights(self, weights: Any, *args: Any, wire_format: str = "named_tensors", **kwargs: Any) -> None:
+        """Do as stock does; of whole tensors, checksums follow as a last one."""
+        if wire_format == "named_tensors":
+            weights = signed(weights)
+        await super().update_weights(weights, *args, wire_format=wire_format, **kwargs)
+
+
+async def signed(weights: Any) -> AsyncIterator[tuple[str, torch.Tensor]]:
+    """Yield the same named tensors, and behind them the checksum of each, computed here (`columns.SENT`)."""
+    sums, device = [], None
+    async for name, tensor in ensure_async_iterator(weights):
+        sums.append(columns.checksum(name, tensor))
+        device = tensor.device
+        yield name, tensor
+    if sums:
+        yield columns.SENT, torch.stack([one.to(device) for one in sums])
 
 
 def on_this_node(zmq_handle: str, job_id: str, unique_id: str) -> str:

@@ -44,7 +44,7 @@ ROOMS = {
     "dashboards": {"errors", "files", "config", "metrics", "provenance", "training_runs"},
     "summary": {"metrics", "training_runs", "tables"},
     "tasks": TOOLS | {"config", "cache"},
-    "engine.weights": {"errors"},
+    "engine.weights": {"errors", "drafter"},
     "engine": ENGINES | {"cache", "patching", "certificate"},
     "engine.cpu": ENGINES | {"engine"},
     "engine.gpu": ENGINES | {"engine", "certificate"},

@@ -162,7 +162,13 @@ OF_ENGINES = (
     *_of("vllm.v1.attention.backends.registry:AttentionBackendEnum", "CPU_ATTN"),
     "vllm.v1.attention.backends.registry:register_backend",
     # Layers, and loading weights into them.
-    *_of("vllm.model_executor.layers.linear:LinearBase", "input_size", "output_size", "quant_method"),
+    *_of(
+        "vllm.model_executor.layers.linear:LinearBase", "input_size", "output_size", "quant_method", "tp_rank",
+        "tp_size",
+    ),
+    *_of("vllm.model_executor.layers.linear:ColumnParallelLinear", "output_partition_sizes"),
+    *_of("vllm.model_executor.layers.linear:ReplicatedLinear", "output_partition_sizes"),
+    *_of("vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding", "shard_indices"),
     *_of(
         "vllm.model_executor.layers.linear:QKVParallelLinear", "head_size", "total_num_heads", "total_num_kv_heads",
         "v_head_size",
@@ -181,7 +187,6 @@ OF_ENGINES = (
         "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod",
         "process_weights_after_loading",
     ),
-    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
     "vllm.model_executor.model_loader:get_model_loader",
     "vllm.model_executor.model_loader.reload:finalize_layerwise_reload",
     "vllm.model_executor.model_loader.reload:initialize_layerwise_reload",
@@ -190,6 +195,7 @@ OF_ENGINES = (
     "vllm.model_executor.model_loader.reload.layerwise:get_layerwise_info",
     "vllm.model_executor.model_loader.weight_utils:default_weight_loader",
     "vllm.model_executor.model_loader.utils:initialize_model",
+    "vllm.tracing:instrument_manual",
     "vllm.utils.torch_utils:set_default_torch_dtype",
 )  # fmt: skip
 

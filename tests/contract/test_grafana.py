@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("vllm")
 
@@ -49,6 +50,13 @@ def test_every_query_asks_for_what_engines_export(dashboard: dict[str, Any]) -> 
     ours = {name for name in asked if not name.startswith("vllm:")}
     assert ours == set(all_exported()), "each of our numbers is drawn, and no other"
     assert [name for name in asked - ours if f'"{name.removesuffix("_total")}"' not in vllms] == []
+
+
+def test_every_alert_asks_for_what_engines_export(repository: Path) -> None:
+    (group,) = yaml.safe_load((repository / "docs" / "grafana" / "efficient_rollout_rules.yaml").read_text())["groups"]
+    for rule in group["rules"]:
+        assert set(METRIC.findall(rule["expr"])) <= set(all_exported())
+        assert rule["annotations"]["summary"].endswith(".")
 
 
 def test_every_panel_explains_itself_and_takes_the_chosen_source(dashboard: dict[str, Any]) -> None:

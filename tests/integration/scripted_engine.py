@@ -17,6 +17,7 @@ from efficient_rollout.config import DrafterSettings
 from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.cpu import sampling as verifier
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
@@ -216,6 +217,36 @@ class FaultyWorker(CpuWorker):
         with self.weight_sync(self) as sync:
             for start in range(0, len(weights), bucket_size):
                 sync.load(weights[start : start + bucket_size])
+
+    def sync_with_a_row_flipped(self, path: str, of: str) -> None:
+        """A weight sync after which one row of a layer has the other sign: the policy's, or the drafter's alone."""
+        named = {"policy": "{}.weight", "drafter": "{}"}[of]
+        names = [name for name in self.self_drafter.packed.layers if name.startswith("model.layers")]
+        # Each is asked in one sync of some.
+        while not (due := [n for n in names if columns.is_due(named.format(n), self.health.weights_version)]):
+            self.sync_from(path)
+        name = due[0]
+        method, packed = self.model_runner.get_model().get_submodule(name).quant_method, self.self_drafter.packed
+        process, apart = method.process_weights_after_loading, packed._quantized_apart
+
+        def flipped_policy(layer: Any) -> None:
+            layer.weight.data[5] *= -1
+            process(layer)
+
+        def flipped_drafter(taken: str, weight: torch.Tensor, bias: Any) -> tuple[int, torch.Tensor]:
+            first, values = apart(taken, weight, bias)
+            if taken == name:  # one of the rows that are looked at in this turn
+                flipped = weight.clone()
+                flipped[first + 3] *= -1
+                packed.layers[name].requantize(flipped, bias)
+            return first, values
+
+        try:
+            method.process_weights_after_loading = flipped_policy if of == "policy" else process
+            packed._quantized_apart = flipped_drafter if of == "drafter" else apart
+            self.sync_from(path)
+        finally:
+            del method.process_weights_after_loading, packed._quantized_apart
 
     def load_past_every_door(self, path: str) -> None:
         """What worker extensions that were written for a GPU do."""

@@ -274,13 +274,15 @@ def test_a_reload_without_a_path_takes_the_checkpoint_loaded_last(engine, polici
     assert (logprobs(engine), fingerprints(engine)) == fresh
 
 
-def through_verl(engine, path, **kwargs):
+def through_verl(engine, path, on_the_way=lambda sent: sent, **kwargs):
     """As veRL's trainer does; its sender must end, whatever becomes of the sync."""
     from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
 
+    from efficient_rollout.verl_plugin.adapter import signed
+
     sender = BucketedWeightSender(engine.collective_rpc("_get_zmq_handle")[0], bucket_size_mb=1, use_shm=True)
     sender.bucket_size = VERL_BUCKET_BYTES
-    weights = iter(file_transfer.tensors(path))
+    weights = on_the_way(signed(file_transfer.tensors(path)))
     sending = threading.Thread(target=lambda: asyncio.run(sender.async_send_weights(weights)), daemon=True)
     with ThreadPoolExecutor(1) as trainer:
         answer = trainer.submit(engine.collective_rpc, "update_weights_from_ipc", kwargs={"use_shm": True, **kwargs})
@@ -305,3 +307,27 @@ def test_verls_sender_ends_and_its_trainer_is_told(engine, policies, fresh, chec
         through_verl(engine, policies[1])
     engine.collective_rpc("abort_weight_sync")
     assert_fresh_after_a_sync(engine, policies[0], fresh, through_verl)
+
+
+async def without_a_bucket(sent):
+    number = 0
+    async for one in sent:
+        number += 1
+        if not 7 <= number <= 9:
+            yield one
+
+
+async def with_a_row_flipped(sent):
+    async for name, tensor in sent:
+        yield name, torch.cat([tensor[:5], -tensor[5:6], tensor[6:]]) if name == K else tensor
+
+
+@pytest.mark.skipif(not HAS_VERL, reason="veRL is not installed")
+def test_what_comes_otherwise_than_verls_trainer_sent_it_is_told(engine, policies, fresh):
+    for change, told in [(without_a_bucket, r"sent 26 tensors and 23 came"), (with_a_row_flipped, rf"sent: {K}")]:
+        with pytest.raises(Exception, match=told):
+            through_verl(engine, policies[1], change)
+        assert "send every tensor" in status(engine)["weights_fault"]
+    assert_fresh_after_a_sync(engine, policies[0], fresh, through_verl)
+    through_verl(engine, policies[0])
+    assert take_rollout_stats(engine.collective_rpc).is_as_sent == 1

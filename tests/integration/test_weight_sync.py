@@ -5,6 +5,7 @@ import file_transfer
 import pytest
 from weight_support import DOORS, fingerprints, logprobs, status, sync, through_buckets
 
+from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.engine.statistics import take_rollout_stats
 
@@ -77,9 +78,34 @@ def test_engine_equals_a_fresh_one_after_a_sync(engine, policies, of_a_fresh_eng
     assert fingerprints(engine) == fresh_fingerprints
     assert (status(engine)["weights_version"], status(engine)["weights_fault"]) == (version + 1, None)
     stats = take_rollout_stats(engine.collective_rpc)
-    assert stats.num_weight_syncs == 1
+    assert (stats.num_weight_syncs, stats.proven_weight_share, stats.is_as_sent) == (1, 1.0, 0)
+    assert stats.weights_checksum == checksum_of(policies[1]) != checksum_of(policies[0])
     assert 0 < stats.requantize_seconds < stats.weight_sync_seconds
     assert stats.num_accepted_tokens > 0.7 * stats.num_draft_tokens
+
+
+def checksum_of(path):
+    """What anybody can compute of a checkpoint."""
+    return sum(int(columns.checksum(*named)) for named in file_transfer.tensors(path)) % 10**9
+
+
+def test_a_row_of_the_policy_that_is_not_what_came_ends_the_sync(engine, policies, of_a_fresh_engine):
+    with pytest.raises(
+        Exception, match=r"computes with other values than came, in 1 columns: .* \(column \d+\), 1 val"
+    ):
+        engine.collective_rpc("sync_with_a_row_flipped", args=(str(policies[0]), "policy"))
+    assert "generates nothing: begin again" in status(engine)["weights_fault"]
+    sync(engine, policies[1])
+    assert (logprobs(engine), fingerprints(engine)) == of_a_fresh_engine
+
+
+def test_a_row_of_the_drafter_that_is_not_the_policy_s_turns_it_off(engine, policies, of_a_fresh_engine):
+    engine.collective_rpc("sync_with_a_row_flipped", args=(str(policies[1]), "drafter"))
+    assert "1 of its 9 layers are not the policy's, quantized: " in status(engine)["drafter_fault"]
+    assert status(engine)["weights_fault"] is None
+    sync(engine, policies[1])
+    assert status(engine)["drafter_fault"] is None
+    assert (logprobs(engine), fingerprints(engine)) == of_a_fresh_engine
 
 
 def test_a_second_and_third_sync_work_like_the_first(engine, policies, of_a_fresh_engine):

@@ -93,6 +93,11 @@ def test_a_sick_engine_is_named_with_its_first_step(tmp_path: Path) -> None:
 
     own = write_run(tmp_path / "own")
     assert answers(read_run(own))["engines"].startswith("No: no fault")
+    assert "hold what came" not in answers(read_run(own))["engines"]
+    synced = {names.PROVEN_WEIGHT_SHARE: 0.5, names.WEIGHTS_CHECKSUM: 77}
+    run = rewrite(own, lambda record: record | synced | {names.WEIGHTS_AS_SENT: int(record["step"] > 2)})
+    assert "in 12 of 12 steps, looked at in turn for at least 50 %" in answers(run)["engines"]
+    assert "in 10 it came with the checksums of the trainer. The last: 77." in answers(run)["engines"]
     said = answers(rewrite(own, fault))["engines"]
     assert said.startswith(
         "Yes: faults that turned a drafter off: 1, the first in step 7; a drafter did not follow the"

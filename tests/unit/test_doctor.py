@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ from packaging.specifiers import SpecifierSet
 
 from efficient_rollout import doctor, patching
 from efficient_rollout.doctor import Finding
+from efficient_rollout.metrics import names
+from efficient_rollout.metrics.step_file import StepFiles
 
 GIB = 2**30
 
@@ -46,10 +49,10 @@ def test_exit_code_tells_a_bad_finding(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     only(lambda: iter([Finding("machine", "thing", "value", state, "do this"), Finding("machine", "other", "well")]))
-    assert doctor.run_doctor(argparse.Namespace(json=True)) == exit_code
+    assert doctor.run_doctor(argparse.Namespace(json=True, run=None)) == exit_code
     row, _ = json.loads(capsys.readouterr().out)
     assert row == {"section": "machine", "name": "thing", "value": "value", "state": state, "advice": "do this"}
-    assert doctor.run_doctor(argparse.Namespace(json=False)) == exit_code
+    assert doctor.run_doctor(argparse.Namespace(json=False, run=None)) == exit_code
     printed = capsys.readouterr().out
     assert "do this" in printed
     assert ("1 unusable" in printed) == (state == "bad")
@@ -66,6 +69,25 @@ def test_a_section_that_fails_is_a_bad_finding(only: Callable[[Callable[[], Iter
     assert "libcuda is missing" in findings[-1].value
 
 
+def test_of_a_job_its_last_step_tells_of_weights_and_drafter(only: Any, tmp_path: Path) -> None:
+    only(lambda: iter([]))
+    step = {names.ROLLOUT_SECONDS: 4.0}
+    synced = {**step, names.PROVEN_WEIGHT_SHARE: 1.0, names.WEIGHTS_CHECKSUM: 123456789, names.WEIGHTS_AS_SENT: 1}
+    files = StepFiles(tmp_path)
+    files.append(1, synced)
+    found = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    assert found["last step"].value.startswith("1, written ")
+    assert (found["weights"].state, found["weights"].advice) == ("ok", "")
+    assert "123456789, came with the checksums of the trainer" in found["weights"].value
+    files.append(2, synced | {names.PROVEN_WEIGHT_SHARE: 0.5, names.WEIGHTS_AS_SENT: 0, names.STALE_DRAFTER: 1})
+    found = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    assert (found["weights"].state, found[names.STALE_DRAFTER].state) == ("note", "bad")
+    assert "without checksums of the trainer; engines are asked for 50 %" in found["weights"].value
+    files.append(3, step)
+    assert "no weight sync" in {finding.name: finding for finding in doctor.examine(tmp_path)}["weights"].value
+    assert doctor.examine(tmp_path / "nowhere")[-1].state == "bad"
+
+
 def test_noise_on_standard_output_does_not_reach_the_report(
     only: Callable[[Callable[[], Iterator[Finding]]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,7 +96,7 @@ def test_noise_on_standard_output_does_not_reach_the_report(
         yield Finding("machine", "thing", "value")
 
     only(noisy)
-    doctor.run_doctor(argparse.Namespace(json=True))
+    doctor.run_doctor(argparse.Namespace(json=True, run=None))
     assert json.loads(capsys.readouterr().out)
 
 

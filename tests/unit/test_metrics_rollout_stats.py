@@ -13,8 +13,8 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.metrics.tally import Tally
 
-KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes"}
-KEEPS_SMALLEST = {"packed_weight_share"}
+KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes", "weights_checksum"}
+KEEPS_SMALLEST = {"packed_weight_share", "proven_weight_share", "is_as_sent"}
 
 
 def tick(*passes: tuple[int, int], num_emitted_tokens: int = 1, **more: Any) -> FinishedTick:
@@ -65,12 +65,14 @@ def test_merge_adds_every_count_exactly(seed: int) -> None:
 def test_merge_keeps_the_slowest_engine_of_what_runs_side_by_side() -> None:
     fast = RolloutStats(weight_sync_seconds=1.0, requantize_seconds=0.5, num_weight_syncs=1, drafter_bytes=10)
     slow = RolloutStats(weight_sync_seconds=3.0, requantize_seconds=0.25, num_weight_syncs=1, drafter_bytes=20)
+    fast.weights_checksum = 7
     merged = RolloutStats.merge([fast, slow])
     assert {name: getattr(merged, name) for name in KEEPS_LARGEST} == {
         "weight_sync_seconds": 3.0,
         "requantize_seconds": 0.5,
         "num_weight_syncs": 1,
         "drafter_bytes": 20,
+        "weights_checksum": 7,
     }
 
 
@@ -80,6 +82,15 @@ def test_merge_keeps_the_smallest_share_of_the_engines_that_have_one() -> None:
     assert RolloutStats.merge(parts).to_metrics()[names.PACKED_WEIGHT_SHARE] == 0.0
     assert RolloutStats.merge(parts[:2]).to_metrics()[names.PACKED_WEIGHT_SHARE] == 0.75
     assert names.PACKED_WEIGHT_SHARE not in RolloutStats.merge([parts[0], parts[3]]).to_metrics()
+
+
+def test_what_the_last_sync_left_stays_until_the_next() -> None:
+    tally, totals = Tally(num_engines=1), []
+    for checksum in (None, 7, None, 9, None):
+        tally.recent.weights_checksum = checksum
+        tally.take()
+        totals.append(tally.total().weights_checksum)
+    assert totals == [None, 7, 7, 9, 9]
 
 
 def test_merge_does_not_change_or_share_its_parts() -> None:

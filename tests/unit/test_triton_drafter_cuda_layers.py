@@ -18,10 +18,12 @@ from triton_support import (
 )
 
 from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.cuda import layout, products
 from efficient_rollout.drafter.cuda.layers import Fp8ChannelLinear, Int8ChannelLinear, MarlinInt4Linear
 from efficient_rollout.drafter.cuda.quantize import quantize_int4
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+from efficient_rollout.drafter.packed_weights import PackedWeights
 
 NAMES = ("int4", "int8", "fp8")
 SCHEMES = {name: scheme for name, scheme in cuda_schemes(DrafterSettings(group_size=128)).items() if name in NAMES}
@@ -325,3 +327,17 @@ def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert all("Triton" in scheme.missing() for scheme in SCHEMES.values())
     assert cuda_schemes(DrafterSettings())["unquantized"].missing() is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layer_has_the_rows_that_were_quantized_apart_and_not_another_s(name, dtype):
+    packed = PackedWeights(SCHEMES[name], quantize_output_head=True)
+    shape, bias = (200, 384), bias_of(200, dtype)
+    due = [turn for turn in range(2 * columns.PERIOD) if columns.is_due("a", turn)]
+    for packed.turn in due:
+        packed.refresh("a", weight_of(*shape, dtype), bias)
+        assert packed.take_difference() is None
+        packed.refresh("a", weight_of(*shape, dtype), bias)
+        packed.layers["a"].requantize(weight_of(*shape, dtype, seed=1), bias)
+        assert packed.take_difference() is not None

@@ -2,7 +2,7 @@
 
 vLLM's loaders know which parameter a checkpoint's tensor belongs to. But they cut some tensors that are too large,
 leave a fused parameter half filled without a word, count a tensor that comes twice for the one that did not, and take
-anything for a number. So every loader call of a sync is watched.
+anything for a number. So every loader call of a sync is watched, and at the end the model is asked what it holds.
 """
 
 import functools
@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, RowParallelLinear
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
+from efficient_rollout.drafter import columns
+from efficient_rollout.engine.weights.held import HeldColumn
 from efficient_rollout.errors import WeightSyncError
 
+_MODULUS = 10**9  # read by people, and exact in any logger's numbers
 _QKV = {"q": 0, "k": 1, "v": 2}  # vLLM's names for the parts of a fused query, key and value projection
 _MAX_LISTED = 5
 
@@ -34,28 +37,32 @@ class _Parameter:
         part_rows: Rows of each part, in vLLM's order; empty where it is not fused.
         num_ranks: Ranks that may hold a part each of what a checkpoint holds, where `shape` is of this rank's part.
         arrived: Names of the tensors that came, each with its part (None: unnamed) and its number of values.
+        column: One column of it, as it came and as it is held.
     """
 
     name: str
     shape: tuple[int, ...]
+    column: HeldColumn
     part_rows: tuple[int, ...] = ()
     num_ranks: int = 1
     arrived: list[tuple[str, Any, int]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, name: str, layer: torch.nn.Module, tensor: torch.Tensor) -> "_Parameter":
-        """Describe a parameter of a layer that has not been packed."""
-        shape = tuple(tensor.shape)
+    def of(cls, name: str, layer: torch.nn.Module, tensor: torch.Tensor, turn: int) -> "_Parameter":
+        """Describe a parameter of a layer that has not been packed, in a sync's `turn`."""
+        shape, rows, num_ranks = tuple(tensor.shape), (), 1
         if isinstance(layer, VocabParallelEmbedding):
             # vLLM pads the vocabulary; no checkpoint has the padding.
-            return cls(name, (layer.org_vocab_size, *shape[1:]))
-        if isinstance(layer, RowParallelLinear):
-            return cls(name, (shape[0], layer.input_size) if len(shape) > 1 else shape)
-        if isinstance(layer, LinearBase):
+            shape = (layer.org_vocab_size, *shape[1:])
+        elif isinstance(layer, RowParallelLinear):
+            shape = (shape[0], layer.input_size) if len(shape) > 1 else shape
+        elif isinstance(layer, LinearBase):
             rows = _part_rows(layer)
-            return cls(name, (sum(rows) or layer.output_size, *shape[1:]), rows)
-        # A layer of another kind, of a norm for one, is split where its model says so.
-        return cls(name, shape, num_ranks=get_tensor_model_parallel_world_size())
+            shape = (sum(rows) or layer.output_size, *shape[1:])
+        else:  # of a norm for one: split where its model says so
+            num_ranks = get_tensor_model_parallel_world_size()
+        column = HeldColumn(name, layer, tensor, rows or shape[:1], turn)
+        return cls(name, shape, column, rows, num_ranks)
 
     def num_values(self, loaded: torch.Tensor) -> int:
         """Count the values of a tensor of the checkpoint, as those of `shape` are."""
@@ -67,12 +74,16 @@ class _Parameter:
         """Return the number of values that have not come."""
         return math.prod(self.shape) - sum(num_values for _, _, num_values in self.arrived)
 
+    def parts_of(self, part: Any) -> tuple[int, ...] | None:
+        """Return the numbers of the parts that vLLM names so; None where it names none."""
+        parts = part if isinstance(part, tuple) else (_QKV.get(part, part),)
+        is_known = all(isinstance(index, int) and index < len(self.part_rows) for index in parts)
+        return parts if is_known else None
+
     def shape_of(self, part: Any) -> tuple[int, ...]:
         """Return the shape of what a checkpoint holds for one part."""
-        parts = part if isinstance(part, tuple) else (_QKV.get(part, part),)
-        if not all(isinstance(index, int) and index < len(self.part_rows) for index in parts):
-            return self.shape
-        return (sum(self.part_rows[index] for index in parts), *self.shape[1:])
+        parts = self.parts_of(part)
+        return self.shape if parts is None else (sum(self.part_rows[index] for index in parts), *self.shape[1:])
 
     def earlier(self, part: Any, num_values: int) -> str:
         """Name the tensors that came before for what `num_values` more for `part` would fill."""
@@ -95,20 +106,23 @@ class Arrivals:
         expected: Names of the parameters that must get new values.
         is_exact: Whether values can be counted: every parameter is whole, dense and unquantized, as all are that can be
             drafted for. Otherwise a parameter counts as loaded once anything came for it.
+        turn: The number of the sync: other values are looked at in each.
 
     Attributes:
         num_tensors: Tensors given to the model so far.
+        is_as_sent: Whether the sender's own checksums came along, and are those of what came.
     """
 
-    def __init__(self, model: torch.nn.Module, expected: set[str], *, is_exact: bool) -> None:
-        self.num_tensors = 0
-        self._is_exact = is_exact
+    def __init__(self, model: torch.nn.Module, expected: set[str], *, is_exact: bool, turn: int = 0) -> None:
+        self.num_tensors, self.is_as_sent = 0, False
+        self._model, self._is_exact = model, is_exact
+        self._checksums: dict[str, torch.Tensor] = {}
         self._name, self._shape = "", torch.Size()
         self._expected: list[_Parameter] = []
         self._watched: list[tuple[torch.Tensor, Callable[..., Any], Callable[..., Any]]] = []
         for path, layer in model.named_modules():
             for name, tensor in layer.named_parameters(recurse=False):
-                parameter = _Parameter.of(f"{path}.{name}" if path else name, layer, tensor)
+                parameter = _Parameter.of(f"{path}.{name}" if path else name, layer, tensor, turn)
                 if parameter.name in expected:
                     self._expected.append(parameter)
                 self._watch(tensor, parameter)
@@ -144,9 +158,31 @@ class Arrivals:
     def named(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the same tensors, each known by its name while the model takes it."""
         for name, tensor in weights:
+            if name == columns.SENT:
+                self._compare(tensor)
+                continue
             self._name, self._shape = name, tensor.shape
             self.num_tensors += 1
+            self._checksums[name] = columns.checksum(name, tensor)
             yield name, tensor
+
+    def _compare(self, sent: torch.Tensor) -> None:
+        """Compare with what the sender computed, in the order in which it sent.
+
+        Raises:
+            WeightSyncError: Not all of it came, or not as it was sent.
+        """
+        names, came = list(self._checksums), list(self._checksums.values())
+        num_alike = min(len(sent), len(came))
+        is_other = sent[:num_alike] != torch.stack(came[:num_alike]) if num_alike else sent[:0]
+        if len(sent) != len(came) or bool(is_other.any()):
+            first = int(is_other.int().argmax()) if bool(is_other.any()) else num_alike
+            where = names[first] if first < len(names) else f"behind {self.current}"
+            raise WeightSyncError(
+                f"the sender sent {len(sent)} tensors and {len(came)} came; the first whose checksum is not that of "
+                f"what was sent: {where}"
+            )
+        self.is_as_sent = True
 
     def _admit(self, parameter: _Parameter, loaded: torch.Tensor, part: Any) -> None:
         if not _is_finite(loaded):
@@ -159,6 +195,7 @@ class Arrivals:
             if earlier:
                 raise WeightSyncError(f"{self.current} is for values of {parameter.name} that {earlier} brought before")
         parameter.arrived.append((self._name, part, num_values))
+        parameter.column.take(loaded, parameter.parts_of(part))
 
     def _misfit(self, parameter: _Parameter, part: Any, error: Exception | None = None) -> WeightSyncError:
         of_part = "" if part is None else f"part {part!r} of "
@@ -183,6 +220,42 @@ class Arrivals:
                 f"{self.num_tensors} tensors came, and {len(missing)} of the policy's {len(self._expected)} parameters "
                 f"did not get all their values: {'; '.join(listed)}"
             )
+
+    @property
+    def checksum(self) -> int:
+        """Return one number of all that came: the same policy has the same, whatever the engine and the order."""
+        return sum(int(one) for one in self._checksums.values()) % _MODULUS
+
+    def require_held(self) -> float:
+        """Raise unless the model computes with what came, each parameter that is due at one column.
+
+        Returns:
+            The share of the values that are of parameters of which this can be told.
+
+        Raises:
+            WeightSyncError: Names the parameters that hold other values.
+        """
+        pairs = [(p.column, p.column.differing()) for p in self._expected if p.column.is_due]
+        pairs += list(self._tied_heads())
+        found = [(column, number) for column, number in pairs if number is not None]
+        numbers = torch.stack([number for _, number in found]).tolist() if found else []
+        wrong = [f"{column}, {number} values" for (column, _), number in zip(found, numbers, strict=True) if number]
+        if wrong:
+            listed = "; ".join(wrong[:_MAX_LISTED])
+            raise WeightSyncError(f"the policy computes with other values than came, in {len(wrong)} columns: {listed}")
+        columns_known = [p.column.num_values for p in self._expected if p.column.is_known]
+        return sum(columns_known) / max(sum(p.column.num_values for p in self._expected), 1)
+
+    def _tied_heads(self) -> Iterator[tuple[HeldColumn, torch.Tensor | None]]:
+        """Yield what heads without a tensor of their own hold: a pack of the embedding's."""
+        modules = dict(self._model.named_modules())
+        owners = {
+            id(modules[p.name.rpartition(".")[0]].weight): p for p in self._expected if p.name.endswith(".weight")
+        }
+        for head in modules.values():
+            owner = owners.get(id(head.weight)) if isinstance(head, ParallelLMHead) else None
+            if owner is not None and owner.column.is_due and modules[owner.name.rpartition(".")[0]] is not head:
+                yield owner.column, owner.column.differing(head)
 
 
 def _part_rows(layer: LinearBase) -> tuple[int, ...]:

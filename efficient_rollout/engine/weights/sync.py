@@ -15,6 +15,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     _place_kernel_tensors,
     get_layerwise_info,
 )
+from vllm.tracing import instrument_manual
 
 from efficient_rollout.engine.weights.arrivals import Arrivals
 from efficient_rollout.errors import WeightSyncError
@@ -108,12 +109,14 @@ class WeightSync:
             packed.take_report()
             # After a fault the drafter's weights may be no policy's.
             packed.is_held = not self._worker.wants_requantizing() and self._worker.health.drafter_fault is None
+            packed.turn = self._worker.health.weights_version
         with self.step():
             # Of a quantized policy (in an engine without a drafter) only vLLM knows what a checkpoint holds.
             is_quantized = self._config.model_config.quantization is not None
             expected = set() if is_quantized else {name for name, _ in self._model.named_parameters()}
             self._open_layers()
-            self._arrivals = Arrivals(self._model, expected, is_exact=self._worker.self_drafter is not None)
+            is_exact, turn = self._worker.self_drafter is not None, self._worker.health.weights_version
+            self._arrivals = Arrivals(self._model, expected, is_exact=is_exact, turn=turn)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -145,7 +148,8 @@ class WeightSync:
             The model's names of what was loaded.
 
         Raises:
-            WeightSyncError: A tensor has an unknown name, a wrong shape, or values that are no finite numbers.
+            WeightSyncError: A tensor has an unknown name, a wrong shape, or values that are no finite numbers; or the
+                sender's checksums (`columns.SENT`) are not those of what came.
         """
         with self.step():
             return self._worker.load_checkpoint_tensors(self._arrivals.named(self._owned(weights))) or set()
@@ -160,25 +164,33 @@ class WeightSync:
             self._arrivals.require_complete()
 
     def finish(self) -> None:
-        """Repack what is left, and count.
+        """Repack what is left, ask policy and drafter what they hold now, and count.
 
         Raises:
-            WeightSyncError: Some parameters did not get all their values.
+            WeightSyncError: Some parameters did not get all their values, or hold others than came.
         """
         self.require_complete()
         with self.step():
             self._close_layers()
+            proven_share = self._arrivals.require_held()
         worker, stats = self._worker, self._worker.tally.recent
         self._arrivals.close()
         worker.open_weight_sync = None
         worker.health.take_weights()
         if worker.self_drafter is not None:
             report = worker.self_drafter.packed.take_report()
-            if report.fault is not None:
-                worker.health.turn_off_drafter(report.fault)
+            fault = report.fault or worker.self_drafter.packed.take_difference()
+            if fault is not None:
+                worker.health.turn_off_drafter(fault)
             stats.requantize_seconds += report.seconds
-        stats.weight_sync_seconds += time.perf_counter() - self.started
+            stats.weights_checksum, stats.proven_weight_share = self._arrivals.checksum, proven_share
+            stats.is_as_sent = int(self._arrivals.is_as_sent)
+        seconds, now = time.perf_counter() - self.started, time.time_ns()
+        stats.weight_sync_seconds += seconds
         stats.num_weight_syncs += 1
+        # The drafter is quantized layer by layer in between, so that its seconds are no span of their own.
+        facts = {"requantize_seconds": stats.requantize_seconds, "tensors": self._arrivals.num_tensors}
+        instrument_manual("efficient_rollout.weight_sync", now - int(seconds * 1e9), now, facts)
 
     def fail(self, error: BaseException) -> WeightSyncError:
         """End this sync for `error`; return what to raise."""
