@@ -16,7 +16,8 @@ from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.engine.gpu import gpu_worker
 from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.errors import UnsupportedDeviceError
-from efficient_rollout.metrics.rollout_stats import RolloutStats, Tally
+from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.metrics.tally import Tally
 
 HERE = Machine(gpu="NVIDIA H100", capability="9.0", driver="580.1", packages={"vllm": "0.31.0"}, sources="abc")
 
