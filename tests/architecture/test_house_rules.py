@@ -3,11 +3,12 @@
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from source_tree import Source, package_sources
+from source_tree import REPOSITORY, Source, package_sources
 
 MAX_FILE_LINES, HARD_MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 400, 50
 # Files between the soft and the hard limit, each with its reason.
@@ -145,3 +146,9 @@ def test_tracked_files_name_no_machine_and_no_index(repository: Path) -> None:
 )
 def test_the_file_check_sees(what: str, text: str) -> None:
     assert FORBIDDEN_IN_FILES[what].search(text)
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """pytest imports them by their bare names, and stops at the second."""
+    names = Counter(path.name for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert [name for name, number in names.items() if number > 1] == []

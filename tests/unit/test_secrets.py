@@ -108,9 +108,9 @@ def test_what_this_process_was_given_is_left_out_wherever_it_stands(monkeypatch:
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     finding = Finding("plugins", "x", f"failed at http://a:{PLANTED}@b", "bad", f"unset a.key={PLANTED}")
-    monkeypatch.setattr(doctor, "examine", lambda: [finding])
+    monkeypatch.setattr(doctor, "examine", lambda _run: [finding])
     for as_json in (True, False):
-        doctor.run_doctor(argparse.Namespace(json=as_json))
+        doctor.run_doctor(argparse.Namespace(json=as_json, run=None))
         printed = capsys.readouterr().out
         assert printed.count(LEFT_OUT) == 2
         assert PLANTED not in printed
