@@ -1,5 +1,7 @@
 """Step "kernels": what the quantizing kernels write is, byte for byte, what Triton's interpreter writes on a CPU.
 
+Copies of a text are those of a plain search.
+
 `goldens.json` holds the interpreter's digests; a test makes them again. To write them anew, in the environment with
 Triton and with TRITON_INTERPRET=1: python -m efficient_rollout.gpu_check.kernels
 """
@@ -12,7 +14,9 @@ from pathlib import Path
 import torch
 
 from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.cuda.lookup import CopyingChains
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+from efficient_rollout.drafter.lookup import find_copies
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.scheme import FLOAT_DTYPES
 from efficient_rollout.files import read_json, write_json
@@ -25,6 +29,8 @@ _SHAPES = ((64, 128), (100, 256), (1, 128), (80, 200))
 _GROUP_SIZES = (128, 64, 32)
 # Of a large weight: whole tiles of every kernel.
 _ROWS = 128
+# Of texts in which copies are looked for, of so many words: several programs, parts of one, a single token.
+_LENGTHS, _WORDS, _COPIES = (1, 7, 300, 5000), 50, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,12 @@ def check_kernels(stand: Stand) -> Measured:
         )
     again = [case for case in cases() if case.dtype == torch.bfloat16 and case.shape in _SHAPES[:2]]
     num_in_place = sum(_check_in_place(case, stand.device) for case in again)
-    return {"equal_digests": len(found), "in_place": num_in_place, **_check_large(stand)}
+    return {
+        "equal_digests": len(found),
+        "in_place": num_in_place,
+        "copies": _check_copies(stand.device),
+        **_check_large(stand),
+    }
 
 
 def _check_in_place(case: Case, device: str) -> int:
@@ -105,6 +116,27 @@ def _check_in_place(case: Case, device: str) -> int:
     found = digest(layer)
     require(found == expected, "bytes after requantizing", where=case.name, expected=expected, found=found)
     return 1
+
+
+def _check_copies(device: str) -> int:
+    """Check the copies of random texts; return their number."""
+    generator, longest = torch.Generator().manual_seed(0), max(_LENGTHS)
+    texts = torch.randint(0, _WORDS, (len(_LENGTHS), longest), generator=generator, dtype=torch.int32)
+    firsts, slots = torch.tensor(_LENGTHS) - 1, torch.arange(len(_LENGTHS), dtype=torch.int32)
+    chains = CopyingChains(
+        max_requests=len(_LENGTHS), max_tokens=longest + _COPIES, num_columns=_COPIES + 1, num_copies=_COPIES,
+        vocabulary=_WORDS, device=torch.device(device),
+    )  # fmt: skip
+    newest = texts[slots.long(), firsts].long()
+    chains.begin(*(each.to(device) for each in (firsts, slots, texts, newest)))
+    fed = torch.zeros(len(_LENGTHS), _COPIES + 1, dtype=torch.int32, device=device)
+    drafts = torch.zeros(fed.shape, dtype=torch.int64, device=device)
+    chains.feed(len(_LENGTHS), fed, torch.zeros_like(drafts), torch.zeros_like(fed[:, 0]), drafts)
+    for text, length, found in zip(texts.numpy(), _LENGTHS, fed.tolist(), strict=True):
+        copies = find_copies(text[:length], _COPIES)[0].tolist() or [0] * _COPIES
+        expected = [int(text[length - 1]), *copies]
+        require(found == expected, "copies", where=f"a text of {length} tokens", expected=expected, found=found)
+    return len(_LENGTHS) * _COPIES
 
 
 def _check_large(stand: Stand) -> Measured:

@@ -1,4 +1,4 @@
-"""What a compiler for GPUs that are not here makes of the quantizing kernels.
+"""What a compiler for GPUs that are not here makes of the kernels that quantize and look copies up.
 
 Run as a script, without Triton's interpreter, this file compiles them and writes what it found as JSON: a process that
 has loaded Triton for its interpreter cannot compile.
@@ -32,6 +32,13 @@ VARIANTS = [
         for dtype in WEIGHT_BYTES
     ),
 ]
+# A search's kernels: with as many columns and rows as there can be, and with the default's.
+LOOKUPS = [
+    (capability, f"{name} of {columns}", "bf16", columns)
+    for capability in CAPABILITIES
+    for name in ("begin", "search", "feed", "keep")
+    for columns in ((4, 16) if name in ("feed", "keep") else (16,))
+]
 # Of the 65536 of a multiprocessor, a thread: 640 threads of int4 and more share one, and 1024 of the others.
 MOST_REGISTERS = {"int4": 96, "int4 of one group": 96, "int8": 64, "fp8": 64}
 # An instruction -> why it must not be there.
@@ -50,6 +57,8 @@ def source_of(name: str, dtype: str, group_size: int):
 
     from efficient_rollout.drafter.cuda import quantize
 
+    if " of " in name and not name.startswith("int4"):
+        return source_of_lookup(name.split()[0], group_size)
     if name.startswith("int4"):
         kernel, warps = quantize.int4_kernel, quantize.INT4_WARPS
         types = {"weight": f"*{dtype}", "values": "*i32", "scales": "*fp16" if dtype == "fp16" else "*bf16"}
@@ -66,6 +75,28 @@ def source_of(name: str, dtype: str, group_size: int):
     # Every argument but the number of real outputs is a multiple of 16, as the JIT finds at a launch.
     aligned = {(i,): [["tt.divisibility", 16]] for i, key in enumerate(types) if key != "num_outputs"}
     return ASTSource(kernel, signature, constants, aligned), warps
+
+
+def source_of_lookup(name: str, columns: int):
+    """The same of a kernel that looks copies up."""
+    from triton.compiler import ASTSource
+
+    from efficient_rollout.drafter.cuda import lookup
+
+    rows = min(columns, 8)
+    constants = {"BLOCK": lookup.BLOCK, "LONGEST": lookup.MOST_MATCHING_TOKENS, "COLUMNS": columns, "ROWS": rows}
+    constants["WIDTH"] = columns
+    kernel = getattr(lookup, f"{name}_kernel")
+    longs = ("positions", "drafts", "drawn", "last_sampled", "counts")
+    numbers = ("stride", "ids_stride", "most_tokens", "vocabulary")
+    signature = {
+        argument: "constexpr" if argument in constants else "i32" if argument in numbers
+        else "*i64" if argument in longs else "*i32"
+        for argument in kernel.arg_names
+    }  # fmt: skip
+    constants = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    return ASTSource(kernel, signature, constants, aligned), lookup.WARPS if "BLOCK" in constants else 1
 
 
 def assembled(ptx: str, capability: int, folder: Path) -> str:
@@ -109,7 +140,7 @@ def compiled(capability: int, name: str, dtype: str, group_size: int, folder: Pa
 
 if __name__ == "__main__":
     work_folder = Path(sys.argv[1])
-    found = [compiled(*variant, work_folder) for variant in VARIANTS]
+    found = [compiled(*variant, work_folder) for variant in (*VARIANTS, *LOOKUPS)]
     (work_folder / "found.json").write_text(json.dumps(found))
     sys.exit()
 
@@ -121,7 +152,7 @@ def kernels(tmp_path_factory) -> dict[tuple, dict]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder / "cache")
     subprocess.run([sys.executable, __file__, str(folder)], env=environment, check=True)
-    return dict(zip(VARIANTS, json.loads((folder / "found.json").read_text()), strict=True))
+    return dict(zip([*VARIANTS, *LOOKUPS], json.loads((folder / "found.json").read_text()), strict=True))
 
 
 VARIANT = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant)))
@@ -132,6 +163,15 @@ def test_nothing_spills(kernels, variant):
     kernel = kernels[variant]
     assert kernel["spilled_bytes"] == 0
     assert kernel["registers"] <= MOST_REGISTERS[variant[1]]
+    assert kernel["shared_bytes"] <= 4096
+
+
+@pytest.mark.parametrize("variant", LOOKUPS, ids=lambda variant: "-".join(map(str, variant)))
+def test_no_search_spills(kernels, variant):
+    """A program of a search has 256 threads and reads a text once: three share a multiprocessor."""
+    kernel = kernels[variant]
+    assert kernel["spilled_bytes"] == 0
+    assert kernel["registers"] <= 80
     assert kernel["shared_bytes"] <= 4096
 
 

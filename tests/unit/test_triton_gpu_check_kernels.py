@@ -39,6 +39,7 @@ def test_every_step_runs_without_vllm(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["kernels"]["equal_digests"] == 44
+    assert measured["kernels"]["copies"] == 4 * 7
     assert measured["sampling"]["equal_noise"] == 6 * 4096
     assert measured["sampling"]["draw_ms"] > 0
     for scheme in ("int4", "int8", "fp8"):
