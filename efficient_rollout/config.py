@@ -36,10 +36,11 @@ class DrafterSettings(_Group):
         "unquantized: the policy itself, for tests; every draft is accepted.",
     )
     group_size: Literal[32, 64, 128] = Field(default=64, description="Input channels that share an int4 scale.")
-    lookup: Lookup = Field(
-        default="own",
+    lookup: Literal["auto", "off", "own", "group"] = Field(
+        default="auto",
         description="Where tokens are copied from that draft passes check several at a time: own, the request's text; "
-        "group, that and ended responses to the same prompt; off, nowhere.",
+        "group, that and ended responses to the same prompt, on a CPU; off, nowhere. auto: own on a CPU; off on a GPU, "
+        "where it has not been measured.",
     )
     attention_window_tokens: int | None = Field(
         default=None,
@@ -58,6 +59,12 @@ class DrafterSettings(_Group):
     requantize_acceptance_drop: float = Field(
         default=0.02, gt=0.0, lt=1.0, description="on_evidence: a larger fall of that acceptance is evidence."
     )
+
+    def lookup_on(self, device: str) -> Lookup:
+        """Return where copies come from, on a device as in `torch.device.type`."""
+        if self.lookup != "auto":
+            return self.lookup
+        return "own" if device == "cpu" else "off"
 
 
 class ControllerSettings(_Group):

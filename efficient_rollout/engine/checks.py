@@ -105,6 +105,8 @@ def check_gpu_settings(settings: Settings) -> None:
     """Raise ConfigError for settings that engines on a GPU do not have."""
     if settings.drafter.attention_window_tokens is not None:
         raise ConfigError("drafter.attention_window_tokens is for engines on a CPU: leave it out on a GPU")
+    if settings.drafter.lookup == "group":
+        raise ConfigError("drafter.lookup=group is for engines on a CPU: own or off on a GPU")
     if settings.verify_kernel == "native":
         raise ConfigError("verify_kernel=native is for engines on a CPU: leave it out on a GPU")
 

@@ -3,10 +3,17 @@
 from typing import Any
 
 from vllm.config.compilation import CUDAGraphMode
-from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
 from efficient_rollout.gpu_check.policies import make_policy
-from efficient_rollout.gpu_check.samples import MOST_DRAFTS, Asked, check_drafting, check_perfect, plain_answers
+from efficient_rollout.gpu_check.samples import (
+    LOOKUPS,
+    MOST_DRAFTS,
+    Asked,
+    check_drafting,
+    check_perfect,
+    plain_answers,
+)
 from efficient_rollout.gpu_check.stand import Measured, Stand, require, runnable_schemes, worker_of
 
 
@@ -25,8 +32,9 @@ def check_graphs(stand: Stand) -> Measured:
             measured["full_graphs"] += check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
 
     with Replays() as replays:
-        for scheme in runnable_schemes()[: stand.sizes.most_schemes]:
-            result = check_drafting(stand, policy, scheme, plain, eager=eager, look_at=look_at)
+        for number, scheme in enumerate(runnable_schemes()[: stand.sizes.most_schemes]):
+            lookup = LOOKUPS[number % 2]
+            result = check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager, look_at=look_at)
             measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
         if stand.is_gpu:  # elsewhere this is a part of the step "same-samples"
             measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain, eager=eager)
@@ -69,8 +77,7 @@ class Replays:
         self._stock = stock = CudaGraphManager.run_fullgraph
 
         def run_fullgraph(manager: Any, desc: Any) -> Any:
-            # A chain's graphs compute one token of each request.
-            kind = "draft_replays" if manager.decode_query_len == 1 else "policy_replays"
+            kind = "policy_replays" if isinstance(manager, ModelCudaGraphManager) else "draft_replays"
             self.counts[kind] += 1
             return stock(manager, desc)
 

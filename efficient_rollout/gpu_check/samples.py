@@ -23,13 +23,15 @@ MOST_DRAFTS = 3
 # Every number, zero among them, longer and shorter ones in a row.
 EVERY_LENGTH = (3, 0, 1, 2, 3, 3, 0, 0, 2)
 TEMPERATURES = (0.0, 1.0)
+# Of the drafter, in turns.
+LOOKUPS = ("off", "own")
 # Of first drafts of the policy's own copy. In 16 bits it rounds otherwise than the verifier, which computes more rows
 # at once, and a draw in some twenty may be that near to a tie. A drafter that reads a wrong position is far below.
 _LEAST_ACCEPTED = {"float32": 1.0, "float16": 0.95, "bfloat16": 0.9}
 
 
 def check_same_samples(stand: Stand) -> Measured:
-    """Check every architecture, one scheme each, greedy and with seeds.
+    """Check every architecture, one scheme each, greedy and with seeds, every other one with copies in draft passes.
 
     Then a drafter that is the policy itself is checked.
     """
@@ -39,7 +41,7 @@ def check_same_samples(stand: Stand) -> Measured:
         policy, scheme = make_policy(stand.folder, name, stand.sizes), schemes[number % len(schemes)]
         plain = plain_answers(stand, policy, eager=True)
         measured["redrawn"] += _check_noise(stand, name, plain)
-        result = check_drafting(stand, policy, scheme, plain)
+        result = check_drafting(stand, policy, scheme, plain, lookup=LOOKUPS[number % 2])
         measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
         measured[f"{scheme}_accepted"] = result["accepted"]
         if not number:
@@ -68,6 +70,7 @@ def check_drafting(
     scheme: str,
     plain: Asked,
     *,
+    lookup: str = "off",
     eager: bool = True,
     look_at: Callable[[Any], None] = lambda _: None,
 ) -> Measured:
@@ -78,6 +81,7 @@ def check_drafting(
         policy: Its folder.
         scheme: Of the drafter.
         plain: From `plain_answers`.
+        lookup: Of the drafter.
         eager: Whether the engine has no graphs.
         look_at: Is shown the engine.
 
@@ -87,13 +91,13 @@ def check_drafting(
     Raises:
         CheckFailed: A token is another, or nothing was drafted.
     """
-    with stand.engine(policy, drafting(scheme, MOST_DRAFTS), enforce_eager=eager) as engine:
+    with stand.engine(policy, drafting(scheme, MOST_DRAFTS, lookup=lookup), enforce_eager=eager) as engine:
         look_at(engine)
         drafted_and_accepted(engine)
         results = [
             compare(
                 stand,
-                f"{policy.name}, {scheme}, {'eager' if eager else 'graphs'}",
+                f"{policy.name}, {scheme}, lookup {lookup}, {'eager' if eager else 'graphs'}",
                 asked,
                 expected,
                 ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH),

@@ -191,14 +191,16 @@ def worker_of(engine: Any) -> Any:
     return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
-def drafting(scheme: str, max_draft_tokens: int, *, rule: str = "always", profile: Path | None = None) -> Settings:
+def drafting(
+    scheme: str, max_draft_tokens: int, *, lookup: str = "off", rule: str = "always", profile: Path | None = None
+) -> Settings:
     """Return settings of an engine whose scheduler is scripted.
 
     Rule and profile are for requests without a script.
     """
     return Settings.parse(
         {
-            "drafter": {"scheme": scheme, "group_size": 128},
+            "drafter": {"scheme": scheme, "group_size": 128, "lookup": lookup},
             "controller": {
                 "rule": rule,
                 "max_draft_tokens": max_draft_tokens,

@@ -66,7 +66,7 @@ def _spoiled(
 
     def spoiled(logits: torch.Tensor) -> torch.Tensor:
         tokens, n = draw(logits), logits.shape[0]
-        seeds = drafter.seeds[drafter.idx_mapping[:n].clamp(min=0).long()]
+        seeds = drafter.seeds[drafter.steps.states_of_rows(n).clamp(min=0).long()]
         places = drafter.input_buffers.positions[:n].long()
         mixed = (seeds * _SEED_FACTOR + places) * _PLACE_FACTOR
         # Twice, because a product's low bits tell little of its factors' high ones.

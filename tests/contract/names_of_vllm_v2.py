@@ -71,8 +71,9 @@ OF_V2 = (
         _SPECULATOR,
         "_build_uniform_attn_metadata _copy_request_inputs attn_groups block_tables capture dp_rank dp_size "
         "draft_logits draft_model_config draft_tokens idx_mapping init_cudagraph_manager input_buffers "
-        "kv_cache_config load_draft_model max_model_len max_num_reqs model model_state num_speculative_steps propose "
-        "sample_draft seeds set_attn speculative_config temperature use_fp64_gumbel vllm_config",
+        "kv_cache_config load_draft_model max_model_len max_num_reqs max_num_tokens model model_state "
+        "num_speculative_steps propose sample_draft seeds set_attn speculative_config temperature use_fp64_gumbel "
+        "vllm_config vocab_size",
     ),
     *_of(f"{_GPU}input_batch:InputBuffers", "input_ids positions query_start_loc seq_lens"),
     *_of(
@@ -86,7 +87,9 @@ OF_V2 = (
     *_of(_REJECTION, "_get_logprobs_tensors _verify num_speculative_steps sampler"),
     *_of(_SAMPLER, "apply_sampling_params compute_nans logprobs_mode req_states sample sampling_states use_flashinfer"),
     *_of(f"{_GPU}sample.states:SamplingStates", "max_num_logprobs seeds temperature"),
-    *_of(f"{_GPU}states:RequestState", "draft_tokens last_sampled_tokens prefill_len"),
+    "vllm.v1.attention.backends.utils:PAD_SLOT_ID",
+    f"{_GPU}buffer_utils:StagedWriteTensor.gpu",
+    *_of(f"{_GPU}states:RequestState", "all_token_ids draft_tokens last_sampled_tokens prefill_len"),
 )
 # Names that moved: one of a row must be there. From 0.32 on, the later ones are.
 MOVED = (

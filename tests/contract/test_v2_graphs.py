@@ -71,14 +71,14 @@ def of_policy(config, mode, **options):
     )
 
 
-def of_chain(config):
+def of_chain(config, rows=1):
     for name in MOVED[0]:
         module, _, cls = name.partition(":")
         try:
             made = getattr(import_module(module), cls)
         except ImportError:
             continue
-        return made(config, torch.device("cpu"), CUDAGraphMode.FULL_DECODE_ONLY, decode_query_len=1)
+        return made(config, torch.device("cpu"), CUDAGraphMode.FULL_DECODE_ONLY, decode_query_len=rows)
     raise AssertionError("there is no manager of the draft chain's graphs")
 
 
@@ -154,6 +154,21 @@ def test_the_draft_chain_has_a_graph_for_every_number_of_requests(engine, most, 
     chain = of_chain(engine(most, max_num_seqs)[0])
     complete(chain, is_chain=True)
     assert missed(chain, max_num_seqs) == []
+
+
+@pytest.mark.parametrize(("most", "max_num_seqs"), [(4, 64), (8, 256)])
+def test_steps_that_look_copies_up_have_graphs_beside_plain_ones(engine, most, max_num_seqs):
+    (config, mode), rows = engine(most, max_num_seqs), most
+    manager, chain = of_policy(config, mode), of_chain(config, rows)
+    complete(manager)
+    complete(chain, is_chain=True)
+    graphs = chain._capture_descs[FULL]
+    assert {graph.uniform_token_count for graph in graphs} == {1, rows}
+    assert len(manager._capture_descs[FULL]) + len(graphs) == num_graphs(most, max_num_seqs, DEFAULT_LIMIT, rows=rows)
+    for num_reqs in range(1, min(max_num_seqs, DEFAULT_LIMIT // rows) + 1):
+        for query_len in (1, rows):
+            found = dispatch(chain, num_reqs, query_len)
+            assert (found.cg_mode, found.uniform_token_count) == (FULL, query_len)
 
 
 def test_stock_misses_batches_of_the_draft_chain(engine):

@@ -57,12 +57,13 @@ def main(policy: str, ranks: int, scheme: str, fault: str | None = None) -> None
     """Write one line of JSON: token ids by request, and each rank's status."""
     settings = None
     if scheme != "none":
-        drafter = {"scheme": scheme, "group_size": 128}
+        # Ranks that looked copies up must run as many passes as each other, whatever stood.
+        drafter = {"scheme": scheme, "group_size": 128, "lookup": "own" if scheme == "unquantized" else "off"}
         settings = Settings.parse({"drafter": drafter, "controller": {"rule": "always", "max_draft_tokens": 3}})
     options = {} if fault is None else {"worker_cls": f"{__name__}.FaultyWorker"}
     engine = interpreted.engine(policy, settings, tensor_parallel_size=ranks, **options)
     parameters = [
-        SamplingParams(temperature=temperature, seed=seed, max_tokens=8, ignore_eos=True, detokenize=False)
+        SamplingParams(temperature=temperature, seed=seed, max_tokens=16, ignore_eos=True, detokenize=False)
         for seed, temperature in enumerate((0.0, 1.0, 1.0, 0.7))
     ]
     prompts = [{"prompt_token_ids": [(7 * number + place) % 64 for place in range(9)]} for number in range(4)]

@@ -85,7 +85,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
                 device=self.device,
                 runner=self.model_runner,
                 noise_sampler=noise_sampler,
-                lookup=self.settings.drafter.lookup,
+                lookup=self.settings.drafter.lookup_on("cpu"),
             )
             self.model_runner.drafter = self.self_drafter
 

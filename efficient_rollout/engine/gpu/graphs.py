@@ -50,7 +50,7 @@ def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
     return -(-tokens // 16) * 16 if tokens > DEFAULT_LIMIT else None
 
 
-def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int) -> int:
+def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int, *, rows: int = 1) -> int:
     """Count the full graphs that an engine captures.
 
     They are the policy's for every number of drafts, and those of draft steps.
@@ -59,17 +59,19 @@ def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int) -> int:
         max_draft_tokens: Largest number of drafts per request.
         max_num_seqs: Largest number of requests.
         limit: Of the tokens in a graph.
+        rows: Of a request in a draft step that looks copies up; there is one without any too.
     """
     lengths = range(1, max_draft_tokens + 2)
     of_policy = sum(len(request_counts(min(max_num_seqs, limit // n), is_dense=n == 1)) for n in lengths)
-    return of_policy + len(request_counts(min(max_num_seqs, limit)))
+    return of_policy + sum(len(request_counts(min(max_num_seqs, limit // n))) for n in {1, rows})
 
 
 def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
     """Give a graph manager a full graph for every query length up to its own, and every batch the smallest that fits.
 
     It is to be called once stock has made the manager (`initialize_kv_cache`, which also makes one to measure graphs'
-    memory) and before it captures; a second call changes nothing. Piecewise graphs are those of an engine without
+    memory) and before it captures; a second call changes nothing. A draft chain has graphs of its longest steps and of
+    plain ones. Piecewise graphs are those of an engine without
     speculation, and sparse beyond vLLM's default limit. A manager without full graphs for decoding alone stays as it
     is, and one whose graphs take any mix of query lengths (`varlen_decode`).
 
@@ -132,7 +134,8 @@ def _decode_graphs(manager: Any, is_chain: bool) -> Iterator["BatchExecutionDesc
 
     # Beyond it, attention backends prepare for batches that are not in a graph.
     max_tokens = manager.compilation_config.max_cudagraph_capture_size
-    for query_len in range(1, manager.decode_query_len + 1):
+    longest = manager.decode_query_len
+    for query_len in sorted({1, longest}) if is_chain else range(1, longest + 1):
         for num_reqs in request_counts(
             min(manager.max_num_reqs, max_tokens // query_len), is_dense=query_len == 1 and not is_chain
         ):

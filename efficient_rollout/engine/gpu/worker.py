@@ -9,6 +9,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
@@ -36,15 +37,18 @@ class _Reported(AsyncModelRunnerOutput):
         output: Stock's.
         worker: Whose tick it is of.
         chain_length: Draft tokens per request that the tick drafted.
+        drafting: What was learned in the tick of what passes did; None without a drafter.
     """
 
-    def __init__(self, output: AsyncModelRunnerOutput, worker: "V2Worker", chain_length: int) -> None:
-        self._output, self._worker, self._chain_length = output, worker, chain_length
+    def __init__(
+        self, output: AsyncModelRunnerOutput, worker: "V2Worker", chain_length: int, drafting: DraftCounts | None
+    ) -> None:
+        self._output, self._worker, self._chain_length, self._drafting = output, worker, chain_length, drafting
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for it."""
         output = self._output.get_output()
-        self._worker.report_on(output, self._chain_length)
+        self._worker.report_on(output, self._chain_length, drafting=self._drafting)
         return self._worker.count(output)
 
 
@@ -71,7 +75,13 @@ class V2Worker(ReportingWorker):
         if scheme is not None:
             packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
             self.vllm_config.quant_config = TappedTargetConfig(packed, products="in place")
-            self.self_drafter = SelfDraftSpeculator(self.vllm_config, self.model_runner, packed, self.health)
+            self.self_drafter = SelfDraftSpeculator(
+                self.vllm_config,
+                self.model_runner,
+                packed,
+                self.health,
+                looks_up=self.settings.drafter.lookup_on("cuda") != "off",
+            )
             self.model_runner.speculator = self.self_drafter
 
     def check(self) -> None:
@@ -87,7 +97,7 @@ class V2Worker(ReportingWorker):
         """Run stock, and tell of batches that will run without a graph."""
         super().initialize_from_config(kv_cache_config)
         if self.self_drafter is not None:
-            self._tell_of_batches_without_a_graph()
+            self._tell_of_batches_without_a_graph(self.self_drafter.most_rows)
 
     def compile_or_warm_up_model(self) -> Any:
         """Run stock, which ends by seeding its generators alike in all engines of a server.
@@ -101,7 +111,7 @@ class V2Worker(ReportingWorker):
             set_random_seed(stream_key("engine", self.model_config.seed, rank) >> 32)
         return result
 
-    def _tell_of_batches_without_a_graph(self) -> None:
+    def _tell_of_batches_without_a_graph(self, rows: int) -> None:
         most = self.vllm_config.compilation_config.max_cudagraph_capture_size
         drafts, requests = self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
         wanted = capture_limit(drafts, requests)
@@ -112,8 +122,8 @@ class V2Worker(ReportingWorker):
                 "full graphs in the place of %d",
                 most,
                 wanted,
-                num_graphs(drafts, requests, wanted),
-                num_graphs(drafts, requests, most),
+                num_graphs(drafts, requests, wanted, rows=rows),
+                num_graphs(drafts, requests, most, rows=rows),
             )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
@@ -140,7 +150,10 @@ class V2Worker(ReportingWorker):
         output = super().sample_tokens(grammar_output)
         if not isinstance(output, AsyncModelRunnerOutput):
             return output
-        return _Reported(output, self, 0 if self.self_drafter is None else self.self_drafter.chain_length)
+        drafter = self.self_drafter
+        if drafter is None:
+            return _Reported(output, self, 0, None)
+        return _Reported(output, self, drafter.chain_length, drafter.take_drafting())
 
     def sleep(self, level: int = 1) -> None:
         """Run stock.

@@ -1,0 +1,145 @@
+"""Draft steps that check copies of requests' own text, in vLLM's V2 runner: every token is the one that stock samples.
+
+The drafter is the policy itself, so that every draw of its passes is what the policy draws: what is accepted shows
+whether a copied row was drawn with the tokens before it, the KV and the noise of its position.
+"""
+
+import gc
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
+
+import interpreted
+import torch
+import transformers
+from recorded_graphs import capture_draft_steps, record_graphs
+from vllm import SamplingParams
+
+from efficient_rollout.config import Settings
+from efficient_rollout.engine.statistics import take_rollout_stats
+from efficient_rollout.gpu_check.stand import end_engine, worker_of
+from efficient_rollout.measuring.offline import drain
+
+VOCABULARY, LONGEST = 24, 64
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "head_dim": 32,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+# Prompts that repeat, and some that do not; the last response ends where the model's length does.
+PROMPTS = [
+    [5, 9, 7] * 7,
+    [3] * 11,
+    [(7 * place * place) % VOCABULARY for place in range(17)],
+    [1],
+    [(5 * place) % VOCABULARY for place in range(LONGEST - 9)],
+]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """A random policy of little entropy: its responses come to repeat themselves."""
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.06)
+        else:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.8)
+    path = str(tmp_path_factory.mktemp("policy"))
+    model.save_pretrained(path)
+    return path
+
+
+@contextmanager
+def running(policy, lookup=None, most=6, scheme="unquantized", **options):
+    """An engine, stock without `lookup`; ended behind the block."""
+    tree = {
+        "drafter": {"scheme": scheme, "lookup": lookup, "group_size": 32},
+        "controller": {"rule": "always", "max_draft_tokens": most},
+    }
+    engine = interpreted.engine(policy, None if lookup is None else Settings.parse(tree), **options)
+    try:
+        yield engine
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+        end_engine()
+
+
+def sampled(engine, prompts=PROMPTS, num_tokens=40):
+    parameters = [
+        SamplingParams(
+            temperature=(0.0, 0.5, 1.0)[number % 3], seed=100 + number, ignore_eos=True, detokenize=False,
+            max_tokens=min(num_tokens, LONGEST - len(prompt)),
+        )
+        for number, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
+    drain(engine)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def expected(policy):
+    """What stock samples."""
+    with running(policy) as engine:
+        answer = sampled(engine)
+    gc.collect()
+    return answer
+
+
+def passes_a_chain(engine, counts_before=(0, 0), chains_before=0):
+    """Passes and counters, of a drafter that is the policy.
+
+    Whatever its passes drew is accepted, but for what stands behind an end.
+    """
+    drafter = worker_of(engine).self_drafter
+    drain(engine)
+    stats = take_rollout_stats(engine.collective_rpc)
+    counts = drafter._widest._chains.counts.tolist()
+    fed, kept = (now - before for now, before in zip(counts, counts_before, strict=True))
+    num_chains, most = drafter.stopwatch.num_laps - chains_before, drafter.num_speculative_steps
+    accepted, drafted = sum(stats.accepted_per_position), sum(stats.drafted_per_position)
+    # Two chains of a request may be behind its end; one that began before it is cut there.
+    assert accepted >= fed + kept - 3 * most * len(PROMPTS), (accepted, fed, kept, drafted)
+    assert stats.accepted_per_position[0] >= 0.9 * stats.drafted_per_position[0]
+    assert 0 < stats.num_copies_kept < stats.num_copies
+    return stats.num_draft_passes / num_chains, counts, drafter.stopwatch.num_laps
+
+
+def test_samples_are_those_of_stock_with_and_without_graphs(policy, expected, monkeypatch):
+    with running(policy, "own") as engine:
+        assert sampled(engine) == expected
+        passes, *before = passes_a_chain(engine)
+        graphs = record_graphs(monkeypatch)
+        capture_draft_steps(worker_of(engine), (1, 2, 4, 6, 8, 16, 48))
+        assert graphs.host_reads == []
+        assert sampled(engine) == expected
+        passes_later, *_ = passes_a_chain(engine, *before)
+        assert worker_of(engine).health.drafter_fault is None
+        assert sum(graph.num_replays for graph in graphs.recorded) > 5
+    # At first there are as many as drafts.
+    assert passes_later < 0.75 * passes <= 0.75 * 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("most", "scheme", "options"),
+    [
+        # Prompts in chunks, a prefix cache, one tick after the other.
+        (3, "int4", {"asynchronous": False, "max_num_batched_tokens": 16, "enable_prefix_caching": True}),
+        # More drafts than rows.
+        (12, "unquantized", {}),
+    ],
+)
+def test_samples_are_those_of_stock_whatever_the_options(policy, expected, most, scheme, options):
+    with running(policy, "own", most, scheme, **options) as engine:
+        for _ in range(2):
+            assert sampled(engine) == expected
+        assert worker_of(engine).health.drafter_fault is None
+        stats = take_rollout_stats(engine.collective_rpc)
+        assert sum(stats.accepted_per_position) > 0.3 * sum(stats.drafted_per_position)
+        assert stats.num_copies_kept > 0
