@@ -175,11 +175,14 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
         device: As in `torch.device.type`.
 
     Raises:
+        ConfigError: A setting is for engines on another device.
         UnsupportedVersionError: vLLM chose another model runner than the self-drafter has on this device.
         UnsupportedModelError: See `check_engine`.
         SchemeUnavailableError: See `check_engine`.
     """
     _check_runner(vllm_config, device)
+    if device == "cuda":
+        check_gpu_settings(settings)
     check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
     check_split(vllm_config.parallel_config)
     check_options(_resolved_options(vllm_config))

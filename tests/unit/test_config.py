@@ -102,3 +102,13 @@ def test_bad_value_is_refused_with_the_legal_ones(raw: dict[str, Any], named: li
 def test_one_message_lists_every_fault() -> None:
     message = message_of({"unknown": 1, "drafter": {"scheme": "fp4"}, "controller": {"max_draft_tokens": 99}})
     assert len(message.splitlines()) == 4
+
+
+def test_copies_are_looked_up_on_a_cpu_and_on_a_gpu_only_where_they_are_asked_for() -> None:
+    drafters = {lookup: Settings.parse({"drafter": {"lookup": lookup}}).drafter for lookup in ("auto", "own", "off")}
+    assert {name: drafter.lookup_on("cpu") for name, drafter in drafters.items()} == {
+        "auto": "own",
+        "own": "own",
+        "off": "off",
+    }
+    assert [drafters[name].lookup_on("cuda") for name in ("auto", "own")] == ["off", "own"]

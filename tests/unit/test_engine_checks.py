@@ -11,6 +11,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.engine import checks
 from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.errors import (
+    ConfigError,
     InputFileError,
     SchemeUnavailableError,
     UnsupportedDeviceError,
@@ -201,3 +202,9 @@ def test_a_weight_transfer_between_gpus_is_refused_with_what_to_use(backend):
     config = VllmConfig(weight_transfer_config=WeightTransferConfig(backend=backend))
     with pytest.raises(UnsupportedDeviceError, match=rf"backend={backend} .*collective_rpc\('reload_weights'\)"):
         checks.check_engine(config, Settings(enabled=False))
+
+
+@pytest.mark.parametrize("drafter", [{"attention_window_tokens": 64}, {"lookup": "group"}])
+def test_settings_of_a_cpu_are_refused_on_a_gpu(drafter):
+    with pytest.raises(ConfigError, match=f"drafter.{next(iter(drafter))}.* is for engines on a CPU"):
+        checks.check_gpu_settings(Settings(drafter=drafter))
