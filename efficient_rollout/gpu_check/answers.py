@@ -98,9 +98,13 @@ def _table(logprobs: Any) -> torch.Tensor:
 
 
 def drafted_and_accepted(engine: Any) -> tuple[list[int], list[int]]:
-    """Return how many drafts were verified since the last call, by position, and how many were accepted."""
+    """Return how many drafts were verified since the last call, by position, and how many were the policy's own draws.
+
+    Those behind a response's end, which no request gained, say as much of the drafter as others.
+    """
     (stats,) = engine.collective_rpc("take_rollout_stats")
-    return stats["drafted_per_position"], stats["accepted_per_position"]
+    stood = zip(stats["accepted_per_position"], stats["behind_end_per_position"], strict=True)
+    return stats["drafted_per_position"], list(map(sum, stood))
 
 
 def compare(

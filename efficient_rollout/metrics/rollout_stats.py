@@ -69,7 +69,7 @@ class RolloutStats:
         num_verify_passes: Verify events: requests times ticks with at least one draft token.
         num_draft_tokens: Draft tokens verified.
         num_accepted_tokens: Draft tokens accepted: those that requests gained.
-        num_accepted_behind_end: Draft tokens that were the policy's own draws too, but behind a response's end.
+        behind_end_per_position: Drafts that were the policy's own draws too, but behind a response's end.
         accepted_per_position: Accepted drafts at each position, first draft token first.
         drafted_per_position: Verified drafts at each position.
         ticks_by_reason: Ticks by the controller's reason for its decision.
@@ -105,7 +105,7 @@ class RolloutStats:
     num_verify_passes: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
-    num_accepted_behind_end: int = 0
+    behind_end_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
     drafted_per_position: list[int] = field(default_factory=list)
     ticks_by_reason: dict[str, int] = field(default_factory=dict)
@@ -165,9 +165,10 @@ class RolloutStats:
             self.num_verify_passes += verified.num_passes
             self.num_draft_tokens += sum(verified.drafted)
             self.num_accepted_tokens += sum(verified.accepted)
-            self.num_accepted_behind_end += sum(verified.stood) - sum(verified.accepted)
             self.drafted_per_position = _combine(add, self.drafted_per_position, verified.drafted)
             self.accepted_per_position = _combine(add, self.accepted_per_position, verified.accepted)
+            behind_end = [stood - gained for stood, gained in zip(verified.stood, verified.accepted, strict=True)]
+            self.behind_end_per_position = _combine(add, self.behind_end_per_position, behind_end)
 
     def add_lane(self, lane: Lane, *, engine: str) -> None:
         """Add a response that ended."""
@@ -246,7 +247,7 @@ class RolloutStats:
             names.GENERATED_TOKENS: self.num_generated_tokens,
             names.DRAFT_TOKENS: self.num_draft_tokens,
             names.ACCEPTED_TOKENS: self.num_accepted_tokens,
-            names.ACCEPTED_BEHIND_END: self.num_accepted_behind_end,
+            names.ACCEPTED_BEHIND_END: sum(self.behind_end_per_position),
             names.DRAFT_SECONDS: self.draft_seconds,
             names.DRAFTER_BYTES: self.drafter_bytes,
             names.DRAFTER_FAULTS: self.num_drafter_faults,
