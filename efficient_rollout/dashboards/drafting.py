@@ -7,7 +7,10 @@ from efficient_rollout.dashboards.section import Panel, Section, missing
 from efficient_rollout.metrics import names
 from efficient_rollout.training_runs.run import Run
 
-_METRICS = (names.ACCEPTANCE_RATE_AT_PREFIX, names.MEAN_ACCEPTED_LENGTH, names.ACCEPTANCE_RATE)
+_METRICS = (
+    names.ACCEPTANCE_RATE_AT_PREFIX, names.MEAN_ACCEPTED_LENGTH, names.ACCEPTANCE_RATE, names.DRAFT_PASSES,
+    names.COPIES, names.COPIES_KEPT,
+)  # fmt: skip
 # Of a position: no draft is longer, and a name in a foreign file may be anything.
 _MOST_DIGITS = 3
 
@@ -25,8 +28,26 @@ def _answer(own: Run) -> str:
     median, rate = float(np.nanmedian(lengths)), own.values(names.ACCEPTANCE_RATE)
     return (
         f"A request gains {median:.2f} tokens per verify pass in the median step, where 1 is no gain; the policy "
-        f"accepts {np.nanmedian(rate):.0%} of the drafts."
+        f"accepts {np.nanmedian(rate):.0%} of the drafts.{_passes(own)}"
     )
+
+
+def _passes(own: Run) -> str:
+    if not own.has(names.DRAFT_PASSES):
+        return ""
+    with np.errstate(all="ignore"):  # a step may say anything of itself
+        num_ticks = own.values(names.ENGINE_TICKS) * own.values(names.SPECULATIVE_TICK_SHARE)
+        passes, kept = (
+            own.values(names.DRAFT_PASSES) / num_ticks,
+            own.values(names.COPIES_KEPT) / own.values(names.COPIES),
+        )
+    passes, kept = passes[np.isfinite(passes)], kept[np.isfinite(kept)]
+    if not len(passes):
+        return ""
+    text = f" The drafter takes {np.median(passes):.1f} passes a tick"
+    if not len(kept):
+        return f"{text}."
+    return f"{text}; of the copied tokens that they check {np.median(kept):.0%} stand."
 
 
 def _by_position(own: Run) -> Panel:

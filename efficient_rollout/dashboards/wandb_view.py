@@ -55,6 +55,7 @@ _QUESTIONS: dict[str, tuple[_Chart, ...]] = {
             tuple(f"{names.ACCEPTANCE_RATE_AT_PREFIX}{position}" for position in range(1, 5)),
             "ratio",
         ),
+        _Chart("Copied tokens, checked and kept", (names.COPIES, names.COPIES_KEPT), "tokens"),
     ),
     "Is the controller right?": (
         _Chart("Speed-up of ticks that drafted", (names.PREDICTED_SPEEDUP, names.MEASURED_SPEEDUP), "ratio"),

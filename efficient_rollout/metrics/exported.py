@@ -87,6 +87,17 @@ DRAFT_TOKENS_AT = _export(
 DRAFT_SECONDS = _export(
     "draft_seconds", "counter", "s", "Time inside the drafter, of the slowest worker.", "draft_seconds"
 )
+DRAFT_PASSES = _export("draft_passes", "counter", "passes", "Passes of the drafter.", "num_draft_passes")
+COPIES = _export(
+    "copies",
+    "counter",
+    "tokens",
+    "Tokens copied from requests' own text that passes of the drafter checked.",
+    "num_copies",
+)
+COPIES_KEPT = _export(
+    "copies_kept", "counter", "tokens", "Those that were the drafter's own draws, and became drafts.", "num_copies_kept"
+)
 WEIGHT_SYNCS = _export("weight_syncs", "counter", "syncs", "Weight syncs that were completed.", "num_weight_syncs")
 WEIGHT_SYNC_SECONDS = _export(
     "weight_sync_seconds", "counter", "s", "Time of the weight syncs, requantizing included, of the slowest worker.",

@@ -1,9 +1,15 @@
 """What `efficient-rollout serve` serves: its counters on `/metrics`, a client's requests, its end."""
 
 import json
+import math
 import re
+import shutil
 import signal
+import socket
+import subprocess
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +28,10 @@ pytestmark = pytest.mark.engine
 
 SETTINGS = ("drafter.scheme=int8", "controller.rule=batch_threshold", "controller.max_running_requests=2")
 MAX_DRAFT_TOKENS = 4
+# Debian's package `prometheus` brings both.
+PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
+# Of a rule that predicts nothing.
+WITHOUT_DATA = {"Measured speed-up of ticks that drafted", "Predicted and measured speed-up"}
 SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -187,6 +197,76 @@ def test_a_word_that_is_none_is_a_bad_request(server: Server, wrong: object) -> 
     with pytest.raises(BadRequestError, match=rf"from 0 \(no drafts\) to 4, .* got {wrong!r}"):
         server.client().completions.create(model=MODEL, prompt="1+2=", extra_body=word)
     assert server.client().completions.create(model=MODEL, prompt="1+2=", max_tokens=2).choices
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _wait_until_healthy(url: str) -> None:
+    for _ in range(60):
+        try:
+            get(url)
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail(f"{url} does not answer")
+
+
+@pytest.fixture
+def prometheus(address: str, repository: Path, tmp_path: Path) -> Iterator[str]:
+    """A real one that scrapes the server each second, with this package's rules."""
+    rules = repository / "docs" / "grafana" / "efficient_rollout_rules.yaml"
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(rules)],
+        "scrape_configs": [{"job_name": "vllm", "static_configs": [{"targets": [address.removeprefix("http://")]}]}],
+    }  # fmt: skip
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+    subprocess.run([PROMTOOL, "check", "config", tmp_path / "prometheus.yml"], check=True)
+    url = f"127.0.0.1:{_free_port()}"
+    options = {"config.file": tmp_path / "prometheus.yml", "storage.tsdb.path": tmp_path / "data",
+               "web.listen-address": url}  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        command = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_until_healthy(f"http://{url}/-/healthy")
+        yield f"http://{url}/api/v1"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.mark.skipif(PROMETHEUS is None or PROMTOOL is None, reason="apt-get install prometheus")
+def test_every_panel_s_query_has_data_in_a_real_prometheus(
+    address: str, prometheus: str, policy: Path, repository: Path
+) -> None:
+    text = get(f"{address}/metrics")
+    ours = text[text.index("# HELP efficient_rollout_") :]
+    subprocess.run([PROMTOOL, "check", "metrics"], input=ours.encode(), check=True)
+    for max_tokens in (40, 60, 40, 60):
+        generate(address, num_responses=1, max_tokens=max_tokens)
+        generate(address, num_responses=4, max_tokens=20)
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(policy)}}
+        post(f"{address}/collective_rpc", body)
+        time.sleep(1.5)
+
+    dashboard = json.loads((repository / "docs" / "grafana" / "efficient_rollout.json").read_text())
+    empty = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"].replace("$__rate_interval", "30s").replace("$model", ".*")
+            result = json.loads(get(f"{prometheus}/query?{urllib.parse.urlencode({'query': query})}"))["data"]["result"]
+            values = [float(one["value"][1]) for one in result]
+            if not any(map(math.isfinite, values)):
+                empty.add(panel["title"])
+    assert empty == WITHOUT_DATA
+    (group,) = json.loads(get(f"{prometheus}/rules"))["data"]["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+    assert {rule["state"] for rule in group["rules"]} == {"inactive"}
 
 
 def test_the_key_is_vllm_s_own(server: Server) -> None:

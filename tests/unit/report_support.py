@@ -42,6 +42,7 @@ def step_record(step: int, *, speed: float, drafting: bool, draw: random.Random)
         stats.accepted_per_position = [draw.randint(low - 8, low) for low in (140, 128, 108, 84)]
         stats.num_draft_tokens = sum(stats.drafted_per_position)
         stats.num_accepted_tokens = sum(stats.accepted_per_position)
+        stats.num_draft_passes, stats.num_copies, stats.num_copies_kept = 450, 400, 100
         stats.ticks_by_reason = {"below_threshold": 150, "above_threshold": 42, "exploring": 8}
         stats.drafter_bytes, stats.draft_seconds, stats.packed_weight_share = 14_500_000, 0.9, 1.0
         stats.predicted_plain_seconds, stats.predicted_tick_seconds = 3.1, 1.9

@@ -305,3 +305,11 @@ def test_a_page_that_is_not_watched_does_not_load_itself_again(tmp_path: Path) -
     page = render(pair(tmp_path)[0])
     assert 'id="written"' in page
     assert 'id="reload"' not in page
+
+
+def test_passes_of_the_drafter_and_what_copies_gave_are_told(tmp_path: Path) -> None:
+    own, plain = pair(tmp_path)
+    assert answers(own)["drafting"].endswith(
+        "The drafter takes 3.0 passes a tick; of the copied tokens that they check 25% stand."
+    )
+    assert "passes" not in answers(plain)["drafting"]
