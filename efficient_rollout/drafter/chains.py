@@ -49,7 +49,7 @@ class _Chain:
 
 
 class Chains:
-    """Grows a chain for each request, until the batch has as many draft tokens as were asked for.
+    """Grows a chain for each request, until the batch has about as many draft tokens as were asked for.
 
     A pass feeds a chain's newest token and copies behind it, and draws at each. Copies that equal the draws before
     them stand, and so does one draw behind them: a chain holds the drafter's own draws, whatever they were found by.
@@ -87,8 +87,13 @@ class Chains:
         return [chain.drafts for chain in self._chains]
 
     def feed(self) -> Fed | None:
-        """Return the next pass's rows, no more of them than tokens are left to draft; None at the end."""
+        """Return the next pass's rows, no more of them than tokens are left to draft; None at the end.
+
+        A pass for a few of many chains takes nearly as long as one for all: what copies left over is not worth it.
+        """
         growing = [number for number, chain in enumerate(self._chains) if len(chain.drafts) < chain.most]
+        if 2 * self._num_left < len(growing):
+            return None
         if len(growing) > self._num_left:
             # The shortest chains gain most by another token.
             growing = sorted(sorted(growing, key=lambda number: len(self._chains[number].drafts))[: self._num_left])
