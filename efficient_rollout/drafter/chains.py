@@ -10,7 +10,8 @@ from efficient_rollout.drafter.lookup import Tokens, find_copies
 
 # Copied tokens that one pass checks for a request. A pass takes longer by each.
 MOST_COPIES = 7
-# Up to so many chains a pass on a CPU takes its time for weights, not for rows.
+# Up to so many chains a pass on a CPU takes its time for weights, not for rows. With eight, copies cost what they save
+# (docs/benchmarks.md).
 FEW_CHAINS = 3
 
 
@@ -59,7 +60,7 @@ class Chains:
         most: Draft tokens that each request can use.
         num_tokens: Draft tokens to make, of all requests together.
         max_copies: Copied tokens that a pass checks for a request; 0 looks nothing up.
-        few_chains: Growing chains up to which a row is cheap.
+        few_chains: Nothing is looked up where more chains grow.
 
     Attributes:
         counts: What passes did.
@@ -99,7 +100,9 @@ class Chains:
             growing = sorted(sorted(growing, key=lambda number: len(self._chains[number].drafts))[: self._num_left])
         if not growing:
             return None
-        if self._max_copies:
+        for number in growing:
+            self._chains[number].copies = []
+        if self._max_copies and len(growing) <= self._few_chains:
             self._look_up(growing)
         rows = [[int(chain.text[chain.length - 1]), *chain.copies] for chain in map(self._chains.__getitem__, growing)]
         return Fed(growing, rows, [len(self._chains[number].drafts) for number in growing])
@@ -108,19 +111,16 @@ class Chains:
         """Choose each chain's copies: no more than match, and where there is no room for all, of the longest match.
 
         A copy costs a row, and saves a pass where one chain grows. The n-th copy behind a match of n tokens stands
-        about once in ten (docs/lookup.md), and a row is a tenth of such a pass. Where more chains grow in one, a copy
-        saves little of it, and must stand more often.
+        about once in ten (docs/lookup.md), and a row is a tenth of such a pass.
         """
         num_spare = self._num_left - len(growing)
         found = []
         for number in growing:
             chain = self._chains[number]
-            chain.copies = []
             most = min(self._max_copies, chain.most - len(chain.drafts) - 1, num_spare)
             copies, length = find_copies(chain.text[: chain.length], most)
-            most = length * self._few_chains // max(self._few_chains, len(growing))
-            if length and most:
-                found.append((length, chain, copies[:most]))
+            if length:
+                found.append((length, chain, copies[:length]))
         for _, chain, copies in sorted(found, key=lambda item: -item[0]):
             chain.copies = copies[:num_spare].tolist()
             num_spare -= len(chain.copies)
