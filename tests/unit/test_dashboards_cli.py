@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,11 @@ def watcher(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(*arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "efficient_rollout", "report", *map(str, arguments), "--watch"]
         with (tmp_path / "err").open("w") as err:
-            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True))
+            # A shell's background jobs, these tests perhaps, have Ctrl-C ignored.
+            listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            started.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True, preexec_fn=listening)
+            )
         return started[-1]
 
     yield start
@@ -168,7 +173,7 @@ def test_a_watched_run_gets_its_page_anew_after_each_step(
     (run / "metrics.jsonl").write_text(lines.splitlines(keepends=True)[0])
     wait_for(page, "1 step, number 1")
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert (process.returncode, out.count("\n")) == (0, 1)
     assert err.read_text().count("\n") == 2, "each fault is told once"
     assert not list(run.glob(".report.html*"))
