@@ -1,7 +1,8 @@
 """Chains of draft tokens of one tick: what each draft pass feeds, and what of it stands."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -37,16 +38,10 @@ class Fed:
 
 @dataclass(slots=True)
 class _Chain:
-    text: Tokens
-    length: int
+    newest: int
     most: int
     drafts: list[int] = field(default_factory=list)
     copies: list[int] = field(default_factory=list)
-
-    def append(self, tokens: Sequence[int]) -> None:
-        self.drafts.extend(tokens)
-        self.text[self.length : self.length + len(tokens)] = tokens
-        self.length += len(tokens)
 
 
 class Chains:
@@ -56,7 +51,9 @@ class Chains:
     them stand, and so does one draw behind them: a chain holds the drafter's own draws, whatever they were found by.
 
     Args:
-        texts: Of each request, int32 [tokens], the newest sampled token last.
+        newest: Of each request, the newest sampled token.
+        text_of: Returns the text of a request by its number, int32 [tokens], the newest sampled token last. It is asked
+            where something is looked up, and once for a request.
         most: Draft tokens that each request can use.
         num_tokens: Draft tokens to make, of all requests together.
         max_copies: Copied tokens that a pass checks for a request; 0 looks nothing up.
@@ -68,17 +65,16 @@ class Chains:
 
     def __init__(
         self,
-        texts: Sequence[Tokens],
+        newest: Sequence[int],
+        text_of: Callable[[int], Tokens],
         most: Sequence[int],
         num_tokens: int,
         *,
         max_copies: int,
         few_chains: int = FEW_CHAINS,
     ) -> None:
-        self._chains = [
-            _Chain(np.concatenate([text, np.zeros(length, dtype=np.int32)]), len(text), length)
-            for text, length in zip(texts, most, strict=True)
-        ]
+        self._chains = [_Chain(token, length) for token, length in zip(newest, most, strict=True)]
+        self._text_of = cache(text_of)
         self.counts = DraftCounts()
         self._num_left, self._max_copies, self._few_chains = num_tokens, max_copies, few_chains
 
@@ -104,7 +100,8 @@ class Chains:
             self._chains[number].copies = []
         if self._max_copies and len(growing) <= self._few_chains:
             self._look_up(growing)
-        rows = [[int(chain.text[chain.length - 1]), *chain.copies] for chain in map(self._chains.__getitem__, growing)]
+        chains = [self._chains[number] for number in growing]
+        rows = [[chain.drafts[-1] if chain.drafts else chain.newest, *chain.copies] for chain in chains]
         return Fed(growing, rows, [len(self._chains[number].drafts) for number in growing])
 
     def _look_up(self, growing: list[int]) -> None:
@@ -118,7 +115,8 @@ class Chains:
         for number in growing:
             chain = self._chains[number]
             most = min(self._max_copies, chain.most - len(chain.drafts) - 1, num_spare)
-            copies, length = find_copies(chain.text[: chain.length], most)
+            text = np.append(self._text_of(number), np.array(chain.drafts, dtype=np.int32))
+            copies, length = find_copies(text, most)
             if length:
                 found.append((length, chain, copies[:length]))
         for _, chain, copies in sorted(found, key=lambda item: -item[0]):
@@ -141,7 +139,7 @@ class Chains:
             num_kept = 0
             while num_kept < len(tokens) - 1 and tokens[num_kept + 1] == draws[num_kept]:
                 num_kept += 1
-            self._chains[number].append(draws[: num_kept + 1])
+            self._chains[number].drafts.extend(draws[: num_kept + 1])
             self._num_left -= num_kept + 1
             self.counts.num_copies += len(tokens) - 1
             self.counts.num_copies_kept += num_kept

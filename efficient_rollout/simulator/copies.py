@@ -123,8 +123,9 @@ class CopySimulator:
         queue = iter(enumerate(texts))
         running = [_Running(self, texts, *item) for item in _first(queue, batch)]
         while len(running) == batch:
+            texts_now = [request.text(source) for request in running]
             chains = Chains(
-                [request.text(source) for request in running],
+                [int(text[-1]) for text in texts_now], texts_now.__getitem__,
                 [self.max_draft_tokens] * batch, num_draft_tokens * batch,
                 max_copies=0 if source == "off" else MOST_COPIES, few_chains=batch,
             )  # fmt: skip

@@ -19,9 +19,13 @@ def drawn_alone(text, num_tokens):
     return chain[len(text) :]
 
 
+def chains_of(texts, most, num_tokens, **options):
+    return Chains([int(text[-1]) for text in texts], texts.__getitem__, most, num_tokens, **options)
+
+
 def grown(texts, most, num_tokens, max_copies=7):
     arrays = [np.array(text, dtype=np.int32) for text in texts]
-    chains = Chains(arrays, most, num_tokens, max_copies=max_copies, few_chains=8)
+    chains = chains_of(arrays, most, num_tokens, max_copies=max_copies, few_chains=8)
     passes = []
     while (fed := chains.feed()) is not None:
         drawn = []
@@ -53,7 +57,7 @@ def test_a_chain_is_what_the_drafter_draws_token_by_token(max_copies, num_tokens
 
 
 def test_a_text_that_repeats_is_drafted_in_one_pass():
-    chains = Chains([np.array([5, 6] * 6, dtype=np.int32)], [8], 8, max_copies=7)
+    chains = chains_of([np.array([5, 6] * 6, dtype=np.int32)], [8], 8, max_copies=7)
     fed = chains.feed()
     assert fed.tokens == [[6, 5, 6, 5, 6, 5, 6, 5]]
     chains.keep(fed, [5, 6, 5, 6, 5, 6, 5, 6])
@@ -63,7 +67,7 @@ def test_a_text_that_repeats_is_drafted_in_one_pass():
 
 
 def test_draws_behind_a_copy_that_does_not_stand_are_thrown_away():
-    chains = Chains([np.array([5, 6] * 6, dtype=np.int32)], [8], 8, max_copies=7)
+    chains = chains_of([np.array([5, 6] * 6, dtype=np.int32)], [8], 8, max_copies=7)
     chains.keep(chains.feed(), [5, 9, 5, 6, 5, 6, 5, 6])
     assert chains.drafts == [[5, 9]]
 
@@ -90,12 +94,14 @@ def test_a_pass_for_a_few_of_many_chains_is_not_worth_it():
 
 def test_where_there_is_no_room_for_all_the_longest_match_is_copied():
     texts = [[1, 2, 3, 9, 9, 9, 2, 3], [*range(10, 20), 7, 7, 7, *range(10, 20)]]
-    chains = Chains([np.array(text, dtype=np.int32) for text in texts], [8, 8], 4, max_copies=7)
+    chains = chains_of([np.array(text, dtype=np.int32) for text in texts], [8, 8], 4, max_copies=7)
     assert chains.feed().tokens == [[3], [19, 7, 7]]
 
 
 def test_nothing_is_looked_up_where_many_chains_grow():
     text = [1, 2, 3, 9, 9, 9, 2, 3]
     for num_chains, num_copies in ((1, 2), (3, 2), (4, 0), (8, 0)):
-        chains = Chains([np.array(text, dtype=np.int32)] * num_chains, [8] * num_chains, 8 * num_chains, max_copies=7)
+        chains = chains_of(
+            [np.array(text, dtype=np.int32)] * num_chains, [8] * num_chains, 8 * num_chains, max_copies=7
+        )
         assert chains.feed().num_rows == [1 + num_copies] * num_chains

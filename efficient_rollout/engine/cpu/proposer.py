@@ -225,7 +225,7 @@ class SelfDraftProposer(DraftModelProposer):
             most = [min(self.num_speculative_tokens, most) for most in useful]
         else:
             most = [min(num_draft_tokens, most) for most in useful]
-        chains = Chains(self._texts(new_tokens), most, num_tokens, max_copies=self._max_copies)
+        chains = Chains(newest.tolist(), partial(self._text, new_tokens), most, num_tokens, max_copies=self._max_copies)
         outputs = self.runner.input_batch.req_output_token_ids
         sampler = DraftSampler(self.runner.sampler, self._noise_sampler, sampling, new_tokens, outputs)
         self.attention.begin(num_computed, max(most))
@@ -252,15 +252,12 @@ class SelfDraftProposer(DraftModelProposer):
             for of_request, new, token in zip(drafts, num_new, newest.tolist(), strict=True)
         ]
 
-    def _texts(self, new_tokens: list[list[int]]) -> list[Tokens]:
-        """Return what each request's copies are taken from: its prompt and response at the end."""
+    def _text(self, new_tokens: list[list[int]], row: int) -> Tokens:
+        """Return what a request's copies are taken from: its prompt and response at the end."""
         batch = self.runner.input_batch
-        texts = []
-        for row, new in enumerate(new_tokens):
-            known = batch.token_ids_cpu[row, : batch.num_tokens_no_spec[row]]
-            ended = [] if self._ended is None else self._ended.texts(known[: batch.num_prompt_tokens[row]])
-            texts.append(np.concatenate([*ended, known, np.array(new, dtype=np.int32)]))
-        return texts
+        known = batch.token_ids_cpu[row, : batch.num_tokens_no_spec[row]]
+        ended = [] if self._ended is None else self._ended.texts(known[: batch.num_prompt_tokens[row]])
+        return np.concatenate([*ended, known, np.array(new_tokens[row], dtype=np.int32)])
 
     def keep_ended(self, request_ids: set[str]) -> None:
         """Keep the responses of requests that have ended, where copies are taken from them."""

@@ -14,6 +14,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.drafter.chains import MOST_COPIES
 from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT
 from efficient_rollout.errors import UnsupportedModelError
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 # Where nothing was drafted. What stood there need not be of the vocabulary: stock (0.32) writes -1 behind a chain.
 ANY_TOKEN = 0
-# Copied tokens that one pass checks for a request, at most.
-MOST_COPIES = 7
 # Chains whose counts may still be on their way: those of this tick and the one before it.
 _LATE_CHAINS = 2
 # Of what a chain taught, so much counts after each that follows: half after fourteen.
