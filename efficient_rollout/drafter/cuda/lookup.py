@@ -68,6 +68,12 @@ def search_kernel(
 
 
 @triton.jit
+def _window(first, newest, most_tokens, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    """Return the position of a pass's first row: no row is behind the last draft, or the model's last position."""
+    return tl.minimum(tl.minimum(newest, first + COLUMNS - ROWS), most_tokens - ROWS)
+
+
+@triton.jit
 def feed_kernel(
     texts,  # int32 [requests, stride]
     firsts,  # int32 [requests]
@@ -90,7 +96,7 @@ def feed_kernel(
     if first < 0:
         return
     newest = first + tl.load(lengths + request)
-    window = tl.minimum(tl.minimum(newest, first + COLUMNS - ROWS), most_tokens - ROWS)
+    window = _window(first, newest, most_tokens, COLUMNS, ROWS)
     found = tl.load(best + request)
     source = found % _PLACES + 1
     period = tl.maximum(newest + 1 - source, 1)
@@ -135,7 +141,7 @@ def keep_kernel(
         return
     length = tl.load(lengths + request)
     newest = first + length
-    window = tl.minimum(tl.minimum(newest, first + COLUMNS - ROWS), most_tokens - ROWS)
+    window = _window(first, newest, most_tokens, COLUMNS, ROWS)
     skipped = newest - window  # rows before the newest token's; all of them where the chain is at its end
     row = tl.arange(0, WIDTH)
     token = tl.load(drawn + request * ROWS + row, mask=row < ROWS, other=-1).to(tl.int32)
