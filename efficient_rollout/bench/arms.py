@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,8 +16,8 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES, RULES_WITH_PROFILE
 
 PLAIN = "plain"
-_NGRAM_DRAFT_TOKENS = 4
-EngineKind = Literal["plain", "ngram", "self_drafting"]
+_VLLM_LOOKUP_DRAFT_TOKENS = {"ngram": 4, "suffix": 24}
+EngineKind = Literal["plain", "vllm_lookup", "self_drafting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Arm:
         name: As given on the command line.
         engine: Which engine serves it; arms of one engine take turns in it.
         rule: Of the controller, where the engine has one.
-        num_draft_tokens: Of the n-gram method.
+        num_draft_tokens: Of vLLM's own method of lookup, at most.
         lookup: Where the drafter's copies are taken from: with it, the rule has an engine of its own. None: as by
             default.
     """
@@ -37,6 +38,11 @@ class Arm:
     rule: str | None = None
     num_draft_tokens: int = 0
     lookup: Lookup | None = None
+
+    @property
+    def method(self) -> str:
+        """Return the name of vLLM's own method of lookup."""
+        return self.name.partition(":")[0]
 
     @property
     def needs_profile(self) -> bool:
@@ -60,15 +66,17 @@ def parse_arms(text: str) -> list[Arm]:
 
 def _arm(name: str) -> Arm:
     bare, _, argument = name.partition(":")
-    if bare == "ngram":
+    if bare in _VLLM_LOOKUP_DRAFT_TOKENS:
         if argument and not (argument.isdecimal() and int(argument) > 0):
-            raise ConfigError(f"ngram takes one number of draft tokens, as in ngram:4; got {argument!r}")
-        return Arm(name, "ngram", num_draft_tokens=int(argument or _NGRAM_DRAFT_TOKENS))
+            raise ConfigError(f"{bare} takes one number of draft tokens, as in {bare}:4; got {argument!r}")
+        if bare == "suffix" and not find_spec("arctic_inference"):
+            raise ConfigError("vLLM's suffix method is in a package of its own: pip install arctic-inference==0.1.1")
+        return Arm(name, "vllm_lookup", num_draft_tokens=int(argument or _VLLM_LOOKUP_DRAFT_TOKENS[bare]))
     if bare in get_args(Lookup) and argument:
         return replace(_arm(argument), name=name, lookup=bare)
     rule = ALIASES.get(bare, bare)
     if rule not in RULES:
-        known = ", ".join((PLAIN, "ngram", *ALIASES, *RULES))
+        known = ", ".join((PLAIN, *_VLLM_LOOKUP_DRAFT_TOKENS, *ALIASES, *RULES))
         raise ConfigError(f"unknown arm {bare!r}; choose among {known}")
     return Arm(name, "self_drafting", rule=f"{rule}:{argument}" if argument else rule)
 

@@ -52,7 +52,8 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     rollout.add_argument(
         "--arms",
         default=_DEFAULT_ARMS,
-        help="plain, ngram[:K], table, or rules of the controller; off:RULE, own:RULE, group:RULE by source of copies",
+        help="plain, ngram[:K], suffix[:K], table, or rules of the controller; off:RULE, own:RULE, group:RULE by "
+        "source of copies",
     )
     rollout.add_argument(
         "--profile", type=Path, help="for table, published and cost_model; else measured once, and kept"
@@ -64,7 +65,7 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     rollout.add_argument("--requests", type=int, help=f"of a rollout; default {_DEFAULT_REQUESTS}, or the whole trace")
     rollout.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
     add_prompt_arguments(rollout)
-    rollout.add_argument("--rounds", type=int, default=3, help="rollouts of each arm, all of the same work")
+    rollout.add_argument("--rounds", type=int, default=3, help="rollouts of each arm: the same lengths, other prompts")
     rollout.add_argument("--fixed-batches", help="then also rounds of so many requests of one length each: 1,2,4,8")
     rollout.add_argument("--fixed-tokens", type=int, default=64, help="with --fixed-batches: per request")
     rollout.add_argument("--natural-eos", action="store_true", help="responses end where the policy ends them")
@@ -116,7 +117,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         longest = int(trace.response_tokens.max())
         rounds = [requests_of(trace, source, args.seed + draw, max_tokens=longest) for draw in range(args.draws)]
     else:
-        rounds = [requests_of(trace, source, args.seed)] * args.rounds
+        rounds = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
     fixed = _fixed(args, source)
     resolve_engine_arguments(args)
     return BenchPlan(
@@ -160,7 +161,7 @@ def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[int, list[lis
     works = {}
     for batch in positive_integers("--fixed-batches", args.fixed_batches):
         trace = Trace(np.full(batch, args.prompt_tokens), np.full(batch, args.fixed_tokens))
-        works[batch] = [requests_of(trace, source, args.seed)] * args.rounds
+        works[batch] = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
     return works
 
 

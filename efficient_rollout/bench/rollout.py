@@ -142,7 +142,7 @@ def _run_rounds(
 
 
 def _engine_name(arm: Arm) -> str:
-    return arm.name if arm.engine == "ngram" else f"{arm.engine}:{arm.lookup}"
+    return arm.name if arm.engine == "vllm_lookup" else f"{arm.engine}:{arm.lookup}"
 
 
 def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
@@ -161,8 +161,8 @@ def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
         is_compiled=plan.is_compiled,
     )
     logger.info("starting the engine of arm %s", arm.name)
-    if arm.engine == "ngram":
-        return starter.start_ngram(plan.model, limits, arm.num_draft_tokens)
+    if arm.engine == "vllm_lookup":
+        return starter.start_vllm_lookup(plan.model, limits, arm.method, arm.num_draft_tokens)
     if arm.engine == "self_drafting":
         settings = plan.settings if arm.lookup is None else plan.settings.with_lookup(arm.lookup)
         return starter.start_self_drafting(plan.model, limits, settings)

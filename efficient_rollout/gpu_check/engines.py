@@ -26,7 +26,7 @@ class StandEngines(Engines):
         """Start stock vLLM."""
         return self.stand.start(**limits.to_args(model) | self.options)
 
-    def start_ngram(self, model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
+    def start_vllm_lookup(self, model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:
         """Refuse: no step asks for one."""
         raise NotImplementedError
 

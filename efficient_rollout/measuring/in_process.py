@@ -14,8 +14,8 @@ from efficient_rollout.config import Settings
 from efficient_rollout.engine.environment import engines_in_this_process
 from efficient_rollout.engine.executor import InProcessExecutor
 from efficient_rollout.measuring.starting import EngineLimits, self_drafting_args
-from efficient_rollout.measuring.starting import start_ngram as _start_ngram
 from efficient_rollout.measuring.starting import start_plain as _start_plain
+from efficient_rollout.measuring.starting import start_vllm_lookup as _start_vllm_lookup
 
 
 @contextmanager
@@ -38,10 +38,10 @@ def start_plain(model: str, limits: EngineLimits) -> Any:
         return _start_plain(model, limits)
 
 
-def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-    """Start stock vLLM's n-gram drafts."""
+def start_vllm_lookup(model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:
+    """Start stock vLLM with drafts it looks up itself."""
     with engines_in_this_process():
-        return _start_ngram(model, limits, num_draft_tokens)
+        return _start_vllm_lookup(model, limits, method, num_draft_tokens)
 
 
 def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:

@@ -15,7 +15,8 @@ from efficient_rollout.engine.installed import device_type
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
 _SPARE_TOKENS = 256
-_NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+# What vLLM looks drafts up with, and its settings.
+VLLM_LOOKUPS: dict[str, dict[str, int]] = {"ngram": {"prompt_lookup_min": 2, "prompt_lookup_max": 4}, "suffix": {}}
 # Of measured engines that draft, by type of device.
 _CLASSES = {
     "cpu": {
@@ -91,8 +92,8 @@ class Engines(Protocol):
     def start_plain(self, model: str, limits: EngineLimits) -> Any:
         """Start stock vLLM."""
 
-    def start_ngram(self, model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-        """Start stock vLLM's n-gram drafts."""
+    def start_vllm_lookup(self, model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:
+        """Start stock vLLM with drafts it looks up itself, by a method of `VLLM_LOOKUPS`."""
 
     def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
         """Start the product's engine, scripted and recorded."""
@@ -109,15 +110,15 @@ def start_plain(model: str, limits: EngineLimits) -> Any:
     return LLM(**limits.to_args(model))
 
 
-def start_ngram(model: str, limits: EngineLimits, num_draft_tokens: int) -> Any:
-    """Start stock vLLM's n-gram drafts.
+def start_vllm_lookup(model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:
+    """Start stock vLLM with drafts it looks up itself, by a method of `VLLM_LOOKUPS`.
 
     Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly.
     """
     return LLM(
         **limits.to_args(model),
         **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),
-        speculative_config={"method": "ngram", "num_speculative_tokens": num_draft_tokens, **_NGRAM_LOOKUP},
+        speculative_config={"method": method, "num_speculative_tokens": num_draft_tokens, **VLLM_LOOKUPS[method]},
     )
 
 

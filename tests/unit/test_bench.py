@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from controller_support import a100_profile
 
+from efficient_rollout.bench import arms as arms_module
 from efficient_rollout.bench import cli
 from efficient_rollout.bench.arms import check_arms, parse_arms
 from efficient_rollout.bench.calibrate import add_calibrate_command, positive_integers
@@ -44,7 +45,7 @@ def test_arms_are_engines_with_rules() -> None:
     assert [(arm.name, arm.engine, arm.rule) for arm in arms] == [
         ("plain", "plain", None),
         ("always:4", "self_drafting", "always:4"),
-        ("ngram:3", "ngram", None),
+        ("ngram:3", "vllm_lookup", None),
         ("table", "self_drafting", "batch_table"),
         ("off:always:4", "self_drafting", "always:4"),
         ("batch_threshold:4,8", "self_drafting", "batch_threshold:4,8"),
@@ -59,6 +60,25 @@ def test_arms_are_engines_with_rules() -> None:
 def test_a_wrong_arm_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_arms(text)
+
+
+def test_vllms_suffix_trees_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in (None, "a spec"):
+        monkeypatch.setattr(arms_module, "find_spec", {"arctic_inference": found}.__getitem__)
+        if found:
+            assert [(arm.method, arm.num_draft_tokens) for arm in parse_arms("suffix")[1:]] == [("suffix", 24)]
+        else:
+            with pytest.raises(ConfigError, match="pip install arctic-inference"):
+                parse_arms("suffix")
+
+
+def test_rounds_have_the_same_lengths_and_other_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "resolve_engine_arguments", lambda _args: None)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 64}))
+    plan = cli._plan(bench_rollout(tmp_path, "--rounds", "2", "--fixed-batches", "1"))
+    for first, second in (plan.rounds, plan.fixed[1]):
+        assert [r.max_tokens for r in first] == [r.max_tokens for r in second]
+        assert all(a.prompt_token_ids != b.prompt_token_ids for a, b in zip(first, second, strict=True))
 
 
 def bench_rollout(policy: Path, *more: str) -> argparse.Namespace:
