@@ -18,7 +18,23 @@ if (reason := library.native_missing()) is not None:
     pytest.skip(f"native kernels: {reason}", allow_module_level=True)
 
 LAYERS = [Float32NativeLinear, lambda weight: Int4NativeLinear(weight, group_size=64), Int8NativeLinear]
-NUM_ROWS = [1, 2, 3, 4, 5, 6, 7, 13, 50, 97]
+NUM_ROWS = [1, 2, 3, 4, 5, 6, 7, 9, 13, 50, 97]
+HAS_VNNI = library.has_vnni()
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["AVX2", "VNNI"])
+def instructions(request, monkeypatch):
+    """Every test with each build of the kernels."""
+    if request.param and not HAS_VNNI:
+        pytest.skip("the CPU has no AVX512 VNNI")
+    use(monkeypatch, has_vnni=request.param)
+    yield
+    library.load_library.cache_clear()
+
+
+def use(monkeypatch, *, has_vnni):
+    monkeypatch.setattr(library, "has_vnni", lambda: has_vnni)
+    library.load_library.cache_clear()
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -92,6 +108,17 @@ def test_a_row_is_the_same_bit_for_bit_among_any_number_of_others(make, num_rows
     layer, x = make(draw(0, 208, 320)), draw(1, 97, 320)
     alone = torch.cat([layer(row.unsqueeze(0)) for row in x])
     assert torch.equal(layer(x[:num_rows]), alone[:num_rows])
+
+
+@pytest.mark.skipif(not HAS_VNNI, reason="the CPU has no AVX512 VNNI")
+@pytest.mark.parametrize("make", LAYERS[1:])
+def test_both_builds_compute_the_same_bits(make, monkeypatch):
+    weight, x = draw(0, 208, 320), draw(1, 13, 320)
+    products = []
+    for has_vnni in (False, True):
+        use(monkeypatch, has_vnni=has_vnni)
+        products.append(make(weight)(x))
+    assert torch.equal(*products)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])

@@ -32,7 +32,7 @@ class Int8NativeLinear(NativeLinear):
 
     @property
     def _scratch_bytes_per_row(self) -> int:
-        return self.in_features + 4
+        return self.in_features + 8
 
     def _multiply_float32(self, rows: torch.Tensor, output: torch.Tensor, scratch: torch.Tensor) -> None:
         load_library().er_q8_multiply(

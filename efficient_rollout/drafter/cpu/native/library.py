@@ -18,12 +18,18 @@ _HEADER = Path(__file__).with_name("common.h")
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
+_VNNI_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
 _COMPILE_TIMEOUT_SECONDS = 120
 
 
 def has_avx512() -> bool:
     """Tell whether torch uses AVX512 here, or something above it."""
     return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AVX10", "AMX"))
+
+
+def has_vnni() -> bool:
+    """Tell whether one instruction sums products of bytes here, as wide as AVX512."""
+    return torch.cpu._is_vnni_supported()
 
 
 def native_missing() -> str | None:
@@ -47,12 +53,13 @@ def load_library() -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise SchemeUnavailableError(f"its kernel is compiled here, and none of {', '.join(_COMPILERS)} is on the PATH")
+    flags = (*_FLAGS, *(_VNNI_FLAGS if has_vnni() else ()))
     texts = [path.read_bytes() for path in (_HEADER, *_SOURCES)]
-    digest = hashlib.sha256(b"".join(texts) + " ".join((compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(texts) + " ".join((compiler, *flags)).encode()).hexdigest()[:16]
     path = cache_directory("kernels") / f"kernels-{digest}.so"
     try:
         if not path.is_file():
-            _compile(compiler, path)
+            _compile([compiler, *flags], path)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise SchemeUnavailableError(
@@ -64,22 +71,22 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: list[str], path: Path) -> None:
     # Two processes may do this at once: each puts a whole file of the same content there.
     with written_whole(path) as staged:
-        command = [compiler, *_FLAGS, "-o", str(staged), *map(str, _SOURCES)]
+        command = [*compiler, "-o", str(staged), *map(str, _SOURCES)]
         try:
             result = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS
             )
         except subprocess.TimeoutExpired as error:
             raise SchemeUnavailableError(
-                f"its kernel was not compiled by {compiler} within {_COMPILE_TIMEOUT_SECONDS} s: the machine may be "
+                f"its kernel was not compiled by {compiler[0]} within {_COMPILE_TIMEOUT_SECONDS} s: the machine may be "
                 "too busy; start again when it is free"
             ) from error
         if result.returncode != 0:
             raise SchemeUnavailableError(
-                f"its kernel could not be compiled by {compiler}: {' '.join(result.stderr.split()[-40:])}"
+                f"its kernel could not be compiled by {compiler[0]}: {' '.join(result.stderr.split()[-40:])}"
             )
 
 

@@ -2,6 +2,22 @@
 
 #include "common.h"
 
+/* Rows that a tile takes at most: their sums stay in registers. VNNI sums four products of bytes in one instruction. */
+#ifdef __AVX512VNNI__
+enum { Q4_TILE_ROWS = 8, Q8_TILE_ROWS = 12 };
+#else
+enum { Q4_TILE_ROWS = 4, Q8_TILE_ROWS = 5 };
+#endif
+
+/* Calls `TILE(n)` for `rows` as a number that the compiler knows, so that every loop over rows is unrolled. */
+#define BY_ROWS(rows, most)                                                                                 \
+  switch (rows) {                                                                                           \
+    CASE(1, most) CASE(2, most) CASE(3, most) CASE(4, most) CASE(5, most) CASE(6, most) CASE(7, most)       \
+    CASE(8, most) CASE(9, most) CASE(10, most) CASE(11, most) CASE(12, most)                                \
+  }
+#define CASE(n, most) \
+  case n: if (n <= most) TILE(n <= most ? n : 1); break;
+
 /* ---- int8 activations --------------------------------------------------------------------------------------------- */
 
 /* 8 integers, at most 127 in magnitude. */
@@ -30,7 +46,7 @@ static float largest_magnitude(const float *x, long count) {
   return _mm256_movemask_ps(strange) ? __builtin_nanf("") : horizontal_max(largest);
 }
 
-/* A row of activations: a scale, and the sum of the integers unless `sums` is NULL, per group. */
+/* A row of activations: a scale and the sum of the integers, per group. */
 static void quantize_row(const float *x, long inputs, long group, int8_t *integers, float *scales, int32_t *sums) {
   for (long g = 0; g < inputs / group; g++, x += group, integers += group) {
     float top = largest_magnitude(x, group), inverse = top > 0.0f ? 127.0f / top : 0.0f;
@@ -38,7 +54,6 @@ static void quantize_row(const float *x, long inputs, long group, int8_t *intege
     __m256i sum = _mm256_setzero_si256();
     for (long i = 0; i < group; i += 8)
       sum = _mm256_add_epi32(sum, to_int8(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)), integers + i));
-    if (!sums) continue;
     int32_t parts[8];
     _mm256_storeu_si256((__m256i *)parts, sum);
     sums[g] = parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6] + parts[7];
@@ -56,7 +71,7 @@ INLINE __m256i four_inputs(const int8_t *integers) {
 /* Weights: blocks of 8 outputs; of each, 32 bytes per 8 inputs: byte 4 j + t holds input t of output j in its low half
  * and input 4 + t in its high one. Scales: per block and group 8 scales and 8 offsets, bfloat16.
  * weight = (value - 8) * scale + offset, the convention of torch's int4 kernels. */
-enum { Q4_BLOCK = 8, Q4_TILE_ROWS = 4, Q4_SUB = 32, Q4_AHEAD_BYTES = 768 };
+enum { Q4_BLOCK = 8, Q4_SUB = 32, Q4_AHEAD_BYTES = 768 };
 
 static float bf16_to_f32(uint16_t value) {
   uint32_t bits = (uint32_t)value << 16;
@@ -142,15 +157,43 @@ typedef struct {
 
 INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
                     const float *bias, float *y, long outputs) {
-  const __m256i low_half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  const __m256i low_half = _mm256_set1_epi8(15);
   const long groups = inputs / group;
   __m256 sum[Q4_TILE_ROWS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; r++) sum[r] = bias ? _mm256_loadu_ps(bias) : _mm256_setzero_ps();
   for (long g = 0; g < groups; g++, scales += 2 * Q4_BLOCK) {
     __m256i dot[Q4_TILE_ROWS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
+#ifdef __AVX512VNNI__
+    /* Four chains of sums for a row or two, two for more: a single one would wait for itself. */
+    const int chains = rows < 3 ? 4 : 2;
+    __m256i part[Q4_TILE_ROWS][4];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+      for (int c = 0; c < chains; c++) part[r][c] = _mm256_setzero_si256();
+    for (long i = g * group; i < (g + 1) * group; i += 16, weight += 64) {
+      _mm_prefetch((const char *)(weight + Q4_AHEAD_BYTES), _MM_HINT_T0);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(weight + 32 * half));
+        __m256i low = _mm256_and_si256(both, low_half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+          const int8_t *row = x.integers + r * inputs + i + 8 * half;
+          __m256i *sums = part[r] + (chains == 4 ? 2 * half : 0);
+          sums[0] = _mm256_dpbusd_epi32(sums[0], low, four_inputs(row));
+          sums[1] = _mm256_dpbusd_epi32(sums[1], high, four_inputs(row + 4));
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+      dot[r] = _mm256_add_epi32(part[r][0], part[r][1]);
+      if (chains == 4) dot[r] = _mm256_add_epi32(dot[r], _mm256_add_epi32(part[r][2], part[r][3]));
+    }
+#else
     for (long s = g * group; s < (g + 1) * group; s += Q4_SUB) {
       /* 8 products of at most 2 * 15 * 127 fit 16 bits. */
       __m256i part[Q4_TILE_ROWS];
@@ -169,13 +212,14 @@ INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint1
         }
       }
 #pragma GCC unroll 4
-      for (int r = 0; r < rows; r++) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(part[r], ones));
+      for (int r = 0; r < rows; r++) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(part[r], _mm256_set1_epi16(1)));
     }
+#endif
     __m128i raw_scale = _mm_loadu_si128((const __m128i *)scales);
     __m128i raw_offset = _mm_loadu_si128((const __m128i *)(scales + Q4_BLOCK));
     __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw_scale), 16));
     __m256 offset = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw_offset), 16));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
       int32_t total = x.sums[r * groups + g];
       __m256 centred = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot[r], _mm256_set1_epi32(8 * total)));
@@ -183,18 +227,15 @@ INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint1
       sum[r] = _mm256_fmadd_ps(value, _mm256_set1_ps(x.scales[r * groups + g]), sum[r]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; r++) _mm256_storeu_ps(y + r * outputs, sum[r]);
 }
 
 static void q4_rows(int rows, Q4Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
                     const float *bias, float *y, long outputs) {
-  switch (rows) {
-    case 1: q4_tile(1, x, weight, scales, inputs, group, bias, y, outputs); break;
-    case 2: q4_tile(2, x, weight, scales, inputs, group, bias, y, outputs); break;
-    case 3: q4_tile(3, x, weight, scales, inputs, group, bias, y, outputs); break;
-    default: q4_tile(4, x, weight, scales, inputs, group, bias, y, outputs); break;
-  }
+#define TILE(n) q4_tile(n, x, weight, scales, inputs, group, bias, y, outputs)
+  BY_ROWS(rows, Q4_TILE_ROWS)
+#undef TILE
 }
 
 /* y [rows][outputs] = x [rows][inputs] times the packed weight, plus bias [outputs] or NULL.
@@ -226,7 +267,7 @@ void er_q4_multiply(const float *x, long rows, const uint8_t *packed, const uint
 /* ---- int8 weights, int8 activations ------------------------------------------------------------------------------ */
 
 /* Weights: blocks of 16 outputs; of each, 64 bytes per 4 inputs: byte 4 j + t holds input t of output j. */
-enum { Q8_BLOCK = 16, Q8_TILE_ROWS = 5, Q8_AHEAD_BYTES = 1024 };
+enum { Q8_BLOCK = 16, Q8_AHEAD_BYTES = 1024 };
 
 static void q8_quantize_output(const float *w, long inputs, float *scale_out, int8_t *values) {
   const float tiny = 1.17549435e-38f;
@@ -257,8 +298,50 @@ int er_q8_pack(const float *weight, long outputs, long inputs, int8_t *packed, f
   return failed;
 }
 
-INLINE void q8_tile(const int rows, const int8_t *x, const float *row_scales, const int8_t *weight, const float *scales,
-                    long inputs, const float *bias, float *y, long outputs) {
+typedef struct {
+  const int8_t *integers; /* [rows][inputs] */
+  const float *scales;    /* [rows] */
+  const int32_t *sums;    /* [rows] */
+} Q8Rows;
+
+#ifdef __AVX512VNNI__
+
+INLINE void q8_tile(const int rows, Q8Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
+                    float *y, long outputs) {
+  /* Unsigned by signed: 128 is added to every weight, and 128 times the sum of a row's integers taken off again. */
+  const __m512i flip = _mm512_set1_epi8((char)0x80);
+  /* Few rows sum in two chains: one would wait for itself. */
+  const int chains = rows < 5 ? 2 : 1;
+  __m512i sum[Q8_TILE_ROWS][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+  for (long i = 0; i < inputs; i += 8, weight += 128) {
+    _mm_prefetch((const char *)(weight + Q8_AHEAD_BYTES), _MM_HINT_T0);
+    _mm_prefetch((const char *)(weight + Q8_AHEAD_BYTES + 64), _MM_HINT_T0);
+    __m512i even = _mm512_xor_si512(_mm512_loadu_si512(weight), flip);
+    __m512i odd = _mm512_xor_si512(_mm512_loadu_si512(weight + 64), flip);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+      int32_t fours[2];
+      memcpy(fours, x.integers + r * inputs + i, sizeof fours);
+      sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], even, _mm512_set1_epi32(fours[0]));
+      sum[r][chains - 1] = _mm512_dpbusd_epi32(sum[r][chains - 1], odd, _mm512_set1_epi32(fours[1]));
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; r++) {
+    __m512i total = chains == 2 ? _mm512_add_epi32(sum[r][0], sum[r][1]) : sum[r][0];
+    total = _mm512_sub_epi32(total, _mm512_set1_epi32(128 * x.sums[r]));
+    __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(scales), _mm512_set1_ps(x.scales[r]));
+    __m512 start = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+    _mm512_storeu_ps(y + r * outputs, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, start));
+  }
+}
+
+#else
+
+INLINE void q8_tile(const int rows, Q8Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
+                    float *y, long outputs) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[Q8_TILE_ROWS][2];
 #pragma GCC unroll 5
@@ -269,7 +352,7 @@ INLINE void q8_tile(const int rows, const int8_t *x, const float *row_scales, co
 #pragma GCC unroll 5
     for (int r = 0; r < rows; r++) {
       /* Unsigned by signed: the sign moves to the weight. Two products of at most 127 * 127 fit 16 bits. */
-      __m256i value = four_inputs(x + r * inputs + i), size = _mm256_abs_epi8(value);
+      __m256i value = four_inputs(x.integers + r * inputs + i), size = _mm256_abs_epi8(value);
       __m256i of_low = _mm256_maddubs_epi16(size, _mm256_sign_epi8(low, value));
       __m256i of_high = _mm256_maddubs_epi16(size, _mm256_sign_epi8(high, value));
       sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(of_low, ones));
@@ -279,41 +362,41 @@ INLINE void q8_tile(const int rows, const int8_t *x, const float *row_scales, co
 #pragma GCC unroll 5
   for (int r = 0; r < rows; r++)
     for (int half = 0; half < 2; half++) {
-      __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * half), _mm256_set1_ps(row_scales[r]));
+      __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * half), _mm256_set1_ps(x.scales[r]));
       __m256 start = bias ? _mm256_loadu_ps(bias + 8 * half) : _mm256_setzero_ps();
       _mm256_storeu_ps(y + r * outputs + 8 * half, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][half]), scale, start));
     }
 }
 
-static void q8_rows(int rows, const int8_t *x, const float *row_scales, const int8_t *weight, const float *scales,
-                    long inputs, const float *bias, float *y, long outputs) {
-  switch (rows) {
-    case 1: q8_tile(1, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
-    case 2: q8_tile(2, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
-    case 3: q8_tile(3, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
-    case 4: q8_tile(4, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
-    default: q8_tile(5, x, row_scales, weight, scales, inputs, bias, y, outputs); break;
-  }
+#endif
+
+static void q8_rows(int rows, Q8Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
+                    float *y, long outputs) {
+#define TILE(n) q8_tile(n, x, weight, scales, inputs, bias, y, outputs)
+  BY_ROWS(rows, Q8_TILE_ROWS)
+#undef TILE
 }
 
 /* y [rows][outputs] = x [rows][inputs] times the packed weight, plus bias [outputs] or NULL.
- * scratch: rows * (inputs + 4) bytes, 4-byte aligned. */
+ * scratch: rows * (inputs + 8) bytes, 4-byte aligned. */
 void er_q8_multiply(const float *x, long rows, const int8_t *packed, const float *scales, long outputs, long inputs,
                     const float *bias, float *y, uint8_t *scratch) {
   float *row_scales = (float *)scratch;
-  int8_t *integers = (int8_t *)(row_scales + rows);
+  int32_t *row_sums = (int32_t *)(row_scales + rows);
+  int8_t *integers = (int8_t *)(row_sums + rows);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
     for (long r = 0; r < rows; r++)
-      quantize_row(x + r * inputs, inputs, inputs, integers + r * inputs, row_scales + r, NULL);
+      quantize_row(x + r * inputs, inputs, inputs, integers + r * inputs, row_scales + r, row_sums + r);
     long first, last, tiles = (rows + Q8_TILE_ROWS - 1) / Q8_TILE_ROWS;
     my_share(outputs / Q8_BLOCK, &first, &last);
     for (long b = first; b < last; b++)
       for (long t = 0; t < tiles; t++) {
         long r = rows * t / tiles, next = rows * (t + 1) / tiles;
-        q8_rows((int)(next - r), integers + r * inputs, row_scales + r, packed + b * Q8_BLOCK * inputs,
-                scales + b * Q8_BLOCK, inputs, bias ? bias + b * Q8_BLOCK : NULL, y + r * outputs + b * Q8_BLOCK, outputs);
+        Q8Rows of_tile = {integers + r * inputs, row_scales + r, row_sums + r};
+        q8_rows((int)(next - r), of_tile, packed + b * Q8_BLOCK * inputs, scales + b * Q8_BLOCK, inputs,
+                bias ? bias + b * Q8_BLOCK : NULL, y + r * outputs + b * Q8_BLOCK, outputs);
       }
   }
 }
