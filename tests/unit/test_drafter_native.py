@@ -4,12 +4,11 @@ import shutil
 
 import pytest
 import torch
+from reference_quantizers import quantize_int4, quantize_int8
 
 from efficient_rollout.drafter.cpu.attention_native import attend
 from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, takes
-from efficient_rollout.drafter.cpu.int4 import quantize_int4
 from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
-from efficient_rollout.drafter.cpu.int8 import quantize_int8
 from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.cpu.native import library
 from efficient_rollout.errors import SchemeUnavailableError

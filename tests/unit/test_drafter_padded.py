@@ -2,12 +2,9 @@
 
 import pytest
 import torch
+from reference_quantizers import quantize_int4, quantize_int8
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter.cpu import schemes
-from efficient_rollout.drafter.cpu.int4 import quantize_int4
-from efficient_rollout.drafter.cpu.int8 import quantize_int8
-from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.drafter.padded import PaddedLinear
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme
 
@@ -15,17 +12,6 @@ SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", gr
 IDS = ["int8", "int4-32", "int4-64", "int4-128"]
 # Outputs x inputs: an odd vocabulary and hidden size 160, odd inputs alone, odd outputs alone.
 SHAPES = [(131, 160), (96, 1000), (192, 250), (193, 64)]
-
-
-@pytest.fixture(params=["kernels-of-this-machine", "native"], autouse=True)
-def _kernels(request, monkeypatch):
-    platforms = pytest.importorskip("vllm.platforms", reason="int8 needs vLLM's CPU kernels")
-    platforms.current_platform.import_kernels()
-    if request.param == "native":
-        if (reason := native_missing()) is not None:
-            pytest.skip(f"native kernels: {reason}")
-        monkeypatch.setattr(schemes, "has_avx512", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
 
 
 def one_sided(seed: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""INT4 weights by INT8 activations, on CPUs with AVX2: about half the bytes of int8."""
+"""INT4: asymmetric, groups of input channels; activations quantized per row and group, to int8, at run time."""
 
 import torch
 
@@ -13,8 +13,8 @@ class Int4NativeLinear(NativeLinear):
 
     Activations get a scale per row and group.
 
-    Values, scales and offsets are those of `quantize_int4`. Products are summed in float32, in an order that does not
-    depend on the number of rows.
+    weight ~ (values - 8) * scale + offset, with the nearest of 16 values. Products are summed in float32, in an order
+    that does not depend on the number of rows.
 
     Args:
         weight: [out_features, in_features]; multiples of 8 and of `group_size`.

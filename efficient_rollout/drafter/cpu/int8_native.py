@@ -1,4 +1,4 @@
-"""INT8 weights by INT8 activations on CPUs without VNNI, where oneDNN has no kernels that are fast."""
+"""INT8: symmetric per output channel; activations quantized per row at run time."""
 
 import torch
 
@@ -12,7 +12,7 @@ _INPUTS = 4  # inputs of an output that do
 class Int8NativeLinear(NativeLinear):
     """Holds packed bytes and a float32 scale per output channel; activations get a scale per row.
 
-    Values and scales are those of `quantize_int8`. Products are summed as integers: exactly.
+    Weights are rounded to the nearest of 255 values. Products are summed as integers: exactly.
 
     Args:
         weight: [out_features, in_features]; multiples of 16.

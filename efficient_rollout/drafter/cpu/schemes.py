@@ -1,49 +1,22 @@
-"""The schemes on a CPU: whose kernel each takes here."""
-
-import torch
+"""The schemes on a CPU: this package's own kernels."""
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter.cpu.int4 import Int4Linear
 from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
-from efficient_rollout.drafter.cpu.int8 import Int8Linear, onednn_missing
 from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
-from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
+from efficient_rollout.drafter.cpu.native.library import has_vnni, native_missing
 from efficient_rollout.drafter.scheme import Scheme
-
-
-def _int8() -> Scheme:
-    # oneDNN's int8 products need VNNI: without it they take ten times as long as float32 ones.
-    by_onednn = torch.cpu._is_vnni_supported()
-    return Scheme(
-        name="int8",
-        kernel="oneDNN" if by_onednn else "native AVX2",
-        layer=Int8Linear if by_onednn else Int8NativeLinear,
-        missing=onednn_missing if by_onednn else native_missing,
-        tile=(16, 16),
-    )
-
-
-def _int4(group_size: int) -> Scheme:
-    # torch's kernel is written for AVX512; ours was measured where there is none.
-    by_torch = has_avx512()
-    layer = Int4Linear if by_torch else Int4NativeLinear
-    return Scheme(
-        name="int4",
-        kernel="torch int4pack" if by_torch else "native AVX2",
-        layer=lambda weight, bias: layer(weight, bias, group_size=group_size),
-        missing=lambda: None if by_torch else native_missing(),
-        tile=(16, group_size),
-    )
-
-
-def _unquantized() -> Scheme:
-    return Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)
 
 
 def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
     """Return every scheme for a CPU, by name."""
-    return {
-        "int8": _int8(),
-        "int4": _int4(settings.group_size),
-        "unquantized": _unquantized(),
-    }
+    kernel = "native VNNI" if has_vnni() else "native AVX2"
+    int8 = Scheme(name="int8", kernel=kernel, layer=Int8NativeLinear, missing=native_missing, tile=(16, 16))
+    int4 = Scheme(
+        name="int4",
+        kernel=kernel,
+        layer=lambda weight, bias: Int4NativeLinear(weight, bias, group_size=settings.group_size),
+        missing=native_missing,
+        tile=(16, settings.group_size),
+    )
+    unquantized = Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)
+    return {scheme.name: scheme for scheme in (int8, int4, unquantized)}
