@@ -40,14 +40,14 @@ def _of_engine(ranks: list[dict[str, Any]]) -> RolloutStats:
     return RolloutStats.of_ranks([RolloutStats.from_dict(rank) for rank in ranks])
 
 
-async def call_every_engine(server: Any, method: str) -> list[list[Any]]:
+async def call_every_engine(server: Any, method: str, *args: Any) -> list[list[Any]]:
     """Call a method of every worker behind an `AsyncLLM`; answers by engine, then by rank.
 
     vLLM's own `collective_rpc` calls them all too, and returns what the first engine's workers answer.
     """
     client = server.engine_core
     return [
-        await client._call_utility_async("collective_rpc", method, None, (), None, engine=engine)
+        await client._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
         for engine in client.core_engines
     ]
 

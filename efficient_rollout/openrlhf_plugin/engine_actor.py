@@ -132,6 +132,10 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         await self._close_segment(is_last=empty_cache)
         return await super().update_weight_cuda_ipc(name, dtype, shape, ipc_handles, empty_cache)
 
+    async def expect_checksums(self, checksums: list[int]) -> None:
+        """Hold the next weight sync to what its sender computed of each tensor, in the order of sending."""
+        await call_every_engine(self.llm, "expect_checksums", checksums)
+
     async def _close_segment(self, *, is_last: bool) -> None:
         starts, self._is_syncing = not self._is_syncing, not is_last
         if starts:

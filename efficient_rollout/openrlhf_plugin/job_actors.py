@@ -16,10 +16,13 @@ if IS_ON_CPU:
 
     cpu.install()
 
+import ray
+import torch
 from openrlhf.trainer.ray import launcher as stock_launcher
 from openrlhf.trainer.ray import ppo_actor as stock_actor
 from openrlhf.trainer.ray import ppo_critic as stock_critic
 
+from efficient_rollout.drafter import columns
 from efficient_rollout.openrlhf_plugin import actors
 from efficient_rollout.openrlhf_plugin.engine_actor import EngineActor, written_class
 
@@ -32,7 +35,22 @@ class JobEngine(EngineActor):
 
 
 class JobPolicy(written_class(stock_actor.PolicyModelActor)):
-    """Is stock, and stands here for its process to have the stand-ins."""
+    """Is stock, but for engines being told what each weight sync will bring."""
+
+    def broadcast_to_vllm(self) -> None:
+        """Do as stock does; engines get the checksums of what follows first, where this rank has whole parameters."""
+        trainer, layout = self.trainer, self.strategy.args.ds
+        is_whole = layout.zero_stage < 3 and layout.tensor_parallel_size == 1
+        if is_whole and torch.distributed.get_rank() == 0:
+            # As stock chooses what it sends.
+            is_visual = getattr(trainer.actor, "is_vlm", False)
+            sums = [
+                int(columns.checksum(name, parameter))
+                for name, parameter in trainer.actor.model.module.named_parameters()
+                if parameter.requires_grad or not is_visual
+            ]
+            ray.get([engine.expect_checksums.remote(sums) for engine in trainer.vllm_engines])
+        super().broadcast_to_vllm()
 
 
 class JobCritic(written_class(stock_critic.CriticModelActor)):

@@ -7,6 +7,7 @@ import torch
 from openrlhf.trainer.ray.utils import get_physical_gpu_id
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
+from efficient_rollout.drafter import columns
 from efficient_rollout.engine.weights.sync import WeightSync
 from efficient_rollout.errors import WeightSyncError
 
@@ -18,6 +19,11 @@ class EfficientWorkerWrap(WorkerWrap):
     """
 
     _openrlhf_sync: WeightSync | None = None
+    _checksums_sent: list[int] | None = None
+
+    def expect_checksums(self, checksums: list[int]) -> None:
+        """Hold the next weight sync to what its sender computed of each tensor, in the order of sending."""
+        self._checksums_sent = checksums
 
     def update_weight(self, name: str, dtype: torch.dtype, shape: Sequence[int], empty_cache: bool = False) -> None:
         """Receive one parameter from the trainer's first rank, and load it.
@@ -65,6 +71,9 @@ class EfficientWorkerWrap(WorkerWrap):
         sync.load([(name, weight)])
         self._names.add(name)
         if is_last:
+            sent, self._checksums_sent = self._checksums_sent, None
+            if sent is not None:
+                sync.load([(columns.SENT, torch.tensor(sent, device=weight.device))])
             sync.finish()
 
     def _sync_for(self, name: str) -> WeightSync:

@@ -105,6 +105,7 @@ def assert_drafted(run: Run, num_steps: int) -> None:
 
 
 def assert_engine_follows_trainer(run: Run) -> None:
-    """The probabilities of the sampled tokens, in every step."""
+    """The probabilities of the sampled tokens, in every step, and the checksums of what each sync brought."""
+    assert {record.get(names.WEIGHTS_AS_SENT) for record in run.steps.values()} - {None} == {1}
     for record in run.steps.values():
         assert record[names.PROBABILITY_DIFFERENCE] <= MAX_PROBABILITY_DIFFERENCE

@@ -1,10 +1,15 @@
 """What a client of `efficient-rollout serve` reads is what it reads from stock vLLM's own server."""
 
+import os
+import signal
 from typing import Any
 
+import psutil
 import pytest
+from job_support import is_alive
 from server_support import MODEL, serving, streamed
 
+from efficient_rollout.cleanup import descendants
 from efficient_rollout.tasks.policy import ensure_policy
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -47,13 +52,25 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def ours(stock: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = ["-m", "efficient_rollout", "serve", str(ensure_policy("nano")), "controller.rule=always", "--"]
     with serving(command, tmp_path_factory.mktemp("ours") / "log") as server:
-        return answers(server)
+        found = answers(server)
+        started = descendants(server.process.pid)
+        (engine,) = (pid for pid in started if "EngineCore" in psutil.Process(pid).name())
+        os.kill(engine, signal.SIGKILL)
+        found["end"] = server.process.wait(timeout=120), server.log.read_text(), started
+        return found
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_streamed_text_is_that_of_stock(ours: dict[str, Any], stock: dict[str, Any], case: str) -> None:
     assert ours[case] == stock[case]
     assert all(text for responses in stock[case] for text, _ in responses) or case == "stop"
+
+
+def test_a_server_whose_engine_died_ends_and_says_so(ours: dict[str, Any]) -> None:
+    code, log, started = ours["end"]
+    assert code == 1
+    assert "efficient-rollout serve: error: the server has ended by itself" in log
+    assert not any(map(is_alive, started))
 
 
 def test_log_probabilities_are_those_of_stock(ours: dict[str, Any], stock: dict[str, Any]) -> None:
