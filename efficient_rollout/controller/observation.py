@@ -42,7 +42,6 @@ class TickObservation:
         seconds: Time between this scheduler update and the previous one; None when it is not known.
         had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.
         drafting: What the drafter did in the tick, for the next one.
-        num_ticks: Ticks added up in the counts; `seconds` stays per tick. More than 1 only in the simulator.
     """
 
     num_draft_tokens: int
@@ -54,7 +53,6 @@ class TickObservation:
     seconds: float | None = None
     had_prefill: bool = False
     drafting: DraftCounts | None = None
-    num_ticks: int = 1
 
 
 @dataclass(slots=True, kw_only=True)

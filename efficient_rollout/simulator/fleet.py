@@ -1,11 +1,12 @@
 """Replay a trace tick by tick on many engines, each with a rule object of its own.
 
 All engines take their n-th tick together, as one array operation; their clocks differ. Seconds of a tick come from a
-latency table, accepted drafts from a seeded random number per request and tick.
+latency table, accepted drafts from a seeded random number per request and tick. Rules are told of drafts alone, and
+of no seconds: none of this package's learns from them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +32,12 @@ class World:
         acceptance: True per-token acceptance, 0 to 1.
         acceptance_after: (generated tokens of the engine, acceptance from then on), or None.
         jitter_sd: Standard deviation of the log of a tick's seconds.
-        stall_s: Seconds lost at a tick, by tick number; every engine stalls.
-        clock_jump_s: Seconds added to what the rule is told, by tick number; no time is lost.
     """
 
     table: TickTable
     acceptance: float
     acceptance_after: tuple[int, float] | None = None
     jitter_sd: float = 0.0
-    stall_s: dict[int, float] = field(default_factory=dict)
-    clock_jump_s: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ class Outcome:
         engine_seconds: Shape (num_engines,): when each engine finished.
         finish_seconds: Shape (num_requests,): when each request finished, sorted.
         num_tokens: Response tokens, all requests.
-        seconds_by_length: Engine seconds spent at each k; prefill and stalls included.
+        seconds_by_length: Engine seconds spent at each k; prefill included.
         ticks_by_reason: Decisions by reason code.
     """
 
@@ -97,16 +94,16 @@ def simulate(
         world: True seconds and acceptance.
         max_draft_tokens: Upper bound of every decision; the world's table must reach it.
         seed: Of acceptance and jitter.
-        decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. Counts observed in
-            between are added up.
+        decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. A rule is told once of
+            all drafts in between.
     """
     fleet = _Fleet(trace, num_engines, [make_rule() for _ in range(num_engines)], world, max_draft_tokens, seed)
     fleet.prefill()
     tick = 0
     while fleet.engine.size:
         if tick % decision_stride == 0:
-            fleet.decide(tick)
-        fleet.step(tick)
+            fleet.decide(is_first=tick == 0)
+        fleet.step()
         tick += 1
     return fleet.outcome()
 
@@ -138,40 +135,36 @@ class _Fleet:
         prompt_tokens = np.bincount(self.engine, self.context, len(self.clock))
         for e, rule in enumerate(self.rules):
             rule.decide(self._state(e, int(prompt_tokens[e])))
-            self._tell(rule, TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
-                       mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
+            rule.observe(TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
+                         mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
         self.clock += prompt_tokens * per_token_s
         self.seconds_by_length[0] += float(self.clock.sum())
 
-    def decide(self, tick: int) -> None:
+    def decide(self, *, is_first: bool) -> None:
         """Tell every rule what happened since its last decision, and ask it for the next."""
         for e in np.flatnonzero(self.batch).tolist():
             rule = self.rules[e]
-            if tick:
-                self._tell(rule, self._observation(e))
+            if not is_first:
+                rule.observe(self._observation(e))
             decision = rule.decide(self._state(e, 0))
             self.asked[e] = decision.num_draft_tokens
             self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
         self._reset_counts()
 
-    def step(self, tick: int) -> None:
+    def step(self) -> None:
         """Do one tick of every engine that still runs."""
         running = np.flatnonzero(self.batch)
         # As in an engine: no chain is longer than what some request may still emit.
         most_useful = np.zeros_like(self.asked)
         np.maximum.at(most_useful, self.engine, self.remaining - 1)
         length = np.minimum(self.asked, most_useful)
-        self.was_cut |= length < self.asked
         seconds = np.zeros(len(self.clock))
         seconds[running] = self.world.table.many(length[running], self.batch[running], self.mean_context[running])
         if self.world.jitter_sd:
             seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
-        seconds[running] += self.world.stall_s.get(tick, 0.0)
         self.clock += seconds
         self.seconds_by_length += np.bincount(length[running], seconds[running], self.limit + 1)
-        self.seen_seconds += seconds + self.world.clock_jump_s.get(tick, 0.0)
         self.seen_batch, self.seen_context = self.batch, self.mean_context
-        self.seen_ticks += 1
         emitted = self._accept(length)
         self.remaining -= emitted
         self.context += emitted
@@ -194,9 +187,7 @@ class _Fleet:
             self.accepted_counts += self._per_engine(accepted)
             self.judged_counts += self._per_engine(np.minimum(accepted + 1, drafted))
         emitted = accepted + 1
-        gained = np.bincount(self.engine, emitted, len(self.clock))
-        self.generated += gained
-        self.seen_tokens += gained
+        self.generated += np.bincount(self.engine, emitted, len(self.clock))
         return emitted
 
     def _per_engine(self, drafts: Index) -> Index:
@@ -224,12 +215,9 @@ class _Fleet:
         self.mean_context: Array = np.bincount(self.engine, self.context, num) / np.maximum(self.batch, 1)
 
     def _reset_counts(self) -> None:
-        num = len(self.clock)
-        self.accepted_counts = np.zeros((num, self.limit + 1), dtype=np.int64)
+        self.accepted_counts = np.zeros((len(self.clock), self.limit + 1), dtype=np.int64)
         self.judged_counts = np.zeros_like(self.accepted_counts)
-        self.seen_seconds, self.seen_tokens, self.seen_ticks = np.zeros(num), np.zeros(num), 0
         self.seen_batch, self.seen_context = self.batch, self.mean_context
-        self.was_cut: NDArray[np.bool_] = np.zeros(num, dtype=np.bool_)
 
     def _state(self, engine: int, prefill_tokens: int) -> DecodeState:
         return DecodeState(
@@ -253,11 +241,4 @@ class _Fleet:
             mean_context_tokens=float(self.seen_context[engine]),
             attempts_per_position=judged,
             accepted_per_position=accepted,
-            num_tokens=int(self.seen_tokens[engine]),
-            seconds=None if self.was_cut[engine] else float(self.seen_seconds[engine]) / max(self.seen_ticks, 1),
-            num_ticks=self.seen_ticks,
         )
-
-    @staticmethod
-    def _tell(rule: Rule, observation: TickObservation) -> None:
-        rule.observe(observation)
