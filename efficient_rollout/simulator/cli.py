@@ -3,7 +3,6 @@
 import argparse
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +75,8 @@ def run_simulate(args: argparse.Namespace) -> int:
     inputs = RuleInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
     results: dict[str, dict[str, Any]] = {}
     for name in split_names(",".join(args.rule)):
-        outcome = simulate(
-            trace, args.engines, partial(make_rule, name, inputs), world,
-            max_draft_tokens=args.max_draft_tokens, seed=args.seed, decision_stride=stride,
-        )  # fmt: skip
+        rules = [make_rule(name, inputs) for _ in range(args.engines)]
+        outcome = simulate(trace, rules, world, seed=args.seed, decision_stride=stride)
         results[name] = _to_dict(outcome)
         sys.stdout.write(
             f"{name}: makespan {outcome.makespan_s:.2f} s, {outcome.tokens_per_s:.0f} tokens/s,"
@@ -110,8 +107,8 @@ def _run_texts(args: argparse.Namespace) -> int:
 
 
 def _run_against(args: argparse.Namespace) -> int:
-    measured = read_measured(args.against)
-    table = TickTable(load_profile(args.profile).model, measured.max_draft_tokens)
+    max_draft_tokens, measured = read_measured(args.against)
+    table = TickTable(load_profile(args.profile).model, max_draft_tokens)
     compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
     sys.stdout.write(report(compared))
     if args.json:

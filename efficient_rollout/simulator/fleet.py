@@ -5,7 +5,7 @@ latency table, accepted drafts from a seeded random number per request and tick.
 of no seconds: none of this package's learns from them.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,29 +75,18 @@ class Outcome:
         return times, (len(self.finish_seconds) - done).astype(np.float64)
 
 
-def simulate(
-    trace: Trace,
-    num_engines: int,
-    make_rule: Callable[[], Rule],
-    world: World,
-    *,
-    max_draft_tokens: int,
-    seed: int = 0,
-    decision_stride: int = 1,
-) -> Outcome:
+def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0, decision_stride: int = 1) -> Outcome:
     """Replay a trace under a rule.
 
     Args:
         trace: All requests, submitted at time 0; every engine runs all of its own at once.
-        num_engines: Engines.
-        make_rule: Called once per engine.
-        world: True seconds and acceptance.
-        max_draft_tokens: Upper bound of every decision; the world's table must reach it.
+        rules: One for each engine.
+        world: True seconds and acceptance; its table's largest k bounds every decision.
         seed: Of acceptance and jitter.
         decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. A rule is told once of
             all drafts in between.
     """
-    fleet = _Fleet(trace, num_engines, [make_rule() for _ in range(num_engines)], world, max_draft_tokens, seed)
+    fleet = _Fleet(trace, rules, world, seed)
     fleet.prefill()
     tick = 0
     while fleet.engine.size:
@@ -111,20 +100,19 @@ def simulate(
 class _Fleet:
     """Holds the state of all engines; request arrays hold running requests only."""
 
-    def __init__(
-        self, trace: Trace, num_engines: int, rules: list[Rule], world: World, max_draft_tokens: int, seed: int
-    ) -> None:
+    def __init__(self, trace: Trace, rules: Sequence[Rule], world: World, seed: int) -> None:
+        num_engines = len(rules)
         self.engine: Index = trace.assigned(num_engines)
         self.remaining: Index = trace.response_tokens.copy()
         self.context: Array = trace.prompt_tokens.astype(np.float64)
-        self.rules, self.world, self.limit = rules, world, max_draft_tokens
+        self.rules, self.world, self.limit = rules, world, world.table.max_draft_tokens
         self.rng = np.random.default_rng(seed)
         self.num_tokens = int(trace.response_tokens.sum())
         self.clock = np.zeros(num_engines)
         self.asked: Index = np.zeros(num_engines, dtype=np.int64)
         self.generated = np.zeros(num_engines)
         self.finished: list[Array] = []
-        self.seconds_by_length = np.zeros(max_draft_tokens + 1)
+        self.seconds_by_length = np.zeros(self.limit + 1)
         self.reasons: dict[str, int] = {}
         self._count()
         self._reset_counts()

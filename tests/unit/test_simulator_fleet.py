@@ -1,28 +1,21 @@
 """Replays: exact arithmetic where it is known, and the controller under poisoned inputs."""
 
-from functools import partial
-
 import numpy as np
 import pytest
-from controller_support import a100_profile, a100_ticks
+from controller_support import a100_ticks
 
 from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.observation import TickObservation
 from efficient_rollout.controller.registry import make_rule
 from efficient_rollout.controller.rule import Unlearning
 from efficient_rollout.controller.state import Decision, DecodeState
-from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.simulator.fleet import Outcome, World, simulate
 from efficient_rollout.simulator.trace import Trace, draw_trace
 
 MAX_K = 11
-
-
-@pytest.fixture(scope="module")
-def model() -> LatencyModel:
-    return a100_profile().model
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +28,9 @@ def trace() -> Trace:
     return draw_trace("lognormal:300,1.0,3000", 64, 1, seed=3)
 
 
-def replay(trace: Trace, world: World, rule: str, believed: TickTable | None = None, engines: int = 1) -> Outcome:
-    inputs = RuleInputs(max_draft_tokens=MAX_K, table=believed or world.table)
-    return simulate(trace, engines, partial(make_rule, rule, inputs), world, max_draft_tokens=MAX_K)
+def replay(trace: Trace, world: World, rule: str, engines: int = 1) -> Outcome:
+    inputs = RuleInputs(max_draft_tokens=MAX_K, table=world.table)
+    return simulate(trace, [make_rule(rule, inputs) for _ in range(engines)], world)
 
 
 def test_plain_decoding_takes_one_tick_a_token(table: TickTable) -> None:
@@ -88,7 +81,7 @@ class Diary(Unlearning):
 
 def told(trace: Trace, world: World, **options: int) -> tuple[Diary, Outcome]:
     diary = Diary()
-    return diary, simulate(trace, 1, lambda: diary, world, max_draft_tokens=MAX_K, **options)
+    return diary, simulate(trace, [diary], world, **options)
 
 
 def test_the_first_tick_computes_every_prompt_and_says_so(table: TickTable) -> None:
