@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import read_json, read_text
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.step_file import FILE_NAME, RUN_PART
+from efficient_rollout.metrics.step_file import FILE_NAME, IS_VALIDATION, RUN_PART
 from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
-from efficient_rollout.training_runs.steps import read_growing_steps, read_validations
+from efficient_rollout.training_runs.steps import read_rows, validations
 
 CONFIG_FILE, PROVENANCE_FILE = "config.yaml", "provenance.json"
 Values = NDArray[np.float64]
@@ -98,7 +98,8 @@ def read_run(directory: Path) -> Run:
     """
     if not directory.is_dir():
         raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
-    records, is_half_written = read_growing_steps(directory / FILE_NAME)
+    rows, is_half_written = read_rows(directory / FILE_NAME)
+    records = [row for row in rows if not row.get(IS_VALIDATION)]
     newest = {int(record["step"]): record for record in records}
     notes = []
     if is_half_written:
@@ -112,7 +113,7 @@ def read_run(directory: Path) -> Run:
         config=_config(directory / CONFIG_FILE),
         provenance=_provenance(directory / PROVENANCE_FILE),
         timelines={step: item for step, item in timelines.items() if step in newest},
-        validations=read_validations(directory / FILE_NAME),
+        validations=validations(rows),
         notes=[*notes, *timeline_notes],
     )
     return replace(run, notes=[*run.notes, *_notes(run)])
