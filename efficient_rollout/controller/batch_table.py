@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.rule import Rule, Unlearning
+from efficient_rollout.controller.rule import Rule, RuleInputs
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -18,7 +17,7 @@ _MAX_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class BatchTable(Unlearning):
+class BatchTable(Rule):
     """Chooses the k of the range that holds the batch; 0 outside every range.
 
     Attributes:

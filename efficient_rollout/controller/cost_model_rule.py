@@ -6,15 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficient_rollout.controller.acceptance import AcceptanceAverages, LookupAverages
-from efficient_rollout.controller.inputs import RuleInputs, no_argument
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
-from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.rule import Rule, RuleInputs, no_argument
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 
 
 @dataclass(slots=True)
-class CostModelRule:
+class CostModelRule(Rule):
     """Chooses the k that maximizes tokens per second.
 
     It reads a calibrated table and the acceptance since the last weight sync.

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import make_rule, split_names
+from efficient_rollout.controller.rule import RuleInputs, make_rule, split_names
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError

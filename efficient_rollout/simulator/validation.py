@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import ALIASES, make_rule
+from efficient_rollout.controller.rule import ALIASES, RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_json

@@ -7,7 +7,7 @@ import pytest
 
 from efficient_rollout.controller.drafter_health import DrafterHealth, DrafterReport
 from efficient_rollout.controller.observation import TickObservation, VerifiedDrafts
-from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.controller.tick import TickBook, TickResult
 
@@ -16,7 +16,7 @@ STATE = DecodeState(
 )
 
 
-class Remembering(Unlearning):
+class Remembering(Rule):
     """Drafts 3 tokens, and keeps what it was shown."""
 
     def __init__(self) -> None:

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from controller_support import a100_ticks
 
-from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.registry import make_rule
-from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.rule import Rule, RuleInputs, make_rule
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
@@ -64,7 +62,7 @@ def test_engines_share_requests_in_turn_and_do_not_disturb_each_other(table: Tic
     assert sum(outcome.seconds_by_length.values()) == pytest.approx(float(outcome.engine_seconds.sum()))
 
 
-class Diary(Unlearning):
+class Diary(Rule):
     """Asks for four drafts at every tick, and writes down what it sees and is told."""
 
     def __init__(self) -> None:

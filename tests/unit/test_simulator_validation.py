@@ -10,8 +10,7 @@ import pytest
 from controller_support import a100_profile
 
 from efficient_rollout.bench.report import SCHEMA_VERSION
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import make_rule
+from efficient_rollout.controller.rule import RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.cost_model.speedup import expected_tokens
