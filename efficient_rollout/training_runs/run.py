@@ -140,10 +140,23 @@ def _config(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        from efficient_rollout.training_runs.config_file import read_config
+        import yaml
     except ImportError as fault:
         raise MissingPackageError(f"{path} cannot be read without pyyaml: pip install pyyaml") from fault
-    return read_config(path)
+
+    # What looks like a date is text: other packages change what becomes of one, in every loader of a process.
+    resolvers = {
+        start: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    loader = type("LoaderWithoutDates", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+    try:
+        config = yaml.load(read_text(path, what="the run's configuration"), loader)
+    except yaml.YAMLError as fault:
+        raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
+    if not isinstance(config, dict):
+        raise InputFileError(f"{path} holds no keys: it is not a run's configuration")
+    return config
 
 
 def _provenance(path: Path) -> Mapping[str, Any]:
