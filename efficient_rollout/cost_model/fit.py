@@ -60,7 +60,7 @@ def shape_prior(plain_step_s: float, shape: ModelShape | None) -> tuple[Array, A
     if shape is None:
         return mean, sd
     weights, kv = PARAMETERS.index("weight_read_s"), PARAMETERS.index("kv_read_s_per_token")
-    per_byte_s = np.exp(mean[PLAIN, weights]) / shape.target_weight_bytes
+    per_byte_s = np.exp(mean[PLAIN, weights]) / shape.weight_bytes("bfloat16")
     mean[DRAFT, weights] = np.log(per_byte_s * shape.draft_weight_bytes)
     for kind in (PLAIN, DRAFT):
         mean[kind, kv] = np.log(per_byte_s * shape.kv_bytes_per_token)
