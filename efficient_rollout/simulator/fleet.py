@@ -75,7 +75,7 @@ class Outcome:
         return times, (len(self.finish_seconds) - done).astype(np.float64)
 
 
-def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0, decision_stride: int = 1) -> Outcome:
+def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0) -> Outcome:
     """Replay a trace under a rule.
 
     Args:
@@ -83,17 +83,12 @@ def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0
         rules: One for each engine.
         world: True seconds and acceptance; its table's largest k bounds every decision.
         seed: Of acceptance and jitter.
-        decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. A rule is told once of
-            all drafts in between.
     """
     fleet = _Fleet(trace, rules, world, seed)
     fleet.prefill()
-    tick = 0
     while fleet.engine.size:
-        if tick % decision_stride == 0:
-            fleet.decide(is_first=tick == 0)
+        fleet.decide()
         fleet.step()
-        tick += 1
     return fleet.outcome()
 
 
@@ -115,7 +110,6 @@ class _Fleet:
         self.seconds_by_length = np.zeros(self.limit + 1)
         self.reasons: dict[str, int] = {}
         self._count()
-        self._reset_counts()
 
     def prefill(self) -> None:
         """Do one tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
@@ -128,19 +122,15 @@ class _Fleet:
         self.clock += prompt_tokens * per_token_s
         self.seconds_by_length[0] += float(self.clock.sum())
 
-    def decide(self, *, is_first: bool) -> None:
-        """Tell every rule what happened since its last decision, and ask it for the next."""
+    def decide(self) -> None:
+        """Ask the rule of every engine that still runs."""
         for e in np.flatnonzero(self.batch).tolist():
-            rule = self.rules[e]
-            if not is_first:
-                rule.observe(self._observation(e))
-            decision = rule.decide(self._state(e, 0))
+            decision = self.rules[e].decide(self._state(e, 0))
             self.asked[e] = decision.num_draft_tokens
             self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
-        self._reset_counts()
 
     def step(self) -> None:
-        """Do one tick of every engine that still runs."""
+        """Do one tick of every engine that still runs, and tell its rule."""
         running = np.flatnonzero(self.batch)
         # As in an engine: no chain is longer than what some request may still emit.
         most_useful = np.zeros_like(self.asked)
@@ -152,8 +142,10 @@ class _Fleet:
             seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
         self.clock += seconds
         self.seconds_by_length += np.bincount(length[running], seconds[running], self.limit + 1)
-        self.seen_batch, self.seen_context = self.batch, self.mean_context
-        emitted = self._accept(length)
+        judged, accepted, emitted = self._accept(length)
+        for e in running.tolist():
+            self.rules[e].observe(self._observation(e, judged[e], accepted[e]))
+        self.generated += np.bincount(self.engine, emitted, len(self.clock))
         self.remaining -= emitted
         self.context += emitted
         self._retire()
@@ -163,20 +155,15 @@ class _Fleet:
         by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
         return Outcome(self.clock, np.sort(np.concatenate(self.finished)), self.num_tokens, by_length, self.reasons)
 
-    def _accept(self, length: Index) -> Index:
-        """Return the tokens each running request gains, and the counts per engine and number of accepted drafts."""
+    def _accept(self, length: Index) -> tuple[Index, Index, Index]:
+        """Return judged and accepted drafts by engine and number, and the tokens that each running request gains."""
         drafted = np.minimum(length[self.engine], self.remaining - 1)
-        if not drafted.any():
-            accepted = np.zeros(len(drafted), dtype=np.int64)
-        else:
+        accepted = np.zeros(len(drafted), dtype=np.int64)
+        if drafted.any():
             acceptance = self._acceptance()[self.engine]
             draws = np.log(1.0 - self.rng.random(len(drafted))) / np.log(np.clip(acceptance, 1e-12, 1.0 - 1e-12))
             accepted = np.minimum(draws, drafted).astype(np.int64)
-            self.accepted_counts += self._per_engine(accepted)
-            self.judged_counts += self._per_engine(np.minimum(accepted + 1, drafted))
-        emitted = accepted + 1
-        self.generated += np.bincount(self.engine, emitted, len(self.clock))
-        return emitted
+        return self._per_engine(np.minimum(accepted + 1, drafted)), self._per_engine(accepted), accepted + 1
 
     def _per_engine(self, drafts: Index) -> Index:
         """Return the requests of each engine by their number of drafts, 0..limit."""
@@ -202,11 +189,6 @@ class _Fleet:
         self.batch: Index = np.bincount(self.engine, minlength=num)
         self.mean_context: Array = np.bincount(self.engine, self.context, num) / np.maximum(self.batch, 1)
 
-    def _reset_counts(self) -> None:
-        self.accepted_counts = np.zeros((len(self.clock), self.limit + 1), dtype=np.int64)
-        self.judged_counts = np.zeros_like(self.accepted_counts)
-        self.seen_batch, self.seen_context = self.batch, self.mean_context
-
     def _state(self, engine: int, prefill_tokens: int) -> DecodeState:
         return DecodeState(
             num_running_requests=int(self.batch[engine]),
@@ -216,17 +198,14 @@ class _Fleet:
             max_draft_tokens=self.limit,
         )
 
-    def _observation(self, engine: int) -> TickObservation:
+    def _observation(self, engine: int, *drafts: Index) -> TickObservation:
         k = int(self.asked[engine])
         # Requests of which at least i drafts were judged, or accepted, for i = 1..k.
-        judged, accepted = (
-            tuple(counts[engine, ::-1].cumsum()[::-1][1 : k + 1].tolist())
-            for counts in (self.judged_counts, self.accepted_counts)
-        )
+        judged, accepted = (tuple(counts[::-1].cumsum()[::-1][1 : k + 1].tolist()) for counts in drafts)
         return TickObservation(
             num_draft_tokens=k,
-            num_requests=int(self.seen_batch[engine]),
-            mean_context_tokens=float(self.seen_context[engine]),
+            num_requests=int(self.batch[engine]),
+            mean_context_tokens=float(self.mean_context[engine]),
             attempts_per_position=judged,
             accepted_per_position=accepted,
         )

@@ -77,23 +77,15 @@ class Diary(Rule):
         self.told.append(observation)
 
 
-def told(trace: Trace, world: World, **options: int) -> tuple[Diary, Outcome]:
+def told(trace: Trace, world: World) -> tuple[Diary, Outcome]:
     diary = Diary()
-    return diary, simulate(trace, [diary], world, **options)
+    return diary, simulate(trace, [diary], world)
 
 
 def test_the_first_tick_computes_every_prompt_and_says_so(table: TickTable) -> None:
     diary, _ = told(Trace(np.array([100, 60]), np.array([9, 9])), World(table=table, acceptance=0.9))
     assert [state.num_prefill_tokens for state in diary.states[:2]] == [160, 0]
     assert [observation.had_prefill for observation in diary.told[:2]] == [True, False]
-
-
-def test_between_two_decisions_drafts_add_up(table: TickTable) -> None:
-    trace, world = Trace(np.full(8, 64), np.full(8, 200)), World(table=table, acceptance=0.8)
-    (every, _), (eighth, _) = told(trace, world), told(trace, world, decision_stride=8)
-    first, together = every.told[1:9], eighth.told[1]
-    for name in ("attempts_per_position", "accepted_per_position"):
-        assert getattr(together, name) == tuple(map(sum, zip(*(getattr(tick, name) for tick in first), strict=True)))
 
 
 def test_no_request_drafts_more_than_it_may_emit(table: TickTable) -> None:
