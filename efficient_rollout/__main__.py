@@ -28,7 +28,7 @@ COMMANDS = {
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
     "summary": ("print a run's metrics, a row per step", "efficient_rollout.summary:add_summary_command"),
     "report": ("write a run's page of figures", "efficient_rollout.dashboards.cli:add_report_command"),
-    "dashboard": ("save a view of a tracker's runs", "efficient_rollout.dashboards.wandb_cli:add_dashboard_command"),
+    "dashboard": ("save a view of a tracker's runs", "efficient_rollout.dashboards.cli:add_dashboard_command"),
     "calibrate": ("fit a latency profile", "efficient_rollout.bench.calibrate:add_calibrate_command"),
     "explain": ("say what the controller would do, and why", "efficient_rollout.controller.cli:add_explain_command"),
     "gpu-check": (

@@ -17,8 +17,9 @@ from efficient_rollout.training_runs.steps import (
     RESPONSE_LENGTH_MAX,
     RESPONSE_LENGTH_MEAN,
     REWARD_MEAN,
+    read_rows,
     read_steps,
-    read_validations,
+    validations,
 )
 from efficient_rollout.training_runs.verdicts import reward_verdict, speed_verdicts
 
@@ -128,7 +129,7 @@ def _validation(runs: Mapping[str, Path]) -> str:
     """
     rows = []
     for name, directory in runs.items():
-        measured = read_validations(directory / FILE_NAME)
+        measured = validations(read_rows(directory / FILE_NAME)[0])
         if len(measured) > 1:
             ends = (measured[0], measured[-1])
             for key in sorted(set.intersection(*map(set, ends)) - {"step"}):

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from efficient_rollout.config import Lookup
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import ALIASES, make_rule, split_names
-from efficient_rollout.controller.rule import Always, BatchThreshold
+from efficient_rollout.controller.rule import ALIASES, Always, BatchThreshold, RuleInputs, make_rule, split_names
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError

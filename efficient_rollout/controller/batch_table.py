@@ -1,24 +1,20 @@
 """vLLM's own rule: a table from batch size to draft tokens, and how to make one from a latency profile."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.rule import Rule, Unlearning
+from efficient_rollout.controller.rule import Rule, RuleInputs
 from efficient_rollout.controller.state import Decision, DecodeState
-from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError
 
 Range = tuple[int, int, int]
 _REFERENCE_CONTEXT_TOKENS = 1024.0  # of a compiled table, which knows no context
-_MAX_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class BatchTable(Unlearning):
+class BatchTable(Rule):
     """Chooses the k of the range that holds the batch; 0 outside every range.
 
     Attributes:
@@ -45,57 +41,38 @@ class BatchTable(Unlearning):
         return Decision(0, "outside_table")
 
 
-def compile_table(
-    table: TickTable, *, acceptance: float, context_tokens: float, max_draft_tokens: int, max_batch: int
-) -> list[Range]:
-    """Return the best table a latency profile gives for one acceptance and one context.
+def compile_table(inputs: RuleInputs, *, max_batch: int = 256) -> BatchTable:
+    """Return the best table a latency profile gives for the acceptance that is assumed, and one context.
 
     Args:
-        table: Predicted tick seconds.
-        acceptance: Per-token acceptance, 0 to 1.
-        context_tokens: Mean context per sequence.
-        max_draft_tokens: Largest k.
+        inputs: With a latency table.
         max_batch: Last batch of the table.
     """
-    tokens = [expected_tokens(acceptance, k) for k in range(max_draft_tokens + 1)]
+    table, lengths = inputs.require_table("batch_table"), range(inputs.max_draft_tokens + 1)
+    tokens = [expected_tokens(inputs.prior_acceptance, k) for k in lengths]
     ranges: list[Range] = []
     for batch in range(1, max_batch + 1):
-        seconds = table.by_length(batch, context_tokens)
-        k = max(range(max_draft_tokens + 1), key=lambda k: tokens[k] / seconds[k])
+        seconds = table.by_length(batch, _REFERENCE_CONTEXT_TOKENS)
+        k = max(lengths, key=lambda k: tokens[k] / seconds[k])
         if ranges and ranges[-1][2] == k:
             ranges[-1] = (ranges[-1][0], batch, k)
         else:
             ranges.append((batch, batch, k))
-    return ranges
-
-
-def table_from_lists(rows: Sequence[Sequence[int]]) -> BatchTable:
-    """Return a rule from JSON-like rows.
-
-    Raises:
-        ConfigError: a row is not three integers.
-    """
-    for row in rows:
-        if len(row) != 3 or any(isinstance(n, bool) or not isinstance(n, int) for n in row):
-            raise ConfigError(f"batch table entry {row!r} must be three integers [first, last, k]")
-    return BatchTable(tuple((row[0], row[1], row[2]) for row in rows))
+    return BatchTable(tuple(ranges))
 
 
 def make(inputs: RuleInputs, argument: str) -> Rule:
     """Make `batch_table`, compiled from the latency table; or `batch_table:[[1,8,7],[9,32,3]]`, as it is."""
-    if argument:
-        try:
-            rows = json.loads(argument)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"batch_table needs JSON such as [[1,8,7],[9,32,3]], got {argument!r}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise ConfigError(f"batch_table needs a list of [first, last, k], got {argument!r}")
-        return table_from_lists(rows)
-    ranges = compile_table(
-        inputs.require_table("batch_table"),
-        acceptance=inputs.prior_acceptance,
-        context_tokens=_REFERENCE_CONTEXT_TOKENS,
-        max_draft_tokens=inputs.max_draft_tokens,
-        max_batch=_MAX_BATCH,
-    )
-    return BatchTable(tuple(ranges))
+    if not argument:
+        return compile_table(inputs)
+    try:
+        rows = json.loads(argument)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"batch_table needs JSON such as [[1,8,7],[9,32,3]], got {argument!r}") from error
+    if not isinstance(rows, list) or not all(_is_range(row) for row in rows):
+        raise ConfigError(f"batch_table needs a list of [first, last, k], three integers each, got {argument!r}")
+    return BatchTable(tuple(map(tuple, rows)))
+
+
+def _is_range(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(type(number) is int for number in row)

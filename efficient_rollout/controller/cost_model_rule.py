@@ -6,15 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficient_rollout.controller.acceptance import AcceptanceAverages, LookupAverages
-from efficient_rollout.controller.inputs import RuleInputs, no_argument
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
-from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.rule import Rule, RuleInputs, no_argument
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 
 
 @dataclass(slots=True)
-class CostModelRule:
+class CostModelRule(Rule):
     """Chooses the k that maximizes tokens per second.
 
     It reads a calibrated table and the acceptance since the last weight sync.
@@ -62,7 +61,7 @@ class CostModelRule:
         """Learn from a finished tick."""
         k, batch = observation.num_draft_tokens, observation.num_requests
         # The first tick of a length verifies the drafts of the length before.
-        settled, self._previous = k == self._previous or observation.num_ticks > 1, k
+        settled, self._previous = k == self._previous, k
         is_timed = observation.seconds is not None and not observation.had_prefill
         if settled and is_timed and batch >= 1 and 0 < k <= self.max_draft_tokens:
             self._compare(observation)
@@ -74,10 +73,10 @@ class CostModelRule:
         assert tick.seconds is not None
         seconds = self._seconds(tick.num_requests, tick.mean_context_tokens)
         expected, plain_s, sums = self.acceptance.expected_tokens(), float(seconds[0]), self._speedup
-        sums.predicted_plain_seconds += tick.num_ticks * expected[tick.num_draft_tokens] * plain_s
-        sums.predicted_tick_seconds += tick.num_ticks * float(seconds[tick.num_draft_tokens])
+        sums.predicted_plain_seconds += expected[tick.num_draft_tokens] * plain_s
+        sums.predicted_tick_seconds += float(seconds[tick.num_draft_tokens])
         sums.measured_plain_seconds += tick.num_tokens / tick.num_requests * plain_s
-        sums.measured_tick_seconds += tick.num_ticks * tick.seconds
+        sums.measured_tick_seconds += tick.seconds
 
     def take_speedup(self) -> SpeedupSums:
         """Return predicted against measured speed-up of the timed ticks that drafted since the last call."""

@@ -7,9 +7,8 @@ rollout's acceptance was at least 0.94 twice in a row, down when it was at most 
 
 from dataclasses import dataclass, field
 
-from efficient_rollout.controller.inputs import RuleInputs, integers
-from efficient_rollout.controller.observation import SpeedupSums, TickObservation
-from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.observation import TickObservation
+from efficient_rollout.controller.rule import Rule, RuleInputs, integers
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -22,7 +21,7 @@ _UP, _DOWN, _PATIENCE = 0.94, 0.85, 2
 
 
 @dataclass(slots=True)
-class Published:
+class Published(Rule):
     """Follows the published rule.
 
     Attributes:
@@ -75,10 +74,6 @@ class Published:
             self.length = LADDER[min(max(rung, 0), len(LADDER) - 1)]
             self._streak = 0
         self._on, self._attempts, self._accepted, self._highest = False, 0, 0, 0
-
-    def take_speedup(self) -> SpeedupSums | None:
-        """Return None: the published method corrects no prediction by what it measures."""
-        return None
 
     def _present(self) -> float:
         return self._accepted / self._attempts if self._attempts else self.acceptance

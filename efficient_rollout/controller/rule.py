@@ -1,59 +1,147 @@
-"""Rules that need no latency model. Each answers one question: how many tokens to draft now?"""
+"""What a rule is, what it is made from and by which name; and the rules that need no latency model.
 
+Each answers one question: how many tokens to draft now? On a command line a name may carry an argument: `always:4`,
+`batch_threshold:4,8`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
 
-from efficient_rollout.controller.inputs import RuleInputs, integers, no_argument
 from efficient_rollout.controller.observation import SpeedupSums, TickObservation
 from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.errors import ConfigError
+from efficient_rollout.rule_table import RULES
+
+# How a benchmark calls a rule on its command line, and in its results.
+ALIASES = {"table": "batch_table"}
 
 
-class Rule(Protocol):
-    """Chooses the number of draft tokens for one engine tick."""
-
-    def observe(self, observation: TickObservation) -> None:
-        """Learn from a finished tick; called in tick order, possibly a few ticks after its decision."""
-        ...
-
-    def mark_stale(self) -> None:
-        """Note that the weights changed: a new rollout begins."""
-        ...
-
-    def decide(self, state: DecodeState) -> Decision:
-        """Return the decision for this tick; called once per tick, in tick order."""
-        ...
-
-    def take_speedup(self) -> SpeedupSums | None:
-        """Return predicted against measured speed-up since the last call; None from a rule that predicts none."""
-        ...
-
-
-class Unlearning:
-    """Is the feedback half of a rule that learns nothing."""
+class Rule:
+    """Chooses the number of draft tokens for one engine tick. One that learns nothing overrides `decide` alone."""
 
     __slots__ = ()
 
     def observe(self, observation: TickObservation) -> None:
-        """Ignore the tick."""
+        """Learn from a finished tick; called in tick order, possibly a few ticks after its decision."""
 
     def mark_stale(self) -> None:
-        """Ignore the weight sync."""
+        """Note that the weights changed: a new rollout begins."""
+
+    def decide(self, state: DecodeState) -> Decision:
+        """Return the decision for this tick; called once per tick, in tick order."""
+        raise NotImplementedError
 
     def take_speedup(self) -> SpeedupSums | None:
-        """Return None: nothing is predicted."""
+        """Return predicted against measured speed-up since the last call; None from a rule that predicts none."""
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleInputs:
+    """Holds what rules are made from.
+
+    Attributes:
+        max_draft_tokens: Largest k of any decision, at least 1.
+        num_draft_tokens: k of `always` and `batch_threshold` when they draft; None is `max_draft_tokens`.
+        max_running_requests: `batch_threshold` drafts at or below this many requests.
+        table: Predicted tick seconds, up to at least `max_draft_tokens`; `cost_model`, `published` and a
+            `batch_table` without an argument need it.
+        prior_acceptance: Acceptance assumed before any draft was verified.
+    """
+
+    max_draft_tokens: int
+    num_draft_tokens: int | None = None
+    max_running_requests: int = 8
+    table: TickTable | None = None
+    prior_acceptance: float = 0.9
+
+    @property
+    def draft_tokens_when_drafting(self) -> int:
+        """Return `num_draft_tokens`, or `max_draft_tokens` where that is unset."""
+        return self.num_draft_tokens or self.max_draft_tokens
+
+    def require_table(self, rule: str) -> TickTable:
+        """Return the latency table.
+
+        Raises:
+            ConfigError: there is none, or it stops below `max_draft_tokens`.
+        """
+        if self.table is None:
+            raise ConfigError(f"rule {rule} needs a latency profile; make one with: efficient-rollout calibrate")
+        if self.table.max_draft_tokens < self.max_draft_tokens:
+            raise ConfigError(
+                f"rule {rule} drafts up to {self.max_draft_tokens} tokens, the latency table has"
+                f" {self.table.max_draft_tokens}; build TickTable with max_draft_tokens={self.max_draft_tokens}"
+            )
+        return self.table
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names of a list with commas; a piece that starts with no letter belongs to the argument before it.
+
+    `never,batch_threshold:4,8` is two names.
+    """
+    names: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if names and not piece[0].isalpha():
+            names[-1] += f",{piece}"
+        else:
+            names.append(piece)
+    return names
+
+
+def make_rule(name: str, inputs: RuleInputs) -> Rule:
+    """Return a new rule, with a memory of its own.
+
+    Args:
+        name: A key of `RULES`; from a command line perhaps with `:argument`, which comes before `inputs`.
+        inputs: What it is made from.
+
+    Raises:
+        ConfigError: the name is unknown, the argument malformed, or an input is missing.
+    """
+    bare, _, argument = name.partition(":")
+    if bare not in RULES:
+        raise ConfigError(f"unknown rule {bare!r}; choose one of {', '.join(RULES)}")
+    module, _, function = RULES[bare].maker.partition(":")
+    make: Callable[[RuleInputs, str], Rule] = getattr(import_module(f"{__package__}.{module}"), function)
+    return make(inputs, argument)
+
+
+def no_argument(rule: str, argument: str) -> None:
+    """Refuse an argument.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if argument:
+        raise ConfigError(f"rule {rule} takes no argument, got {argument!r}")
+
+
+def integers(rule: str, argument: str, defaults: list[int]) -> list[int]:
+    """Return positive integers out of an argument, the rest from the defaults.
+
+    Raises:
+        ConfigError: The argument is something else, or has more of them.
+    """
+    given = argument.split(",") if argument else []
+    if len(given) > len(defaults) or not all(part.isdecimal() and int(part) > 0 for part in given):
+        raise ConfigError(f"rule {rule} takes up to {len(defaults)} positive integers, got {argument!r}")
+    return [int(part) for part in given] + defaults[len(given) :]
+
+
 @dataclass(frozen=True, slots=True)
-class Never(Unlearning):
+class Never(Rule):
     """Decodes plainly: the drafter never runs."""
 
-    def decide(self, state: DecodeState) -> Decision:  # noqa: ARG002 - the protocol's signature
+    def decide(self, state: DecodeState) -> Decision:  # noqa: ARG002 - every rule's signature
         return Decision(0, "never")
 
 
 @dataclass(frozen=True, slots=True)
-class Always(Unlearning):
+class Always(Rule):
     """Drafts the same number of tokens at every tick.
 
     Attributes:
@@ -67,7 +155,7 @@ class Always(Unlearning):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchThreshold(Unlearning):
+class BatchThreshold(Rule):
     """Drafts while few requests run; decodes plainly while many do.
 
     Attributes:

@@ -1,13 +1,13 @@
 """A rule that follows a script, for measuring and for checks: no product chooses it."""
 
-from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import Decision, DecodeState
 
 # Key of a request's `extra_args`, whose value is a script: a list of draft lengths.
 PATTERN = "draft_tokens_per_tick"
 
 
-class Script(Unlearning):
+class Script(Rule):
     """Drafts entry i of a pattern at tick i, cyclically.
 
     Attributes:

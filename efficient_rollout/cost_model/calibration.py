@@ -102,8 +102,8 @@ def effective_rates(model: LatencyModel, shape: ModelShape) -> dict[str, float]:
     """Return the bandwidth and arithmetic rate of the fitted plain step, in bytes and operations per second."""
     plain = np.exp(model.log_parameters[PLAIN])
     return {
-        "bandwidth_bytes_per_s": float(shape.target_weight_bytes / plain[PARAMETERS.index("weight_read_s")]),
-        "operations_per_s": float(shape.operations_per_row / plain[PARAMETERS.index("row_compute_s")]),
+        "bandwidth_bytes_per_s": float(shape.weight_bytes("bfloat16") / plain[PARAMETERS.index("weight_read_s")]),
+        "operations_per_s": float(2 * shape.num_weights / plain[PARAMETERS.index("row_compute_s")]),
     }
 
 

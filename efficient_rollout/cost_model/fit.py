@@ -23,7 +23,6 @@ def fit_parameters(
     padding: RowPadding,
     scales: ResidualScales,
     shape: ModelShape | None = None,
-    start: Array | None = None,
 ) -> Array:
     """Log parameters, shape (3, 8), by robust least squares on log seconds with the prior of `roofline.prior`.
 
@@ -33,7 +32,6 @@ def fit_parameters(
         padding: How rows are padded.
         scales: Draft points in the off-shape region are trusted less for the shape.
         shape: Byte counts computed from a model config; without it they are fitted like everything else.
-        start: Log parameters to start from.
 
     Raises:
         ProfileError: no plain decode point was measured.
@@ -52,8 +50,7 @@ def fit_parameters(
         robust = np.arcsinh(error / _ROBUST_CUTOFF) * _ROBUST_CUTOFF
         return np.concatenate([robust, ((flat - mean.ravel()) / sd.ravel())])
 
-    first = mean if start is None else start
-    solution = least_squares(residuals, first.ravel(), method="trf", max_nfev=200)
+    solution = least_squares(residuals, mean.ravel(), method="trf", max_nfev=200)
     return np.asarray(solution.x, dtype=np.float64).reshape(mean.shape)
 
 
@@ -63,7 +60,7 @@ def shape_prior(plain_step_s: float, shape: ModelShape | None) -> tuple[Array, A
     if shape is None:
         return mean, sd
     weights, kv = PARAMETERS.index("weight_read_s"), PARAMETERS.index("kv_read_s_per_token")
-    per_byte_s = np.exp(mean[PLAIN, weights]) / shape.target_weight_bytes
+    per_byte_s = np.exp(mean[PLAIN, weights]) / shape.weight_bytes("bfloat16")
     mean[DRAFT, weights] = np.log(per_byte_s * shape.draft_weight_bytes)
     for kind in (PLAIN, DRAFT):
         mean[kind, kv] = np.log(per_byte_s * shape.kv_bytes_per_token)
@@ -77,10 +74,9 @@ def fit_model(
     padding: RowPadding,
     scales: ResidualScales,
     shape: ModelShape | None = None,
-    start: Array | None = None,
 ) -> LatencyModel:
     """Fit the shape, then hang the corrections on the measured points; arguments as in `fit_parameters`."""
-    log_parameters = fit_parameters(points, seconds, padding, scales, shape, start)
+    log_parameters = fit_parameters(points, seconds, padding, scales, shape)
     rows = padding.rows(points)
     error = np.log(seconds) - np.log(roofline_seconds(log_parameters, points, rows))
     prior_covariance = covariance(scales, points, rows, points, rows)

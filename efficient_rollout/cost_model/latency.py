@@ -1,5 +1,6 @@
 """Seconds of a plain step, a draft step, a verify pass and a whole tick: the roofline shape times its corrections."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,8 @@ from efficient_rollout.cost_model.roofline import RowPadding, roofline_seconds
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, PointArray
 
 Array = NDArray[np.float64]
+# Of a table's contexts, from 1 token on; those beyond its ends read as the ends.
+_OCTAVES, _STEPS_PER_OCTAVE = 17, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +77,12 @@ class TickTable:
     Attributes:
         model: Where the numbers come from.
         max_draft_tokens: Largest k.
-        max_context_tokens: Contexts above it read as it.
     """
 
     model: LatencyModel
     max_draft_tokens: int
-    max_context_tokens: int = 131072
-    _steps_per_octave: int = 4
-    _rows: dict[int, Array] = field(default_factory=dict)
+    _by_batch: dict[int, Array] = field(default_factory=dict)
+    _stack: Array | None = None
 
     def by_length(self, batch: int, context_tokens: float, *, checked: float = 0.0, kept: float = 0.0) -> Array:
         """Return the seconds of a tick for k = 0..max, shape (max + 1,).
@@ -92,7 +93,8 @@ class TickTable:
             checked: Copied tokens that a draft pass checks for a request: it takes as long as one of so many more.
             kept: Those of them that stand: a chain takes so many passes fewer.
         """
-        low, share = self._locate(context_tokens)
+        position = min(math.log2(max(context_tokens, 1.0)), _OCTAVES) * _STEPS_PER_OCTAVE
+        low, share = int(position), position % 1.0
         draft, other = self._at(batch, low, share)
         if checked > 0.0:
             draft = self._at(round(batch * (1.0 + checked)), low, share)[0] / (1.0 + kept)
@@ -102,36 +104,23 @@ class TickTable:
         parts = self._parts(batch)
         return np.asarray(parts[:, :, low] * (1.0 - share) + parts[:, :, low + 1] * share)
 
-    def row(self, batch: int) -> Array:
-        """Return the seconds at every grid context, shape (max + 1, num_contexts)."""
-        return np.asarray(self._parts(batch).sum(axis=0))
-
     def _parts(self, batch: int) -> Array:
-        parts = self._rows.get(batch)
-        if parts is None:
-            octaves = int(np.ceil(np.log2(self.max_context_tokens)))
-            grid = 2.0 ** (np.arange(octaves * self._steps_per_octave + 2) / self._steps_per_octave)
-            parts = self._rows[batch] = self.model.parts_of_ticks(self.max_draft_tokens, batch, grid)
-        return parts
-
-    def _locate(self, context_tokens: float) -> tuple[int, float]:
-        clipped = min(max(context_tokens, 1.0), float(self.max_context_tokens))
-        position = float(np.log2(clipped)) * self._steps_per_octave
-        low = int(position)
-        return low, position - low
+        """Return the draft steps' seconds and the other pass's at every grid context."""
+        if batch not in self._by_batch:
+            grid = 2.0 ** (np.arange(_OCTAVES * _STEPS_PER_OCTAVE + 2) / _STEPS_PER_OCTAVE)
+            self._by_batch[batch] = self.model.parts_of_ticks(self.max_draft_tokens, batch, grid)
+        return self._by_batch[batch]
 
     def many(self, num_draft_tokens: NDArray[np.int64], batch: NDArray[np.int64], context_tokens: Array) -> Array:
         """Return the seconds of many ticks at once, all arguments and the result of shape (num_ticks,)."""
         stack = self._stacked(int(batch.max()))
-        position = np.log2(np.clip(context_tokens, 1.0, self.max_context_tokens)) * self._steps_per_octave
+        position = np.log2(np.clip(context_tokens, 1.0, 2.0**_OCTAVES)) * _STEPS_PER_OCTAVE
         low = position.astype(np.int64)
         share = position - low
         left = stack[batch, num_draft_tokens, low]
         return np.asarray(left * (1.0 - share) + stack[batch, num_draft_tokens, low + 1] * share)
 
-    _stack: Array | None = None
-
     def _stacked(self, max_batch: int) -> Array:
         if self._stack is None or len(self._stack) <= max_batch:
-            self._stack = np.stack([self.row(max(b, 1)) for b in range(max_batch + 1)])
+            self._stack = np.stack([self._parts(max(b, 1)).sum(axis=0) for b in range(max_batch + 1)])
         return self._stack

@@ -16,23 +16,20 @@ class ModelShape:
     """Says what a decode pass reads and computes.
 
     Attributes:
-        num_weights: Of the matrices that one pass of the policy reads, output head included.
-        target_weight_bytes: Theirs in bfloat16.
+        num_weights: Of the matrices that one pass of the policy reads, output head included. A row of it takes a
+            multiplication and an addition for each.
         draft_weight_bytes: The same for a 4-bit drafter with a 16-bit output head.
-        operations_per_row: Multiply and add operations of the matrix products for one row.
         kv_bytes_per_token: Key and value bytes of one context token in bfloat16, all layers.
         description: Layer count and widths, part of the profile's key.
     """
 
     num_weights: int
-    target_weight_bytes: float
     draft_weight_bytes: float
-    operations_per_row: float
     kv_bytes_per_token: float
     description: str
 
     def weight_bytes(self, dtype: str) -> int:
-        """Return `target_weight_bytes` of an engine of this dtype, as vLLM's option."""
+        """Return the bytes of `num_weights` in an engine of this dtype, as vLLM's option."""
         return self.num_weights * _BYTES.get(dtype, _WEIGHT_BYTES)
 
     def kv_bytes(self, dtype: str) -> float:
@@ -56,9 +53,7 @@ def read_model_shape(policy: Path | str) -> ModelShape:
     head = hidden * sizes["vocab_size"]
     return ModelShape(
         num_weights=body + head,
-        target_weight_bytes=_WEIGHT_BYTES * (body + head),
         draft_weight_bytes=_DRAFT_BYTES_PER_WEIGHT * body + _WEIGHT_BYTES * head,
-        operations_per_row=2.0 * (body + head),
         kv_bytes_per_token=2.0 * _WEIGHT_BYTES * sizes["num_hidden_layers"] * kv_heads * head_dim,
         description=f"l{sizes['num_hidden_layers']}-h{hidden}-i{sizes['intermediate_size']}"
         f"-q{heads}-kv{kv_heads}-d{head_dim}-v{sizes['vocab_size']}",

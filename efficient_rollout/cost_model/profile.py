@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def profile_to_dict(profile: Profile) -> dict[str, Any]:
         "model": {
             "passes": parameters_to_dict(model.log_parameters),
             "row_padding": asdict(model.padding),
-            "correction_scales": model.scales.to_dict(),
+            "correction_scales": asdict(model.scales),
             "points": [
                 {
                     "pass": PASS_NAMES[point.kind],
@@ -143,24 +143,21 @@ def profile_from_dict(data: Any) -> Profile:
         raise ProfileError(f"a latency profile has exactly the entries {list(_TOP_LEVEL)}")
     if data["schema_version"] != SCHEMA_VERSION:
         raise ProfileError(f"schema version is {data['schema_version']!r}, this program reads {SCHEMA_VERSION}")
-    key, body = data["key"], data["model"]
-    if set(key) != {f.name for f in fields(ProfileKey)} or not all(isinstance(v, str) for v in key.values()):
-        raise ProfileError(f"key must have exactly {[f.name for f in fields(ProfileKey)]}, all strings")
+    body = data["model"]
     points = [_point(entry) for entry in body["points"]]
     if not points:
         raise ProfileError("a profile needs at least one measured point")
     weights = np.array([_finite(entry["correction_weight"], "correction_weight") for entry in body["points"]])
     model = LatencyModel(
         parameters_from_dict(body["passes"]),
-        _padding(body["row_padding"]),
-        _scales(body["correction_scales"]),
+        _part(RowPadding, body["row_padding"], lambda value: value is False or (isinstance(value, int) and value >= 1)),
+        _part(ResidualScales, body["correction_scales"], lambda value: _finite(value, "a scale") > 0.0),
         PointArray.of(points),
         weights,
     )
     seconds = [_finite(entry["median_s"], "median_s") for entry in body["points"]]
-    return Profile(
-        ProfileKey(**key), model, dict(zip(points, seconds, strict=True)), data["held_out_error"], data["provenance"]
-    )
+    key = _part(ProfileKey, data["key"], lambda value: isinstance(value, str))
+    return Profile(key, model, dict(zip(points, seconds, strict=True)), data["held_out_error"], data["provenance"])
 
 
 def _point(entry: dict[str, Any]) -> Point:
@@ -172,20 +169,12 @@ def _point(entry: dict[str, Any]) -> Point:
     return Point(PASS_NAMES.index(entry["pass"]), *sizes)
 
 
-def _padding(entry: dict[str, Any]) -> RowPadding:
-    if set(entry) != {f.name for f in fields(RowPadding)}:
-        raise ProfileError(f"row_padding must have exactly {[f.name for f in fields(RowPadding)]}")
-    tiles = {name: value for name, value in entry.items() if name != "graph_padding"}
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in tiles.values()):
-        raise ProfileError(f"row_padding needs integers >= 1, got {tiles}")
-    return RowPadding(**tiles, graph_padding=bool(entry["graph_padding"]))
-
-
-def _scales(entry: dict[str, Any]) -> ResidualScales:
-    values = {name: _finite(value, name) for name, value in entry.items()}
-    if set(values) != {f.name for f in fields(ResidualScales)} or any(v <= 0.0 for v in values.values()):
-        raise ProfileError(f"correction_scales must have exactly {[f.name for f in fields(ResidualScales)]}, all > 0")
-    return ResidualScales(**values)
+def _part(kind: type[Any], entry: dict[str, Any], is_legal: Callable[[Any], bool]) -> Any:
+    """Rebuild one of the profile's records, which has every field and no other."""
+    names = [field.name for field in fields(kind)]
+    if set(entry) != set(names) or not all(map(is_legal, entry.values())):
+        raise ProfileError(f"a {kind.__name__} has exactly {names}, each of its own kind: {entry}")
+    return kind(**entry)
 
 
 def _finite(value: Any, name: str) -> float:

@@ -6,7 +6,7 @@ plus a short-ranged one for draft steps at a large batch x context x k, where a 
 timed and single points fall far off any smooth curve.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,6 @@ class ResidualScales:
     local_onset_width_octaves: float = 0.5
     nugget_sd: float = 0.006
 
-    def to_dict(self) -> dict[str, float]:
-        """Return every field by name."""
-        return {f.name: float(getattr(self, f.name)) for f in fields(self)}
-
 
 def local_sd(scales: ResidualScales, points: PointArray) -> Array:
     """Return the standard deviation of the short-ranged part at each point.
@@ -59,17 +55,17 @@ def covariance(
 ) -> Array:
     """Return the prior covariance of log residuals, shape (num_left, num_right)."""
 
-    def squared(a: Array, b: Array, octaves: float) -> Array:
-        return np.asarray(((np.log2(a)[:, None] - np.log2(b)[None, :]) / octaves) ** 2)
+    def squared(a: Array, b: Array) -> Array:
+        return np.asarray((np.log2(a)[:, None] - np.log2(b)[None, :]) ** 2)
 
     def both(kind: int) -> NDArray[np.bool_]:
         return np.asarray((left.kind == kind)[:, None] & (right.kind == kind)[None, :])
 
-    batch = squared(left.batch, right.batch, 1.0)
-    context = squared(left.context_tokens, right.context_tokens, 1.0)
-    length = squared(left.num_draft_tokens + 1.0, right.num_draft_tokens + 1.0, 1.0)
-    positions = squared(left.batch * (left.num_draft_tokens + 1.0), right.batch * (right.num_draft_tokens + 1.0), 1.0)
-    rows = squared(left_rows, right_rows, 1.0)
+    batch = squared(left.batch, right.batch)
+    context = squared(left.context_tokens, right.context_tokens)
+    length = squared(left.num_draft_tokens + 1.0, right.num_draft_tokens + 1.0)
+    positions = squared(left.batch * (left.num_draft_tokens + 1.0), right.batch * (right.num_draft_tokens + 1.0))
+    rows = squared(left_rows, right_rows)
     s = scales
     plain = _matern(batch / s.plain_batch_octaves**2 + context / s.plain_context_octaves**2)
     draft = _matern(rows / s.draft_rows_octaves**2 + context / s.draft_context_octaves**2)

@@ -5,9 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from efficient_rollout.config import Settings
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import make_rule
-from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.rule import Rule, RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile

@@ -12,8 +12,9 @@ from vllm.v1.request import Request
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from efficient_rollout.controller.drafter_health import DrafterHealth
+from efficient_rollout.controller.observation import VerifiedDrafts
 from efficient_rollout.controller.state import DecodeState
-from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDrafts
+from efficient_rollout.controller.tick import TickBook, TickResult
 from efficient_rollout.engine.record import record_of, report_on
 from efficient_rollout.engine.request_word import longest_draft
 from efficient_rollout.engine.responses import end_all_requests, split_by_token

@@ -81,7 +81,7 @@ def _needed_bytes(model: str, work: list[Request]) -> int:
     """
     shape = read_model_shape(model)
     kv_tokens = sum(len(request.prompt_token_ids) + request.max_tokens for request in work)
-    return int(2.5 * shape.target_weight_bytes + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)
+    return int(2.5 * shape.weight_bytes("bfloat16") + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)
 
 
 def _summary(result: BenchResult) -> Measured:

@@ -5,31 +5,31 @@ vLLM's own counters are right for a self-drafting engine, and are not repeated: 
 `..._num_accepted_tokens_per_pos_total`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Exported:
     """Describes one family of numbers of an engine, since it started.
 
     Attributes:
         name: Of the family; a counter's samples add `_total`.
         kind: A counter only grows; a gauge is a state.
-        meaning: One line for `# HELP` and for a dashboard's tooltip.
         unit: For a dashboard's axis, of the sample.
-        values: Value by label, from the engine's record since it started.
-        label: What tells the values apart; None where there is one, under the empty label.
+        field: Of the engine's record.
+        meaning: One line for `# HELP` and for a dashboard's tooltip.
+        label: What tells the field's values apart, by key or by place; None where there is one.
     """
 
     name: str
     kind: Literal["counter", "gauge"]
-    meaning: str
     unit: str
-    values: Callable[[RolloutStats], Mapping[str, float]]
+    field: str
+    meaning: str
     label: str | None = None
 
     @property
@@ -37,118 +37,63 @@ class Exported:
         """Name of its samples, as in a query."""
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
-
-_EXPORTED: dict[str, Exported] = {}
-
-
-def _field(name: str) -> Callable[[RolloutStats], Mapping[str, float]]:
-    def values(stats: RolloutStats) -> Mapping[str, float]:
-        value = getattr(stats, name)
+    def values(self, stats: RolloutStats) -> Mapping[str, float]:
+        """Return what is known, by label; the only value of a family without one under the empty label."""
+        value = getattr(stats, self.field)
+        if isinstance(value, list):
+            value = {str(place): one for place, one in enumerate(value)}
+        if isinstance(value, dict):
+            return value
         return {} if value is None else {"": value}
 
-    return values
 
-
-def _by_position(stats: RolloutStats) -> Mapping[str, float]:
-    return {str(position): drafted for position, drafted in enumerate(stats.drafted_per_position)}
-
-
-def _export(
-    name: str,
-    kind: Literal["counter", "gauge"],
-    unit: str,
-    meaning: str,
-    values: str | Callable[[RolloutStats], Mapping[str, float]],
-    *,
-    label: str | None = None,
-) -> str:
-    read = _field(values) if isinstance(values, str) else values
-    name = f"efficient_rollout_{name}"
-    one = Exported(name=name, kind=kind, meaning=meaning, unit=unit, values=read, label=label)
-    if one.sample in _EXPORTED:
-        raise ValueError(f"{one.sample} is exported twice")
-    _EXPORTED[one.sample] = one
-    return one.sample
-
-
-TICKS = _export(
-    "ticks", "counter", "ticks", "Engine steps that computed a token, by the reason for their draft length.",
-    lambda stats: stats.ticks_by_reason, label="reason",
+_EXPORTED = (
+    Exported("efficient_rollout_ticks", "counter", "ticks", "ticks_by_reason",
+             "Engine steps that computed a token, by the reason for their draft length.", label="reason"),
+    Exported("efficient_rollout_speculative_ticks", "counter", "ticks", "num_speculative_ticks",
+             "Engine steps that verified drafts."),
+    # Beside vLLM's accepted tokens at a position, which it counts from 0 as well: vLLM has the number of drafts alone,
+    # and over drafts of several lengths that is not how often a position was drafted.
+    Exported("efficient_rollout_draft_tokens", "counter", "tokens", "drafted_per_position",
+             "Draft tokens verified, by position in their draft, from 0.", label="position"),
+    Exported("efficient_rollout_draft_seconds", "counter", "s", "draft_seconds",
+             "Time inside the drafter, of the slowest worker."),
+    Exported("efficient_rollout_draft_passes", "counter", "passes", "num_draft_passes", "Passes of the drafter."),
+    Exported("efficient_rollout_copies", "counter", "tokens", "num_copies",
+             "Tokens copied from requests' own text that passes of the drafter checked."),
+    Exported("efficient_rollout_copies_kept", "counter", "tokens", "num_copies_kept",
+             "Those that were the drafter's own draws, and became drafts."),
+    Exported("efficient_rollout_weight_syncs", "counter", "syncs", "num_weight_syncs",
+             "Weight syncs that were completed."),
+    Exported("efficient_rollout_weight_sync_seconds", "counter", "s", "weight_sync_seconds",
+             "Time of the weight syncs, requantizing included, of the slowest worker."),
+    Exported("efficient_rollout_requantize_seconds", "counter", "s", "requantize_seconds",
+             "Time of the requantizations in weight syncs, of the slowest worker."),
+    Exported("efficient_rollout_weights_checksum", "gauge", "number", "weights_checksum",
+             "Of the policy that the last weight sync brought; one policy, one number."),
+    Exported("efficient_rollout_proven_weight_ratio", "gauge", "ratio", "proven_weight_share",
+             "Share of the weights whose layers are asked in turn whether they compute with what came."),
+    Exported("efficient_rollout_drafter_faults", "counter", "faults", "num_drafter_faults",
+             "Faults that turned the drafter off."),
+    Exported("efficient_rollout_stale_drafter", "gauge", "yes or no", "num_stale_drafters",
+             "1 while acceptance shows that the drafter does not follow the policy."),
+    Exported("efficient_rollout_uncertified", "gauge", "yes or no", "is_uncertified",
+             "1 where the engine drafts on a GPU without a certificate of its kind."),
+    Exported("efficient_rollout_drafter_bytes", "gauge", "bytes", "drafter_bytes",
+             "Memory of the drafter's own weights, of all workers."),
+    Exported("efficient_rollout_packed_weight_ratio", "gauge", "ratio", "packed_weight_share",
+             "Share of the weights a draft step reads that it reads quantized."),
+    Exported("efficient_rollout_predicted_plain_seconds", "counter", "s", "predicted_plain_seconds",
+             "Of ticks that drafted: plain decoding, for the tokens expected."),
+    Exported("efficient_rollout_predicted_tick_seconds", "counter", "s", "predicted_tick_seconds",
+             "Of the same ticks: what the controller expected them to take."),
+    Exported("efficient_rollout_measured_plain_seconds", "counter", "s", "measured_plain_seconds",
+             "Of the same ticks: plain decoding, for the tokens emitted."),
+    Exported("efficient_rollout_measured_tick_seconds", "counter", "s", "measured_tick_seconds",
+             "Of the same ticks: what they took."),
 )  # fmt: skip
-SPECULATIVE_TICKS = _export(
-    "speculative_ticks", "counter", "ticks", "Engine steps that verified drafts.", "num_speculative_ticks"
-)
-# Beside vLLM's accepted tokens at a position, which it counts from 0 as well: vLLM has the number of drafts alone, and
-# over drafts of several lengths that is not how often a position was drafted.
-DRAFT_TOKENS_AT = _export(
-    "draft_tokens", "counter", "tokens", "Draft tokens verified, by position in their draft, from 0.", _by_position,
-    label="position",
-)  # fmt: skip
-DRAFT_SECONDS = _export(
-    "draft_seconds", "counter", "s", "Time inside the drafter, of the slowest worker.", "draft_seconds"
-)
-DRAFT_PASSES = _export("draft_passes", "counter", "passes", "Passes of the drafter.", "num_draft_passes")
-COPIES = _export(
-    "copies",
-    "counter",
-    "tokens",
-    "Tokens copied from requests' own text that passes of the drafter checked.",
-    "num_copies",
-)
-COPIES_KEPT = _export(
-    "copies_kept", "counter", "tokens", "Those that were the drafter's own draws, and became drafts.", "num_copies_kept"
-)
-WEIGHT_SYNCS = _export("weight_syncs", "counter", "syncs", "Weight syncs that were completed.", "num_weight_syncs")
-WEIGHT_SYNC_SECONDS = _export(
-    "weight_sync_seconds", "counter", "s", "Time of the weight syncs, requantizing included, of the slowest worker.",
-    "weight_sync_seconds",
-)  # fmt: skip
-REQUANTIZE_SECONDS = _export(
-    "requantize_seconds", "counter", "s", "Time of the requantizations in weight syncs, of the slowest worker.",
-    "requantize_seconds",
-)  # fmt: skip
-WEIGHTS_CHECKSUM = _export(
-    "weights_checksum", "gauge", "number", "Of the policy that the last weight sync brought; one policy, one number.",
-    "weights_checksum",
-)  # fmt: skip
-PROVEN_WEIGHT_RATIO = _export(
-    "proven_weight_ratio", "gauge", "ratio",
-    "Share of the weights whose layers are asked in turn whether they compute with what came.", "proven_weight_share",
-)  # fmt: skip
-DRAFTER_FAULTS = _export("drafter_faults", "counter", "faults", "Faults that turned the drafter off.",
-                         "num_drafter_faults")  # fmt: skip
-STALE_DRAFTER = _export(
-    "stale_drafter", "gauge", "yes or no", "1 while acceptance shows that the drafter does not follow the policy.",
-    "num_stale_drafters",
-)  # fmt: skip
-UNCERTIFIED = _export(
-    "uncertified", "gauge", "yes or no", "1 where the engine drafts on a GPU without a certificate of its kind.",
-    "is_uncertified",
-)  # fmt: skip
-DRAFTER_BYTES = _export(
-    "drafter_bytes", "gauge", "bytes", "Memory of the drafter's own weights, of all workers.", "drafter_bytes"
-)
-PACKED_WEIGHT_RATIO = _export(
-    "packed_weight_ratio", "gauge", "ratio", "Share of the weights a draft step reads that it reads quantized.",
-    "packed_weight_share",
-)  # fmt: skip
-PREDICTED_PLAIN_SECONDS = _export(
-    "predicted_plain_seconds", "counter", "s", "Of ticks that drafted: plain decoding, for the tokens expected.",
-    "predicted_plain_seconds",
-)  # fmt: skip
-PREDICTED_TICK_SECONDS = _export(
-    "predicted_tick_seconds", "counter", "s", "Of the same ticks: what the controller expected them to take.",
-    "predicted_tick_seconds",
-)  # fmt: skip
-MEASURED_PLAIN_SECONDS = _export(
-    "measured_plain_seconds", "counter", "s", "Of the same ticks: plain decoding, for the tokens emitted.",
-    "measured_plain_seconds",
-)  # fmt: skip
-MEASURED_TICK_SECONDS = _export(
-    "measured_tick_seconds", "counter", "s", "Of the same ticks: what they took.", "measured_tick_seconds"
-)
 
 
 def all_exported() -> Mapping[str, Exported]:
     """Return every family by the name of its samples, in order of declaration."""
-    return dict(_EXPORTED)
+    return {one.sample: one for one in _EXPORTED}

@@ -4,57 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import add
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
+from efficient_rollout.controller.observation import FinishedTick, SpeedupSums
 from efficient_rollout.metrics import names, timeline
 from efficient_rollout.metrics.lanes import Lane, add_lane
 from efficient_rollout.metrics.lanes import joined as joined_lanes
-
-
-class Speedup(Protocol):
-    """Holds sums over drafting ticks, as the controller keeps them (`controller/observation.py`)."""
-
-    predicted_plain_seconds: float
-    predicted_tick_seconds: float
-    measured_plain_seconds: float
-    measured_tick_seconds: float
-
-
-class Verified(Protocol):
-    """Holds the drafts that one tick verified (`controller/tick.py`)."""
-
-    num_passes: int
-    drafted: list[int]
-    stood: list[int]
-    accepted: list[int]
-
-
-class Tick(Protocol):
-    """Holds one finished tick (`controller/tick.py`)."""
-
-    @property
-    def reason(self) -> str:
-        """Return that of its decision."""
-
-    @property
-    def num_emitted_tokens(self) -> int:
-        """Return the number of tokens that requests got."""
-
-    @property
-    def verified(self) -> Verified:
-        """Return the drafts that were verified."""
-
-    @property
-    def speedup(self) -> Speedup | None:
-        """Return what the rule predicted and measured since the tick before."""
-
-    @property
-    def is_drafter_stale(self) -> bool:
-        """Tell whether acceptance shows that the drafter does not follow the policy."""
-
-    @property
-    def span(self) -> timeline.TickSpan | None:
-        """Tell when it ran, if known."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,7 +105,7 @@ class RolloutStats:
     )
     _JOINED: ClassVar[Mapping[str, Callable[..., list[Any]]]] = {"timelines": timeline.joined, "lanes": joined_lanes}
 
-    def add_tick(self, tick: Tick, *, engine: str = "") -> None:
+    def add_tick(self, tick: FinishedTick, *, engine: str = "") -> None:
         """Add one tick of this engine, whose name keeps its timeline apart from other engines'."""
         verified = tick.verified
         self.num_ticks += 1
@@ -175,7 +130,7 @@ class RolloutStats:
         self.num_responses += 1
         add_lane(self.lanes.setdefault(engine, []), lane)
 
-    def add_speedup(self, speedup: Speedup | None) -> None:
+    def add_speedup(self, speedup: SpeedupSums | None) -> None:
         """Add what a rule predicted and measured; None from one that predicts nothing."""
         if speedup is not None:
             self.predicted_plain_seconds += speedup.predicted_plain_seconds

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
+from efficient_rollout.controller.observation import TickSpan
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.metrics.lanes import Lane, is_lane, moved, selected
 
@@ -26,26 +27,6 @@ START, END, REQUEST_SECONDS, FIRST_LENGTH = 0, 1, 2, 3
 TAIL_SHARE = 0.25
 
 Bin = list[float]
-
-
-class TickSpan(Protocol):
-    """Says when one tick ran, and with what (`controller/tick.py`)."""
-
-    @property
-    def end_s(self) -> float:
-        """Return its end, by a clock that never runs backwards."""
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds that it took."""
-
-    @property
-    def num_requests(self) -> int:
-        """Return the number of requests that had tokens computed."""
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """Draft length it was scheduled with; 0 is plain decoding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

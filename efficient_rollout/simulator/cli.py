@@ -3,12 +3,10 @@
 import argparse
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import make_rule, split_names
+from efficient_rollout.controller.rule import RuleInputs, make_rule, split_names
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
@@ -19,9 +17,6 @@ from efficient_rollout.simulator.fleet import Outcome, World, simulate
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 from efficient_rollout.simulator.validation import compare, read_measured, report
 from efficient_rollout.tables import aligned
-
-_EXACT_ENGINES = 16  # up to so many, every tick of every engine is decided one by one
-_FLEET_STRIDE = 8
 
 
 def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,11 +46,6 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     parser.add_argument("--jitter", type=float, default=0.02, help="standard deviation of the log of a tick's seconds")
     parser.add_argument("--max-draft-tokens", type=int, default=11, help="upper bound of every decision")
     parser.add_argument(
-        "--decision-stride",
-        type=int,
-        help=f"ticks between decisions; default 1 up to {_EXACT_ENGINES} engines, {_FLEET_STRIDE} above",
-    )
-    parser.add_argument(
         "--rule", action="append", help="names separated by commas: never,always:4,cost_model; not with --against"
     )
     parser.add_argument("--json", type=Path, help="where to write the result")
@@ -71,22 +61,19 @@ def run_simulate(args: argparse.Namespace) -> int:
         return _run_texts(args)
     table = TickTable(load_profile(args.profile).model, args.max_draft_tokens)
     trace = _trace(args)
-    stride = args.decision_stride or (1 if args.engines <= _EXACT_ENGINES else _FLEET_STRIDE)
     world = World(table=table, acceptance=args.acceptance, jitter_sd=args.jitter)
     inputs = RuleInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
     results: dict[str, dict[str, Any]] = {}
     for name in split_names(",".join(args.rule)):
-        outcome = simulate(
-            trace, args.engines, partial(make_rule, name, inputs), world,
-            max_draft_tokens=args.max_draft_tokens, seed=args.seed, decision_stride=stride,
-        )  # fmt: skip
+        rules = [make_rule(name, inputs) for _ in range(args.engines)]
+        outcome = simulate(trace, rules, world, seed=args.seed)
         results[name] = _to_dict(outcome)
         sys.stdout.write(
             f"{name}: makespan {outcome.makespan_s:.2f} s, {outcome.tokens_per_s:.0f} tokens/s,"
             f" mean engine {outcome.engine_seconds.mean():.2f} s\n"
         )
     if args.json:
-        drawn = {"decision_stride": stride, "mean_response_tokens": float(trace.response_tokens.mean())}
+        drawn = {"mean_response_tokens": float(trace.response_tokens.mean())}
         write_json(args.json, {"settings": recorded_options(args) | drawn, "rules": results})
     return 0
 
@@ -110,8 +97,8 @@ def _run_texts(args: argparse.Namespace) -> int:
 
 
 def _run_against(args: argparse.Namespace) -> int:
-    measured = read_measured(args.against)
-    table = TickTable(load_profile(args.profile).model, measured.max_draft_tokens)
+    max_draft_tokens, measured = read_measured(args.against)
+    table = TickTable(load_profile(args.profile).model, max_draft_tokens)
     compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
     sys.stdout.write(report(compared))
     if args.json:
@@ -151,5 +138,3 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max-draft-tokens is {args.max_draft_tokens}; give 1 to 64")
     if not 0.0 <= args.acceptance <= 1.0 or not 0.0 <= args.jitter <= 1.0:
         raise ConfigError(f"--acceptance ({args.acceptance}) and --jitter ({args.jitter}) must be 0 to 1")
-    if args.decision_stride is not None and args.decision_stride < 1:
-        raise ConfigError(f"--decision-stride is {args.decision_stride}; give at least 1")

@@ -1,8 +1,9 @@
 """What copied tokens save: real texts decoded tick by tick under a latency model, with copies and without."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +15,10 @@ from efficient_rollout.drafter.lookup import Tokens
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_text
 
-# What a request's copies come from: nothing; its own text; that, and the other responses to its prompt as far as they
-# are when all run in step; that, and those responses whole, as at the end of a rollout, or of an epoch before.
-Source = Literal["off", "own", "in step", "group"]
-SOURCES: tuple[Source, ...] = ("off", "own", "in step", "group")
+# What a request's copies come from: nothing; its own text; that, and the other responses to its prompt, as at the end
+# of a rollout, or of an epoch before.
+Source = Literal["off", "own", "group"]
+SOURCES: tuple[Source, ...] = ("off", "own", "group")
 _KEYS = {"set": str, "prompt_token_ids": list, "response_token_ids": list}
 
 
@@ -121,7 +122,7 @@ class CopySimulator:
         plain, _, verify = self.model.pass_seconds(num_draft_tokens, batch, context)
         done = Decoded()
         queue = iter(enumerate(texts))
-        running = [_Running(self, texts, *item) for item in _first(queue, batch)]
+        running = [_Running(self, texts, *item) for item in islice(queue, batch)]
         while len(running) == batch:
             texts_now = [request.text(source) for request in running]
             chains = Chains(
@@ -145,7 +146,7 @@ class CopySimulator:
             done.num_draft_passes += chains.counts.num_passes
             done.num_copies_kept += chains.counts.num_copies_kept
             running = [request for request in running if not request.is_done]
-            running += [_Running(self, texts, *item) for item in _first(queue, batch - len(running))]
+            running += [_Running(self, texts, *item) for item in islice(queue, batch - len(running))]
         return done
 
     def _draft(self, num_rows: int) -> float:
@@ -153,10 +154,6 @@ class CopySimulator:
             draft = self.model.pass_seconds(1, num_rows, np.array([self.context_tokens]))[1]
             self._draft_seconds[num_rows] = float(draft[0, 0])
         return self._draft_seconds[num_rows]
-
-
-def _first(queue: Iterator[tuple[int, Text]], most: int) -> list[tuple[int, Text]]:
-    return [item for _, item in zip(range(most), queue, strict=False)]
 
 
 class _Running:
@@ -178,10 +175,7 @@ class _Running:
 
     def text(self, source: Source) -> Tokens:
         own = self._text.tokens[: self._done]
-        if source in ("off", "own"):
-            return own
-        end = None if source == "group" else self._done
-        return np.concatenate([*(other[:end] for other in self._others), own])
+        return np.concatenate([*self._others, own]) if source == "group" else own
 
     def draw(self, place: int) -> int:
         at = self._done + place

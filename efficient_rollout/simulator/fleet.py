@@ -1,11 +1,12 @@
 """Replay a trace tick by tick on many engines, each with a rule object of its own.
 
 All engines take their n-th tick together, as one array operation; their clocks differ. Seconds of a tick come from a
-latency table, accepted drafts from a seeded random number per request and tick.
+latency table, accepted drafts from a seeded random number per request and tick. Rules are told of drafts alone, and
+of no seconds: none of this package's learns from them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +32,12 @@ class World:
         acceptance: True per-token acceptance, 0 to 1.
         acceptance_after: (generated tokens of the engine, acceptance from then on), or None.
         jitter_sd: Standard deviation of the log of a tick's seconds.
-        stall_s: Seconds lost at a tick, by tick number; every engine stalls.
-        clock_jump_s: Seconds added to what the rule is told, by tick number; no time is lost.
     """
 
     table: TickTable
     acceptance: float
     acceptance_after: tuple[int, float] | None = None
     jitter_sd: float = 0.0
-    stall_s: dict[int, float] = field(default_factory=dict)
-    clock_jump_s: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ class Outcome:
         engine_seconds: Shape (num_engines,): when each engine finished.
         finish_seconds: Shape (num_requests,): when each request finished, sorted.
         num_tokens: Response tokens, all requests.
-        seconds_by_length: Engine seconds spent at each k; prefill and stalls included.
+        seconds_by_length: Engine seconds spent at each k; prefill included.
         ticks_by_reason: Decisions by reason code.
     """
 
@@ -78,59 +75,41 @@ class Outcome:
         return times, (len(self.finish_seconds) - done).astype(np.float64)
 
 
-def simulate(
-    trace: Trace,
-    num_engines: int,
-    make_rule: Callable[[], Rule],
-    world: World,
-    *,
-    max_draft_tokens: int,
-    seed: int = 0,
-    decision_stride: int = 1,
-) -> Outcome:
+def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0) -> Outcome:
     """Replay a trace under a rule.
 
     Args:
         trace: All requests, submitted at time 0; every engine runs all of its own at once.
-        num_engines: Engines.
-        make_rule: Called once per engine.
-        world: True seconds and acceptance.
-        max_draft_tokens: Upper bound of every decision; the world's table must reach it.
+        rules: One for each engine.
+        world: True seconds and acceptance; its table's largest k bounds every decision.
         seed: Of acceptance and jitter.
-        decision_stride: Ticks between two decisions of an engine; 1 is what a real engine does. Counts observed in
-            between are added up.
     """
-    fleet = _Fleet(trace, num_engines, [make_rule() for _ in range(num_engines)], world, max_draft_tokens, seed)
+    fleet = _Fleet(trace, rules, world, seed)
     fleet.prefill()
-    tick = 0
     while fleet.engine.size:
-        if tick % decision_stride == 0:
-            fleet.decide(tick)
-        fleet.step(tick)
-        tick += 1
+        fleet.decide()
+        fleet.step()
     return fleet.outcome()
 
 
 class _Fleet:
     """Holds the state of all engines; request arrays hold running requests only."""
 
-    def __init__(
-        self, trace: Trace, num_engines: int, rules: list[Rule], world: World, max_draft_tokens: int, seed: int
-    ) -> None:
+    def __init__(self, trace: Trace, rules: Sequence[Rule], world: World, seed: int) -> None:
+        num_engines = len(rules)
         self.engine: Index = trace.assigned(num_engines)
         self.remaining: Index = trace.response_tokens.copy()
         self.context: Array = trace.prompt_tokens.astype(np.float64)
-        self.rules, self.world, self.limit = rules, world, max_draft_tokens
+        self.rules, self.world, self.limit = rules, world, world.table.max_draft_tokens
         self.rng = np.random.default_rng(seed)
         self.num_tokens = int(trace.response_tokens.sum())
         self.clock = np.zeros(num_engines)
         self.asked: Index = np.zeros(num_engines, dtype=np.int64)
         self.generated = np.zeros(num_engines)
         self.finished: list[Array] = []
-        self.seconds_by_length = np.zeros(max_draft_tokens + 1)
+        self.seconds_by_length = np.zeros(self.limit + 1)
         self.reasons: dict[str, int] = {}
         self._count()
-        self._reset_counts()
 
     def prefill(self) -> None:
         """Do one tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
@@ -138,41 +117,35 @@ class _Fleet:
         prompt_tokens = np.bincount(self.engine, self.context, len(self.clock))
         for e, rule in enumerate(self.rules):
             rule.decide(self._state(e, int(prompt_tokens[e])))
-            self._tell(rule, TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
-                       mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
+            rule.observe(TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
+                         mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
         self.clock += prompt_tokens * per_token_s
         self.seconds_by_length[0] += float(self.clock.sum())
 
-    def decide(self, tick: int) -> None:
-        """Tell every rule what happened since its last decision, and ask it for the next."""
+    def decide(self) -> None:
+        """Ask the rule of every engine that still runs."""
         for e in np.flatnonzero(self.batch).tolist():
-            rule = self.rules[e]
-            if tick:
-                self._tell(rule, self._observation(e))
-            decision = rule.decide(self._state(e, 0))
+            decision = self.rules[e].decide(self._state(e, 0))
             self.asked[e] = decision.num_draft_tokens
             self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
-        self._reset_counts()
 
-    def step(self, tick: int) -> None:
-        """Do one tick of every engine that still runs."""
+    def step(self) -> None:
+        """Do one tick of every engine that still runs, and tell its rule."""
         running = np.flatnonzero(self.batch)
         # As in an engine: no chain is longer than what some request may still emit.
         most_useful = np.zeros_like(self.asked)
         np.maximum.at(most_useful, self.engine, self.remaining - 1)
         length = np.minimum(self.asked, most_useful)
-        self.was_cut |= length < self.asked
         seconds = np.zeros(len(self.clock))
         seconds[running] = self.world.table.many(length[running], self.batch[running], self.mean_context[running])
         if self.world.jitter_sd:
             seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
-        seconds[running] += self.world.stall_s.get(tick, 0.0)
         self.clock += seconds
         self.seconds_by_length += np.bincount(length[running], seconds[running], self.limit + 1)
-        self.seen_seconds += seconds + self.world.clock_jump_s.get(tick, 0.0)
-        self.seen_batch, self.seen_context = self.batch, self.mean_context
-        self.seen_ticks += 1
-        emitted = self._accept(length)
+        judged, accepted, emitted = self._accept(length)
+        for e in running.tolist():
+            self.rules[e].observe(self._observation(e, judged[e], accepted[e]))
+        self.generated += np.bincount(self.engine, emitted, len(self.clock))
         self.remaining -= emitted
         self.context += emitted
         self._retire()
@@ -182,22 +155,15 @@ class _Fleet:
         by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
         return Outcome(self.clock, np.sort(np.concatenate(self.finished)), self.num_tokens, by_length, self.reasons)
 
-    def _accept(self, length: Index) -> Index:
-        """Return the tokens each running request gains, and the counts per engine and number of accepted drafts."""
+    def _accept(self, length: Index) -> tuple[Index, Index, Index]:
+        """Return judged and accepted drafts by engine and number, and the tokens that each running request gains."""
         drafted = np.minimum(length[self.engine], self.remaining - 1)
-        if not drafted.any():
-            accepted = np.zeros(len(drafted), dtype=np.int64)
-        else:
+        accepted = np.zeros(len(drafted), dtype=np.int64)
+        if drafted.any():
             acceptance = self._acceptance()[self.engine]
             draws = np.log(1.0 - self.rng.random(len(drafted))) / np.log(np.clip(acceptance, 1e-12, 1.0 - 1e-12))
             accepted = np.minimum(draws, drafted).astype(np.int64)
-            self.accepted_counts += self._per_engine(accepted)
-            self.judged_counts += self._per_engine(np.minimum(accepted + 1, drafted))
-        emitted = accepted + 1
-        gained = np.bincount(self.engine, emitted, len(self.clock))
-        self.generated += gained
-        self.seen_tokens += gained
-        return emitted
+        return self._per_engine(np.minimum(accepted + 1, drafted)), self._per_engine(accepted), accepted + 1
 
     def _per_engine(self, drafts: Index) -> Index:
         """Return the requests of each engine by their number of drafts, 0..limit."""
@@ -223,14 +189,6 @@ class _Fleet:
         self.batch: Index = np.bincount(self.engine, minlength=num)
         self.mean_context: Array = np.bincount(self.engine, self.context, num) / np.maximum(self.batch, 1)
 
-    def _reset_counts(self) -> None:
-        num = len(self.clock)
-        self.accepted_counts = np.zeros((num, self.limit + 1), dtype=np.int64)
-        self.judged_counts = np.zeros_like(self.accepted_counts)
-        self.seen_seconds, self.seen_tokens, self.seen_ticks = np.zeros(num), np.zeros(num), 0
-        self.seen_batch, self.seen_context = self.batch, self.mean_context
-        self.was_cut: NDArray[np.bool_] = np.zeros(num, dtype=np.bool_)
-
     def _state(self, engine: int, prefill_tokens: int) -> DecodeState:
         return DecodeState(
             num_running_requests=int(self.batch[engine]),
@@ -240,24 +198,14 @@ class _Fleet:
             max_draft_tokens=self.limit,
         )
 
-    def _observation(self, engine: int) -> TickObservation:
+    def _observation(self, engine: int, *drafts: Index) -> TickObservation:
         k = int(self.asked[engine])
         # Requests of which at least i drafts were judged, or accepted, for i = 1..k.
-        judged, accepted = (
-            tuple(counts[engine, ::-1].cumsum()[::-1][1 : k + 1].tolist())
-            for counts in (self.judged_counts, self.accepted_counts)
-        )
+        judged, accepted = (tuple(counts[::-1].cumsum()[::-1][1 : k + 1].tolist()) for counts in drafts)
         return TickObservation(
             num_draft_tokens=k,
-            num_requests=int(self.seen_batch[engine]),
-            mean_context_tokens=float(self.seen_context[engine]),
+            num_requests=int(self.batch[engine]),
+            mean_context_tokens=float(self.mean_context[engine]),
             attempts_per_position=judged,
             accepted_per_position=accepted,
-            num_tokens=int(self.seen_tokens[engine]),
-            seconds=None if self.was_cut[engine] else float(self.seen_seconds[engine]) / max(self.seen_ticks, 1),
-            num_ticks=self.seen_ticks,
         )
-
-    @staticmethod
-    def _tell(rule: Rule, observation: TickObservation) -> None:
-        rule.observe(observation)

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import ALIASES, make_rule
-from efficient_rollout.controller.rule import Rule
+from efficient_rollout.controller.rule import ALIASES, RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_json
@@ -38,19 +36,6 @@ class MeasuredRound:
     trace: Trace
     seconds: float
     acceptance: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Holds a benchmark's result.
-
-    Attributes:
-        max_draft_tokens: Upper bound of every decision.
-        arms: Rounds by arm, without arms that cannot be simulated.
-    """
-
-    max_draft_tokens: int
-    arms: dict[str, list[MeasuredRound]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +88,11 @@ def acceptance_from(mean_accepted_length: float, mean_draft_tokens: float) -> fl
     return low
 
 
-def read_measured(path: Path) -> Measured:
+def read_measured(path: Path) -> tuple[int, dict[str, list[MeasuredRound]]]:
     """Read the JSON file of `efficient-rollout bench rollout`.
+
+    Returns:
+        The upper bound of every decision; and the rounds by arm, without arms that cannot be simulated.
 
     Raises:
         InputFileError: It is missing, malformed, of another schema version, or has no arm that can be simulated.
@@ -120,7 +108,7 @@ def read_measured(path: Path) -> Measured:
             for name, arm in data["arms"].items()
             if _rule_name(name) is not None
         }
-        measured = Measured(max_draft_tokens=int(data["settings"]["max_draft_tokens"]), arms=arms)
+        max_draft_tokens = int(data["settings"]["max_draft_tokens"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputFileError):
             raise
@@ -129,7 +117,7 @@ def read_measured(path: Path) -> Measured:
         ) from error
     if not arms or not all(arms.values()):
         raise InputFileError(f"{path} holds no round of an arm that can be simulated; {again}")
-    return measured
+    return max_draft_tokens, arms
 
 
 def _rule_name(arm: str) -> str | None:
@@ -155,18 +143,20 @@ def _round(prompt_tokens: Sequence[int], result: Mapping[str, Any]) -> MeasuredR
     )
 
 
-def compare(measured: Measured, table: TickTable, *, seed: int = 0, jitter_sd: float = 0.0) -> dict[str, Comparison]:
+def compare(
+    measured: Mapping[str, list[MeasuredRound]], table: TickTable, *, seed: int = 0, jitter_sd: float = 0.0
+) -> dict[str, Comparison]:
     """Replay every round of every arm; a rule keeps what it learned in earlier rounds, as in the benchmark.
 
     Args:
-        measured: What real engines did.
-        table: Of the profile measured on the same machine.
+        measured: What real engines did, by arm.
+        table: Of the profile measured on the same machine, up to the largest k that they drafted.
         seed: Of acceptance and jitter.
         jitter_sd: As in `World`.
     """
-    inputs = RuleInputs(max_draft_tokens=measured.max_draft_tokens, table=table)
+    inputs = RuleInputs(max_draft_tokens=table.max_draft_tokens, table=table)
     compared = {}
-    for arm, rounds in measured.arms.items():
+    for arm, rounds in measured.items():
         name = _rule_name(arm)
         assert name is not None
         rule = make_rule(name, inputs)
@@ -175,24 +165,20 @@ def compare(measured: Measured, table: TickTable, *, seed: int = 0, jitter_sd: f
         for number, (played, acceptance) in enumerate(zip(rounds, acceptances, strict=True)):
             if number:
                 rule.mark_stale()
-            simulated.append(_replay(played, rule, World(table=table, acceptance=acceptance, jitter_sd=jitter_sd),
-                                     measured.max_draft_tokens, seed + number))  # fmt: skip
+            world = World(table=table, acceptance=acceptance, jitter_sd=jitter_sd)
+            simulated.append(simulate(played.trace, [rule], world, seed=seed + number).makespan_s)
         compared[arm] = Comparison(
             measured_s=[played.seconds for played in rounds], simulated_s=simulated, acceptance=acceptances
         )
     return compared
 
 
-def _replay(played: MeasuredRound, rule: Rule, world: World, max_draft_tokens: int, seed: int) -> float:
-    return simulate(played.trace, 1, lambda: rule, world, max_draft_tokens=max_draft_tokens, seed=seed).makespan_s
-
-
-def _acceptance(measured: Measured, arm: str, number: int) -> float:
+def _acceptance(measured: Mapping[str, list[MeasuredRound]], arm: str, number: int) -> float:
     """Return the arm's own; where it drafted nothing, the mean of the arms that did in the same round."""
-    own = measured.arms[arm][number].acceptance
+    own = measured[arm][number].acceptance
     if own is not None:
         return own
-    others = [rounds[number].acceptance for rounds in measured.arms.values()]
+    others = [rounds[number].acceptance for rounds in measured.values()]
     known = [acceptance for acceptance in others if acceptance is not None]
     return sum(known) / len(known) if known else _DEFAULT_ACCEPTANCE
 

@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from efficient_rollout.errors import ConfigError
 
@@ -48,31 +48,18 @@ class Level:
     max_digits: int
     max_response_tokens: int
 
-    def __post_init__(self) -> None:
-        if not 2 <= self.min_operands <= self.max_operands:
-            raise ConfigError(
-                f"operands must satisfy 2 <= min <= max, got min {self.min_operands} and max {self.max_operands}"
-            )
-        if not 1 <= self.max_digits <= 9:
-            raise ConfigError(f"max_digits must be 1 to 9, got {self.max_digits}")
-        if not (self.min_operands <= self.median_operands <= self.max_operands and self.log_sigma_operands > 0):
-            raise ConfigError(
-                f"median_operands must lie in [{self.min_operands}, {self.max_operands}] and log_sigma_operands above "
-                f"0, got {self.median_operands} and {self.log_sigma_operands}"
-            )
-        shortest = Problem((1,) * self.min_operands).num_response_tokens
-        if self.max_response_tokens < shortest:
-            raise ConfigError(
-                f"max_response_tokens is {self.max_response_tokens}, but the shortest worked answer with "
-                f"{self.min_operands} operands takes {shortest}; raise it to {shortest} or more"
-            )
-
     def capped(self, max_response_tokens: int) -> "Level":
         """Return the same level without the problems whose worked answers exceed `max_response_tokens`.
 
         Raises:
             ConfigError: No problem of this level is that short.
         """
+        shortest = Problem((1,) * self.min_operands).num_response_tokens
+        if max_response_tokens < shortest:
+            raise ConfigError(
+                f"max_response_tokens is {max_response_tokens}, but the shortest worked answer with "
+                f"{self.min_operands} operands takes {shortest}; raise it to {shortest} or more"
+            )
         return replace(self, max_response_tokens=min(max_response_tokens, self.max_response_tokens))
 
 
@@ -107,35 +94,19 @@ class Problem:
         """Return the tokens of the worked answer: one a character, and one to end the sequence."""
         return len(self.worked_answer) + 1
 
-    @property
-    def split(self) -> Split:
-        """Return the split this problem belongs to, whatever the seed: the splits can share no problem."""
-        return split_of(self.question)
-
 
 def split_of(question: str) -> Split:
-    """Return the split that a question of any task belongs to, by its hash."""
+    """Return the split that a question of any task belongs to, by its hash: splits share none, whatever the seed."""
     digest = hashlib.sha256(question.encode()).digest()
     return "validation" if digest[0] < 256 * _VALIDATION_SHARE else "train"
 
 
-def require_split(split: Split) -> None:
-    """Raise ConfigError unless `split` is "train" or "validation"."""
-    if split not in get_args(Split):
-        raise ConfigError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
-
-
 def generate(level: Level, split: Split, seed: int) -> Iterator[Problem]:
-    """Yield problems of one split without end; the same arguments always give the same sequence.
-
-    Raises:
-        ConfigError: `split` is neither "train" nor "validation".
-    """
-    require_split(split)
+    """Yield problems of one split without end; the same arguments always give the same sequence."""
     rng = random.Random(f"arithmetic-{GENERATOR_VERSION}-{split}-{seed}")
-    for _ in itertools.count():
+    while True:
         problem = _draw(level, rng)
-        if problem.num_response_tokens <= level.max_response_tokens and problem.split == split:
+        if problem.num_response_tokens <= level.max_response_tokens and split_of(problem.question) == split:
             yield problem
 
 

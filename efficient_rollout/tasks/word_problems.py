@@ -3,12 +3,11 @@
 Standard library only: data can be generated, and rewards computed, where torch is not installed.
 """
 
-import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from efficient_rollout.tasks.arithmetic import Split, require_split, split_of
+from efficient_rollout.tasks.arithmetic import Split, split_of
 
 DATA_SOURCE = "efficient_rollout/word_problems"
 GENERATOR_VERSION = 1
@@ -170,29 +169,16 @@ class WordProblem:
         ]
         return [*shown, _said("user", self.question)]
 
-    @property
-    def split(self) -> Split:
-        """Return the split this problem belongs to, whatever the seed: the splits can share no problem."""
-        return split_of(self.question)
-
-
-def generate(split: Split, seed: int) -> Iterator[WordProblem]:
-    """Yield problems of one split without end; the same arguments always give the same sequence.
-
-    Raises:
-        ConfigError: `split` is neither "train" nor "validation".
-    """
-    require_split(split)
-    rng = random.Random(f"word-problems-{GENERATOR_VERSION}-{split}-{seed}")
-    while True:
-        problem = _draw(rng)
-        if problem.split == split:
-            yield problem
-
 
 def take(split: Split, seed: int, count: int) -> list[WordProblem]:
-    """Return the first `count` problems of `generate`."""
-    return list(itertools.islice(generate(split, seed), count))
+    """Return so many problems of one split; the same arguments always give the same."""
+    rng = random.Random(f"word-problems-{GENERATOR_VERSION}-{split}-{seed}")
+    found: list[WordProblem] = []
+    while len(found) < count:
+        problem = _draw(rng)
+        if split_of(problem.question) == split:
+            found.append(problem)
+    return found
 
 
 def _said(role: str, content: str) -> dict[str, str]:

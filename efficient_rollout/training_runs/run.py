@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import read_json, read_text
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.step_file import FILE_NAME, RUN_PART
+from efficient_rollout.metrics.step_file import FILE_NAME, IS_VALIDATION, RUN_PART
 from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
-from efficient_rollout.training_runs.steps import read_growing_steps, read_validations
+from efficient_rollout.training_runs.steps import read_rows, validations
 
 CONFIG_FILE, PROVENANCE_FILE = "config.yaml", "provenance.json"
 Values = NDArray[np.float64]
@@ -98,7 +98,8 @@ def read_run(directory: Path) -> Run:
     """
     if not directory.is_dir():
         raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
-    records, is_half_written = read_growing_steps(directory / FILE_NAME)
+    rows, is_half_written = read_rows(directory / FILE_NAME)
+    records = [row for row in rows if not row.get(IS_VALIDATION)]
     newest = {int(record["step"]): record for record in records}
     notes = []
     if is_half_written:
@@ -112,7 +113,7 @@ def read_run(directory: Path) -> Run:
         config=_config(directory / CONFIG_FILE),
         provenance=_provenance(directory / PROVENANCE_FILE),
         timelines={step: item for step, item in timelines.items() if step in newest},
-        validations=read_validations(directory / FILE_NAME),
+        validations=validations(rows),
         notes=[*notes, *timeline_notes],
     )
     return replace(run, notes=[*run.notes, *_notes(run)])
@@ -139,10 +140,23 @@ def _config(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        from efficient_rollout.training_runs.config_file import read_config
+        import yaml
     except ImportError as fault:
         raise MissingPackageError(f"{path} cannot be read without pyyaml: pip install pyyaml") from fault
-    return read_config(path)
+
+    # What looks like a date is text: other packages change what becomes of one, in every loader of a process.
+    resolvers = {
+        start: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    loader = type("LoaderWithoutDates", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+    try:
+        config = yaml.load(read_text(path, what="the run's configuration"), loader)
+    except yaml.YAMLError as fault:
+        raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
+    if not isinstance(config, dict):
+        raise InputFileError(f"{path} holds no keys: it is not a run's configuration")
+    return config
 
 
 def _provenance(path: Path) -> Mapping[str, Any]:

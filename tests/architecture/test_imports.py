@@ -37,7 +37,7 @@ ROOMS = {
     "cost_model": TOOLS | {"config"},
     "controller": TOOLS | {"config", "cost_model"},
     "simulator": TOOLS | {"config", "cost_model", "controller", "drafter"},
-    "metrics": {"errors", "config", "files"},
+    "metrics": {"errors", "config", "files", "controller"},
     "drafter": {"errors", "config", "cache", "files", "controller"},
     "sampling": {"errors", "drafter"},
     "training_runs": {"errors", "files", "metrics"},

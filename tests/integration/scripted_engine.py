@@ -14,7 +14,7 @@ from file_transfer import tensors
 from vllm.compilation.counter import compilation_counter
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.script import PATTERN
 from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.drafter import columns
@@ -38,7 +38,7 @@ class ScriptedScheduler(EfficientScheduler):
         self._book.rule = _Scripted(self)
 
 
-class _Scripted(Unlearning):
+class _Scripted(Rule):
     def __init__(self, scheduler: ScriptedScheduler) -> None:
         self.scheduler, self.num_decided = scheduler, 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from efficient_rollout.controller.tick import TickSpan
+from efficient_rollout.controller.observation import TickSpan
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.lanes import Lane, LaneRecorder
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics

@@ -15,8 +15,7 @@ USE = """
 import sys
 from efficient_rollout import __file__ as package
 from efficient_rollout.config import Settings
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import make_rule
+from efficient_rollout.controller.rule import RuleInputs, make_rule
 from efficient_rollout.controller.state import DecodeState
 
 assert package.startswith(sys.argv[1]), package
@@ -44,7 +43,7 @@ def copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("efficient_rollout", "configs", "recipes"):
         shutil.copytree(repository / name, folder / name, ignore=ignored)
     (folder / "tests" / "unit").mkdir(parents=True)
-    for name in ("test_controller_registry.py", "controller_support.py"):
+    for name in ("test_controller_rule.py", "controller_support.py"):
         shutil.copy(repository / "tests" / "unit" / name, folder / "tests" / "unit" / name)
     shutil.copytree(repository / "tests" / "data", folder / "tests" / "data")
     (module,) = code_blocks(repository / PAGE, "python")
@@ -78,7 +77,7 @@ def test_the_simulator_replays_it(copy: Path, tmp_path: Path) -> None:
 
 
 def test_the_tests_of_every_rule_pass_with_it(copy: Path) -> None:
-    run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_controller_registry.py")
+    run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_controller_rule.py")
 
 
 def test_every_rule_has_a_row(repository: Path) -> None:

@@ -5,9 +5,8 @@ import pytest
 from controller_support import KnownTicks, a100_ticks, state
 
 from efficient_rollout.controller.cost_model_rule import CostModelRule
-from efficient_rollout.controller.inputs import RuleInputs
 from efficient_rollout.controller.observation import DraftCounts, SpeedupSums, TickObservation
-from efficient_rollout.controller.registry import make_rule
+from efficient_rollout.controller.rule import RuleInputs, make_rule
 from efficient_rollout.controller.state import Decision
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.rule_table import RULES

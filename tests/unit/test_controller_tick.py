@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from efficient_rollout.controller.drafter_health import DrafterHealth, DrafterReport
-from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.rule import Unlearning
+from efficient_rollout.controller.observation import TickObservation, VerifiedDrafts
+from efficient_rollout.controller.rule import Rule
 from efficient_rollout.controller.state import Decision, DecodeState
-from efficient_rollout.controller.tick import TickBook, TickResult, VerifiedDrafts
+from efficient_rollout.controller.tick import TickBook, TickResult
 
 STATE = DecodeState(
     num_running_requests=2, num_waiting_requests=0, num_prefill_tokens=0, mean_context_tokens=70.0, max_draft_tokens=4
 )
 
 
-class Remembering(Unlearning):
+class Remembering(Rule):
     """Drafts 3 tokens, and keeps what it was shown."""
 
     def __init__(self) -> None:

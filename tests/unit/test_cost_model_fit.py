@@ -243,8 +243,8 @@ def test_a_model_config_gives_bytes_and_operations(tmp_path: Path) -> None:
     path.write_text(json.dumps(sizes))
     shape = read_model_shape(path)
     assert shape.kv_bytes_per_token == 2 * 2 * 28 * 4 * 128
-    assert shape.target_weight_bytes == pytest.approx(14.1e9, rel=0.02)
-    assert shape.draft_weight_bytes / shape.target_weight_bytes == pytest.approx(0.33, abs=0.02)
+    assert shape.weight_bytes("bfloat16") == pytest.approx(14.1e9, rel=0.02)
+    assert shape.draft_weight_bytes / shape.weight_bytes("bfloat16") == pytest.approx(0.33, abs=0.02)
     fitted = calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"), shape=shape, max_points=20)
     assert 1.0e12 < fitted.provenance["effective_rates"]["bandwidth_bytes_per_s"] < 2.1e12
 
@@ -257,9 +257,9 @@ def test_a_shape_counts_every_matrix_once(tmp_path: Path) -> None:
     # Queries and outputs of 4 heads, keys and values of 2; gate, up and down.
     body, head = 3 * (8 * 5 * (2 * 4 + 2 * 2) + 3 * 8 * 24), 8 * 100
     shape = read_model_shape(path)
-    assert shape.target_weight_bytes == 2 * (body + head)
+    assert shape.weight_bytes("bfloat16") == 2 * (body + head)
     assert shape.draft_weight_bytes == (0.5 + 4 / 128) * body + 2 * head
-    assert shape.operations_per_row == 2 * (body + head)
+    assert shape.num_weights == body + head
     assert shape.kv_bytes_per_token == 2 * 2 * 3 * 2 * 5
     assert shape.description == "l3-h8-i24-q4-kv2-d5-v100"
     for text in ("[]", json.dumps(sizes | {"vocab_size": 0}), json.dumps(sizes | {"head_dim": 2.5})):

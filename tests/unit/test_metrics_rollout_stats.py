@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from efficient_rollout.controller.observation import SpeedupSums
-from efficient_rollout.controller.tick import FinishedTick, TickSpan, VerifiedDrafts
+from efficient_rollout.controller.observation import FinishedTick, SpeedupSums, TickSpan, VerifiedDrafts
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.metrics.tally import Tally

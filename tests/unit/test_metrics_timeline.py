@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from efficient_rollout.controller.tick import TickSpan
+from efficient_rollout.controller.observation import TickSpan
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.metrics import timeline
 from efficient_rollout.metrics.timeline import MAX_BINS, MAX_ENGINES, Bin, StepTimelines

@@ -39,13 +39,6 @@ def test_every_rule_replays_the_same_work(profile: str, tmp_path: Path) -> None:
         assert sum(result["seconds_by_draft_tokens"].values()) == pytest.approx(2 * result["mean_engine_s"])
 
 
-@pytest.mark.parametrize(("engines", "stride"), [(16, 1), (17, 8)])
-def test_up_to_16_engines_every_tick_is_decided(profile: str, tmp_path: Path, engines: int, stride: int) -> None:
-    data = simulated(profile, tmp_path / "s.json", "--lengths", "lognormal:9,1.0,20", "--requests", "1",
-                     "--engines", str(engines), "--rule", "never")  # fmt: skip
-    assert data["settings"]["decision_stride"] == stride
-
-
 def test_a_trace_is_read_from_a_file(profile: str, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"response_tokens": 5}\n{"response_tokens": 7}\n')
     data = simulated(profile, tmp_path / "s.json", "--trace", str(tmp_path / "t.jsonl"), "--rule", "never")
@@ -54,7 +47,7 @@ def test_a_trace_is_read_from_a_file(profile: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--max-draft-tokens", "0"), ("--acceptance", "1.1"), ("--jitter", "-0.1"), ("--decision-stride", "0")],
+    [("--max-draft-tokens", "0"), ("--acceptance", "1.1"), ("--jitter", "-0.1")],
 )
 def test_a_number_out_of_range_is_named(profile: str, tmp_path: Path, option: str, value: str) -> None:
     with pytest.raises(ConfigError, match=option):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import pytest
 from controller_support import a100_profile
 
 from efficient_rollout.bench.report import SCHEMA_VERSION
-from efficient_rollout.controller.inputs import RuleInputs
-from efficient_rollout.controller.registry import make_rule
+from efficient_rollout.controller.rule import RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -22,7 +20,6 @@ from efficient_rollout.simulator.fleet import World, simulate
 from efficient_rollout.simulator.trace import Trace
 from efficient_rollout.simulator.validation import (
     Comparison,
-    Measured,
     MeasuredRound,
     acceptance_from,
     compare,
@@ -46,10 +43,7 @@ def document(table: TickTable, *, slowness: float = 1.0, rounds: int = 2) -> dic
     arms: dict[str, Any] = {arm: {"rounds": [{}] * rounds} for arm in ("plain", "ngram")}
     for arm, name in ARMS.items():
         world = World(table=table, acceptance=ACCEPTANCE, jitter_sd=0.02)
-        played = [
-            simulate(TRACE, 1, partial(make_rule, name, inputs), world, max_draft_tokens=MAX_K, seed=100 + number)
-            for number in range(rounds)
-        ]
+        played = [simulate(TRACE, [make_rule(name, inputs)], world, seed=100 + number) for number in range(rounds)]
         gained = expected_tokens(ACCEPTANCE, 4) - 1.0
         drafted = {"efficient_rollout/draft_tokens": 4000.0, "efficient_rollout/acceptance_rate": gained / 4,
                    "efficient_rollout/mean_accepted_length": 1.0 + gained}  # fmt: skip
@@ -84,7 +78,9 @@ def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table: T
     path = tmp_path / "bench.json"
     for slowness, expected in ((1.0, 1.0), (1.25, 0.8)):
         path.write_text(json.dumps(document(table, slowness=slowness)))
-        compared = compare(read_measured(path), table)
+        max_draft_tokens, measured = read_measured(path)
+        assert max_draft_tokens == MAX_K
+        compared = compare(measured, table)
         assert set(compared) == set(ARMS), "stock engines cannot be simulated"
         for arm in compared.values():
             assert arm.acceptance == pytest.approx([ACCEPTANCE] * 2, abs=1e-6)
@@ -135,7 +131,7 @@ def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_ro
         ]
 
     arms = {"never": rounds(None, None), "always:1": rounds(0.5, None), "always:2": rounds(0.75, 0.25)}
-    compared = compare(Measured(max_draft_tokens=MAX_K, arms=arms), table)
+    compared = compare(arms, table)
     assert {name: arm.acceptance for name, arm in compared.items()} == {
         "never": [0.625, 0.25],
         "always:1": [0.5, 0.25],
@@ -146,11 +142,11 @@ def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_ro
 @pytest.mark.parametrize("name", ["published", "cost_model"])
 def test_a_rule_keeps_what_it_learned_and_is_told_of_the_sync_between_rounds(table: TickTable, name: str) -> None:
     played = MeasuredRound(trace=TRACE, seconds=1.0, acceptance=ACCEPTANCE)
-    compared = compare(Measured(max_draft_tokens=MAX_K, arms={name: [played] * 3}), table)[name]
+    compared = compare({name: [played] * 3}, table)[name]
     rule, world = make_rule(name, RuleInputs(max_draft_tokens=MAX_K, table=table)), World(table=table, acceptance=0.85)
     expected = []
     for number in range(3):
-        expected.append(simulate(TRACE, 1, lambda: rule, world, max_draft_tokens=MAX_K, seed=number).makespan_s)
+        expected.append(simulate(TRACE, [rule], world, seed=number).makespan_s)
         rule.mark_stale()
     assert compared.simulated_s == expected
 
@@ -161,7 +157,7 @@ def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: Ti
     raw["work"] = [[[n, 100_000] for n in whole]]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(raw))
-    assert compare(read_measured(path), table)["never"].ratios == pytest.approx([1.0], rel=0.05)
+    assert compare(read_measured(path)[1], table)["never"].ratios == pytest.approx([1.0], rel=0.05)
 
 
 def test_drafts_of_which_none_was_accepted_are_an_acceptance_of_zero(table: TickTable, tmp_path: Path) -> None:
@@ -170,7 +166,7 @@ def test_drafts_of_which_none_was_accepted_are_an_acceptance_of_zero(table: Tick
         result["metrics"] |= {"efficient_rollout/acceptance_rate": 0.0, "efficient_rollout/mean_accepted_length": 1.0}
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(raw))
-    assert read_measured(path).arms["always:4"][0].acceptance == 0.0
+    assert read_measured(path)[1]["always:4"][0].acceptance == 0.0
 
 
 NO_ARM = '{"schema_version": 1, "work": [], "settings": {"max_draft_tokens": 4}, "arms": {"plain": {"rounds": []}}}'

@@ -55,7 +55,7 @@ def test_openrlhfs_steps_have_the_same_columns(tmp_path: Path) -> None:
         "timing/step_total": 2.5,
         names.PROBABILITY_DIFFERENCE: 1e-6,
     }
-    evaluation = {"step": 3, "eval_default_pass1": 0.5, "efficient_rollout/validation/generated_tokens": 12}
+    evaluation = {"step": 3, "is_validation": True, "eval_default_pass1": 0.5}
     (step,) = read_steps(write(tmp_path / "metrics.jsonl", theirs, evaluation))
     *_, row = render_table([step]).splitlines()
     assert row.split() == ["3", "0.500", "70.2", *["-"] * 7]
@@ -64,7 +64,7 @@ def test_openrlhfs_steps_have_the_same_columns(tmp_path: Path) -> None:
 
 
 def test_a_record_of_validation_alone_is_no_step(tmp_path: Path) -> None:
-    path = write(tmp_path / "metrics.jsonl", {"step": 0, "val-core/acc": 0.4}, STEP)
+    path = write(tmp_path / "metrics.jsonl", {"step": 0, "is_validation": True, "val-core/acc": 0.4}, STEP)
     assert [step["step"] for step in read_steps(path)] == [3]
 
 
@@ -84,8 +84,8 @@ def test_command_prints_the_table_and_where_the_rest_is(tmp_path: Path, capsys: 
     [
         (None, "does not exist"),
         ("", "no training step"),
-        ('{"step": 0, "val-core/acc": 1}\n', "no training step"),
-        ('{"step": 1}\n{"st', "line 2: not JSON"),
+        ('{"step": 0, "is_validation": true, "val-core/acc": 1}\n', "no training step"),
+        ('{"step": 1}\n{"st\n', "line 2: not JSON"),
         ('{"step": "1"}\n', "line 1: not the record of a step"),
         ("[1]\n", "line 1: not the record of a step"),
     ],
@@ -185,7 +185,10 @@ def test_the_first_and_the_last_validation_stand_beside_the_baselines(
     for name, last in (("plain", 0.75), ("ours", 0.7)):
         directory = run_of(tmp_path / name, tokens=100, rollout_s=4.0, step_s=8.0)
         steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        validated = [{"step": step, "val-core/sums/acc/mean@1": acc} for step, acc in ((0, 0.5), (2, 0.6), (3, last))]
+        validated = [
+            {"step": step, "is_validation": True, "val-core/sums/acc/mean@1": acc}
+            for step, acc in ((0, 0.5), (2, 0.6), (3, last))
+        ]
         write(directory / "metrics.jsonl", validated[0], *steps, *validated[1:])
         runs.append(str(directory))
     plain, ours = runs

