@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import logging
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def run_demo(args: argparse.Namespace) -> int:
     # A policy that is not in the cache yet is converted beside the imports; what is wrong with it is told below.
     policy = [sys.executable, "-m", "efficient_rollout", "policy", "--size", args.size]
     with subprocess.Popen(policy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        from efficient_rollout.measuring import in_process
+        from efficient_rollout.measuring.starting import start_in_process
     model = str(ensure_policy(args.size))
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
@@ -74,8 +75,11 @@ def run_demo(args: argparse.Namespace) -> int:
         warm_up_tokens=_WARM_UP_TOKENS,
     )
     clock = _Clock()
-    with in_process.quiet():
-        rounds = run_plan(plan, clock.note, in_process).rounds
+    logging.disable(logging.WARNING)  # This command's own lines are the point, and engines set levels anew.
+    try:
+        rounds = run_plan(plan, clock.note, start_in_process).rounds
+    finally:
+        logging.disable(logging.NOTSET)
     if any(result.metrics.get(names.DRAFTER_FAULTS) for results in rounds.values() for result in results):
         raise EfficientRolloutError(
             "the drafter failed and was turned off, so there is nothing to compare; `efficient-rollout bench rollout` "
@@ -125,9 +129,9 @@ def _shown(rounds: Mapping[str, Sequence[RoundResult]], model: str) -> str:
 
 
 def _first(tokens: Sequence[int], model: str) -> str:
-    from efficient_rollout.measuring.prompts import decode
+    from transformers import AutoTokenizer
 
-    text = decode(model, tokens)
+    text = str(AutoTokenizer.from_pretrained(model).decode(list(tokens), skip_special_tokens=True))
     return f"The first response begins: {' '.join(text.split())[:160]}\n"
 
 

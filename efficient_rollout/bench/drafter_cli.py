@@ -7,7 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.bench.acceptance import SEGMENTS, AcceptancePlan, check_checkpoints, measure_acceptance
+from efficient_rollout.bench.acceptance import (
+    SEGMENTS,
+    AcceptancePlan,
+    acceptance_table,
+    check_checkpoints,
+    measure_acceptance,
+)
 from efficient_rollout.bench.calibrate import (
     add_engine_arguments,
     add_prompt_arguments,
@@ -15,9 +21,8 @@ from efficient_rollout.bench.calibrate import (
     resolve_engine_arguments,
 )
 from efficient_rollout.bench.drafter import measure, running_engines
-from efficient_rollout.bench.drafter_plan import DrafterPlan
-from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize
-from efficient_rollout.bench.drafter_table import acceptance_table, table
+from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan
+from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize, table
 from efficient_rollout.bench.plot import draw_parts, require_matplotlib
 from efficient_rollout.bench.work import (
     FixedPrompts,
@@ -138,7 +143,7 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
         temperature=args.temperature,
         dtype=args.dtype,
         is_compiled=args.compile,
-        has_compiled_baseline=args.compiled_baseline,
+        plain_arms=(PLAIN_EAGER, PLAIN_COMPILED) if args.compiled_baseline else (PLAIN_EAGER,),
         longest_tokens=0 if acceptance is None else acceptance.longest_tokens,
     )
     return plan, acceptance

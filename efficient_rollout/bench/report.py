@@ -65,7 +65,7 @@ def draft_token_steps(result: RoundResult) -> dict[str, list[float]]:
     """Return the chosen k over time, one entry per change."""
     seconds: list[float] = []
     chosen: list[float] = []
-    for start, _, k, _ in result.ticks:
+    for start, k in result.ticks:
         if not chosen or chosen[-1] != k:
             seconds.append(round(start, 4))
             chosen.append(float(k))

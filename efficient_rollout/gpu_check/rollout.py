@@ -4,6 +4,8 @@ At the shapes of published policies, whose weights are random: their drafts are 
 purpose that as many stand as the trained policy of step "acceptance" had accepted.
 """
 
+from functools import partial
+
 from efficient_rollout.bench.arms import PLAIN, parse_arms
 from efficient_rollout.bench.report import summarize
 from efficient_rollout.bench.rollout import BenchPlan, BenchResult, run_plan
@@ -13,8 +15,7 @@ from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check.acceptance import STEP as ACCEPTANCE
 from efficient_rollout.gpu_check.acceptance import first_draft_acceptance
 from efficient_rollout.gpu_check.child import measured_path
-from efficient_rollout.gpu_check.engines import StandEngines
-from efficient_rollout.gpu_check.latency import DUMMY, MOST_DRAFTS, profile_path
+from efficient_rollout.gpu_check.latency import MOST_DRAFTS, profile_path
 from efficient_rollout.gpu_check.policies import make_shape
 from efficient_rollout.gpu_check.runner import say
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, end_engine, runnable_schemes
@@ -64,10 +65,11 @@ def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured
         dtype=stand.dtype,
         is_compiled=stand.is_gpu,
     )
-    engines = StandEngines(stand, DUMMY, spoiled_share=1.0 - accepted)
     try:
         result = run_plan(
-            plan, lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"), engines
+            plan,
+            lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"),
+            partial(stand.start_measured, spoiled_share=1.0 - accepted),
         )
     finally:
         end_engine()

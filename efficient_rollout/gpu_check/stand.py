@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
+
+if TYPE_CHECKING:
+    from efficient_rollout.measuring.starting import EngineLimits
 
 SCHEDULER = "efficient_rollout.measuring.v2.AsyncScriptedScheduler"
 # What a step measured, for the report; JSON types.
@@ -153,6 +156,23 @@ class Stand:
         if settings is not None:
             arguments |= drafting_options(str(policy), settings, self.worker)
         return arguments | dict(options)
+
+    def start_measured(
+        self, model: str, limits: "EngineLimits", settings: Settings | None, *, spoiled_share: float = 0.0
+    ) -> Any:
+        """Start an engine of random weights, none of them on disk, as `starting.start_engine` does.
+
+        Args:
+            model: Folder of a shape.
+            limits: Of the engine.
+            settings: It drafts as they say, and as requests ask, and is recorded; None: stock vLLM.
+            spoiled_share: Of drafts that are made wrong, see `RecordingV2.spoil_drafts`.
+        """
+        ours = {} if settings is None else drafting_options(model, settings, self.recording_worker)
+        engine = self.start(**limits.to_args(model) | ours | {"load_format": "dummy"})
+        if settings is not None:
+            engine.collective_rpc("spoil_drafts", args=(spoiled_share,))
+        return engine
 
     def free_bytes(self) -> int | None:
         """Return the memory of the GPU that nothing uses; None where there is no GPU."""

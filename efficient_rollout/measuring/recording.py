@@ -113,19 +113,19 @@ class Recording(_Base):
         return [{**tick, "draft_seconds": seconds} for tick, seconds in zip(ticks, draft_seconds, strict=True)]
 
     def sync_from(self, checkpoint: str) -> dict[str, float]:
-        """Sync weights from a checkpoint's files; return seconds, as a dictionary of `WeightSyncSeconds`."""
+        """Sync weights from a checkpoint's files; return seconds, reading the files included, and of requantizing."""
         stats = self.tally.recent
         requantized_before, started = stats.requantize_seconds, time.perf_counter()
         with self.weight_sync(self) as sync:
             for file in sorted(Path(checkpoint).glob("*.safetensors")):
                 sync.load(safetensors_weights_iterator([str(file)], use_tqdm_on_load=False))
         return {
-            "weight_sync": time.perf_counter() - started,
-            "requantize": stats.requantize_seconds - requantized_before,
+            "weight_sync_seconds": time.perf_counter() - started,
+            "requantize_seconds": stats.requantize_seconds - requantized_before,
         }
 
     def drafter_memory(self) -> dict[str, int]:
-        """Return what the drafter holds, as a dictionary of `DrafterMemory`."""
+        """Return the bytes of packed weights, with scales and zero points, and how many weights have such a copy."""
         assert self.self_drafter is not None
         packed = self.self_drafter.packed
         num_weights = sum(layer.out_features * layer.in_features for layer in packed.layers.values())

@@ -197,7 +197,7 @@ def test_table_names_the_arms_that_lose() -> None:
 
 def test_curves_over_time() -> None:
     assert active_curve([3.0, 1.0]) == {"seconds": [0.0, 1.0, 3.0], "requests": [2.0, 1.0, 0.0]}
-    ticks = [(0.0, 0.1, 0, 8), (0.1, 0.1, 0, 8), (0.2, 0.1, 4, 3), (0.3, 0.1, 4, 2), (0.4, 0.1, 0, 2)]
+    ticks = [(0.0, 0), (0.1, 0), (0.2, 4), (0.3, 4), (0.4, 0)]
     steps = draft_token_steps(result(1.0, [1], ticks=ticks))
     assert steps == {"seconds": [0.0, 0.2, 0.4], "draft_tokens": [0.0, 4.0, 0.0]}
 
