@@ -85,19 +85,12 @@ def _requantize(stand: Stand, engine: Any) -> Measured:
     worker, seconds = worker_of(engine), []
     packed = worker.self_drafter.packed
     for _ in range(_REQUANTIZATIONS):
-        _wait(stand)
+        stand.wait()
         started = time.perf_counter()
         with torch.inference_mode():
             process_weights_after_loading(
                 worker.model_runner.get_model(), worker.model_config, torch.device(stand.device)
             )
-        _wait(stand)
+        stand.wait()
         seconds.append(time.perf_counter() - started)
     return {"requantize_s": round(min(seconds), 5), "drafter_bytes": packed.num_bytes}
-
-
-def _wait(stand: Stand) -> None:
-    if stand.is_gpu:
-        import torch
-
-        torch.cuda.synchronize()

@@ -11,7 +11,6 @@ import torch
 import triton
 from triton import language as tl
 
-from efficient_rollout.gpu_check.requantizing import wait
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
 from efficient_rollout.gpu_check.weights import hashed
 
@@ -72,10 +71,10 @@ def check_sampling(stand: Stand) -> Measured:
     seeds, positions = torch.arange(batch, device=stand.device), torch.arange(batch, device=stand.device)
     logits = torch.zeros(batch, vocabulary, device=stand.device)
     drawn(logits, noise_of(seeds, positions, vocabulary))
-    wait(stand)
+    stand.wait()
     started = time.perf_counter()
     for _ in range(_ROUNDS if stand.is_gpu else 1):
         drawn(logits, noise_of(seeds, positions, vocabulary))
-    wait(stand)
+    stand.wait()
     milliseconds = 1000 * (time.perf_counter() - started) / (_ROUNDS if stand.is_gpu else 1)
     return {"equal_noise": rows * width, "draw_ms": float(f"{milliseconds:.4g}"), "draw": f"{batch} x {vocabulary}"}

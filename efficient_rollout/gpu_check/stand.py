@@ -174,6 +174,13 @@ class Stand:
             engine.collective_rpc("spoil_drafts", args=(spoiled_share,))
         return engine
 
+    def wait(self) -> None:
+        """Wait for what a GPU has not done yet."""
+        if self.is_gpu:
+            import torch
+
+            torch.cuda.synchronize()
+
     def free_bytes(self) -> int | None:
         """Return the memory of the GPU that nothing uses; None where there is no GPU."""
         if not self.is_gpu:
