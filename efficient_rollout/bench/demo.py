@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from efficient_rollout.bench.arms import PLAIN, Arm, parse_arms
-from efficient_rollout.bench.report import summarize
-from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.report import say, summarize
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
 from efficient_rollout.bench.work import Request, TaskPrompts
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError, EfficientRolloutError
@@ -61,7 +61,7 @@ def run_demo(args: argparse.Namespace) -> int:
     plan = BenchPlan(
         model=model,
         arms=parse_arms(f"{PLAIN},always:{args.draft_tokens}"),
-        rounds=[[Request(prompt, args.tokens) for prompt in prompts]] * _ROUNDS,
+        rounds={ROLLOUT: [[Request(prompt, args.tokens) for prompt in prompts]] * _ROUNDS},
         settings=Settings.parse(
             {
                 "drafter": {"scheme": args.scheme},
@@ -77,7 +77,7 @@ def run_demo(args: argparse.Namespace) -> int:
     clock = _Clock()
     logging.disable(logging.WARNING)  # This command's own lines are the point, and engines set levels anew.
     try:
-        rounds = run_plan(plan, clock.note, start_in_process).rounds
+        rounds = run_plan(plan, clock.note, start_in_process)[ROLLOUT]
     finally:
         logging.disable(logging.NOTSET)
     if any(result.metrics.get(names.DRAFTER_FAULTS) for results in rounds.values() for result in results):
@@ -102,8 +102,7 @@ class _Clock:
         if self._last != (0.0, 0.0):
             self._shares.append((now[1] - self._last[1]) / (now[0] - self._last[0]))
         self._last = now
-        sys.stdout.write(f"{name}: {_name(arm.name)}, {result.tokens_per_second:.1f} tokens/s\n")
-        sys.stdout.flush()
+        say(f"{name}: {_name(arm.name)}, {result.tokens_per_second:.1f} tokens/s")
 
     def said(self) -> str:
         """Return a warning, or nothing."""

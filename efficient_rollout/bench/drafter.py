@@ -23,12 +23,9 @@ def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
 
     engines: dict[str, Any] = {}
     try:
-        for name in plan.plain_arms:
-            limits = _limits(plan, is_compiled=name == PLAIN_COMPILED)
-            engines[name] = starting.start_engine(plan.model, limits, None)
-        for name, settings in plan.drafters.items():
-            limits = _limits(plan, is_compiled=plan.is_compiled)
-            engines[name] = starting.start_engine(plan.model, limits, settings)
+        for name, settings in {**dict.fromkeys(plan.plain_arms), **plan.drafters}.items():
+            is_compiled = plan.is_compiled if settings is not None else name == PLAIN_COMPILED
+            engines[name] = starting.start_engine(plan.model, _limits(plan, is_compiled=is_compiled), settings)
         yield engines
     finally:
         for engine in engines.values():
@@ -146,9 +143,13 @@ def _switching_seconds(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequen
 
 
 def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], k: int, number: int) -> Run:
+    from efficient_rollout.engine.statistics import take_rollout_stats
+    from efficient_rollout.measuring import offline
+
     is_plain, batch = arm in plan.plain_arms, len(prompts)
     if not is_plain:
-        _forget(engine)
+        offline.take_ticks(engine)
+        take_rollout_stats(engine.collective_rpc)
     result = _roll_out(plan, engine, prompts, [k], plan.response_tokens)
     emitted = [len(ids) for ids in result.token_ids]
     assert emitted == [plan.response_tokens] * batch, f"{arm} emitted {emitted} tokens"
@@ -173,14 +174,6 @@ def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
     ticks = [later - earlier for earlier, later in pairwise(answer_seconds)]
     steady = ticks[_RAGGED_ANSWERS:]
     return {"tick_seconds": median(steady), "num_ticks": len(steady)}
-
-
-def _forget(engine: Any) -> None:
-    from efficient_rollout.engine.statistics import take_rollout_stats
-    from efficient_rollout.measuring import offline
-
-    offline.take_ticks(engine)
-    take_rollout_stats(engine.collective_rpc)
 
 
 def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:

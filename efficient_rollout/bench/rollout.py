@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from efficient_rollout.measuring.starting import StartEngine
 
 logger = logging.getLogger(__name__)
+
+ROLLOUT = "rollout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,7 @@ class BenchPlan:
     Attributes:
         model: The policy's directory.
         arms: `plain` first.
-        rounds: The work of each round.
-        fixed: Further rounds by running requests: each has so many of one length, so that all run to its end.
+        rounds: The work of each round of `ROLLOUT`; further rounds by their name, in the same engines.
         settings: Of the self-drafting engine.
         temperature: 0 is greedy.
         eos_token_ids: Natural ends; empty forces every response to its length.
@@ -67,8 +68,7 @@ class BenchPlan:
 
     model: str
     arms: Sequence[Arm]
-    rounds: Sequence[Sequence[Request]]
-    fixed: Mapping[int, Sequence[Sequence[Request]]] = field(default_factory=dict)
+    rounds: Mapping[str, Sequence[Sequence[Request]]]
     settings: Settings
     temperature: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
@@ -78,28 +78,18 @@ class BenchPlan:
     warm_up_tokens: int = 24
 
 
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """Holds what came of a plan; every list has one result per round.
-
-    Attributes:
-        rounds: By arm.
-        fixed: By running requests, then by arm.
-    """
-
-    rounds: dict[str, list[RoundResult]]
-    fixed: dict[int, dict[str, list[RoundResult]]]
-
-
 def run_plan(
     plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None], start: "StartEngine | None" = None
-) -> BenchResult:
+) -> dict[str, dict[str, list[RoundResult]]]:
     """Start the engines, run every round, stop the engines.
 
     Args:
         plan: What is run.
         on_result: Called after each rollout with the round's name.
         start: Of engines without vLLM's lookup; None: `starting.start_engine`.
+
+    Returns:
+        One result per round, by the rounds' name, then by arm.
     """
     from efficient_rollout.measuring import starting
 
@@ -111,33 +101,20 @@ def run_plan(
         for arm in plan.arms:
             _warm_up(plan, engines[_engine_name(arm)])
         runs = itertools.count()
-        rounds = _run_rounds(plan, plan.rounds, engines, runs, "round", on_result)
-        fixed = {
-            batch: _run_rounds(plan, works, engines, runs, f"batch {batch}, round", on_result)
-            for batch, works in plan.fixed.items()
+        results: dict[str, dict[str, list[RoundResult]]] = {
+            name: {arm.name: [] for arm in plan.arms} for name in plan.rounds
         }
+        for name, works in plan.rounds.items():
+            for number, requests in enumerate(works):
+                # Each round begins with another arm: none is always first after a pause.
+                first = number % len(plan.arms)
+                for arm in (*plan.arms[first:], *plan.arms[:first]):
+                    result = _roll_out(plan, arm, engines[_engine_name(arm)], next(runs), requests)
+                    results[name][arm.name].append(result)
+                    on_result(f"{name}, round {number + 1}", arm, result)
     finally:
         for engine in engines.values():
             starting.stop(engine)
-    return BenchResult(rounds, fixed)
-
-
-def _run_rounds(
-    plan: BenchPlan,
-    rounds: Sequence[Sequence[Request]],
-    engines: Mapping[str, Any],
-    runs: Iterator[int],
-    name: str,
-    on_result: Callable[[str, Arm, RoundResult], None],
-) -> dict[str, list[RoundResult]]:
-    results: dict[str, list[RoundResult]] = {arm.name: [] for arm in plan.arms}
-    for number, requests in enumerate(rounds):
-        # Each round begins with another arm: none is always first after a pause.
-        start = number % len(plan.arms)
-        for arm in (*plan.arms[start:], *plan.arms[:start]):
-            result = _roll_out(plan, arm, engines[_engine_name(arm)], next(runs), requests)
-            results[arm.name].append(result)
-            on_result(f"{name} {number + 1}", arm, result)
     return results
 
 
@@ -149,7 +126,7 @@ def _start(plan: BenchPlan, arm: Arm, start: "StartEngine | None") -> Any:
     from efficient_rollout.measuring import starting
 
     # Every round's work runs at once, without preemption, in any engine.
-    works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
+    works = [requests for rounds in plan.rounds.values() for requests in rounds]
     # Stock vLLM on a CPU ends where a request with a seed has its prompt computed in pieces.
     prompt_tokens = max(sum(len(r.prompt_token_ids) for r in requests) for requests in works)
     limits = starting.EngineLimits(
@@ -171,7 +148,7 @@ def _warm_up(plan: BenchPlan, engine: Any) -> None:
     """Generate a few tokens of each request; the self-drafting engine drafts as many as it ever may."""
     from efficient_rollout.measuring import offline, scripted
 
-    works = [(r.prompt_token_ids, min(r.max_tokens, plan.warm_up_tokens)) for r in plan.rounds[0]]
+    works = [(r.prompt_token_ids, min(r.max_tokens, plan.warm_up_tokens)) for r in plan.rounds[ROLLOUT][0]]
     pattern = {scripted.PATTERN: [plan.settings.controller.max_draft_tokens, 0, 1]}
     offline.roll_out(engine, works, temperature=plan.temperature, extra_args=pattern)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from efficient_rollout.bench.report import say
 from efficient_rollout.certificate import Certificate, Machine, certificate_path
 from efficient_rollout.cleanup import exit_code_of
 from efficient_rollout.errors import ConfigError
@@ -69,9 +70,9 @@ def check(
 ) -> int:
     """Run steps on a machine, print the table, and write report and certificate. Return 1 where one failed."""
     limit_minutes = sum(step.limit_s for step in steps) / 60
-    runner.say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}: {limit_minutes:.0f} minutes at most")
-    state = runner.starting_state(folder, machine, runner.say, fresh=args.fresh)
-    outcomes = runner.run_steps(steps, folder, state, lambda step: command(step, folder, shapes), runner.say)
+    say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}: {limit_minutes:.0f} minutes at most")
+    state = runner.starting_state(folder, machine, say, fresh=args.fresh)
+    outcomes = runner.run_steps(steps, folder, state, lambda step: command(step, folder, shapes), say)
     failed = next((outcome for outcome in outcomes if outcome.problem is not None), None)
     document = result_document(
         args,
@@ -82,17 +83,17 @@ def check(
     )
     with runner.disk_errors("the report", folder):
         write_json(folder / FILE, document)
-    runner.say(f"\n{_table(outcomes)}")
+    say(f"\n{_table(outcomes)}")
     if failed is not None:
         lines = "".join(f"  | {line}\n" for line in runner.last_lines(failed.log))
-        runner.say(f"step {failed.step.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
+        say(f"step {failed.step.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
     certificate = _certificate(machine, steps, outcomes, document["provenance"])
     if certificate is not None and not args.kernels:
         with runner.disk_errors("the certificate", certificate_path(machine).parent):
             certificate.write(certificate_path(machine))
-        runner.say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")
+        say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")
     logs = "" if failed is None else f" and {failed.log}"
-    runner.say(f"please send {folder / FILE}{logs} to the authors: what runs where is known from such files alone")
+    say(f"please send {folder / FILE}{logs} to the authors: what runs where is known from such files alone")
     return 0 if failed is None else EXIT_FAILED
 
 

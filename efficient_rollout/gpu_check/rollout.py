@@ -9,8 +9,8 @@ from functools import partial
 
 from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.arms import PLAIN, parse_arms
-from efficient_rollout.bench.report import summarize
-from efficient_rollout.bench.rollout import BenchPlan, BenchResult, run_plan
+from efficient_rollout.bench.report import say, summarize
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
 from efficient_rollout.bench.work import RandomPrompts, Request, TaskPrompts, eos_token_ids, requests_of
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.engine.statistics import take_rollout_stats
@@ -19,7 +19,6 @@ from efficient_rollout.gpu_check.answers import Question, ask
 from efficient_rollout.gpu_check.child import measured_path
 from efficient_rollout.gpu_check.latency import MOST_DRAFTS, profile_path
 from efficient_rollout.gpu_check.policies import make_shape
-from efficient_rollout.gpu_check.runner import say
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, end_engine, require, runnable_schemes
 from efficient_rollout.metrics.names import ACCEPTANCE_RATE
 from efficient_rollout.policy_config import read_policy_config
@@ -92,20 +91,20 @@ def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured
     plan = BenchPlan(
         model=str(policy),
         arms=parse_arms(_ARMS),
-        rounds=[work] * num_rounds,
+        rounds={ROLLOUT: [work] * num_rounds},
         settings=drafting(scheme, MOST_DRAFTS, rule=_RULE, profile=profile_path(stand.folder, shape, scheme)),
         dtype=stand.dtype,
         is_compiled=stand.is_gpu,
     )
     try:
-        result = run_plan(
+        results = run_plan(
             plan,
             lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"),
             partial(stand.start_measured, spoiled_share=1.0 - accepted),
         )
     finally:
         end_engine()
-    return _summary(result)
+    return _summary(results[ROLLOUT])
 
 
 def _needed_bytes(model: str, work: list[Request]) -> int:
@@ -118,12 +117,12 @@ def _needed_bytes(model: str, work: list[Request]) -> int:
     return int(2.5 * shape.target_weight_bytes + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)
 
 
-def _summary(result: BenchResult) -> Measured:
-    arms = summarize(result.rounds, is_greedy=False)
+def _summary(rounds: dict[str, list[RoundResult]]) -> Measured:
+    arms = summarize(rounds, is_greedy=False)
     measured: Measured = {"response_tokens": arms[PLAIN]["rounds"][0]["response_tokens"]}
     for name, arm in arms.items():
         measured[name] = {"seconds": arm["seconds"], "speedup": arm["speedup"]}
         if name != PLAIN:
-            measured[name]["acceptance_rates"] = [done.metrics.get(ACCEPTANCE_RATE) for done in result.rounds[name]]
+            measured[name]["acceptance_rates"] = [done.metrics.get(ACCEPTANCE_RATE) for done in rounds[name]]
             measured[name]["seconds_by_draft_tokens"] = [row["seconds_by_draft_tokens"] for row in arm["rounds"]]
     return measured

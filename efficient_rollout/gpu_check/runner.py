@@ -5,7 +5,6 @@ Which steps passed is kept in the command's folder, so that a rerun goes on behi
 
 import fcntl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,9 +239,3 @@ def last_lines(log: Path) -> list[str]:
         file.seek(max(0, file.tell() - _TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LAST_LINES:]
-
-
-def say(line: str) -> None:
-    """Write a line for whoever runs the command."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

@@ -11,7 +11,7 @@ import torch
 import triton
 from triton import language as tl
 
-from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
+from efficient_rollout.gpu_check.stand import Measured, Stand, require
 from efficient_rollout.gpu_check.weights import hashed
 
 # SHA-256 of the noise of two requests at three positions, as Triton's interpreter computes it.
@@ -61,8 +61,7 @@ def check_sampling(stand: Stand) -> Measured:
     positions = torch.tensor([0, 1, 99, 0, 1, 99], device=stand.device)
     noise = noise_of(seeds, positions, width)
     digest = hashlib.sha256(noise.cpu().numpy().tobytes()).hexdigest()
-    if digest != _NOISE_DIGEST:
-        raise CheckFailed("noise", where=f"{rows} x {width}", expected=_NOISE_DIGEST, found=digest)
+    require(digest == _NOISE_DIGEST, "noise", where=f"{rows} x {width}", expected=_NOISE_DIGEST, found=digest)
     logits = (hashed((rows, width), 7) * 2.0**-5).float().to(stand.device)
     together = drawn(logits, noise).tolist()
     alone = [int(drawn(logits[[row]], noise_of(seeds[[row]], positions[[row]], width))) for row in range(rows)]

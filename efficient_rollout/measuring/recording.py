@@ -5,14 +5,13 @@ Products and training jobs use the workers that these begin with; only `calibrat
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.engine.cpu.worker import CpuWorker
-from efficient_rollout.engine.worker import ReportingWorker
 
 # On a scheduler's output: what the decision was made from, and what a latency profile measured here belongs to.
 TICK_ATTRIBUTE = "efficient_rollout_tick"
@@ -40,13 +39,7 @@ def parts_of_tick(seconds: float, inside_worker: dict[str, float]) -> dict[str, 
     return {**parts, "scheduling_and_messages": seconds - worker_s}
 
 
-if TYPE_CHECKING:
-    _Base = ReportingWorker
-else:
-    _Base = object
-
-
-class Recording(_Base):
+class Recording:
     """Stands before one of this package's workers among the bases; each tick with work leaves a record."""
 
     def init_device(self) -> None:

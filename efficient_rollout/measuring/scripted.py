@@ -6,7 +6,7 @@ these.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -17,23 +17,16 @@ from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.engine.rules import profile_key, profiled_scheme
-from efficient_rollout.engine.scheduler import Controlled, EfficientScheduler
+from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler
 from efficient_rollout.measuring.recording import KEY_ATTRIBUTE, TICK_ATTRIBUTE
 
 # Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
 RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
 PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever is in it
 
-if TYPE_CHECKING:
-    _Base: Any = Controlled
-else:
-    _Base = object
 
-
-class Scripted(_Base):
-    """Stands before one of this package's schedulers: the decision is a script's, or a rule's.
-
-    The rule can be changed.
+class Scripted:
+    """Stands before one of this package's schedulers among the bases: a script decides, or a rule that can be changed.
 
     A rule keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
     """
@@ -112,3 +105,7 @@ class Scripted(_Base):
 
 class ScriptedScheduler(Scripted, EfficientScheduler):
     """Serves measured engines on a CPU."""
+
+
+class AsyncScriptedScheduler(Scripted, AsyncEfficientScheduler):
+    """Serves measured engines on a GPU."""

@@ -26,7 +26,7 @@ _CLASSES = {
         "worker_cls": "efficient_rollout.measuring.recording.RecordingWorker",
     },
     "cuda": {
-        "scheduler_cls": "efficient_rollout.measuring.v2.AsyncScriptedScheduler",
+        "scheduler_cls": "efficient_rollout.measuring.scripted.AsyncScriptedScheduler",
         "worker_cls": "efficient_rollout.measuring.v2.RecordingGpuWorker",
     },
 }
