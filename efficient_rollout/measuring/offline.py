@@ -28,7 +28,6 @@ class TickRecord:
         num_drafted: Draft tokens per request drafted at the end of the tick.
         had_prefill: Prompt tokens were computed.
         mean_context_tokens: Mean tokens per running request, prompt included.
-        reason: The controller's.
         part_seconds: Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
     """
 
@@ -40,7 +39,6 @@ class TickRecord:
     num_drafted: int
     had_prefill: bool
     mean_context_tokens: float
-    reason: str
     part_seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate
 from efficient_rollout.cost_model.model_shape import ModelShape, read_model_shape
-from efficient_rollout.cost_model.profile import Profile, ProfileKey
+from efficient_rollout.cost_model.profile import Profile
 from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.engine.installed import device_type
+from efficient_rollout.engine.rules import profile_key, profiled_scheme
 from efficient_rollout.errors import ConfigError, ProfileError
 from efficient_rollout.measuring import offline, scripted, starting
 from efficient_rollout.measuring.offline import TickRecord
@@ -239,7 +240,7 @@ def calibrate_engine(
             "is_compiled": probe.is_compiled,
         }  # fmt: skip
         offline.roll_out(engine, [((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
-        key = ProfileKey(**engine.collective_rpc("latency_profile_key")[0])
+        key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=probe.tensor_parallel_size)
         prober = Prober(engine, probe)
         profile = calibrate(
             points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,

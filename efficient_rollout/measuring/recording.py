@@ -13,10 +13,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.engine.cpu.worker import CpuWorker
 
-# On a scheduler's output: what the decision was made from, and what a latency profile measured here belongs to.
-TICK_ATTRIBUTE = "efficient_rollout_tick"
-KEY_ATTRIBUTE = "efficient_rollout_profile_key"
-
+# On a scheduler's output: the mean tokens of a running request.
+CONTEXT_ATTRIBUTE = "efficient_rollout_mean_context_tokens"
 # Key of the seconds inside the worker, the other parts among them.
 WORKER_PART = "worker"
 _MARKS = "marks"
@@ -47,12 +45,10 @@ class Recording:
         super().init_device()
         self._ticks: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
-        self._key: dict[str, str] | None = None
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Run the worker's own; a tick's seconds end where the next one begins."""
         self._close_tick(time.perf_counter())
-        self._key = getattr(scheduler_output, KEY_ATTRIBUTE, None) or self._key
         if scheduler_output.total_num_scheduled_tokens:
             self._open = self._record(scheduler_output)
         return super().execute_model(scheduler_output)
@@ -75,7 +71,7 @@ class Recording:
             "num_drafted": scheduled.num_spec_tokens_to_schedule,
             "had_prefill": scheduled.total_num_scheduled_tokens != num_requests + num_verified,
             _MARKS: [self._draft_mark()],
-            **getattr(scheduled, TICK_ATTRIBUTE, {"mean_context_tokens": 0.0, "reason": ""}),
+            "mean_context_tokens": getattr(scheduled, CONTEXT_ATTRIBUTE, 0.0),
         }
 
     def _close_tick(self, now: float) -> None:
@@ -123,10 +119,6 @@ class Recording:
         packed = self.self_drafter.packed
         num_weights = sum(layer.out_features * layer.in_features for layer in packed.layers.values())
         return {"drafter_bytes": packed.num_bytes, "num_packed_weights": num_weights}
-
-    def latency_profile_key(self) -> dict[str, str] | None:
-        """Return what a latency profile measured in this engine belongs to; None before its first tick."""
-        return self._key
 
 
 class _Timed(CpuWorker):

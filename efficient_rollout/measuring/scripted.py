@@ -4,7 +4,6 @@ Products and training jobs use the schedulers that these begin with; only `calib
 these.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from efficient_rollout.controller.rule import Never, Rule
 from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
-from efficient_rollout.engine.rules import profile_key, profiled_scheme
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler
-from efficient_rollout.measuring.recording import KEY_ATTRIBUTE, TICK_ATTRIBUTE
+from efficient_rollout.measuring.recording import CONTEXT_ATTRIBUTE
 
 # Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
 RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
@@ -38,13 +36,6 @@ class Scripted:
         self._rules: dict[str, Rule] = {}
         self._run: int | None = None
         self._tick_table: TickTable | None = None
-        # From this process, which is the one that will compare it.
-        key = profile_key(
-            self.vllm_config.model_config.model,
-            profiled_scheme(self._settings),
-            tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
-        )
-        self._unsent_key: dict[str, str] | None = asdict(key)
 
     def decide(self, num_scheduled_requests: int) -> int:
         """Decide as the oldest running request asks."""
@@ -89,12 +80,9 @@ class Scripted:
             request.num_computed_tokens = num_known
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Run the product's, and write the decision on the output for the worker's record."""
+        """Run the product's, and write on the output what the worker's record wants to know."""
         output = super().schedule(*args, **kwargs)
-        context = self._state(len(output.num_scheduled_tokens)).mean_context_tokens
-        setattr(output, TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._book.decision.reason})
-        setattr(output, KEY_ATTRIBUTE, self._unsent_key)
-        self._unsent_key = None
+        setattr(output, CONTEXT_ATTRIBUTE, self._state(len(output.num_scheduled_tokens)).mean_context_tokens)
         return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
