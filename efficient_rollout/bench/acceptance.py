@@ -9,6 +9,7 @@ from efficient_rollout.bench.work import Prompt
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
+from efficient_rollout.tables import aligned
 
 TEMPERATURES = (1.0, 0.0)
 # Response tokens at which a segment begins and the next one does. The middle one is there to reach the last.
@@ -81,7 +82,7 @@ def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator
             take_rollout_stats(engine.collective_rpc)
             result = offline.roll_out(
                 engine,
-                [offline.Work(text, end - start) for text in texts],
+                [(text, end - start) for text in texts],
                 temperature=temperature,
                 eos_token_ids=plan.eos_token_ids,
                 extra_args={scripted.PATTERN: [plan.num_draft_tokens]},
@@ -130,3 +131,26 @@ def acceptance(stats: RolloutStats) -> dict[str, Any]:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def acceptance_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rates by position: of the drafts whose predecessors were all accepted, the share that was too.
+
+    Args:
+        rows: From `measure_acceptance`.
+    """
+    header = ["checkpoint", "drafter", "temperature", "response tokens", "responses", "drafts", "accepted"]
+    lines = [
+        [
+            row["checkpoint"],
+            row["drafter"],
+            f"{row['temperature']:g}",
+            f"{row['from_token']}-{row['to_token']}",
+            str(row["num_responses"]),
+            str(row["num_verify_passes"]),
+            "-" if row["mean_accepted_length"] is None else f"{row['mean_accepted_length']:.2f}",
+            " ".join("-" if rate is None else f"{rate:.3f}" for rate in row["acceptance_rate"]) or "-",
+        ]
+        for row in rows
+    ]
+    return aligned([[*header, "by position"], *lines], left=(0, 1, len(header)))

@@ -3,8 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
+from efficient_rollout.bench.work import FixedPrompts, TaskPrompts, read_prompts
 from efficient_rollout.config import SCHEME_NAMES, Settings
 from efficient_rollout.cost_model.cli import add_calibrate_arguments, report, run_calibrate
 from efficient_rollout.cost_model.profile import save_profile
@@ -53,9 +54,17 @@ def add_engine_arguments(parser: "argparse._ArgumentGroup | argparse.ArgumentPar
     parser.add_argument("--gpu-certificate", help="of gpu-check, where it is not in the cache")
 
 
-def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
+def engine_settings(args: argparse.Namespace, max_draft_tokens: int, **controller: str) -> Settings:
     """Return the settings of a self-drafting engine, from `add_scheme_argument` and `add_engine_arguments`."""
-    return {"verify_kernel": args.verify_kernel, "gpu_certificate_path": args.gpu_certificate}
+    return Settings.parse(
+        {
+            "verify_kernel": args.verify_kernel,
+            "gpu_certificate_path": args.gpu_certificate,
+            "drafter": {"scheme": args.scheme},
+            "controller": {"rule": "never", "max_draft_tokens": max_draft_tokens, **controller},
+        },
+        where="the command line",
+    )
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +72,13 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", type=Path, help="JSON lines of prompt or prompt_token_ids; default random tokens")
     prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
+
+
+def natural_prompts(args: argparse.Namespace, min_response_tokens: int = 0) -> FixedPrompts | TaskPrompts | None:
+    """Return where the arguments of `add_prompt_arguments` take prompts from; None for random tokens."""
+    if args.prompts is not None:
+        return read_prompts(args.prompts, str(args.model))
+    return TaskPrompts(args.task, str(args.model), min_response_tokens) if args.task is not None else None
 
 
 def add_dtype_argument(parser: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
@@ -108,14 +124,7 @@ def run(args: argparse.Namespace) -> int:
         is_compiled=args.compile,
         tensor_parallel_size=args.tensor_parallel_size,
     )
-    settings = Settings.parse(
-        {
-            **engine_settings(args),
-            "drafter": {"scheme": args.scheme},
-            "controller": {"rule": "never", "max_draft_tokens": max(probe.lengths)},
-        },
-        where="the command line",
-    )
+    settings = engine_settings(args, max(probe.lengths))
     profile = calibrate_engine(str(args.model), settings, probe, provenance={"source": "engine", **provenance()})
     save_profile(profile, args.out)
     spent = profile.provenance

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,24 +13,16 @@ from efficient_rollout.bench.calibrate import (
     add_prompt_arguments,
     add_scheme_argument,
     engine_settings,
+    natural_prompts,
     positive_integers,
     resolve_engine_arguments,
 )
 from efficient_rollout.bench.drafter_cli import add_drafter_parser
 from efficient_rollout.bench.kernels_cli import add_kernels_parser
 from efficient_rollout.bench.plot import draw, require_matplotlib
-from efficient_rollout.bench.report import SCHEMA_VERSION, summarize, table
-from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
-from efficient_rollout.bench.work import (
-    PromptSource,
-    RandomPrompts,
-    Request,
-    TaskPrompts,
-    eos_token_ids,
-    read_prompts,
-    requests_of,
-    shortened,
-)
+from efficient_rollout.bench.report import SCHEMA_VERSION, say, summarize, table
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.work import PromptSource, RandomPrompts, Request, eos_token_ids, requests_of, shortened
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
@@ -87,14 +78,13 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
     if args.png:
         require_matplotlib()
     results = run_plan(plan, _print_progress)
-    is_greedy = args.temperature == 0.0
-    arms = summarize(results.rounds, is_greedy=is_greedy)
-    fixed = {str(batch): summarize(rounds, is_greedy=is_greedy) for batch, rounds in results.fixed.items()}
+    fixed = {name: summarize(rounds, is_greedy=args.temperature == 0.0) for name, rounds in results.items()}
+    arms = fixed.pop(ROLLOUT)
     sys.stdout.write(table(arms))
     for batch, rows in fixed.items():
         sys.stdout.write(f"\n{batch} running requests throughout\n{table(rows)}")
     if args.json:
-        work = [[[len(r.prompt_token_ids), r.max_tokens] for r in requests] for requests in plan.rounds]
+        work = [[[len(r.prompt_token_ids), r.max_tokens] for r in requests] for requests in plan.rounds[ROLLOUT]]
         write_json(args.json, result_document(args, SCHEMA_VERSION, work=work, arms=arms, fixed_batches=fixed))
     if args.png:
         draw(arms, args.png)
@@ -102,8 +92,7 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
 
 
 def _print_progress(name: str, arm: Arm, result: RoundResult) -> None:
-    sys.stdout.write(f"{name}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s\n")
-    sys.stdout.flush()
+    say(f"{name}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s")
 
 
 def _plan(args: argparse.Namespace) -> BenchPlan:
@@ -113,18 +102,13 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
     check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
     trace, config = _trace(args), read_policy_config(args.model)
     source = _source(args, config.size("vocab_size"))
-    if args.natural_eos:
-        longest = int(trace.response_tokens.max())
-        rounds = [requests_of(trace, source, args.seed + draw, max_tokens=longest) for draw in range(args.draws)]
-    else:
-        rounds = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
-    fixed = _fixed(args, source)
+    longest, num_rounds = (int(trace.response_tokens.max()), args.draws) if args.natural_eos else (None, args.rounds)
+    rounds = [requests_of(trace, source, args.seed + number, longest) for number in range(num_rounds)]
     resolve_engine_arguments(args)
     return BenchPlan(
         model=str(args.model),
         arms=arms,
-        rounds=rounds,
-        fixed=fixed,
+        rounds={ROLLOUT: rounds, **_fixed(args, source)},
         settings=_settings(args, arms),
         temperature=args.temperature,
         eos_token_ids=eos_token_ids(config) if args.natural_eos else (),
@@ -138,20 +122,19 @@ def _settings(args: argparse.Namespace, arms: Sequence[Arm]) -> Settings:
 
     Where an arm needs a profile and none is named, it is the cache's, or measured.
     """
-    controller: dict[str, Any] = {"rule": "never", "max_draft_tokens": args.max_draft_tokens}
-    raw = {**engine_settings(args), "drafter": {"scheme": args.scheme}, "controller": controller}
+    settings = engine_settings(args, args.max_draft_tokens)
     if args.profile is None and any(arm.needs_profile for arm in arms):
         from efficient_rollout.engine.profile_cache import ensure_profile
 
-        settings = Settings.parse(raw, where="the command line")
         args.profile = ensure_profile(str(args.model), settings, dtype=args.dtype, is_compiled=args.compile)
         check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
-    if args.profile is not None:
-        controller["profile"] = str(args.profile.resolve())
-    return Settings.parse(raw, where="the command line")
+    if args.profile is None:
+        return settings
+    return engine_settings(args, args.max_draft_tokens, profile=str(args.profile.resolve()))
 
 
-def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[int, list[list[Request]]]:
+def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[str, list[list[Request]]]:
+    """Return rounds by running requests: so many of one length, so that all run to its end."""
     if args.fixed_batches is None:
         return {}
     if args.natural_eos or args.fixed_tokens < 1:
@@ -161,7 +144,7 @@ def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[int, list[lis
     works = {}
     for batch in positive_integers("--fixed-batches", args.fixed_batches):
         trace = Trace(np.full(batch, args.prompt_tokens), np.full(batch, args.fixed_tokens))
-        works[batch] = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
+        works[str(batch)] = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
     return works
 
 
@@ -173,10 +156,7 @@ def _trace(args: argparse.Namespace) -> Trace:
 
 
 def _source(args: argparse.Namespace, vocab_size: int) -> PromptSource:
-    if args.prompts is not None:
-        return read_prompts(args.prompts, str(args.model))
-    if args.task is not None:
-        return TaskPrompts(args.task, str(args.model))
-    if args.natural_eos:
+    source = natural_prompts(args)
+    if source is None and args.natural_eos:
         raise ConfigError("--natural-eos needs --prompts or --task: no policy ends a response to random tokens")
-    return RandomPrompts(vocab_size)
+    return source or RandomPrompts(vocab_size)

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import logging
 import statistics
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from efficient_rollout.bench.arms import PLAIN, Arm, parse_arms
-from efficient_rollout.bench.report import summarize
-from efficient_rollout.bench.rollout import BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.report import say, summarize
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
 from efficient_rollout.bench.work import Request, TaskPrompts
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError, EfficientRolloutError
@@ -54,13 +55,13 @@ def run_demo(args: argparse.Namespace) -> int:
     # A policy that is not in the cache yet is converted beside the imports; what is wrong with it is told below.
     policy = [sys.executable, "-m", "efficient_rollout", "policy", "--size", args.size]
     with subprocess.Popen(policy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        from efficient_rollout.measuring import in_process
+        from efficient_rollout.measuring.starting import start_in_process
     model = str(ensure_policy(args.size))
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
         model=model,
         arms=parse_arms(f"{PLAIN},always:{args.draft_tokens}"),
-        rounds=[[Request(prompt, args.tokens) for prompt in prompts]] * _ROUNDS,
+        rounds={ROLLOUT: [[Request(prompt, args.tokens) for prompt in prompts]] * _ROUNDS},
         settings=Settings.parse(
             {
                 "drafter": {"scheme": args.scheme},
@@ -74,8 +75,11 @@ def run_demo(args: argparse.Namespace) -> int:
         warm_up_tokens=_WARM_UP_TOKENS,
     )
     clock = _Clock()
-    with in_process.quiet():
-        rounds = run_plan(plan, clock.note, in_process).rounds
+    logging.disable(logging.WARNING)  # This command's own lines are the point, and engines set levels anew.
+    try:
+        rounds = run_plan(plan, clock.note, start_in_process)[ROLLOUT]
+    finally:
+        logging.disable(logging.NOTSET)
     if any(result.metrics.get(names.DRAFTER_FAULTS) for results in rounds.values() for result in results):
         raise EfficientRolloutError(
             "the drafter failed and was turned off, so there is nothing to compare; `efficient-rollout bench rollout` "
@@ -98,8 +102,7 @@ class _Clock:
         if self._last != (0.0, 0.0):
             self._shares.append((now[1] - self._last[1]) / (now[0] - self._last[0]))
         self._last = now
-        sys.stdout.write(f"{name}: {_name(arm.name)}, {result.tokens_per_second:.1f} tokens/s\n")
-        sys.stdout.flush()
+        say(f"{name}: {_name(arm.name)}, {result.tokens_per_second:.1f} tokens/s")
 
     def said(self) -> str:
         """Return a warning, or nothing."""
@@ -125,9 +128,9 @@ def _shown(rounds: Mapping[str, Sequence[RoundResult]], model: str) -> str:
 
 
 def _first(tokens: Sequence[int], model: str) -> str:
-    from efficient_rollout.measuring.prompts import decode
+    from transformers import AutoTokenizer
 
-    text = decode(model, tokens)
+    text = str(AutoTokenizer.from_pretrained(model).decode(list(tokens), skip_special_tokens=True))
     return f"The first response begins: {' '.join(text.split())[:160]}\n"
 
 

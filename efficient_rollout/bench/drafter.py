@@ -6,15 +6,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
-from efficient_rollout.bench.drafter_plan import (
-    PLAIN_COMPILED,
-    PLAIN_EAGER,
-    DrafterPlan,
-    Measured,
-    Run,
-    SwitchRun,
-    SyncRun,
-)
+from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, Measured, Run, SyncRun
 from efficient_rollout.bench.work import Prompt
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
 from efficient_rollout.errors import ConfigError, ProfileError
@@ -31,11 +23,9 @@ def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
 
     engines: dict[str, Any] = {}
     try:
-        for name in plan.plain_arms:
-            engines[name] = starting.start_plain(plan.model, _limits(plan, is_compiled=name == PLAIN_COMPILED))
-        for name, settings in plan.drafters.items():
-            limits = _limits(plan, is_compiled=plan.is_compiled)
-            engines[name] = starting.start_self_drafting(plan.model, limits, settings)
+        for name, settings in {**dict.fromkeys(plan.plain_arms), **plan.drafters}.items():
+            is_compiled = plan.is_compiled if settings is not None else name == PLAIN_COMPILED
+            engines[name] = starting.start_engine(plan.model, _limits(plan, is_compiled=is_compiled), settings)
         yield engines
     finally:
         for engine in engines.values():
@@ -83,22 +73,17 @@ def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable
             start = number * len(plan.plain_arms) % len(cells)
             for arm, k in (*cells[start:], *cells[:start]):
                 measured.runs.append(_measure_one(plan, engines[arm], arm, prompts[:batch], k, number))
-            measured.switches += [
-                _switch(plan, engines[name], name, prompts[:batch], number, measured.runs) for name in plan.drafters
-            ]
+            for name in plan.drafters:
+                seconds = _switching_seconds(plan, engines[name], name, prompts[:batch])
+                measured.switches.setdefault((name, batch), []).append(seconds)
             on_progress(f"round {number + 1} of {plan.rounds}: {batch} sequences, {len(cells)} runs")
     for number in range(plan.rounds):
         plain_s = offline.reload_plain(engines[PLAIN_EAGER])
         for name in plan.drafters:
-            seconds = offline.sync_weights(engines[name], plan.model)
-            measured.syncs.append(
-                SyncRun(
-                    arm=name, weight_sync_seconds=seconds.weight_sync, requantize_seconds=seconds.requantize,
-                    plain_reload_seconds=plain_s,
-                )
-            )  # fmt: skip
+            synced = offline.sync_weights(engines[name], plan.model)
+            measured.syncs.append(SyncRun(arm=name, plain_reload_seconds=plain_s, **synced))
         on_progress(f"round {number + 1} of {plan.rounds}: weight syncs")
-    measured.memory = {name: offline.drafter_memory(engines[name]) for name in plan.drafters}
+    measured.memory = {name: engines[name].collective_rpc("drafter_memory")[0] for name in plan.drafters}
     return measured
 
 
@@ -122,7 +107,7 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
     short = [prompt for prompt in plan.prompts if len(prompt) < num_tokens]
     grown = [prompt for prompt in plan.prompts if len(prompt) >= num_tokens]
     if short:
-        works = [offline.Work(prompt, num_tokens - len(prompt)) for prompt in short]
+        works = [(prompt, num_tokens - len(prompt)) for prompt in short]
         result = offline.roll_out(engine, works, temperature=plan.temperature, eos_token_ids=plan.eos_token_ids)
         responses = zip(short, result.token_ids, strict=True)
         whole = [(*prompt, *ids) for prompt, ids in responses if not ids or ids[-1] not in plan.eos_token_ids]
@@ -138,14 +123,12 @@ def grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
 def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int) -> Any:
     from efficient_rollout.measuring import offline, scripted
 
-    works = [offline.Work(prompt, num_tokens) for prompt in prompts]
+    works = [(prompt, num_tokens) for prompt in prompts]
     return offline.roll_out(engine, works, temperature=plan.temperature, extra_args={scripted.PATTERN: pattern})
 
 
-def _switch(
-    plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], number: int, runs: Sequence[Run]
-) -> SwitchRun:
-    """Draft at every other tick, and compare with this round's runs that draft always and never."""
+def _switching_seconds(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt]) -> float:
+    """Draft at every other tick; return the seconds of one that drafts and one that verifies, medians."""
     from efficient_rollout.measuring import offline
 
     k, batch = plan.shown_length, len(prompts)
@@ -156,25 +139,17 @@ def _switch(
     verifying = [t.seconds for t in ticks if t.num_drafted == 0 and t.num_verified == k * batch]
     if not drafting or not verifying:
         raise ProfileError(f"{arm} did not draft {k} tokens for {batch} requests at every other tick: its log says why")
-    of_round = {
-        run.num_draft_tokens: run.tick_seconds
-        for run in runs
-        if (run.arm, run.batch, run.round) == (arm, batch, number)
-    }
-    return SwitchRun(
-        arm=arm,
-        batch=batch,
-        num_draft_tokens=k,
-        round=number,
-        pair_seconds=median(drafting) + median(verifying),
-        steady_pair_seconds=of_round[k] + of_round[0],
-    )
+    return median(drafting) + median(verifying)
 
 
 def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], k: int, number: int) -> Run:
+    from efficient_rollout.engine.statistics import take_rollout_stats
+    from efficient_rollout.measuring import offline
+
     is_plain, batch = arm in plan.plain_arms, len(prompts)
     if not is_plain:
-        _forget(engine)
+        offline.take_ticks(engine)
+        take_rollout_stats(engine.collective_rpc)
     result = _roll_out(plan, engine, prompts, [k], plan.response_tokens)
     emitted = [len(ids) for ids in result.token_ids]
     assert emitted == [plan.response_tokens] * batch, f"{arm} emitted {emitted} tokens"
@@ -199,14 +174,6 @@ def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
     ticks = [later - earlier for earlier, later in pairwise(answer_seconds)]
     steady = ticks[_RAGGED_ANSWERS:]
     return {"tick_seconds": median(steady), "num_ticks": len(steady)}
-
-
-def _forget(engine: Any) -> None:
-    from efficient_rollout.engine.statistics import take_rollout_stats
-    from efficient_rollout.measuring import offline
-
-    offline.take_ticks(engine)
-    take_rollout_stats(engine.collective_rpc)
 
 
 def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:

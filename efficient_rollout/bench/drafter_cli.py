@@ -3,30 +3,30 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.bench.acceptance import SEGMENTS, AcceptancePlan, check_checkpoints, measure_acceptance
+from efficient_rollout.bench.acceptance import (
+    SEGMENTS,
+    AcceptancePlan,
+    acceptance_table,
+    check_checkpoints,
+    measure_acceptance,
+)
 from efficient_rollout.bench.calibrate import (
     add_engine_arguments,
     add_prompt_arguments,
+    natural_prompts,
     positive_integers,
     resolve_engine_arguments,
 )
 from efficient_rollout.bench.drafter import measure, running_engines
-from efficient_rollout.bench.drafter_plan import DrafterPlan
-from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize
-from efficient_rollout.bench.drafter_table import acceptance_table, table
+from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan
+from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize, table
 from efficient_rollout.bench.plot import draw_parts, require_matplotlib
-from efficient_rollout.bench.work import (
-    FixedPrompts,
-    Prompt,
-    RandomPrompts,
-    TaskPrompts,
-    eos_token_ids,
-    read_prompts,
-)
+from efficient_rollout.bench.report import say
+from efficient_rollout.bench.work import Prompt, RandomPrompts, TaskPrompts, eos_token_ids
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
@@ -82,12 +82,12 @@ def run_bench_drafter(args: argparse.Namespace) -> int:
     if args.png:
         require_matplotlib()
     with running_engines(plan) as engines:
-        measured = measure(plan, engines, _print_progress)
+        measured = measure(plan, engines, say)
         rows = []
         if acceptance_plan is not None:
             for row in measure_acceptance(acceptance_plan, {name: engines[name] for name in plan.drafters}):
                 rows.append(row)
-                _print_progress(f"acceptance: {row['checkpoint']}, {row['drafter']}, up to token {row['to_token']}")
+                say(f"acceptance: {row['checkpoint']}, {row['drafter']}, up to token {row['to_token']}")
     summary = summarize(plan, measured)
     sys.stdout.write("\n" + table(summary))
     if rows:
@@ -101,11 +101,6 @@ def run_bench_drafter(args: argparse.Namespace) -> int:
     if args.png:
         draw_parts(summary["drafting"], args.png)
     return 0
-
-
-def _print_progress(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | None]:
@@ -138,7 +133,7 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
         temperature=args.temperature,
         dtype=args.dtype,
         is_compiled=args.compile,
-        has_compiled_baseline=args.compiled_baseline,
+        plain_arms=(PLAIN_EAGER, PLAIN_COMPILED) if args.compiled_baseline else (PLAIN_EAGER,),
         longest_tokens=0 if acceptance is None else acceptance.longest_tokens,
     )
     return plan, acceptance
@@ -206,21 +201,16 @@ def _timed_prompts(
 ) -> tuple[list[Prompt], tuple[int, ...]]:
     """Return the prompts of the timed runs, and what ends a response while the policy makes them longer."""
     count = _PROMPTS_PER_SEQUENCE * max_batch
-    if args.task is None and args.prompts is None:
+    source = natural_prompts(args, args.context + args.response_tokens // 2)
+    if source is None:
         lengths = [args.context - args.response_tokens // 2] * count
         return RandomPrompts(config.size("vocab_size")).draw(lengths, args.seed), ()
-    source = _natural_prompts(args, min_response_tokens=args.context + args.response_tokens // 2)
     return source.draw([0] * count, args.seed), eos_token_ids(config)
 
 
-def _natural_prompts(args: argparse.Namespace, *, min_response_tokens: int) -> TaskPrompts | FixedPrompts:
-    if args.prompts is not None:
-        return read_prompts(args.prompts, str(args.model))
-    return TaskPrompts(args.task, str(args.model), min_response_tokens)
-
-
 def _acceptance(args: argparse.Namespace, config: PolicyConfig, num_draft_tokens: int) -> AcceptancePlan:
-    if args.task is None and args.prompts is None:
+    source = natural_prompts(args)
+    if source is None:
         raise ConfigError("--acceptance needs --task or --prompts: on random tokens it would mean nothing")
     checkpoints = {_POLICY_LABEL: args.model}
     for text in args.also_model:
@@ -229,11 +219,11 @@ def _acceptance(args: argparse.Namespace, config: PolicyConfig, num_draft_tokens
             raise ConfigError(f"--also-model takes LABEL=DIR with a new label each, got {text!r}")
         checkpoints[label] = Path(path)
     check_checkpoints(checkpoints)
-    prompts = _natural_prompts(args, min_response_tokens=0).draw([0] * args.acceptance_prompts, args.seed)
-    if args.task is not None:
+    prompts = source.draw([0] * args.acceptance_prompts, args.seed)
+    if isinstance(source, TaskPrompts):
         # Most worked answers are short: half of the prompts ask for one that lasts into the last segment.
         num_long = args.acceptance_prompts // 2
-        source = _natural_prompts(args, min_response_tokens=_long_response_tokens(args.task))
+        source = replace(source, min_response_tokens=_long_response_tokens(source.size))
         prompts[:num_long] = source.draw([0] * num_long, args.seed)
     return AcceptancePlan(
         checkpoints=checkpoints,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from efficient_rollout.bench.work import Prompt
 from efficient_rollout.config import Settings
@@ -28,7 +27,7 @@ class DrafterPlan:
         temperature: 0 is greedy.
         dtype: Of the policy.
         is_compiled: Compiled mode for the drafting engines.
-        has_compiled_baseline: A compiled plain engine beside the eager one.
+        plain_arms: `PLAIN_EAGER`, and `PLAIN_COMPILED` where there is one.
         longest_tokens: Longest prompt and response of whatever else the engines will be asked.
     """
 
@@ -44,18 +43,13 @@ class DrafterPlan:
     temperature: float
     dtype: str
     is_compiled: bool
-    has_compiled_baseline: bool
+    plain_arms: tuple[str, ...]
     longest_tokens: int = 0
 
     @property
     def shown_length(self) -> int:
         """Return the k that summaries show: 4, whose pass verifies 5 positions, or the nearest that is measured."""
         return min(self.lengths, key=lambda k: (abs(k - _SHOWN_LENGTH), k))
-
-    @property
-    def plain_arms(self) -> tuple[str, ...]:
-        """Return the names of the plain engines."""
-        return (PLAIN_EAGER, PLAIN_COMPILED) if self.has_compiled_baseline else (PLAIN_EAGER,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,27 +88,6 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchRun:
-    """Holds one drafting engine's decoding of one batch, drafting at every other tick.
-
-    Attributes:
-        arm: The drafter's name.
-        batch: Requests.
-        num_draft_tokens: k of the ticks that draft; the others draft nothing.
-        round: Number of the round.
-        pair_seconds: Of a tick that drafts and verifies nothing and one that verifies and drafts nothing, medians.
-        steady_pair_seconds: Of a tick with the same k throughout, and one without drafts throughout, in the same round.
-    """
-
-    arm: str
-    batch: int
-    num_draft_tokens: int
-    round: int
-    pair_seconds: float
-    steady_pair_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRun:
     """Holds one weight sync of one drafting engine, and beside it the plain engine's reload of the same checkpoint.
 
@@ -137,12 +110,13 @@ class Measured:
 
     Attributes:
         runs: Of every arm, batch, k and round.
-        switches: Of every drafter, batch and round.
+        switches: By drafter and batch, seconds a round of two ticks: one drafts and verifies nothing, the next verifies
+            and drafts nothing.
         syncs: Of every drafter and round.
-        memory: `offline.DrafterMemory` by drafter.
+        memory: By drafter its `drafter_bytes`, and its `num_packed_weights`: policy's weights that have a packed copy.
     """
 
     runs: list[Run] = field(default_factory=list)
-    switches: list[SwitchRun] = field(default_factory=list)
+    switches: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     syncs: list[SyncRun] = field(default_factory=list)
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""From runs to numbers: ratios within each round against the faster plain engine, then medians and range."""
+"""From runs to numbers: ratios within each round against the faster plain engine, then medians and range.
+
+Every row is printed, those that lose marked.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -6,7 +9,7 @@ from typing import Any
 
 from efficient_rollout.bench.drafter_plan import DrafterPlan, Measured, Run
 from efficient_rollout.cost_model.model_shape import read_model_shape
-from efficient_rollout.tables import spread
+from efficient_rollout.tables import aligned, bracketed, spread
 
 SCHEMA_VERSION = 2
 
@@ -25,7 +28,7 @@ def summarize(plan: DrafterPlan, measured: Measured) -> dict[str, Any]:
         "plain": [_plain_row(measured.runs, arm, batch) for batch in plan.batches for arm in plan.plain_arms],
         "drafting": rows,
         "headline": headline(rows, plan.shown_length),
-        "switching": _switching(measured),
+        "switching": _switching(plan, measured),
         "weight_sync": {name: _sync(measured, name) for name in plan.drafters},
         "memory": {name: _memory(plan, measured, name) for name in plan.drafters},
     }
@@ -124,15 +127,17 @@ def headline(rows: Sequence[Mapping[str, Any]], shown: int) -> list[dict[str, An
     return found
 
 
-def _switching(measured: Measured) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, int, int], list[float]] = {}
-    for run in measured.switches:
-        ratio = run.pair_seconds / run.steady_pair_seconds
-        groups.setdefault((run.arm, run.batch, run.num_draft_tokens), []).append(ratio)
-    return [
-        {"drafter": drafter, "batch": batch, "draft_tokens": k, "pair_over_steady_pair": spread(ratios)}
-        for (drafter, batch, k), ratios in groups.items()
-    ]
+def _switching(plan: DrafterPlan, measured: Measured) -> list[dict[str, Any]]:
+    """Return the ratio of ticks that draft and verify in turn to those of the same round that always do, or never."""
+    rows, k = [], plan.shown_length
+    for (name, batch), pairs in measured.switches.items():
+        steady = zip(_of(measured.runs, name, batch, k), _of(measured.runs, name, batch, 0), strict=True)
+        ratios = [
+            pair / (always.tick_seconds + never.tick_seconds)
+            for pair, (always, never) in zip(pairs, steady, strict=True)
+        ]
+        rows.append({"drafter": name, "batch": batch, "draft_tokens": k, "pair_over_steady_pair": spread(ratios)})
+    return rows
 
 
 def _sync(measured: Measured, drafter: str) -> dict[str, Any]:
@@ -151,10 +156,104 @@ def _memory(plan: DrafterPlan, measured: Measured, drafter: str) -> dict[str, An
     memory, shape = measured.memory[drafter], read_model_shape(plan.model)
     # What a decode step reads: every matrix, the output head among them; of the embedding only single rows.
     read_bytes = shape.weight_bytes(plan.dtype)
-    unpacked_bytes = read_bytes * (1 - memory.num_packed_weights / shape.num_weights)
+    unpacked_bytes = read_bytes * (1 - memory["num_packed_weights"] / shape.num_weights)
     return {
-        "drafter_bytes": memory.drafter_bytes,
+        "drafter_bytes": memory["drafter_bytes"],
         "policy_read_bytes": read_bytes,
-        "memory_ratio": memory.drafter_bytes / read_bytes,
-        "byte_ratio": (memory.drafter_bytes + unpacked_bytes) / read_bytes,
+        "memory_ratio": memory["drafter_bytes"] / read_bytes,
+        "byte_ratio": (memory["drafter_bytes"] + unpacked_bytes) / read_bytes,
     }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Return lines for a terminal.
+
+    Args:
+        summary: From `summarize`.
+    """
+    parts = [_plain(summary), _drafting(summary["drafting"]), _headline(summary["headline"], summary["memory"])]
+    parts += [_switching_table(summary["switching"]), _weight_sync(summary["weight_sync"])]
+    return "\n".join(parts)
+
+
+def _plain(summary: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["arm"] + (" *" if summary["baseline"][str(row["batch"])] == row["arm"] else ""),
+            str(row["batch"]),
+            _milliseconds(row["step_seconds"]),
+            f"{row['tokens_per_second']['median']:.1f}",
+        ]
+        for row in summary["plain"]
+    ]
+    return aligned([["plain (* baseline)", "batch", "step ms", "tokens/s"], *rows])
+
+
+def _drafting(drafting: Sequence[Mapping[str, Any]]) -> str:
+    header = ["drafter", "batch", "k", "draft step ms", "verify ms", "r", "verify/plain", "accepted", "over plain", ""]
+    rows = []
+    for row in drafting:
+        name = [row["drafter"], str(row["batch"]), str(row["draft_tokens"])]
+        rows.append([*name, *_passes(row), _ratio(row["speedup"]), "slower" if row["speedup"]["median"] < 1.0 else ""])
+    return aligned([header, *rows], left=(0, len(header) - 1))
+
+
+def _passes(row: Mapping[str, Any]) -> list[str]:
+    if not row["draft_tokens"]:
+        return ["-", _milliseconds(row["tick_seconds"]), "-", _ratio(row["tick_over_plain"]), "-"]
+    return [
+        _milliseconds(row["draft_step_seconds"]),
+        _milliseconds(row["verify_seconds"]),
+        _ratio(row["draft_over_plain"]),
+        _ratio(row["verify_over_plain"]),
+        f"{row['mean_accepted_length']['median']:.2f}",
+    ]
+
+
+def _headline(headline: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]) -> str:
+    header = ["drafter", "batch", "at k", "r", "byte ratio", "verify/plain", "best k", "over plain"]
+    rows = [
+        [
+            row["drafter"],
+            str(row["batch"]),
+            str(row["draft_tokens"]),
+            _ratio(row["draft_over_plain"]),
+            f"{memory[row['drafter']]['byte_ratio']:.3f}",
+            _ratio(row["verify_over_plain"]),
+            str(row["best_draft_tokens"]),
+            _ratio(row["best_speedup"]),
+            f"{memory[row['drafter']]['memory_ratio']:.3f}",
+        ]
+        for row in headline
+    ]
+    return aligned([[*header, "drafter/policy bytes"], *rows])
+
+
+def _switching_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        [f"{row['drafter']}: {row['draft_tokens']}, 0", str(row["batch"]), _ratio(row["pair_over_steady_pair"])]
+        for row in rows
+    ]
+    return aligned([["draft tokens in turn", "batch", "two ticks over two steady ones"], *lines], left=(0, 1, 2))
+
+
+def _weight_sync(syncs: Mapping[str, Mapping[str, Any]]) -> str:
+    seconds = {
+        "requantize ms": "requantize_seconds",
+        "load ms": "weight_load_seconds",
+        "plain reload ms": "plain_reload_seconds",
+    }
+    ratios = {"of load": "requantize_over_load", "of plain reload": "requantize_over_plain_reload"}
+    rows = [
+        [name, *(_milliseconds(sync[key]) for key in seconds.values()), *(_ratio(sync[key]) for key in ratios.values())]
+        for name, sync in syncs.items()
+    ]
+    return aligned([["drafter", *seconds, *ratios], *rows])
+
+
+def _milliseconds(values: Mapping[str, float]) -> str:
+    return bracketed(values, digits=2, factor=1e3)
+
+
+def _ratio(values: Mapping[str, float]) -> str:
+    return bracketed(values, digits=3)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,10 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
     from efficient_rollout.measuring.kernel_timing import time_kernels
 
     torch.set_num_threads(args.threads)
-    timed = [
-        asdict(row)
-        for row in time_kernels(
-            SCHEME_NAMES, outputs=args.outputs, inputs=args.inputs, rows=rows, rounds=args.rounds,
-            dtype=getattr(torch, args.dtype),
-        )
-    ]  # fmt: skip
+    timed = time_kernels(
+        SCHEME_NAMES, outputs=args.outputs, inputs=args.inputs, rows=rows, rounds=args.rounds,
+        dtype=getattr(torch, args.dtype),
+    )  # fmt: skip
     sys.stdout.write(table(timed, rows))
     if args.json:
         write_json(args.json, result_document(args, SCHEMA_VERSION, kernels=timed))

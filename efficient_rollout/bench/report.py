@@ -1,5 +1,6 @@
 """From rounds to numbers: medians, spread, ratios against plain decoding; as JSON and as a table."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,12 @@ from efficient_rollout.bench.rollout import RoundResult
 from efficient_rollout.tables import aligned, bracketed, spread
 
 SCHEMA_VERSION = 1
+
+
+def say(line: str) -> None:
+    """Write a line for whoever runs the command, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def summarize(results: Mapping[str, Sequence[RoundResult]], *, is_greedy: bool) -> dict[str, dict[str, Any]]:
@@ -65,7 +72,7 @@ def draft_token_steps(result: RoundResult) -> dict[str, list[float]]:
     """Return the chosen k over time, one entry per change."""
     seconds: list[float] = []
     chosen: list[float] = []
-    for start, _, k, _ in result.ticks:
+    for start, k in result.ticks:
         if not chosen or chosen[-1] != k:
             seconds.append(round(start, 4))
             chosen.append(float(k))

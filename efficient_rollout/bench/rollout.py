@@ -2,18 +2,20 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from efficient_rollout.bench.arms import PLAIN, Arm
+from efficient_rollout.bench.arms import Arm
 from efficient_rollout.bench.work import Request
 from efficient_rollout.config import Settings
 
 if TYPE_CHECKING:
-    from efficient_rollout.measuring.starting import Engines
+    from efficient_rollout.measuring.starting import StartEngine
 
 logger = logging.getLogger(__name__)
+
+ROLLOUT = "rollout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class RoundResult:
         seconds: Makespan.
         finish_seconds: Per request, in the order of the work.
         token_ids: Emitted tokens per request.
-        ticks: (start in seconds, seconds, draft tokens per request, running requests), self-drafting arms only.
+        ticks: (start in seconds, draft tokens per request), self-drafting arms only.
         seconds_by_draft_tokens: Time by chosen k, self-drafting arms only.
         metrics: Of the engine, self-drafting arms only.
     """
@@ -32,7 +34,7 @@ class RoundResult:
     seconds: float
     finish_seconds: list[float]
     token_ids: list[list[int]]
-    ticks: list[tuple[float, float, int, int]] = field(default_factory=list)
+    ticks: list[tuple[float, int]] = field(default_factory=list)
     seconds_by_draft_tokens: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -54,8 +56,7 @@ class BenchPlan:
     Attributes:
         model: The policy's directory.
         arms: `plain` first.
-        rounds: The work of each round.
-        fixed: Further rounds by running requests: each has so many of one length, so that all run to its end.
+        rounds: The work of each round of `ROLLOUT`; further rounds by their name, in the same engines.
         settings: Of the self-drafting engine.
         temperature: 0 is greedy.
         eos_token_ids: Natural ends; empty forces every response to its length.
@@ -67,8 +68,7 @@ class BenchPlan:
 
     model: str
     arms: Sequence[Arm]
-    rounds: Sequence[Sequence[Request]]
-    fixed: Mapping[int, Sequence[Sequence[Request]]] = field(default_factory=dict)
+    rounds: Mapping[str, Sequence[Sequence[Request]]]
     settings: Settings
     temperature: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
@@ -78,28 +78,18 @@ class BenchPlan:
     warm_up_tokens: int = 24
 
 
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """Holds what came of a plan; every list has one result per round.
-
-    Attributes:
-        rounds: By arm.
-        fixed: By running requests, then by arm.
-    """
-
-    rounds: dict[str, list[RoundResult]]
-    fixed: dict[int, dict[str, list[RoundResult]]]
-
-
 def run_plan(
-    plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None], starter: "Engines | None" = None
-) -> BenchResult:
+    plan: BenchPlan, on_result: Callable[[str, Arm, RoundResult], None], start: "StartEngine | None" = None
+) -> dict[str, dict[str, list[RoundResult]]]:
     """Start the engines, run every round, stop the engines.
 
     Args:
         plan: What is run.
         on_result: Called after each rollout with the round's name.
-        starter: Of the engines; None: `starting.py`.
+        start: Of engines without vLLM's lookup; None: `starting.start_engine`.
+
+    Returns:
+        One result per round, by the rounds' name, then by arm.
     """
     from efficient_rollout.measuring import starting
 
@@ -107,37 +97,24 @@ def run_plan(
     try:
         for arm in plan.arms:
             if _engine_name(arm) not in engines:
-                engines[_engine_name(arm)] = _start(plan, arm, starter or starting)
+                engines[_engine_name(arm)] = _start(plan, arm, start)
         for arm in plan.arms:
-            _Turn(plan, arm, engines[_engine_name(arm)], run=-1).warm_up(plan.rounds[0])
+            _warm_up(plan, engines[_engine_name(arm)])
         runs = itertools.count()
-        rounds = _run_rounds(plan, plan.rounds, engines, runs, "round", on_result)
-        fixed = {
-            batch: _run_rounds(plan, works, engines, runs, f"batch {batch}, round", on_result)
-            for batch, works in plan.fixed.items()
+        results: dict[str, dict[str, list[RoundResult]]] = {
+            name: {arm.name: [] for arm in plan.arms} for name in plan.rounds
         }
+        for name, works in plan.rounds.items():
+            for number, requests in enumerate(works):
+                # Each round begins with another arm: none is always first after a pause.
+                first = number % len(plan.arms)
+                for arm in (*plan.arms[first:], *plan.arms[:first]):
+                    result = _roll_out(plan, arm, engines[_engine_name(arm)], next(runs), requests)
+                    results[name][arm.name].append(result)
+                    on_result(f"{name}, round {number + 1}", arm, result)
     finally:
         for engine in engines.values():
             starting.stop(engine)
-    return BenchResult(rounds, fixed)
-
-
-def _run_rounds(
-    plan: BenchPlan,
-    rounds: Sequence[Sequence[Request]],
-    engines: Mapping[str, Any],
-    runs: Iterator[int],
-    name: str,
-    on_result: Callable[[str, Arm, RoundResult], None],
-) -> dict[str, list[RoundResult]]:
-    results: dict[str, list[RoundResult]] = {arm.name: [] for arm in plan.arms}
-    for number, requests in enumerate(rounds):
-        # Each round begins with another arm: none is always first after a pause.
-        start = number % len(plan.arms)
-        for arm in (*plan.arms[start:], *plan.arms[:start]):
-            result = _Turn(plan, arm, engines[_engine_name(arm)], next(runs)).roll_out(requests)
-            results[arm.name].append(result)
-            on_result(f"{name} {number + 1}", arm, result)
     return results
 
 
@@ -145,11 +122,11 @@ def _engine_name(arm: Arm) -> str:
     return arm.name if arm.engine == "vllm_lookup" else f"{arm.engine}:{arm.lookup}"
 
 
-def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
+def _start(plan: BenchPlan, arm: Arm, start: "StartEngine | None") -> Any:
     from efficient_rollout.measuring import starting
 
     # Every round's work runs at once, without preemption, in any engine.
-    works = [requests for rounds in (plan.rounds, *plan.fixed.values()) for requests in rounds]
+    works = [requests for rounds in plan.rounds.values() for requests in rounds]
     # Stock vLLM on a CPU ends where a request with a seed has its prompt computed in pieces.
     prompt_tokens = max(sum(len(r.prompt_token_ids) for r in requests) for requests in works)
     limits = starting.EngineLimits(
@@ -162,62 +139,50 @@ def _start(plan: BenchPlan, arm: Arm, starter: "Engines") -> Any:
     )
     logger.info("starting the engine of arm %s", arm.name)
     if arm.engine == "vllm_lookup":
-        return starter.start_vllm_lookup(plan.model, limits, arm.method, arm.num_draft_tokens)
-    if arm.engine == "self_drafting":
-        settings = plan.settings if arm.lookup is None else plan.settings.with_lookup(arm.lookup)
-        return starter.start_self_drafting(plan.model, limits, settings)
-    assert arm.name == PLAIN
-    return starter.start_plain(plan.model, limits)
+        return starting.start_vllm_lookup(plan.model, limits, arm.method, arm.num_draft_tokens)
+    settings = plan.settings if arm.lookup is None else plan.settings.with_lookup(arm.lookup)
+    return (start or starting.start_engine)(plan.model, limits, settings if arm.engine == "self_drafting" else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    plan: BenchPlan
-    arm: Arm
-    engine: Any
-    run: int
+def _warm_up(plan: BenchPlan, engine: Any) -> None:
+    """Generate a few tokens of each request; the self-drafting engine drafts as many as it ever may."""
+    from efficient_rollout.measuring import offline, scripted
 
-    def warm_up(self, requests: Sequence[Request]) -> None:
-        """Generate a few tokens of each request; the self-drafting engine drafts as many as it ever may."""
-        from efficient_rollout.measuring import offline, scripted
+    works = [(r.prompt_token_ids, min(r.max_tokens, plan.warm_up_tokens)) for r in plan.rounds[ROLLOUT][0]]
+    pattern = {scripted.PATTERN: [plan.settings.controller.max_draft_tokens, 0, 1]}
+    offline.roll_out(engine, works, temperature=plan.temperature, extra_args=pattern)
 
-        works = [offline.Work(r.prompt_token_ids, min(r.max_tokens, self.plan.warm_up_tokens)) for r in requests]
-        pattern = {scripted.PATTERN: [self.plan.settings.controller.max_draft_tokens, 0, 1]}
-        offline.roll_out(self.engine, works, temperature=self.plan.temperature, extra_args=pattern)
 
-    def roll_out(self, requests: Sequence[Request]) -> RoundResult:
-        """Do the whole work, with nothing of an earlier turn left in the engine."""
-        from efficient_rollout.engine.statistics import take_rollout_stats
-        from efficient_rollout.measuring import offline, scripted
+def _roll_out(plan: BenchPlan, arm: Arm, engine: Any, run: int, requests: Sequence[Request]) -> RoundResult:
+    """Do the whole work, with nothing of an earlier turn left in the engine."""
+    from efficient_rollout.engine.statistics import take_rollout_stats
+    from efficient_rollout.measuring import offline, scripted
 
-        is_ours = self.arm.rule is not None
-        self.engine.llm_engine.reset_prefix_cache()
-        if is_ours:
-            offline.take_ticks(self.engine)
-            take_rollout_stats(self.engine.collective_rpc)
-        result = offline.roll_out(
-            self.engine,
-            [offline.Work(r.prompt_token_ids, r.max_tokens) for r in requests],
-            temperature=self.plan.temperature,
-            eos_token_ids=self.plan.eos_token_ids,
-            extra_args={scripted.RULE: self.arm.rule, scripted.RUN: self.run} if is_ours else None,
-            first_seed=self.plan.first_seed,
-        )
-        if not self.plan.eos_token_ids:
-            emitted, forced = [len(ids) for ids in result.token_ids], [r.max_tokens for r in requests]
-            assert emitted == forced, f"arm {self.arm.name} emitted {emitted} tokens instead of {forced}"
-        ours: dict[str, Any] = {}
-        if is_ours:
-            ticks = offline.take_ticks(self.engine)
-            by_k: dict[int, float] = {}
-            for tick in ticks:
-                by_k[tick.num_drafted] = by_k.get(tick.num_drafted, 0.0) + tick.seconds
-            began = ticks[0].started if ticks else 0.0
-            ours = {
-                "ticks": [(t.started - began, t.seconds, t.num_drafted, t.num_requests) for t in ticks],
-                "seconds_by_draft_tokens": by_k,
-                "metrics": take_rollout_stats(self.engine.collective_rpc).to_metrics(rollout_seconds=result.seconds),
-            }
-        return RoundResult(
-            seconds=result.seconds, finish_seconds=result.finish_seconds, token_ids=result.token_ids, **ours
-        )
+    is_ours = arm.rule is not None
+    engine.llm_engine.reset_prefix_cache()
+    if is_ours:
+        offline.take_ticks(engine)
+        take_rollout_stats(engine.collective_rpc)
+    result = offline.roll_out(
+        engine,
+        requests,
+        temperature=plan.temperature,
+        eos_token_ids=plan.eos_token_ids,
+        extra_args={scripted.RULE: arm.rule, scripted.RUN: run} if is_ours else None,
+        first_seed=plan.first_seed,
+    )
+    if not plan.eos_token_ids:
+        emitted, forced = [len(ids) for ids in result.token_ids], [r.max_tokens for r in requests]
+        assert emitted == forced, f"arm {arm.name} emitted {emitted} tokens instead of {forced}"
+    ours: dict[str, Any] = {}
+    if is_ours:
+        ticks = offline.take_ticks(engine)
+        by_k: dict[int, float] = {}
+        for tick in ticks:
+            by_k[tick.num_drafted] = by_k.get(tick.num_drafted, 0.0) + tick.seconds
+        ours = {
+            "ticks": [(tick.started - ticks[0].started, tick.num_drafted) for tick in ticks],
+            "seconds_by_draft_tokens": by_k,
+            "metrics": take_rollout_stats(engine.collective_rpc).to_metrics(rollout_seconds=result.seconds),
+        }
+    return RoundResult(seconds=result.seconds, finish_seconds=result.finish_seconds, token_ids=result.token_ids, **ours)

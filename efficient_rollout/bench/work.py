@@ -2,9 +2,10 @@
 
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,7 @@ _FIRST_ORDINARY_TOKEN = 3  # below it are the usual special tokens
 Prompt = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Holds one request of the trace.
 
     Attributes:
@@ -30,16 +30,8 @@ class Request:
     max_tokens: int
 
 
-class PromptSource(Protocol):
-    """Says where prompts come from."""
-
-    def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
-        """Return one prompt per entry; sources with texts of their own do not keep to the lengths."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class RandomPrompts(PromptSource):
+class RandomPrompts:
     """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little.
 
     Attributes:
@@ -49,12 +41,13 @@ class RandomPrompts(PromptSource):
     vocab_size: int
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        """Return a prompt of each length."""
         rng = np.random.default_rng(seed)
         return [tuple(rng.integers(_FIRST_ORDINARY_TOKEN, self.vocab_size, size).tolist()) for size in prompt_tokens]
 
 
 @dataclass(frozen=True, slots=True)
-class FixedPrompts(PromptSource):
+class FixedPrompts:
     """Holds prompts in hand, shuffled by the seed and used again once all were used.
 
     Attributes:
@@ -64,12 +57,13 @@ class FixedPrompts(PromptSource):
     prompts: tuple[Prompt, ...]
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        """Return one per entry, whatever the lengths."""
         order = np.random.default_rng(seed).permutation(len(self.prompts))
         return [self.prompts[order[i % len(order)]] for i in range(len(prompt_tokens))]
 
 
 @dataclass(frozen=True, slots=True)
-class TaskPrompts(PromptSource):
+class TaskPrompts:
     """Asks questions of the embedded task, new ones for each seed.
 
     Attributes:
@@ -83,6 +77,7 @@ class TaskPrompts(PromptSource):
     min_response_tokens: int = 0
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
+        """Return one per entry, whatever the lengths."""
         from efficient_rollout.tasks import word_problems
         from efficient_rollout.tasks.arithmetic import generate
         from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
@@ -104,6 +99,9 @@ class TaskPrompts(PromptSource):
         )
         problems = list(itertools.islice(long_enough, len(prompt_tokens)))
         return _encode(self.model, [[{"role": "user", "content": problem.question}] for problem in problems])
+
+
+PromptSource = RandomPrompts | FixedPrompts | TaskPrompts
 
 
 def read_prompts(path: Path, model: str) -> FixedPrompts:
@@ -130,10 +128,17 @@ def read_prompts(path: Path, model: str) -> FixedPrompts:
     return FixedPrompts(tuple(prompts))
 
 
-def _encode(model: str, prompts: list[Any]) -> list[Prompt]:
-    from efficient_rollout.measuring.prompts import encode
+def _encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> list[Prompt]:
+    """Return token ids: of texts as they are, of messages through the chat template."""
+    from transformers import AutoTokenizer
 
-    return [tuple(ids) for ids in encode(model, prompts)]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoded = []
+    for prompt in prompts:
+        is_text = isinstance(prompt, str)
+        text = prompt if is_text else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        encoded.append(tuple(tokenizer.encode(text, add_special_tokens=is_text)))
+    return encoded
 
 
 def requests_of(trace: Trace, source: PromptSource, seed: int, max_tokens: int | None = None) -> list[Request]:

@@ -56,14 +56,7 @@ def gpu_stand(folder: Path, shapes: tuple[str, ...]) -> Stand:
 
 def kernel_stand(folder: Path, device: str = "cuda", sizes: Sizes | None = None) -> Stand:
     """Make a stand for steps that need torch and Triton alone; no engine can be started there."""
-    return Stand(
-        device=device, folder=folder, dtype="bfloat16", sizes=sizes or Sizes(), worker="", recording_worker="",
-        start=_no_engine,
-    )  # fmt: skip
-
-
-def _no_engine(**_: object) -> None:
-    raise RuntimeError("this step starts no engine")
+    return Stand(device=device, folder=folder, dtype="bfloat16", sizes=sizes or Sizes())
 
 
 def run(stand: Stand, name: str, function: str) -> Measured:

@@ -3,16 +3,23 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from efficient_rollout.certificate import Machine, certificate_path
+from efficient_rollout.bench.report import say
+from efficient_rollout.certificate import Certificate, Machine, certificate_path
 from efficient_rollout.cleanup import exit_code_of
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
-from efficient_rollout.gpu_check import report, runner
+from efficient_rollout.gpu_check import runner
 from efficient_rollout.gpu_check.child import command
 from efficient_rollout.gpu_check.plan import EXIT_FAILED, KERNEL_STEPS, QUICK_STEPS, STEPS, Step
+from efficient_rollout.gpu_check.runner import Outcome
 from efficient_rollout.provenance import result_document
+from efficient_rollout.tables import aligned
 
+SCHEMA_VERSION = 1
+FILE = "gpu_check.json"
+_MOST_SHOWN = 6
 SHAPE_NAMES = ("7b", "8b", "qwen3-8b", "14b")
 _DEFAULT_SHAPES = "7b,8b,14b"
 
@@ -34,10 +41,8 @@ def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.Argum
 
 def run_gpu_check(args: argparse.Namespace) -> int:
     """Run the steps, and write what they found. Return 1 where one failed."""
-    code = 0
 
-    def job() -> None:
-        nonlocal code
+    def job() -> int:
         from efficient_rollout.gpu_check import start
 
         shapes, folder = shape_names(args.shapes), args.out.resolve()
@@ -46,9 +51,9 @@ def run_gpu_check(args: argparse.Namespace) -> int:
         else:
             machine = start.machine_to_check()
         with runner.locked(folder):
-            code = check(args, machine, steps_of(args), folder, shapes)
+            return check(args, machine, steps_of(args), folder, shapes)
 
-    return exit_code_of("gpu-check", job) or code
+    return exit_code_of("gpu-check", job)
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:
@@ -65,29 +70,77 @@ def check(
 ) -> int:
     """Run steps on a machine, print the table, and write report and certificate. Return 1 where one failed."""
     limit_minutes = sum(step.limit_s for step in steps) / 60
-    runner.say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}: {limit_minutes:.0f} minutes at most")
-    state = runner.starting_state(folder, machine, runner.say, fresh=args.fresh)
-    outcomes = runner.run_steps(steps, folder, state, lambda step: command(step, folder, shapes), runner.say)
-    failed = report.failed_of(outcomes)
+    say(f"checking {machine.gpu}, driver {machine.driver}, in {folder}: {limit_minutes:.0f} minutes at most")
+    state = runner.starting_state(folder, machine, say, fresh=args.fresh)
+    outcomes = runner.run_steps(steps, folder, state, lambda step: command(step, folder, shapes), say)
+    failed = next((outcome for outcome in outcomes if outcome.problem is not None), None)
     document = result_document(
         args,
-        report.SCHEMA_VERSION,
+        SCHEMA_VERSION,
         machine=machine.model_dump(),
-        steps=report.steps_document(outcomes),
+        steps=[_document(outcome) for outcome in outcomes],
         outcome="passed" if failed is None else "failed",
     )
     with runner.disk_errors("the report", folder):
-        write_json(folder / report.FILE, document)
-    runner.say(f"\n{report.table(outcomes)}")
+        write_json(folder / FILE, document)
+    say(f"\n{_table(outcomes)}")
     if failed is not None:
-        runner.say(report.failure(failed))
-    certificate = report.certificate_of(machine, steps, outcomes, document["provenance"])
+        lines = "".join(f"  | {line}\n" for line in runner.last_lines(failed.log))
+        say(f"step {failed.step.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
+    certificate = _certificate(machine, steps, outcomes, document["provenance"])
     if certificate is not None and not args.kernels:
         with runner.disk_errors("the certificate", certificate_path(machine).parent):
             certificate.write(certificate_path(machine))
-        runner.say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")
-    runner.say(report.files_to_send(folder, outcomes))
+        say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")
+    logs = "" if failed is None else f" and {failed.log}"
+    say(f"please send {folder / FILE}{logs} to the authors: what runs where is known from such files alone")
     return 0 if failed is None else EXIT_FAILED
+
+
+def _table(outcomes: Sequence[Outcome]) -> str:
+    lines = [["step", "result", "seconds", "measured"]]
+    for outcome in outcomes:
+        result = "FAILED" if outcome.problem else "passed before" if outcome.is_old else "passed"
+        lines.append([outcome.step.name, result, f"{outcome.seconds:.1f}", _shown(outcome.measured or {})])
+    return aligned(lines, left=(0, 1, 3))
+
+
+def _shown(measured: dict[str, Any]) -> str:
+    """Return its first plain values; tables of numbers stand in the file."""
+    plain = [f"{name} {value}" for name, value in measured.items() if not isinstance(value, dict | list)]
+    rest = [name for name, value in measured.items() if isinstance(value, dict | list)]
+    return ", ".join([*plain, *rest][:_MOST_SHOWN]).replace("_", " ")
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": outcome.step.name,
+        "passed": outcome.problem is None,
+        "seconds": round(outcome.seconds, 2),
+        "in_an_earlier_run": outcome.is_old,
+        "measured": outcome.measured,
+        "problem": outcome.problem,
+        "last_lines": runner.last_lines(outcome.log) if outcome.problem else [],
+    }
+
+
+def _certificate(
+    machine: Machine, steps: Sequence[Step], outcomes: Sequence[Outcome], birth: dict[str, Any]
+) -> Certificate | None:
+    """Make the certificate of what was found; None while it is not known whether every step passes that counts."""
+    counted = [outcome for outcome in outcomes if outcome.step.certifies]
+    passed = tuple(outcome.step.name for outcome in counted if outcome.problem is None)
+    failed = next((outcome.step.name for outcome in counted if outcome.problem is not None), None)
+    if failed is None and passed != tuple(step.name for step in steps if step.certifies):
+        return None
+    return Certificate(
+        machine=machine,
+        outcome="passed" if failed is None else "failed",
+        steps=passed,
+        failed_step=failed,
+        time=birth["time"],
+        commit=birth["commit"],
+    )
 
 
 def shape_names(given: str) -> tuple[str, ...]:

@@ -1,5 +1,10 @@
-"""Step "graphs": with captured CUDA graphs drafting changes no token either, and every batch of decoding has one."""
+"""Step "graphs": with captured CUDA graphs drafting changes no token either, and every batch of decoding has one.
 
+Step "quick": the same of one shape of engine, before a weight sync and behind it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.config.compilation import CUDAGraphMode
@@ -9,12 +14,13 @@ from efficient_rollout.gpu_check.policies import make_policy
 from efficient_rollout.gpu_check.samples import (
     LOOKUPS,
     MOST_DRAFTS,
-    Asked,
+    answers_of,
+    check_answers,
     check_drafting,
     check_perfect,
     plain_answers,
 )
-from efficient_rollout.gpu_check.stand import Measured, Stand, require, runnable_schemes, worker_of
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes, worker_of
 
 
 def check_graphs(stand: Stand) -> Measured:
@@ -24,24 +30,42 @@ def check_graphs(stand: Stand) -> Measured:
     stock has graphs here too.
     """
     policy, eager = make_policy(stand.folder, "qwen3", stand.sizes), not stand.is_gpu
-    plain: Asked = plain_answers(stand, policy, eager=eager)
+    plain = plain_answers(stand, policy, eager=eager)
     measured: Measured = {"tokens": 0, "ties": 0, "full_graphs": 0}
 
     def look_at(engine: Any) -> None:
         if stand.is_gpu:
             measured["full_graphs"] += check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
 
-    with Replays() as replays:
+    with _replays(stand) as replays:
         for number, scheme in enumerate(runnable_schemes()[: stand.sizes.most_schemes]):
             lookup = LOOKUPS[number % 2]
             result = check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager, look_at=look_at)
             measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
         if stand.is_gpu:  # elsewhere this is a part of the step "same-samples"
             measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain, eager=eager)
-    if stand.is_gpu:
-        for kind, count in replays.counts.items():
-            require(count > 0, kind, where="engines with graphs", expected="some", found=count)
-    return measured | replays.counts
+    return measured | replays
+
+
+def check_quick(stand: Stand) -> Measured:
+    """Check two engines alone, stock's and one that drafts.
+
+    Each has one policy, and then another's weights.
+    """
+    policy, other = (make_policy(stand.folder, name, stand.sizes) for name in ("qwen3", "qwen3-other"))
+    scheme, options = runnable_schemes()[0], {"enforce_eager": not stand.is_gpu}
+    with stand.engine(policy, **options) as engine:
+        before = answers_of(stand, engine)
+        engine.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+        behind = answers_of(stand, engine)
+    measured: Measured = {"scheme": scheme}
+    with _replays(stand) as replays, stand.engine(policy, drafting(scheme, MOST_DRAFTS), **options) as engine:
+        if stand.is_gpu:
+            measured["full_graphs"] = check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
+        first = check_answers(stand, f"at the start, {scheme}", engine, before)
+        engine.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+        second = check_answers(stand, f"behind a weight sync, {scheme}", engine, behind)
+    return measured | {key: first[key] + second[key] for key in ("tokens", "ties")} | replays
 
 
 def check_dispatch(manager: Any, stand: Stand) -> int:
@@ -67,22 +91,24 @@ def check_dispatch(manager: Any, stand: Stand) -> int:
     return count
 
 
-class Replays:
-    """Counts full graphs that are replayed meanwhile: the policy's, and those of draft steps."""
+@contextmanager
+def _replays(stand: Stand) -> Iterator[dict[str, int]]:
+    """Count full graphs that are replayed meanwhile: the policy's, and those of draft steps.
 
-    def __init__(self) -> None:
-        self.counts = {"policy_replays": 0, "draft_replays": 0}
+    Raises:
+        CheckFailed: On a GPU there was none of a kind.
+    """
+    counts = {"policy_replays": 0, "draft_replays": 0}
+    stock = CudaGraphManager.run_fullgraph
 
-    def __enter__(self) -> "Replays":
-        self._stock = stock = CudaGraphManager.run_fullgraph
+    def run_fullgraph(manager: Any, desc: Any) -> Any:
+        counts["policy_replays" if isinstance(manager, ModelCudaGraphManager) else "draft_replays"] += 1
+        return stock(manager, desc)
 
-        def run_fullgraph(manager: Any, desc: Any) -> Any:
-            kind = "policy_replays" if isinstance(manager, ModelCudaGraphManager) else "draft_replays"
-            self.counts[kind] += 1
-            return stock(manager, desc)
-
-        CudaGraphManager.run_fullgraph = run_fullgraph
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        CudaGraphManager.run_fullgraph = self._stock
+    CudaGraphManager.run_fullgraph = run_fullgraph
+    try:
+        yield counts
+    finally:
+        CudaGraphManager.run_fullgraph = stock
+    for kind, count in counts.items() if stand.is_gpu else ():
+        require(count > 0, kind, where="engines with graphs", expected="some", found=count)

@@ -12,7 +12,6 @@ import numpy as np
 
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.cost_model.speedup import expected_tokens, speedup
-from efficient_rollout.gpu_check.engines import StandEngines
 from efficient_rollout.gpu_check.policies import make_shape
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, runnable_schemes, worker_of
 from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
@@ -22,8 +21,6 @@ _ACCEPTANCES = (0.7, 0.8, 0.9)
 _REQUANTIZATIONS = 3
 _SHOWN_BATCHES, _SHOWN_CONTEXT = (1, 8, 32, 128), 1024
 MOST_DRAFTS = 8
-# Random weights, and none on disk.
-DUMMY = {"load_format": "dummy"}
 # Elsewhere than on a GPU: shows that the code runs.
 _LEAST = ProbeSettings(batches=(1,), contexts=(8,), lengths=(1, 2), max_points=12, seconds=1.0, dtype="float32")
 
@@ -52,7 +49,7 @@ def _measure(stand: Stand, shape: str, scheme: str) -> Measured:
         drafting(scheme, MOST_DRAFTS),
         probe,
         provenance={"source": "gpu-check", **provenance()},
-        engines=StandEngines(stand, DUMMY),
+        start=stand.start_measured,
         and_then=partial(_requantize, stand),
     )
     path = profile_path(stand.folder, shape, scheme)
@@ -88,19 +85,12 @@ def _requantize(stand: Stand, engine: Any) -> Measured:
     worker, seconds = worker_of(engine), []
     packed = worker.self_drafter.packed
     for _ in range(_REQUANTIZATIONS):
-        _wait(stand)
+        stand.wait()
         started = time.perf_counter()
         with torch.inference_mode():
             process_weights_after_loading(
                 worker.model_runner.get_model(), worker.model_config, torch.device(stand.device)
             )
-        _wait(stand)
+        stand.wait()
         seconds.append(time.perf_counter() - started)
     return {"requantize_s": round(min(seconds), 5), "drafter_bytes": packed.num_bytes}
-
-
-def _wait(stand: Stand) -> None:
-    if stand.is_gpu:
-        import torch
-
-        torch.cuda.synchronize()

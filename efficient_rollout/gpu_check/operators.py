@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, available_schemes, runnable_schemes
+from efficient_rollout.gpu_check.stand import Measured, Stand, available_schemes, require, runnable_schemes
 
 # Operators in `torch.ops._C` of a CUDA build -> all their arguments, in order.
 OPERATORS = {
@@ -20,13 +20,13 @@ def check_operators(stand: Stand) -> Measured:
     """Check the schemas of the compiled operators, and which schemes can run here."""
     for name, wanted in OPERATORS.items():
         arguments = argument_names(stand.operators, name)
-        if arguments != wanted.split():
-            raise CheckFailed(
-                f"arguments of the operator {name}",
-                where="vLLM's compiled library",
-                expected=wanted,
-                found=" ".join(arguments) or "no such operator",
-            )
+        require(
+            arguments == wanted.split(),
+            f"arguments of the operator {name}",
+            where="vLLM's compiled library",
+            expected=wanted,
+            found=" ".join(arguments) or "no such operator",
+        )
     runnable_schemes()
     return {
         "operators": len(OPERATORS),

@@ -31,11 +31,11 @@ STEPS = (
     Step("same-samples", f"{_ROOM}samples:check_same_samples", 1800),
     Step("graphs", f"{_ROOM}graphs:check_graphs", 1800),
     Step("distribution", f"{_ROOM}distribution:check_distribution", 1800),
-    Step("faults", f"{_ROOM}faults:check_faults", 900),
-    Step("sync", f"{_ROOM}sync:check_sync", 1200),
-    Step("sleep", f"{_ROOM}sleep:check_sleep", 1200),
+    Step("faults", f"{_ROOM}syncs:check_faults", 900),
+    Step("sync", f"{_ROOM}syncs:check_sync", 1200),
+    Step("sleep", f"{_ROOM}syncs:check_sleep", 1200),
     # Before the two that take its numbers: what a policy's own drafts are worth.
-    Step("acceptance", f"{_ROOM}acceptance:check_acceptance", 7200, certifies=False),
+    Step("acceptance", f"{_ROOM}rollout:check_acceptance", 7200, certifies=False),
     Step("latency", f"{_ROOM}latency:check_latency", 7200, certifies=False),
     Step("rollout", f"{_ROOM}rollout:check_rollout", 7200, certifies=False, engines_apart=True),
 )
@@ -44,7 +44,7 @@ QUICK_STEPS = (
     Step("operators", f"{_ROOM}operators:check_operators", 40),
     Step("kernels", f"{_ROOM}kernels:check_kernels", 120),
     Step("products", f"{_ROOM}products:check_products", 60),
-    Step("quick", f"{_ROOM}quick:check_quick", 260),
+    Step("quick", f"{_ROOM}graphs:check_quick", 260),
 )
 # What needs torch and Triton alone, in three minutes.
 KERNEL_STEPS = (

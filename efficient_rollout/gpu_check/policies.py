@@ -19,44 +19,25 @@ POLICIES = {
     "llama": ("Llama", False, 300),
     "qwen3-other": ("Qwen3", False, 400),
 }
-# Of the published configurations: what decides a tick's seconds.
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "7b": (
-        "Qwen2",  # Qwen2.5-7B
-        {
-            "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "vocab_size": 152064,
-        },
-    ),
-    "8b": (
-        "Llama",  # Llama-3.1-8B
-        {
-            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "vocab_size": 128256,
-        },
-    ),
-    "qwen3-8b": (
-        "Qwen3",
-        {
-            "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-        },
-    ),
-    "14b": (
-        "Qwen2",  # Qwen2.5-14B
-        {
-            "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
-            "num_key_value_heads": 8, "vocab_size": 152064,
-        },
-    ),
-    "tiny": (
-        "Qwen3",  # shows that the code runs
-        {
-            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 96,
-        },
-    ),
-}  # fmt: skip
+# Of the published configurations, what decides a tick's seconds: transformers' class, and the sizes named below.
+SHAPES = {
+    "7b": ("Qwen2", (3584, 18944, 28, 28, 4, 152064)),  # Qwen2.5-7B
+    "8b": ("Llama", (4096, 14336, 32, 32, 8, 128256)),  # Llama-3.1-8B
+    "qwen3-8b": ("Qwen3", (4096, 12288, 36, 32, 8, 151936)),
+    "14b": ("Qwen2", (5120, 13824, 48, 40, 8, 152064)),  # Qwen2.5-14B
+    "tiny": ("Qwen3", (128, 256, 1, 4, 2, 96)),  # shows that the code runs
+}
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
+
+
+def _config(family: str, sizes: tuple[int, ...], **others: Any) -> Any:
+    import transformers
+
+    if family == "Qwen3":  # the others' is this by default
+        others["head_dim"] = sizes[0] // sizes[3]
+    return getattr(transformers, f"{family}Config")(**dict(zip(_SIZES, sizes, strict=True)), **others)
 
 
 def make_policy(folder: Path, name: str, sizes: Sizes) -> Path:
@@ -71,19 +52,10 @@ def make_policy(folder: Path, name: str, sizes: Sizes) -> Path:
     if (path / "model.safetensors").exists():
         return path
     family, is_tied, salt = POLICIES[name]
-    shape = {
-        "vocab_size": sizes.vocabulary,
-        "hidden_size": sizes.hidden_size,
-        "intermediate_size": 2 * sizes.hidden_size,
-        "num_hidden_layers": sizes.num_layers,
-        "num_attention_heads": _NUM_HEADS,
-        "num_key_value_heads": _NUM_KV_HEADS,
-        "max_position_embeddings": _POSITIONS,
-        "tie_word_embeddings": is_tied,
-    }
-    if family == "Qwen3":  # the others' is hidden_size / heads
-        shape["head_dim"] = sizes.head_dim
-    policy = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**shape))
+    hidden, words = sizes.hidden_size, sizes.vocabulary
+    shape = (hidden, 2 * hidden, sizes.num_layers, _NUM_HEADS, _NUM_KV_HEADS, words)
+    config = _config(family, shape, max_position_embeddings=_POSITIONS, tie_word_embeddings=is_tied)
+    policy = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for number, parameter in enumerate(policy.parameters()):
             integers = hashed(tuple(parameter.shape), salt + number)
@@ -95,11 +67,9 @@ def make_policy(folder: Path, name: str, sizes: Sizes) -> Path:
 
 def make_shape(folder: Path, name: str) -> Path:
     """Return the folder of a shape of `SHAPES`: a configuration, without weights."""
-    import transformers
-
     family, shape = SHAPES[name]
     path = folder / "shapes" / name
-    config = getattr(transformers, f"{family}Config")(**shape, max_position_embeddings=8192, tie_word_embeddings=False)
+    config = _config(family, shape, max_position_embeddings=8192, tie_word_embeddings=False)
     config.architectures = [f"{family}ForCausalLM"]
     config.save_pretrained(path)
     return path

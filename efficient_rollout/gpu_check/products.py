@@ -8,7 +8,7 @@ from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.cuda.products import LARGEST_FP8, LARGEST_INT8, multiplied_in
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.packed_linear import PackedLinear
-from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, runnable_schemes
+from efficient_rollout.gpu_check.stand import Measured, Stand, require, runnable_schemes
 from efficient_rollout.gpu_check.weights import hashed
 
 _NUM_ROWS = (1, 2, 3, 7, 8, 16, 17, 33, 64)
@@ -36,10 +36,10 @@ def check_products(stand: Stand) -> Measured:
             for rows in (exact_rows * _LARGEST[scheme], *_random_rows(scheme, layer, stand.device)):
                 where = f"{case}, {rows.shape[0]} rows"
                 error = _error(scheme, layer, bias, rows, is_gpu=stand.is_gpu)
-                if not error <= 1.0:  # a NaN too
-                    raise CheckFailed(
-                        "a product", where=where, expected="within its rounding", found=f"{error:.2f} of it"
-                    )
+                # A NaN is not within it either.
+                require(
+                    error <= 1.0, "a product", where=where, expected="within its rounding", found=f"{error:.2f} of it"
+                )
                 worst[scheme] = max(worst.get(scheme, 0.0), error)
                 num_products += 1
             if bias is None:
@@ -72,13 +72,13 @@ def _check_one_hot(scheme: str, layer: PackedLinear, case: str, rows: torch.Tens
     if scheme != "int4":
         return
     found, expected = layer(rows).t().float(), layer.dequantize()
-    if not torch.equal(found, expected):
-        raise CheckFailed(
-            "one-hot rows",
-            where=case,
-            expected="the dequantized weight",
-            found=f"{int((found != expected).sum())} other numbers, by up to {(found - expected).abs().max().item():g}",
-        )
+    require(
+        torch.equal(found, expected),
+        "one-hot rows",
+        where=case,
+        expected="the dequantized weight",
+        found=f"{int((found != expected).sum())} other numbers, by up to {(found - expected).abs().max().item():g}",
+    )
 
 
 def _error(scheme: str, layer: PackedLinear, bias: torch.Tensor | None, rows: torch.Tensor, *, is_gpu: bool) -> float:

@@ -51,15 +51,9 @@ def _median_seconds(stand: Stand, work: Callable[[], object]) -> float:
     """Return the median seconds of some rounds behind one that compiles."""
     seconds = []
     for _ in range(_ROUNDS + 1):
-        wait(stand)
+        stand.wait()
         started = time.perf_counter()
         work()
-        wait(stand)
+        stand.wait()
         seconds.append(time.perf_counter() - started)
     return sorted(seconds[1:])[_ROUNDS // 2]
-
-
-def wait(stand: Stand) -> None:
-    """Wait for what a GPU has not done yet."""
-    if stand.is_gpu:
-        torch.cuda.synchronize()

@@ -1,27 +1,33 @@
-"""Step "rollout": a long-tailed batch, rolled out by stock vLLM and by an engine that drafts, in turns.
+"""Step "acceptance": how many drafts of a policy stand, of one that was trained and not of random weights.
 
-At the shapes of published policies, whose weights are random: their drafts are all accepted. So many are made wrong on
-purpose that as many stand as the trained policy of step "acceptance" had accepted.
+Step "rollout": a long-tailed batch, rolled out by stock vLLM and by an engine that drafts, in turns. At the shapes of
+published policies, whose weights are random: their drafts are all accepted. So many are made wrong on purpose that as
+many stand as the trained policy had accepted.
 """
 
+from functools import partial
+
+from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.arms import PLAIN, parse_arms
-from efficient_rollout.bench.report import summarize
-from efficient_rollout.bench.rollout import BenchPlan, BenchResult, run_plan
-from efficient_rollout.bench.work import RandomPrompts, Request, requests_of
+from efficient_rollout.bench.report import say, summarize
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.work import RandomPrompts, Request, TaskPrompts, eos_token_ids, requests_of
 from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check.acceptance import STEP as ACCEPTANCE
-from efficient_rollout.gpu_check.acceptance import first_draft_acceptance
+from efficient_rollout.gpu_check.answers import Question, ask
 from efficient_rollout.gpu_check.child import measured_path
-from efficient_rollout.gpu_check.engines import StandEngines
-from efficient_rollout.gpu_check.latency import DUMMY, MOST_DRAFTS, profile_path
+from efficient_rollout.gpu_check.latency import MOST_DRAFTS, profile_path
 from efficient_rollout.gpu_check.policies import make_shape
-from efficient_rollout.gpu_check.runner import say
-from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, end_engine, runnable_schemes
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, end_engine, require, runnable_schemes
 from efficient_rollout.metrics.names import ACCEPTANCE_RATE
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.simulator.trace import draw_trace
+from efficient_rollout.tasks.policy import ensure_policy
 
+# Longer chains are rare where other requests run; the fourth draft tells how acceptance falls along a chain.
+_DRAFTS = 4
+_POSITIONS = 1024
 _RULE = "cost_model"
 # And, for comparison, a rule that always drafts.
 _ARMS = f"{PLAIN},always:4,{_RULE}"
@@ -33,13 +39,39 @@ _LEAST = (2, "lognormal:6,0.5,10", 4, 1)
 _SPARE_BYTES = 6 << 30
 
 
+def check_acceptance(stand: Stand) -> Measured:
+    """Measure the shares of drafts that stand, by scheme and position.
+
+    Responses are natural, at temperature 1.
+    """
+    sizes = stand.sizes
+    policy = ensure_policy(sizes.trained_policy)
+    prompts = TaskPrompts(sizes.trained_policy, str(policy)).draw([0] * sizes.num_prompts, seed=0)
+    ends = eos_token_ids(read_policy_config(policy))
+    asked = [Question(prompt=prompt, seed=seed, ends=ends) for seed, prompt in enumerate(prompts)]
+    measured: Measured = {"policy": policy.name, "prompts": len(asked)}
+    for scheme in runnable_schemes()[: sizes.most_schemes]:
+        with stand.engine(policy, drafting(scheme, _DRAFTS), max_model_len=_POSITIONS) as engine:
+            take_rollout_stats(engine.collective_rpc)
+            ask(engine, asked, sizes.response_tokens, drafts=(_DRAFTS,))
+            rates = acceptance(take_rollout_stats(engine.collective_rpc))
+        require(
+            rates["num_verify_passes"] > 0, "verified drafts", where=f"{policy.name}, {scheme}", expected="some",
+            found=rates["num_verify_passes"],
+        )  # fmt: skip
+        measured[scheme] = rates
+    return measured
+
+
 def check_rollout(stand: Stand) -> Measured:
     """Measure by shape, with the first scheme that can run.
 
     A shape whose two engines do not fit the GPU is named so.
     """
     scheme = runnable_schemes()[0]
-    accepted = first_draft_acceptance(read_json(measured_path(stand.folder, ACCEPTANCE), what="the acceptance"), scheme)
+    # Of the step before.
+    rates = read_json(measured_path(stand.folder, "acceptance"), what="the acceptance")[scheme]
+    accepted = float(rates["acceptance_rate"][0])
     measured: Measured = {"stated_acceptance": round(accepted, 4)}
     for shape in stand.shapes:
         measured[f"{shape}-{scheme}"] = _measure(stand, shape, scheme, accepted)
@@ -59,19 +91,20 @@ def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured
     plan = BenchPlan(
         model=str(policy),
         arms=parse_arms(_ARMS),
-        rounds=[work] * num_rounds,
+        rounds={ROLLOUT: [work] * num_rounds},
         settings=drafting(scheme, MOST_DRAFTS, rule=_RULE, profile=profile_path(stand.folder, shape, scheme)),
         dtype=stand.dtype,
         is_compiled=stand.is_gpu,
     )
-    engines = StandEngines(stand, DUMMY, spoiled_share=1.0 - accepted)
     try:
-        result = run_plan(
-            plan, lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"), engines
+        results = run_plan(
+            plan,
+            lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"),
+            partial(stand.start_measured, spoiled_share=1.0 - accepted),
         )
     finally:
         end_engine()
-    return _summary(result)
+    return _summary(results[ROLLOUT])
 
 
 def _needed_bytes(model: str, work: list[Request]) -> int:
@@ -84,12 +117,12 @@ def _needed_bytes(model: str, work: list[Request]) -> int:
     return int(2.5 * shape.weight_bytes("bfloat16") + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)
 
 
-def _summary(result: BenchResult) -> Measured:
-    arms = summarize(result.rounds, is_greedy=False)
+def _summary(rounds: dict[str, list[RoundResult]]) -> Measured:
+    arms = summarize(rounds, is_greedy=False)
     measured: Measured = {"response_tokens": arms[PLAIN]["rounds"][0]["response_tokens"]}
     for name, arm in arms.items():
         measured[name] = {"seconds": arm["seconds"], "speedup": arm["speedup"]}
         if name != PLAIN:
-            measured[name]["acceptance_rates"] = [done.metrics.get(ACCEPTANCE_RATE) for done in result.rounds[name]]
+            measured[name]["acceptance_rates"] = [done.metrics.get(ACCEPTANCE_RATE) for done in rounds[name]]
             measured[name]["seconds_by_draft_tokens"] = [row["seconds_by_draft_tokens"] for row in arm["rounds"]]
     return measured

@@ -1,24 +1,29 @@
-"""Run the steps, each in a process of its own with a limit of time, up to the first that fails."""
+"""Run the steps, each in a process of its own with a limit of time, up to the first that fails.
+
+Which steps passed is kept in the command's folder, so that a rerun goes on behind them.
+"""
 
 import fcntl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from efficient_rollout.certificate import Machine
 from efficient_rollout.cleanup import descendants, end_processes, nothing_left_behind
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError
-from efficient_rollout.files import read_json
+from efficient_rollout.files import read_json, read_text, written_whole
 from efficient_rollout.gpu_check.child import measured_path
 from efficient_rollout.gpu_check.plan import Step
 from efficient_rollout.gpu_check.stand import Measured
-from efficient_rollout.gpu_check.state import PassedStep, State, read_state
 
-LOCK = "lock"
+LOCK, STATE = "lock", "state.json"
+_REMEDY = "start over with --fresh"
 _LAST_LINES = 12
 _LINE_CHARACTERS = 300
 _TAIL_BYTES = 1 << 16
@@ -26,6 +31,51 @@ _TAIL_BYTES = 1 << 16
 
 class DiskError(EfficientRolloutError):
     """Says that the command's folder takes no more."""
+
+
+class PassedStep(BaseModel):
+    """Records a step that passed.
+
+    Attributes:
+        seconds: It took.
+        measured: What it returned, JSON types.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    seconds: float
+    measured: dict[str, Any]
+
+
+class State(BaseModel):
+    """Records what is known so far.
+
+    Attributes:
+        schema_version: Of this file.
+        machine: Where the steps passed.
+        steps: Those that passed, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[1] = 1
+    machine: Machine
+    steps: dict[str, PassedStep] = {}
+
+
+def read_state(folder: Path) -> State | None:
+    """Return what an earlier run in a folder left; None where there was none.
+
+    Raises:
+        InputFileError: The file cannot be read, or is of another kind.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        return State.model_validate_json(read_text(path, what="the state of gpu-check", remedy=_REMEDY))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise InputFileError(f"{path} is no state of gpu-check: {where}: {fault['msg']}; {_REMEDY}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,23 +177,21 @@ def run_steps(
             log, passed = folder / f"{step.name}.log", state.steps.get(step.name)
             if passed is not None:
                 say(f"{step.name}: passed before")
-                outcomes.append(_outcome(step, log, passed))
+                outcomes.append(Outcome(step=step, log=log, is_old=True, problem=None, **passed.model_dump()))
                 continue
             say(f"{step.name}: running, for {step.limit_s:g} s at most; {log}")
             with disk_errors(f"step {step.name}", folder):
                 outcome = _run(step, folder, log, command(step))
                 if outcome.measured is not None:
-                    state = state.followed_by(step.name, PassedStep(seconds=outcome.seconds, measured=outcome.measured))
-                    state.write(folder)
+                    passed = PassedStep(seconds=outcome.seconds, measured=outcome.measured)
+                    state = State(machine=state.machine, steps=state.steps | {step.name: passed})
+                    with written_whole(folder / STATE) as staged:
+                        staged.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
             outcomes.append(outcome)
             say(f"{step.name}: {'passed' if outcome.problem is None else 'FAILED'} after {outcome.seconds:.1f} s")
             if outcome.problem is not None:
                 break
     return outcomes
-
-
-def _outcome(step: Step, log: Path, passed: PassedStep) -> Outcome:
-    return Outcome(step=step, seconds=passed.seconds, measured=passed.measured, problem=None, is_old=True, log=log)
 
 
 def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
@@ -191,9 +239,3 @@ def last_lines(log: Path) -> list[str]:
         file.seek(max(0, file.tell() - _TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LAST_LINES:]
-
-
-def say(line: str) -> None:
-    """Write a line for whoever runs the command."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

@@ -1,6 +1,6 @@
 """Step "same-samples": an engine that drafts emits the tokens of stock vLLM, and a perfect drafter is believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,40 @@ def plain_answers(stand: Stand, policy: Path, *, eager: bool) -> Asked:
     with stand.engine(policy, enforce_eager=eager) as engine:
         uses_v2 = engine.llm_engine.vllm_config.use_v2_model_runner
         require(uses_v2, "vLLM's model runner", where="a stock engine", expected="V2", found="V1")
-        return [
-            (asked, ask(engine, asked, stand.sizes.num_tokens, tells_logprobs=True))
-            for asked in (questions(stand, temperature) for temperature in TEMPERATURES)
-        ]
+        return answers_of(stand, engine)
+
+
+def answers_of(stand: Stand, engine: Any, temperatures: Sequence[float] = TEMPERATURES) -> Asked:
+    """Ask an engine that others are compared with; one that drafts does so, another number at every tick."""
+    return [
+        (asked, ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH, tells_logprobs=True))
+        for asked in (questions(stand, temperature) for temperature in temperatures)
+    ]
+
+
+def check_answers(stand: Stand, where: str, engine: Any, expected: Asked) -> Measured:
+    """Compare with what another engine answered; this one drafts another number at every tick.
+
+    Returns:
+        Tokens compared, ties among them, and shares of drafts accepted: of all, and of first ones.
+
+    Raises:
+        CheckFailed: A token is another, or no draft was accepted.
+    """
+    drafted_and_accepted(engine)
+    results = [
+        compare(stand, where, asked, theirs, ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH))
+        for asked, theirs in expected
+    ]
+    drafted, accepted = drafted_and_accepted(engine)
+    require(len(drafted) == MOST_DRAFTS, "verified drafts", where=where, expected=MOST_DRAFTS, found=drafted)
+    require(sum(accepted) > 0, "accepted drafts", where=where, expected="some", found=accepted)
+    return {
+        "tokens": sum(result["tokens"] for result in results),
+        "ties": sum(result["ties"] for result in results),
+        "accepted": round(sum(accepted) / sum(drafted), 3),
+        "accepted_first": round(accepted[0] / drafted[0], 4),
+    }
 
 
 def check_drafting(
@@ -74,7 +104,7 @@ def check_drafting(
     eager: bool = True,
     look_at: Callable[[Any], None] = lambda _: None,
 ) -> Measured:
-    """Compare an engine that drafts, another number at every tick, with what stock vLLM answered.
+    """Do as `check_answers` does with an engine of its own.
 
     Args:
         stand: Where.
@@ -84,34 +114,11 @@ def check_drafting(
         lookup: Of the drafter.
         eager: Whether the engine has no graphs.
         look_at: Is shown the engine.
-
-    Returns:
-        Tokens compared, ties among them, and shares of drafts accepted: of all, and of first ones.
-
-    Raises:
-        CheckFailed: A token is another, or nothing was drafted.
     """
     with stand.engine(policy, drafting(scheme, MOST_DRAFTS, lookup=lookup), enforce_eager=eager) as engine:
         look_at(engine)
-        drafted_and_accepted(engine)
-        results = [
-            compare(
-                stand,
-                f"{policy.name}, {scheme}, lookup {lookup}, {'eager' if eager else 'graphs'}",
-                asked,
-                expected,
-                ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH),
-            )
-            for asked, expected in plain
-        ]
-        drafted, accepted = drafted_and_accepted(engine)
-    require(len(drafted) == MOST_DRAFTS, "verified drafts", where=policy.name, expected=MOST_DRAFTS, found=drafted)
-    return {
-        "tokens": sum(result["tokens"] for result in results),
-        "ties": sum(result["ties"] for result in results),
-        "accepted": round(sum(accepted) / sum(drafted), 3),
-        "accepted_first": round(accepted[0] / drafted[0], 4),
-    }
+        where = f"{policy.name}, lookup {lookup}, {scheme}, {'eager' if eager else 'graphs'}"
+        return check_answers(stand, where, engine, plain)
 
 
 def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = True) -> float:

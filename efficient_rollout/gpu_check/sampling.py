@@ -11,8 +11,7 @@ import torch
 import triton
 from triton import language as tl
 
-from efficient_rollout.gpu_check.requantizing import wait
-from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
+from efficient_rollout.gpu_check.stand import Measured, Stand, require
 from efficient_rollout.gpu_check.weights import hashed
 
 # SHA-256 of the noise of two requests at three positions, as Triton's interpreter computes it.
@@ -62,8 +61,7 @@ def check_sampling(stand: Stand) -> Measured:
     positions = torch.tensor([0, 1, 99, 0, 1, 99], device=stand.device)
     noise = noise_of(seeds, positions, width)
     digest = hashlib.sha256(noise.cpu().numpy().tobytes()).hexdigest()
-    if digest != _NOISE_DIGEST:
-        raise CheckFailed("noise", where=f"{rows} x {width}", expected=_NOISE_DIGEST, found=digest)
+    require(digest == _NOISE_DIGEST, "noise", where=f"{rows} x {width}", expected=_NOISE_DIGEST, found=digest)
     logits = (hashed((rows, width), 7) * 2.0**-5).float().to(stand.device)
     together = drawn(logits, noise).tolist()
     alone = [int(drawn(logits[[row]], noise_of(seeds[[row]], positions[[row]], width))) for row in range(rows)]
@@ -72,10 +70,10 @@ def check_sampling(stand: Stand) -> Measured:
     seeds, positions = torch.arange(batch, device=stand.device), torch.arange(batch, device=stand.device)
     logits = torch.zeros(batch, vocabulary, device=stand.device)
     drawn(logits, noise_of(seeds, positions, vocabulary))
-    wait(stand)
+    stand.wait()
     started = time.perf_counter()
     for _ in range(_ROUNDS if stand.is_gpu else 1):
         drawn(logits, noise_of(seeds, positions, vocabulary))
-    wait(stand)
+    stand.wait()
     milliseconds = 1000 * (time.perf_counter() - started) / (_ROUNDS if stand.is_gpu else 1)
     return {"equal_noise": rows * width, "draw_ms": float(f"{milliseconds:.4g}"), "draw": f"{batch} x {vocabulary}"}

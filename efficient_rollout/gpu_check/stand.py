@@ -4,15 +4,18 @@ A step is a function of a stand, whatever its device: the functions that run on 
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
 
-SCHEDULER = "efficient_rollout.measuring.v2.AsyncScriptedScheduler"
+if TYPE_CHECKING:
+    from efficient_rollout.measuring.starting import EngineLimits
+
+SCHEDULER = "efficient_rollout.measuring.scripted.AsyncScriptedScheduler"
 # What a step measured, for the report; JSON types.
 Measured = dict[str, Any]
 
@@ -42,8 +45,7 @@ class Sizes:
     """Says how much a step does.
 
     Attributes:
-        hidden_size: Of the policies that are made for it; with `head_dim` and four heads.
-        head_dim: Of an attention head.
+        hidden_size: Of the policies that are made for it, with four heads.
         num_layers: Of those policies.
         vocabulary: Words of those policies.
         policies: Architectures that are compared, names of `policies.POLICIES`.
@@ -62,7 +64,6 @@ class Sizes:
     """
 
     hidden_size: int = 256
-    head_dim: int = 64
     num_layers: int = 2
     vocabulary: int = 128
     policies: tuple[str, ...] = ("qwen3", "qwen2-tied", "llama")
@@ -95,7 +96,7 @@ class Stand:
         sizes: How much to do.
         worker: Dotted path of the worker class of engines that draft.
         recording_worker: The same, of engines that are measured.
-        start: `vllm.LLM`, or what stands for it.
+        start: `vllm.LLM`, or what stands for it; none of the three where steps start no engine.
         operators: Where the compiled operators of vLLM are.
         shapes: Names of the shapes that are measured.
     """
@@ -104,9 +105,9 @@ class Stand:
     folder: Path
     dtype: str
     sizes: Sizes
-    worker: str
-    recording_worker: str
-    start: Callable[..., Any]
+    worker: str = ""
+    recording_worker: str = ""
+    start: Callable[..., Any] | None = None
     operators: Any = None
     shapes: tuple[str, ...] = ()
 
@@ -124,15 +125,6 @@ class Stand:
             settings: It drafts as they say, and as requests ask the scripted scheduler; None: stock vLLM.
             options: vLLM's, in the place of the check's own.
         """
-        engine = self.start(**self._arguments(policy, settings, options))
-        try:
-            yield engine
-        finally:
-            engine.llm_engine.engine_core.shutdown()
-            del engine
-            end_engine()
-
-    def _arguments(self, policy: Path, settings: Settings | None, options: Mapping[str, Any]) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "model": str(policy),
             "dtype": self.dtype,
@@ -152,7 +144,37 @@ class Stand:
             arguments["gpu_memory_utilization"] = 0.5
         if settings is not None:
             arguments |= drafting_options(str(policy), settings, self.worker)
-        return arguments | dict(options)
+        engine = self.start(**arguments | options)
+        try:
+            yield engine
+        finally:
+            engine.llm_engine.engine_core.shutdown()
+            del engine
+            end_engine()
+
+    def start_measured(
+        self, model: str, limits: "EngineLimits", settings: Settings | None, *, spoiled_share: float = 0.0
+    ) -> Any:
+        """Start an engine of random weights, none of them on disk, as `starting.start_engine` does.
+
+        Args:
+            model: Folder of a shape.
+            limits: Of the engine.
+            settings: It drafts as they say, and as requests ask, and is recorded; None: stock vLLM.
+            spoiled_share: Of drafts that are made wrong, see `RecordingV2.spoil_drafts`.
+        """
+        ours = {} if settings is None else drafting_options(model, settings, self.recording_worker)
+        engine = self.start(**limits.to_args(model) | ours | {"load_format": "dummy"})
+        if settings is not None:
+            engine.collective_rpc("spoil_drafts", args=(spoiled_share,))
+        return engine
+
+    def wait(self) -> None:
+        """Wait for what a GPU has not done yet."""
+        if self.is_gpu:
+            import torch
+
+            torch.cuda.synchronize()
 
     def free_bytes(self) -> int | None:
         """Return the memory of the GPU that nothing uses; None where there is no GPU."""

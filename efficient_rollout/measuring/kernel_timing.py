@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -21,24 +21,9 @@ _ROTATION_BYTES = 256 << 20
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelSeconds:
-    """Records one kernel at one number of rows.
-
-    Attributes:
-        kernel: A scheme's name and whose kernel it is, or `policy, stock` and `policy, native`.
-        rows: Of the activations.
-        seconds: Of one product, as `tables.spread` over the rounds.
-    """
-
-    kernel: str
-    rows: int
-    seconds: dict[str, float]
-
-
 def time_kernels(
     schemes: Sequence[str], *, outputs: int, inputs: int, rows: Sequence[int], rounds: int, dtype: torch.dtype
-) -> list[KernelSeconds]:
+) -> list[dict[str, Any]]:
     """Time every kernel that runs here, in turns.
 
     Args:
@@ -48,6 +33,10 @@ def time_kernels(
         rows: Of the activations.
         rounds: Of all kernels at each number of rows; the first one on top is not counted.
         dtype: Of the policy.
+
+    Returns:
+        Rows of `kernel` (a scheme's name and whose kernel it is, or `policy, stock` and `policy, native`), number of
+        `rows`, and `seconds` of one product, as `tables.spread` over the rounds.
     """
     current_platform.import_kernels()
     weight_bytes = outputs * inputs * torch.finfo(dtype).bits // 8
@@ -64,7 +53,7 @@ def time_kernels(
                     product(x)
                 if number:
                     seconds[name].append((time.perf_counter() - started) / len(products))
-        found += [KernelSeconds(kernel=name, rows=num_rows, seconds=spread(values)) for name, values in seconds.items()]
+        found += [{"kernel": name, "rows": num_rows, "seconds": spread(values)} for name, values in seconds.items()]
     return found
 
 

@@ -11,6 +11,9 @@ from vllm.sampling_params import RequestOutputKind
 
 from efficient_rollout.errors import ConfigError, InputFileError
 
+# A request: its prompt, and how many tokens it may emit.
+Work = tuple[tuple[int, ...], int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickRecord:
@@ -25,7 +28,6 @@ class TickRecord:
         num_drafted: Draft tokens per request drafted at the end of the tick.
         had_prefill: Prompt tokens were computed.
         mean_context_tokens: Mean tokens per running request, prompt included.
-        reason: The controller's.
         part_seconds: Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
     """
 
@@ -37,16 +39,7 @@ class TickRecord:
     num_drafted: int
     had_prefill: bool
     mean_context_tokens: float
-    reason: str
     part_seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Describes one request: its prompt, and how many tokens it may emit."""
-
-    prompt_token_ids: tuple[int, ...]
-    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,32 +59,6 @@ class RolloutResult:
     answer_seconds: list[float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightSyncSeconds:
-    """Says what bringing a checkpoint into a running, self-drafting engine took.
-
-    Attributes:
-        weight_sync: All of it, reading the files included.
-        requantize: Of it, quantizing and packing for the drafter.
-    """
-
-    weight_sync: float
-    requantize: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrafterMemory:
-    """Says what a self-drafting engine holds beside the policy.
-
-    Attributes:
-        drafter_bytes: Packed weights, with scales and zero points.
-        num_packed_weights: Weights that have a packed copy.
-    """
-
-    drafter_bytes: int
-    num_packed_weights: int
-
-
 def roll_out(
     engine: Any,
     works: Sequence[Work],
@@ -106,8 +73,8 @@ def roll_out(
     """Submit all work at once and wait for it.
 
     Args:
-        engine: From one of `Engines`; nothing else may be running in it.
-        works: The requests.
+        engine: From `starting.py`; nothing else may be running in it.
+        works: The requests: of each its prompt, and how many tokens it may emit.
         temperature: 0 is greedy.
         eos_token_ids: End a response early; without any, every request emits exactly its `max_tokens`.
         extra_args: For `scripted.ScriptedScheduler`.
@@ -152,58 +119,53 @@ def drain(engine: Any) -> None:
 
 
 def _submit(llm_engine: Any, works: Sequence[Work], first_seed: int | None, **sampling: Any) -> list[str]:
-    longest = max(len(work.prompt_token_ids) + work.max_tokens for work in works)
+    longest = max(len(prompt) + max_tokens for prompt, max_tokens in works)
     max_model_len = llm_engine.vllm_config.model_config.max_model_len
     if longest > max_model_len:
         raise ConfigError(f"a request of {longest} tokens does not fit an engine for {max_model_len}")
     batch = time.monotonic_ns()
     names = [f"{batch}-{i}" for i in range(len(works))]
-    for number, (name, work) in enumerate(zip(names, works, strict=True)):
+    for number, (name, (prompt, max_tokens)) in enumerate(zip(names, works, strict=True)):
         params = SamplingParams(
             seed=None if first_seed is None else first_seed + number,
-            max_tokens=work.max_tokens,
+            max_tokens=max_tokens,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             **sampling,
         )
-        llm_engine.add_request(name, {"prompt_token_ids": list(work.prompt_token_ids)}, params)
+        llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
     return names
 
 
 def take_ticks(engine: Any) -> list[TickRecord]:
-    """Return ticks since the last call, of an engine from `starting.start_self_drafting`."""
+    """Return ticks since the last call, of an engine that drafts."""
     return [TickRecord(**tick) for tick in engine.collective_rpc("take_ticks")[0]]
 
 
-def sync_weights(engine: Any, checkpoint: str) -> WeightSyncSeconds:
-    """Bring a checkpoint into an engine from `starting.start_self_drafting`, as a trainer's weight sync would.
+def sync_weights(engine: Any, checkpoint: str) -> dict[str, float]:
+    """Bring a checkpoint into an engine that drafts, as a trainer's weight sync would.
 
     Args:
         engine: Nothing may be running in it.
         checkpoint: Directory of safetensors with the policy's names and shapes.
+
+    Returns:
+        `weight_sync_seconds`, reading the files included, and of them `requantize_seconds`.
 
     Raises:
         InputFileError: There are none.
     """
     if not any(Path(checkpoint).glob("*.safetensors")):
         raise InputFileError(f"{checkpoint} has no *.safetensors to sync; give a checkpoint in that format")
-    seconds = WeightSyncSeconds(**engine.collective_rpc("sync_from", args=(checkpoint,))[0])
+    seconds: dict[str, float] = engine.collective_rpc("sync_from", args=(checkpoint,))[0]
     engine.reset_prefix_cache()
     return seconds
 
 
 def reload_plain(engine: Any) -> float:
-    """Return the seconds that an engine takes to load its checkpoint again, by vLLM's own means.
-
-    The engine is from `starting.start_plain`.
-    """
+    """Return the seconds that a stock engine takes to load its checkpoint again, by vLLM's own means."""
     started = time.perf_counter()
     engine.collective_rpc("reload_weights")
     seconds = time.perf_counter() - started
     engine.reset_prefix_cache()
     return seconds
-
-
-def drafter_memory(engine: Any) -> DrafterMemory:
-    """Return what an engine from `starting.start_self_drafting` holds beside the policy."""
-    return DrafterMemory(**engine.collective_rpc("drafter_memory")[0])

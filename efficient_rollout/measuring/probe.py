@@ -14,15 +14,16 @@ from typing import Any
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate
 from efficient_rollout.cost_model.model_shape import ModelShape, read_model_shape
-from efficient_rollout.cost_model.profile import Profile, ProfileKey
+from efficient_rollout.cost_model.profile import Profile
 from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.engine.installed import device_type
+from efficient_rollout.engine.rules import profile_key, profiled_scheme
 from efficient_rollout.errors import ConfigError, ProfileError
 from efficient_rollout.measuring import offline, scripted, starting
-from efficient_rollout.measuring.offline import TickRecord, Work
-from efficient_rollout.measuring.starting import EngineLimits, Engines
+from efficient_rollout.measuring.offline import TickRecord
+from efficient_rollout.measuring.starting import EngineLimits, StartEngine
 from efficient_rollout.policy_config import read_policy_config
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Prober:
     """Measures seconds of points on a running engine; a draft point brings its verify point along.
 
     Attributes:
-        engine: From `starting.start_self_drafting`, without prefix caching.
+        engine: One that drafts, without prefix caching.
         probe: What is measured.
         seconds_spent: Measuring, so far.
         num_ticks: Recorded, so far.
@@ -196,7 +197,7 @@ class Prober:
         max_tokens = _tokens_of(_TICKS_PER_POINT, point.num_draft_tokens)
         # The mean over the fewest ticks is the point's context, as far as it is longer than what is decoded.
         num_prompt = max(1, point.context_tokens - _tokens_of(_LEAST_TICKS, point.num_draft_tokens) // 2)
-        works = [Work(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
+        works = [(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
         offline.take_ticks(self.engine)
         offline.roll_out(
             self.engine, works, temperature=1.0, limit_s=limit_s, least_ticks=_LEAST_TICKS,
@@ -213,7 +214,7 @@ def calibrate_engine(
     probe: ProbeSettings,
     *,
     provenance: Mapping[str, Any],
-    engines: Engines = starting,
+    start: StartEngine | None = None,
     and_then: Callable[[Any], dict[str, Any]] = lambda _: {},
 ) -> Profile:
     """Start an engine on a policy, measure, stop it, and fit.
@@ -223,7 +224,7 @@ def calibrate_engine(
         settings: The scheme, and the largest number of draft tokens.
         probe: What is measured, and for how long.
         provenance: What the profile was made with; JSON types only.
-        engines: Starts it.
+        start: Of the engine; None: `starting.start_engine`.
         and_then: Is given the engine once it was measured, and returns more for the provenance.
 
     Raises:
@@ -232,14 +233,14 @@ def calibrate_engine(
     shape = read_model_shape(model)
     points, limits = _plan(model, settings, probe, shape)
     started = time.perf_counter()
-    engine = engines.start_self_drafting(model, limits, settings.with_lookup("off"))
+    engine = (start or starting.start_engine)(model, limits, settings.with_lookup("off"))
     try:
         facts = {
             **provenance, "engine_start_s": time.perf_counter() - started, "dtype": probe.dtype,
             "is_compiled": probe.is_compiled,
         }  # fmt: skip
-        offline.roll_out(engine, [Work((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
-        key = ProfileKey(**engine.collective_rpc("latency_profile_key")[0])
+        offline.roll_out(engine, [((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
+        key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=probe.tensor_parallel_size)
         prober = Prober(engine, probe)
         profile = calibrate(
             points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,

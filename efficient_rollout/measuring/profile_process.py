@@ -6,7 +6,9 @@ An engine leaves threads, thread bindings and distributed state in the process t
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import save_profile
@@ -16,37 +18,24 @@ from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.provenance import provenance
 
-_LENGTHS = (1, 2, 4, 8)
 _SPARE_TOKENS = 512  # beside a point's context: what a point decodes, with the most drafts
 
 
-def probe_settings(
-    max_positions: int, max_draft_tokens: int, *, dtype: str, is_compiled: bool, tensor_parallel_size: int = 1
-) -> ProbeSettings:
+def probe_settings(max_positions: int, max_draft_tokens: int, **engine: Any) -> ProbeSettings:
     """Return the usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
 
     Args:
         max_positions: Tokens the policy can hold.
         max_draft_tokens: Largest k; always one of the lengths.
-        dtype: Of the engine.
-        is_compiled: Compiled mode.
-        tensor_parallel_size: Of the engine.
+        engine: Fields of `ProbeSettings` that say what the engine is.
     """
-    usual = ProbeSettings(dtype=dtype, is_compiled=is_compiled)
+    usual = ProbeSettings(**engine)
     contexts = tuple(c for c in usual.contexts if c + _SPARE_TOKENS <= max_positions)
-    lengths = (*(k for k in _LENGTHS if k < max_draft_tokens), max_draft_tokens)
-    return ProbeSettings(
-        contexts=contexts or (max(1, max_positions // 4),), lengths=lengths, dtype=dtype, is_compiled=is_compiled,
-        tensor_parallel_size=tensor_parallel_size,
-    )  # fmt: skip
+    lengths = (*(k for k in usual.lengths if k < max_draft_tokens), max_draft_tokens)
+    return replace(usual, contexts=contexts or (max(1, max_positions // 4),), lengths=lengths)
 
 
-def run(request: CalibrationRequest) -> None:
-    """Measure and save.
-
-    Raises:
-        EfficientRolloutError: See `probe.calibrate_engine`.
-    """
+def _run(request: CalibrationRequest) -> None:
     settings = Settings.parse(request.settings, where="the calibration request")
     probe = probe_settings(
         read_policy_config(request.model).max_positions,
@@ -63,7 +52,7 @@ def main() -> int:
     """Run; return exit code 2, with the reason as the last line, where it cannot be done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        run(CalibrationRequest(**json.load(sys.stdin)))
+        _run(CalibrationRequest(**json.load(sys.stdin)))
     except EfficientRolloutError as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         return 2

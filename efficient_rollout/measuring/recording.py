@@ -5,19 +5,16 @@ Products and training jobs use the workers that these begin with; only `calibrat
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.engine.cpu.worker import CpuWorker
-from efficient_rollout.engine.worker import ReportingWorker
 
-# On a scheduler's output: what the decision was made from, and what a latency profile measured here belongs to.
-TICK_ATTRIBUTE = "efficient_rollout_tick"
-KEY_ATTRIBUTE = "efficient_rollout_profile_key"
-
+# On a scheduler's output: the mean tokens of a running request.
+CONTEXT_ATTRIBUTE = "efficient_rollout_mean_context_tokens"
 # Key of the seconds inside the worker, the other parts among them.
 WORKER_PART = "worker"
 _MARKS = "marks"
@@ -40,13 +37,7 @@ def parts_of_tick(seconds: float, inside_worker: dict[str, float]) -> dict[str, 
     return {**parts, "scheduling_and_messages": seconds - worker_s}
 
 
-if TYPE_CHECKING:
-    _Base = ReportingWorker
-else:
-    _Base = object
-
-
-class Recording(_Base):
+class Recording:
     """Stands before one of this package's workers among the bases; each tick with work leaves a record."""
 
     def init_device(self) -> None:
@@ -54,12 +45,10 @@ class Recording(_Base):
         super().init_device()
         self._ticks: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
-        self._key: dict[str, str] | None = None
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Run the worker's own; a tick's seconds end where the next one begins."""
         self._close_tick(time.perf_counter())
-        self._key = getattr(scheduler_output, KEY_ATTRIBUTE, None) or self._key
         if scheduler_output.total_num_scheduled_tokens:
             self._open = self._record(scheduler_output)
         return super().execute_model(scheduler_output)
@@ -82,7 +71,7 @@ class Recording(_Base):
             "num_drafted": scheduled.num_spec_tokens_to_schedule,
             "had_prefill": scheduled.total_num_scheduled_tokens != num_requests + num_verified,
             _MARKS: [self._draft_mark()],
-            **getattr(scheduled, TICK_ATTRIBUTE, {"mean_context_tokens": 0.0, "reason": ""}),
+            "mean_context_tokens": getattr(scheduled, CONTEXT_ATTRIBUTE, 0.0),
         }
 
     def _close_tick(self, now: float) -> None:
@@ -113,27 +102,23 @@ class Recording(_Base):
         return [{**tick, "draft_seconds": seconds} for tick, seconds in zip(ticks, draft_seconds, strict=True)]
 
     def sync_from(self, checkpoint: str) -> dict[str, float]:
-        """Sync weights from a checkpoint's files; return seconds, as a dictionary of `WeightSyncSeconds`."""
+        """Sync weights from a checkpoint's files; return seconds, reading the files included, and of requantizing."""
         stats = self.tally.recent
         requantized_before, started = stats.requantize_seconds, time.perf_counter()
         with self.weight_sync(self) as sync:
             for file in sorted(Path(checkpoint).glob("*.safetensors")):
                 sync.load(safetensors_weights_iterator([str(file)], use_tqdm_on_load=False))
         return {
-            "weight_sync": time.perf_counter() - started,
-            "requantize": stats.requantize_seconds - requantized_before,
+            "weight_sync_seconds": time.perf_counter() - started,
+            "requantize_seconds": stats.requantize_seconds - requantized_before,
         }
 
     def drafter_memory(self) -> dict[str, int]:
-        """Return what the drafter holds, as a dictionary of `DrafterMemory`."""
+        """Return the bytes of packed weights, with scales and zero points, and how many weights have such a copy."""
         assert self.self_drafter is not None
         packed = self.self_drafter.packed
         num_weights = sum(layer.out_features * layer.in_features for layer in packed.layers.values())
         return {"drafter_bytes": packed.num_bytes, "num_packed_weights": num_weights}
-
-    def latency_profile_key(self) -> dict[str, str] | None:
-        """Return what a latency profile measured in this engine belongs to; None before its first tick."""
-        return self._key
 
 
 class _Timed(CpuWorker):

@@ -4,9 +4,8 @@ Products and training jobs use the schedulers that these begin with; only `calib
 these.
 """
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -14,24 +13,16 @@ from efficient_rollout.controller.rule import Never, Rule, RuleInputs, make_rule
 from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
-from efficient_rollout.engine.rules import profile_key, profiled_scheme
-from efficient_rollout.engine.scheduler import Controlled, EfficientScheduler
-from efficient_rollout.measuring.recording import KEY_ATTRIBUTE, TICK_ATTRIBUTE
+from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler
+from efficient_rollout.measuring.recording import CONTEXT_ATTRIBUTE
 
 # Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
 RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
 PREFILLED = "prefilled"  # true: the prompt's KV is taken as computed, whatever is in it
 
-if TYPE_CHECKING:
-    _Base: Any = Controlled
-else:
-    _Base = object
 
-
-class Scripted(_Base):
-    """Stands before one of this package's schedulers: the decision is a script's, or a rule's.
-
-    The rule can be changed.
+class Scripted:
+    """Stands before one of this package's schedulers among the bases: a script decides, or a rule that can be changed.
 
     A rule keeps its memory from one rollout to the next and is told of a weight sync in between, as in training.
     """
@@ -43,13 +34,6 @@ class Scripted(_Base):
         self._rules: dict[str, Rule] = {}
         self._run: int | None = None
         self._tick_table: TickTable | None = None
-        # From this process, which is the one that will compare it.
-        key = profile_key(
-            self.vllm_config.model_config.model,
-            profiled_scheme(self._settings),
-            tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
-        )
-        self._unsent_key: dict[str, str] | None = asdict(key)
 
     def decide(self, num_scheduled_requests: int) -> int:
         """Decide as the oldest running request asks."""
@@ -94,12 +78,9 @@ class Scripted(_Base):
             request.num_computed_tokens = num_known
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Run the product's, and write the decision on the output for the worker's record."""
+        """Run the product's, and write on the output what the worker's record wants to know."""
         output = super().schedule(*args, **kwargs)
-        context = self._state(len(output.num_scheduled_tokens)).mean_context_tokens
-        setattr(output, TICK_ATTRIBUTE, {"mean_context_tokens": context, "reason": self._book.decision.reason})
-        setattr(output, KEY_ATTRIBUTE, self._unsent_key)
-        self._unsent_key = None
+        setattr(output, CONTEXT_ATTRIBUTE, self._state(len(output.num_scheduled_tokens)).mean_context_tokens)
         return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
@@ -110,3 +91,7 @@ class Scripted(_Base):
 
 class ScriptedScheduler(Scripted, EfficientScheduler):
     """Serves measured engines on a CPU."""
+
+
+class AsyncScriptedScheduler(Scripted, AsyncEfficientScheduler):
+    """Serves measured engines on a GPU."""

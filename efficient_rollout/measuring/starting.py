@@ -1,7 +1,8 @@
 """Start and stop the engines of a measurement."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from vllm import LLM
 
@@ -10,13 +11,14 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.drafter.cpu.native.library import has_avx512
 from efficient_rollout.engine.checks import check_device
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.environment import bind_workers
+from efficient_rollout.engine.environment import bind_workers, engines_in_this_process
+from efficient_rollout.engine.executor import InProcessExecutor
 from efficient_rollout.engine.installed import device_type
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
 _SPARE_TOKENS = 256
 # What vLLM looks drafts up with, and its settings.
-VLLM_LOOKUPS: dict[str, dict[str, int]] = {"ngram": {"prompt_lookup_min": 2, "prompt_lookup_max": 4}, "suffix": {}}
+_VLLM_LOOKUPS: dict[str, dict[str, int]] = {"ngram": {"prompt_lookup_min": 2, "prompt_lookup_max": 4}, "suffix": {}}
 # Of measured engines that draft, by type of device.
 _CLASSES = {
     "cpu": {
@@ -24,7 +26,7 @@ _CLASSES = {
         "worker_cls": "efficient_rollout.measuring.recording.RecordingWorker",
     },
     "cuda": {
-        "scheduler_cls": "efficient_rollout.measuring.v2.AsyncScriptedScheduler",
+        "scheduler_cls": "efficient_rollout.measuring.scripted.AsyncScriptedScheduler",
         "worker_cls": "efficient_rollout.measuring.v2.RecordingGpuWorker",
     },
 }
@@ -86,54 +88,57 @@ def fastest_dtype() -> str:
     return "bfloat16" if device_type() != "cpu" or has_avx512() else "float32"
 
 
-class Engines(Protocol):
-    """Starts the engines of a measurement; this module is one."""
-
-    def start_plain(self, model: str, limits: EngineLimits) -> Any:
-        """Start stock vLLM."""
-
-    def start_vllm_lookup(self, model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:
-        """Start stock vLLM with drafts it looks up itself, by a method of `VLLM_LOOKUPS`."""
-
-    def start_self_drafting(self, model: str, limits: EngineLimits, settings: Settings) -> Any:
-        """Start the product's engine, scripted and recorded."""
+# Starts an engine on a policy: the product's, scripted and recorded; or stock vLLM, where there are no settings.
+StartEngine = Callable[[str, EngineLimits, Settings | None], Any]
 
 
-def start_plain(model: str, limits: EngineLimits) -> Any:
-    """Start stock vLLM, without any class of this package.
+def start_engine(model: str, limits: EngineLimits, settings: Settings | None) -> Any:
+    """Start the product's engine. Requests can script its decisions, and its ticks are recorded.
 
-    It raises UnsupportedDeviceError where none of ours could start either.
+    Without settings it is stock vLLM, without any class of this package.
+
+    Raises:
+        EfficientRolloutError: From `engine_args`; UnsupportedDeviceError of a stock engine too, where none of ours
+            could start.
     """
-    check_device()
-    if device_type() == "cpu":
-        bind_workers(limits.tensor_parallel_size)
-    return LLM(**limits.to_args(model))
+    return LLM(**_options(model, limits, settings))
+
+
+def start_in_process(model: str, limits: EngineLimits, settings: Settings | None) -> Any:
+    """Do as `start_engine` does, with the worker in this process.
+
+    It starts in seconds, and shares this process's interpreter with whoever asks it.
+    """
+    with engines_in_this_process():
+        options = _options(model, limits, settings)
+        if settings is not None:
+            options["distributed_executor_backend"] = InProcessExecutor
+        return LLM(**options)
+
+
+def _options(model: str, limits: EngineLimits, settings: Settings | None) -> dict[str, Any]:
+    if settings is None:
+        check_device()
+        if device_type() == "cpu":
+            bind_workers(limits.tensor_parallel_size)
+        return limits.to_args(model)
+    ours = engine_args(
+        model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
+        tensor_parallel_size=limits.tensor_parallel_size,
+    )  # fmt: skip
+    return limits.to_args(model) | ours | _CLASSES[device_type()]
 
 
 def start_vllm_lookup(model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:
-    """Start stock vLLM with drafts it looks up itself, by a method of `VLLM_LOOKUPS`.
+    """Start stock vLLM with drafts it looks up itself, by its method `ngram` or `suffix`.
 
     Our worker, disabled, only verifies them, which stock vLLM on a CPU does wrongly.
     """
     return LLM(
         **limits.to_args(model),
         **engine_args(model, Settings(enabled=False), tensor_parallel_size=limits.tensor_parallel_size),
-        speculative_config={"method": method, "num_speculative_tokens": num_draft_tokens, **VLLM_LOOKUPS[method]},
+        speculative_config={"method": method, "num_speculative_tokens": num_draft_tokens, **_VLLM_LOOKUPS[method]},
     )
-
-
-def start_self_drafting(model: str, limits: EngineLimits, settings: Settings) -> Any:
-    """Start the product's engine. Requests can script its decisions, and its ticks are recorded."""
-    return LLM(**self_drafting_args(model, limits, settings))
-
-
-def self_drafting_args(model: str, limits: EngineLimits, settings: Settings) -> dict[str, Any]:
-    """Return keyword arguments of `vllm.LLM` for `start_self_drafting`."""
-    ours = engine_args(
-        model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
-        tensor_parallel_size=limits.tensor_parallel_size,
-    )  # fmt: skip
-    return limits.to_args(model) | ours | _CLASSES[device_type()]
 
 
 def stop(engine: Any) -> None:

@@ -1,21 +1,15 @@
-"""Scheduler and workers for probing and benchmarking on vLLM's V2 model runner."""
+"""Workers for probing and benchmarking on vLLM's V2 model runner."""
 
 from collections.abc import Callable
 
 import torch
 
 from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
-from efficient_rollout.engine.scheduler import AsyncEfficientScheduler
 from efficient_rollout.measuring.recording import Recording
-from efficient_rollout.measuring.scripted import Scripted
 
 # Odd numbers that spread consecutive integers over 64 bits: the golden ratio, and splitmix64's second.
 _SEED_FACTOR, _PLACE_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
 _BITS = 24
-
-
-class AsyncScriptedScheduler(Scripted, AsyncEfficientScheduler):
-    """Serves measured engines on a GPU."""
 
 
 class RecordingV2(Recording):

@@ -82,7 +82,7 @@ UPSTREAM = {
     "engine": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client"},
     "engine.cpu": {"vllm", "torch", "numpy"},
     "engine.gpu": {"vllm", "torch", "numpy"},
-    "measuring": {"vllm", "torch", "transformers", "numpy"},
+    "measuring": {"vllm", "torch"},
     "verl_plugin": {
         "verl",
         "ray",
@@ -95,7 +95,7 @@ UPSTREAM = {
         "psutil",
     },
     "openrlhf_plugin": {"openrlhf", "ray", "torch", "omegaconf", "yaml", "deepspeed"},
-    "bench": {"numpy", "torch"},
+    "bench": {"numpy", "torch", "transformers"},
     "gpu_check": {"vllm", "torch", "triton", "transformers", "numpy", "scipy", "pydantic"},
 }
 

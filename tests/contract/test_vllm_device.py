@@ -94,12 +94,12 @@ BY_HAND = """
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import UnsupportedDeviceError
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.measuring.starting import EngineLimits, start_plain
+from efficient_rollout.measuring.starting import EngineLimits, start_engine
 
 for start in (
     lambda: engine_args("any", Settings()),
     lambda: engine_args("any", Settings(enabled=False)),
-    lambda: start_plain("any", EngineLimits(max_requests=1, max_context_tokens=8, kv_cache_tokens=8)),
+    lambda: start_engine("any", EngineLimits(max_requests=1, max_context_tokens=8, kv_cache_tokens=8), None),
 ):
     try:
         start()

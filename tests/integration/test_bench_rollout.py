@@ -15,7 +15,7 @@ from efficient_rollout.bench.cli import add_bench_command
 from efficient_rollout.controller.cli import explain
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
-from efficient_rollout.measuring import in_process, starting
+from efficient_rollout.measuring import starting
 
 pytestmark = pytest.mark.engine
 
@@ -34,8 +34,7 @@ def run(add_command: Any, *arguments: str) -> None:
 def engines_here() -> Iterator[None]:
     """In this process: what is measured, written and read is the same."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("start_plain", "start_self_drafting"):
-            patch.setattr(starting, name, getattr(in_process, name))
+        patch.setattr(starting, "start_engine", starting.start_in_process)
         yield
 
 

@@ -18,7 +18,6 @@ from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check import answers, child, graphs, kernels, latency, operators, plan, products, samples
 from efficient_rollout.gpu_check.answers import Answer, Question, ask
-from efficient_rollout.gpu_check.engines import StandEngines
 from efficient_rollout.gpu_check.policies import make_policy, make_shape
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
 from efficient_rollout.gpu_check.weights import digest, hard_weight, hashed, packed_of
@@ -27,7 +26,7 @@ from efficient_rollout.measuring.starting import EngineLimits
 
 # Seconds in the interpreter are those of tokens drawn. Architectures, and every scheme, are tried here alone.
 SMALLEST = Sizes(
-    hidden_size=128, head_dim=32, num_layers=1, vocabulary=96, most_schemes=1, num_requests=2, num_tokens=6,
+    hidden_size=128, num_layers=1, vocabulary=96, most_schemes=1, num_requests=2, num_tokens=6,
     max_num_seqs=16, num_samples=12, large_weight=(256, 128), limit_bytes=1 << 24,
     trained_policy="nano", num_prompts=2, response_tokens=12,
 )  # fmt: skip
@@ -264,8 +263,8 @@ def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path,
 def test_as_many_drafts_are_wrong_as_is_stated_and_no_token_is(stand):
     """And each tick of the V2 runner is recorded: what it verified, and the seconds of its own chain."""
     limits = EngineLimits(max_requests=4, max_context_tokens=48, kv_cache_tokens=4 * 48, dtype="float32")
-    engines = StandEngines(stand, latency.DUMMY, spoiled_share=0.5)
-    engine = engines.start_self_drafting(str(make_shape(stand.folder, "tiny")), limits, drafting("int4", 2))
+    policy = str(make_shape(stand.folder, "tiny"))
+    engine = stand.start_measured(policy, limits, drafting("int4", 2), spoiled_share=0.5)
     asked = [Question(prompt=(1, 2, 3 + number), seed=number) for number in range(4)]
     try:
         answered, found = [], []

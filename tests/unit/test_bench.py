@@ -76,7 +76,8 @@ def test_rounds_have_the_same_lengths_and_other_prompts(tmp_path: Path, monkeypa
     monkeypatch.setattr(cli, "resolve_engine_arguments", lambda _args: None)
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 64}))
     plan = cli._plan(bench_rollout(tmp_path, "--rounds", "2", "--fixed-batches", "1"))
-    for first, second in (plan.rounds, plan.fixed[1]):
+    assert list(plan.rounds) == ["rollout", "1"]
+    for first, second in plan.rounds.values():
         assert [r.max_tokens for r in first] == [r.max_tokens for r in second]
         assert all(a.prompt_token_ids != b.prompt_token_ids for a, b in zip(first, second, strict=True))
 
@@ -197,7 +198,7 @@ def test_table_names_the_arms_that_lose() -> None:
 
 def test_curves_over_time() -> None:
     assert active_curve([3.0, 1.0]) == {"seconds": [0.0, 1.0, 3.0], "requests": [2.0, 1.0, 0.0]}
-    ticks = [(0.0, 0.1, 0, 8), (0.1, 0.1, 0, 8), (0.2, 0.1, 4, 3), (0.3, 0.1, 4, 2), (0.4, 0.1, 0, 2)]
+    ticks = [(0.0, 0), (0.1, 0), (0.2, 4), (0.3, 4), (0.4, 0)]
     steps = draft_token_steps(result(1.0, [1], ticks=ticks))
     assert steps == {"seconds": [0.0, 0.2, 0.4], "draft_tokens": [0.0, 4.0, 0.0]}
 

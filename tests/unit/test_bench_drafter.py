@@ -5,27 +5,17 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from efficient_rollout.bench import calibrate
-from efficient_rollout.bench.acceptance import acceptance, check_checkpoints, unfinished
+from efficient_rollout.bench.acceptance import acceptance, acceptance_table, check_checkpoints, unfinished
 from efficient_rollout.bench.cli import add_bench_command
 from efficient_rollout.bench.drafter import plain_passes
 from efficient_rollout.bench.drafter_cli import drafters_of, plan_of
-from efficient_rollout.bench.drafter_plan import (
-    PLAIN_COMPILED,
-    PLAIN_EAGER,
-    DrafterPlan,
-    Measured,
-    Run,
-    SwitchRun,
-    SyncRun,
-)
-from efficient_rollout.bench.drafter_report import baseline_of, summarize
-from efficient_rollout.bench.drafter_table import acceptance_table, table
+from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, Measured, Run, SyncRun
+from efficient_rollout.bench.drafter_report import baseline_of, summarize, table
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
@@ -79,14 +69,15 @@ def plan(model: Path, **changes: Any) -> DrafterPlan:
         "temperature": 1.0,
         "dtype": "float32",
         "is_compiled": False,
-        "has_compiled_baseline": True,
+        "plain_arms": (PLAIN_EAGER, PLAIN_COMPILED),
     }
     return DrafterPlan(**{**values, **changes})
 
 
 def measured() -> Measured:
     """Three rounds; the machine was ten times slower in the second one. Compiled plain decoding is the faster one."""
-    found = Measured(memory={"int8": SimpleNamespace(drafter_bytes=NUM_WEIGHTS, num_packed_weights=NUM_WEIGHTS)})
+    found = Measured(memory={"int8": {"drafter_bytes": NUM_WEIGHTS, "num_packed_weights": NUM_WEIGHTS}})
+    found.switches["int8", 1] = [3.96 * slowness for slowness in (1.0, 10.0, 1.0)]
     for number, slowness in enumerate((1.0, 10.0, 1.0)):
         found.runs += [
             plain(PLAIN_EAGER, 2.0 * slowness, number),
@@ -95,12 +86,6 @@ def measured() -> Measured:
             drafting(1, 0.4 * slowness, 1.2 * slowness, 1.25, number),
             drafting(4, 0.3 * slowness, 1.3 * slowness, 5.0, number),
         ]
-        found.switches.append(
-            SwitchRun(
-                arm="int8", batch=1, num_draft_tokens=4, round=number, pair_seconds=3.96 * slowness,
-                steady_pair_seconds=3.6 * slowness,
-            )
-        )  # fmt: skip
         found.syncs.append(
             SyncRun(
                 arm="int8", weight_sync_seconds=5.0 * slowness, requantize_seconds=1.0 * slowness,
@@ -191,7 +176,7 @@ def test_the_byte_ratio_counts_what_a_draft_step_reads(policy: Path) -> None:
     assert memory["byte_ratio"] == memory["memory_ratio"] == 0.25
     head_left_out = measured()
     num_packed = NUM_WEIGHTS - 80
-    head_left_out.memory["int8"] = SimpleNamespace(drafter_bytes=num_packed, num_packed_weights=num_packed)
+    head_left_out.memory["int8"] = {"drafter_bytes": num_packed, "num_packed_weights": num_packed}
     memory = summarize(plan(policy), head_left_out)["memory"]["int8"]
     assert memory["byte_ratio"] == pytest.approx((num_packed + 4 * 80) / (4 * NUM_WEIGHTS))
     assert memory["memory_ratio"] < 0.25

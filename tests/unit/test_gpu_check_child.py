@@ -14,9 +14,7 @@ from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     """Of a step in a module of this test's, on a stand that is none."""
-    stand = Stand(
-        device="cpu", folder=tmp_path, dtype="float32", sizes=Sizes(), worker="", recording_worker="", start=list
-    )
+    stand = Stand(device="cpu", folder=tmp_path, dtype="float32", sizes=Sizes())
     given = []
 
     def stand_in(folder, shapes):

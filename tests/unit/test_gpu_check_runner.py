@@ -13,7 +13,7 @@ import pytest
 
 from efficient_rollout.certificate import Machine
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.gpu_check import runner, state
+from efficient_rollout.gpu_check import runner
 from efficient_rollout.gpu_check.child import measured_path
 from efficient_rollout.gpu_check.plan import Step
 
@@ -52,7 +52,7 @@ def test_steps_run_in_their_order_and_are_remembered(fakes):
     assert [outcome.measured for outcome in outcomes] == [{"count": 1}] * 3
     assert (fakes.folder / "first.log").read_text() == "all is well\n"
     assert "second: passed after" in "\n".join(told)
-    assert list(state.read_state(fakes.folder).steps) == fakes.ran
+    assert list(runner.read_state(fakes.folder).steps) == fakes.ran
 
 
 def test_a_rerun_goes_on_behind_what_passed(fakes):
@@ -147,7 +147,7 @@ def test_an_interruption_leaves_no_process_and_no_state(tmp_path, number, code):
     assert command.returncode == code
     assert "every process of the run has ended" in errors
     assert not runs(int(log.read_text()))
-    assert state.read_state(tmp_path) is None
+    assert runner.read_state(tmp_path) is None
 
 
 def test_two_at_once_in_a_folder_are_refused(tmp_path):
@@ -168,14 +168,14 @@ def test_a_full_disk_is_said(fakes, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(state, "written_whole", full)
+    monkeypatch.setattr(runner, "written_whole", full)
     with pytest.raises(runner.DiskError, match=r"step first cannot be recorded.*No space left.*Make room"):
         run(fakes)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 7}'])
 def test_a_state_that_is_none_is_refused(fakes, text):
-    (fakes.folder / state.FILE).write_text(text)
+    (fakes.folder / runner.STATE).write_text(text)
     with pytest.raises(InputFileError, match="--fresh"):
         run(fakes)
 

@@ -23,7 +23,6 @@ def tick(
         num_drafted=k,
         had_prefill=prefill,
         mean_context_tokens=10.0,
-        reason="scripted",
     )
 
 
