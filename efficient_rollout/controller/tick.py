@@ -57,7 +57,7 @@ class TickResult:
         num_computed_tokens: Those tokens: of prompts, the newest of each decoding request, and drafts.
         num_emitted_tokens: Tokens that requests got.
         verified: The drafts that were verified.
-        chain_length: Draft tokens per request that the worker drafted at its end, for the tick after it.
+        num_drafted: Draft tokens per request that the worker drafted at its end, for the tick after it.
         drafting: What the drafter did for that; None where it is not told.
         goes_on: Whether the engine has requests left.
     """
@@ -66,7 +66,7 @@ class TickResult:
     num_computed_tokens: int
     num_emitted_tokens: int
     verified: VerifiedDrafts
-    chain_length: int
+    num_drafted: int
     goes_on: bool
     drafting: DraftCounts | None = None
 
@@ -186,7 +186,7 @@ class TickBook:
     def _observation(self, begun: _Begun, result: TickResult, seconds: float | None) -> TickObservation:
         verified = result.verified
         # A chain that requests near their end cut short says nothing about the length that was asked for.
-        is_cut = result.chain_length < begun.decision.num_draft_tokens
+        is_cut = result.num_drafted < begun.decision.num_draft_tokens
         return TickObservation(
             num_draft_tokens=begun.decision.num_draft_tokens,
             num_requests=result.num_requests,

@@ -111,14 +111,14 @@ class ReportingWorker(WeightDoors):
     def report_on(
         self,
         output: ModelRunnerOutput,
-        chain_length: int = 0,
+        num_drafted: int = 0,
         drafts: DraftTokenIds | None = None,
         drafting: DraftCounts | None = None,
     ) -> None:
         """Let the news of a tick ride on its output, where there are any."""
         health = self.drafter_report()
-        if chain_length or health != self._told_health:
-            attach(output, WorkerReport(health, chain_length, drafts, drafting))
+        if num_drafted or health != self._told_health:
+            attach(output, WorkerReport(health, num_drafted, drafts, drafting))
             # A fault of the weights is told with every tick that it refuses.
             self._told_health = None if health.weights_fault is not None else health
 

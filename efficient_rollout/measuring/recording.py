@@ -69,7 +69,7 @@ class Recording(_Base):
         output = super().sample_tokens(grammar_output)
         if self._open is not None and self.self_drafter is not None:
             # A chain ends early where no request may emit more.
-            self._open["num_drafted"] = self.self_drafter.chain_length
+            self._open["num_drafted"] = self.self_drafter.num_drafted
         return output
 
     def _record(self, scheduled: SchedulerOutput) -> dict[str, Any]:

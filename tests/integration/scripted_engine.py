@@ -63,7 +63,7 @@ class FaultyProposer(SelfDraftProposer):
     def propose(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The product's, keeping a digest of every draft so far."""
         drafts = super().propose(*args, **kwargs)
-        chains = self.drafts.draft_token_ids if self.chain_length else []
+        chains = self.drafts.draft_token_ids if self.num_drafted else []
         self.digest = hashlib.sha256(f"{self.digest}{chains}".encode()).hexdigest()
         return drafts
 

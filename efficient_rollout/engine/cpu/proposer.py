@@ -51,9 +51,9 @@ class SelfDraftProposer(DraftModelProposer):
     never attends to a drafter's KV.
 
     Attributes:
-        chain_length: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
+        num_drafted: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
             same on every rank, as are the next two.
-        drafts: Of each request, where `chain_length` is not 0.
+        drafts: Of each request, where `num_drafted` is not 0.
         drafting: What passes did for them.
     """
 
@@ -76,7 +76,7 @@ class SelfDraftProposer(DraftModelProposer):
         self.window = window
         self._max_copies = 0 if lookup == "off" else MOST_COPIES
         self._ended = EndedResponses() if lookup == "group" else None
-        self.chain_length = 0
+        self.num_drafted = 0
         self.drafts, self.drafting = DraftTokenIds([], []), DraftCounts()
         self.draft_seconds, self._counts = 0.0, DraftCounts()
         self.links: LinkReport | None = None
@@ -153,19 +153,19 @@ class SelfDraftProposer(DraftModelProposer):
         started = time.perf_counter()
         num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
         useful = self._useful_drafts(num_computed)
-        chain_length = min(num_speculative_tokens, max(useful))
-        if chain_length == 0:
+        num_draft_tokens = min(num_speculative_tokens, max(useful))
+        if num_draft_tokens == 0:
             return none
         try:
             chains = self._draft(
-                chain_length, useful, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+                num_draft_tokens, useful, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
             )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self._health.turn_off_drafter(fault_of(error))
             return none
         finally:
             self.draft_seconds += time.perf_counter() - started
-        self.chain_length, self.drafting = chain_length, chains.counts
+        self.num_drafted, self.drafting = num_draft_tokens, chains.counts
         self._counts.add(chains.counts)
         self.drafts = DraftTokenIds(self.runner.input_batch.req_ids[:num_requests].copy(), chains.drafts)
         return none

@@ -137,12 +137,12 @@ class CpuWorker(ReportingWorker, CPUWorker):
             return refused
         drafter = self.self_drafter
         if drafter is not None:
-            drafter.chain_length = 0  # stock may not ask it
+            drafter.num_drafted = 0  # stock may not ask it
         with self._no_noise_for_unfinished_prompts(), self._speculating_where_asked():
             output = super().sample_tokens(grammar_output)
         if drafter is not None and isinstance(output, ModelRunnerOutput):
-            if drafter.chain_length:
-                self.report_on(output, drafter.chain_length, drafter.drafts, drafter.drafting)
+            if drafter.num_drafted:
+                self.report_on(output, drafter.num_drafted, drafter.drafts, drafter.drafting)
             else:
                 self.report_on(output)
         return self.count(output)

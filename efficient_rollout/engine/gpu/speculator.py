@@ -52,8 +52,8 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         looks_up: Whether draft passes check copies of requests' own text.
 
     Attributes:
-        num_drafts: Draft tokens per request to draft in the tick that runs; the worker sets it.
-        chain_length: Those drafted in the last tick.
+        num_draft_tokens: Draft tokens per request to draft in the tick that runs; the worker sets it.
+        num_drafted: Those drafted in the last tick.
         steps: What the passes of the chain that runs do.
         most_rows: Rows of a request in a pass that looks copies up; 1 where none does.
         drafting: What passes did since it was taken.
@@ -70,7 +70,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self.runner = runner
         self.packed, self._health = packed, health
         self.ranks = Ranks(packed, device)
-        self.num_drafts = self.chain_length = 0
+        self.num_draft_tokens = self.num_drafted = 0
         self.links: LinkReport | None = None
         self.stopwatch = Stopwatch(device)
         self._graphs: SpeculatorCudaGraphManager | None = None
@@ -168,7 +168,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         is_profile: bool = False,
         **_of_other_speculators: Any,
     ) -> torch.Tensor:
-        """Draft `num_drafts` tokens for each request of the batch.
+        """Draft `num_draft_tokens` tokens for each request of the batch.
 
         Args:
             input_batch: Of the pass that sampled the newest tokens.
@@ -178,12 +178,12 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             dummy_run: Runs for its memory and its kernels, on no request; so a fault raises.
 
         Returns:
-            int64 [num_requests, most drafts]; the first `chain_length` columns are this chain's; others are any tokens.
+            int64 [num_requests, most drafts]; the first `num_drafted` columns are this chain's; others are any tokens.
         """
         num_requests = input_batch.num_reqs
-        drafts, self.chain_length = self.draft_tokens[:num_requests], 0
-        if not dummy_run and (self.num_drafts == 0 or self._health.drafter_fault is not None):
-            return drafts.fill_(ANY_TOKEN) if self.num_drafts else drafts
+        drafts, self.num_drafted = self.draft_tokens[:num_requests], 0
+        if not dummy_run and (self.num_draft_tokens == 0 or self._health.drafter_fault is not None):
+            return drafts.fill_(ANY_TOKEN) if self.num_draft_tokens else drafts
         self._copy_request_inputs(num_requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
         num_passes = self._choose(num_requests, is_dummy=dummy_run)
         try:
@@ -197,13 +197,13 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             self.steps.forget_copies()
             self._health.turn_off_drafter(fault_of(error))
             return drafts.fill_(ANY_TOKEN)
-        self.chain_length = self.num_drafts
+        self.num_drafted = self.num_draft_tokens
         return drafts
 
     def _choose(self, num_requests: int, *, is_dummy: bool) -> int:
         """Choose the steps of a chain; return how many passes it takes."""
         self.steps = self._widest if self._widest.fits(num_requests) else self._plain
-        return max(1, self.num_drafts if is_dummy else self.steps.num_passes(self.num_drafts))
+        return max(1, self.num_draft_tokens if is_dummy else self.steps.num_passes(self.num_draft_tokens))
 
     def _run(self, num_passes: int, input_batch: InputBatch, skips_attention: bool, *, is_eager: bool) -> None:
         steps, n = self.steps, input_batch.num_reqs

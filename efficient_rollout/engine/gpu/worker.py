@@ -36,19 +36,19 @@ class _Reported(AsyncModelRunnerOutput):
     Args:
         output: Stock's.
         worker: Whose tick it is of.
-        chain_length: Draft tokens per request that the tick drafted.
+        num_drafted: Draft tokens per request that the tick drafted.
         drafting: What was learned in the tick of what passes did; None without a drafter.
     """
 
     def __init__(
-        self, output: AsyncModelRunnerOutput, worker: "V2Worker", chain_length: int, drafting: DraftCounts | None
+        self, output: AsyncModelRunnerOutput, worker: "V2Worker", num_drafted: int, drafting: DraftCounts | None
     ) -> None:
-        self._output, self._worker, self._chain_length, self._drafting = output, worker, chain_length, drafting
+        self._output, self._worker, self._num_drafted, self._drafting = output, worker, num_drafted, drafting
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for it."""
         output = self._output.get_output()
-        self._worker.report_on(output, self._chain_length, drafting=self._drafting)
+        self._worker.report_on(output, self._num_drafted, drafting=self._drafting)
         return self._worker.count(output)
 
 
@@ -135,7 +135,7 @@ class V2Worker(ReportingWorker):
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
-            self.self_drafter.num_drafts = scheduler_output.num_spec_tokens_to_schedule
+            self.self_drafter.num_draft_tokens = scheduler_output.num_spec_tokens_to_schedule
         return super().execute_model(scheduler_output)
 
     @torch.inference_mode()
@@ -153,7 +153,7 @@ class V2Worker(ReportingWorker):
         drafter = self.self_drafter
         if drafter is None:
             return _Reported(output, self, 0, None)
-        return _Reported(output, self, drafter.chain_length, drafter.take_drafting())
+        return _Reported(output, self, drafter.num_drafted, drafter.take_drafting())
 
     def sleep(self, level: int = 1) -> None:
         """Run stock.
