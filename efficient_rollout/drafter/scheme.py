@@ -63,3 +63,6 @@ class Scheme:
     def _padded(self, out_features: int, in_features: int) -> tuple[int, int]:
         outputs, inputs = self.tile
         return -(-out_features // outputs) * outputs, -(-in_features // inputs) * inputs
+
+
+UNQUANTIZED = Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)

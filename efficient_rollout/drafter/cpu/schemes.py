@@ -8,7 +8,7 @@ from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
 from efficient_rollout.drafter.cpu.int8 import Int8Linear, onednn_missing
 from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
-from efficient_rollout.drafter.scheme import Scheme
+from efficient_rollout.drafter.scheme import UNQUANTIZED, Scheme
 
 
 def _int8() -> Scheme:
@@ -36,14 +36,10 @@ def _int4(group_size: int) -> Scheme:
     )
 
 
-def _unquantized() -> Scheme:
-    return Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)
-
-
 def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
     """Return every scheme for a CPU, by name."""
     return {
         "int8": _int8(),
         "int4": _int4(settings.group_size),
-        "unquantized": _unquantized(),
+        "unquantized": UNQUANTIZED,
     }
