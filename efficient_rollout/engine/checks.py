@@ -10,7 +10,7 @@ import torch
 from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.installed import device_type, installed_vllm, waits_for_gpu
+from efficient_rollout.engine.installed import device_type, installed_vllm, this_machine, waits_for_gpu
 from efficient_rollout.engine.policy import check_heads, check_hf_config, check_widths, read_hf_config
 from efficient_rollout.errors import (
     ConfigError,
@@ -78,8 +78,6 @@ def check_certificate(settings: Settings) -> None:
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
-        from efficient_rollout.engine.machine import this_machine
-
         check = require_certificate if settings.gpu_certificate == "required" else certificate_gap
         check(this_machine(), settings.gpu_certificate_path)
 

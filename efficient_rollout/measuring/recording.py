@@ -182,7 +182,7 @@ class RecordingWorker(Recording, _Timed):
     """Is the worker of measured engines on a CPU."""
 
     def _draft_mark(self) -> float:
-        return self.self_drafter.draft_seconds if self.self_drafter is not None else 0.0
+        return self.self_drafter.stopwatch.seconds() if self.self_drafter is not None else 0.0
 
     def _draft_seconds_between(self, marks: list[list[float]]) -> list[float]:
         return [max(0.0, end - begin) for begin, end in marks]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
+from efficient_rollout.engine.gpu.worker import GpuWorker
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler
 from efficient_rollout.measuring.recording import Recording
 from efficient_rollout.measuring.scripted import Scripted

@@ -23,7 +23,7 @@ from efficient_rollout.engine.cpu import sampling as verifier
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.worker import CpuWorker
-from efficient_rollout.engine.link_report import link_report
+from efficient_rollout.engine.drafter_model import link_report
 from efficient_rollout.engine.scheduler import EfficientScheduler
 from efficient_rollout.engine.tapped_target import PackedMethod
 

@@ -244,7 +244,7 @@ def test_the_weights_are_the_same_numbers_in_every_dtype():
 
 def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path, monkeypatch):
     from efficient_rollout.config import Settings
-    from efficient_rollout.engine.gpu import gpu_worker
+    from efficient_rollout.engine.gpu import worker as gpu_worker
     from efficient_rollout.errors import UnsupportedDeviceError
     from efficient_rollout.gpu_check.gpu_worker import UncertifiedGpuWorker
 

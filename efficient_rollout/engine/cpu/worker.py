@@ -142,7 +142,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
             output = super().sample_tokens(grammar_output)
         if drafter is not None and isinstance(output, ModelRunnerOutput):
             if drafter.num_drafted:
-                self.report_on(output, drafter.num_drafted, drafter.drafts, drafter.drafting)
+                self.report_on(output, drafter.num_drafted, drafter.drafts, self.count_drafting(drafter.drafting))
             else:
                 self.report_on(output)
         return self.count(output)

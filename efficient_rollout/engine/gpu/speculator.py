@@ -21,11 +21,9 @@ from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.stopwatch import Stopwatch
-from efficient_rollout.engine.drafter_model import build_drafter
+from efficient_rollout.engine.drafter_model import LinkReport, build_drafter, sharing_kv_cache
 from efficient_rollout.engine.gpu.chain import ANY_TOKEN, steps_of
 from efficient_rollout.engine.gpu.graphs import complete
-from efficient_rollout.engine.gpu.shared_kv import share_kv_cache
-from efficient_rollout.engine.link_report import LinkReport, link_report
 from efficient_rollout.engine.ranks import DrafterFault, Ranks, fault_of
 
 try:  # vLLM 0.31
@@ -36,6 +34,10 @@ except ImportError:  # from 0.32 on
         StandaloneARSpeculator as PlainDraftModelSpeculator,
     )
     from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
+
+
+# Methods of the runner that collect what KV cache to allocate, and that allocate and bind it.
+_COLLECTING = ("get_kv_cache_spec", "initialize_kv_cache")
 
 
 class SelfDraftSpeculator(DraftModelSpeculator):
@@ -76,26 +78,11 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self._graphs: SpeculatorCudaGraphManager | None = None
         self._plain, self._widest = steps_of(self, looks_up=looks_up)
         self.steps, self.most_rows = self._plain, self._widest.num_rows
-        self.drafting, self._counts = DraftCounts(), DraftCounts()
-
-    def counts(self) -> dict[str, float]:
-        """Return what was counted since `forget_counts`, by names of `RolloutStats`."""
-        return {
-            "draft_seconds": self.stopwatch.seconds(),
-            "num_draft_passes": self._counts.num_passes,
-            "num_copies": self._counts.num_copies,
-            "num_copies_kept": self._counts.num_copies_kept,
-        }
-
-    def forget_counts(self) -> None:
-        """Count from here on."""
-        self.stopwatch.reset()
-        self._counts = DraftCounts()
+        self.drafting = DraftCounts()
 
     def take_drafting(self) -> DraftCounts:
         """Return what passes did since the last call, as far as it is known; nothing is waited for."""
         counts, self.drafting = self.drafting, DraftCounts()
-        self._counts.add(counts)
         return counts
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
@@ -109,9 +96,16 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         config = replace(self.vllm_config, quant_config=None, parallel_config=parallel)
         with set_model_tag("draft_model"):
             drafter = build_drafter(config, target_model, self.packed)
-        self.links = link_report(drafter.model)
-        share_kv_cache(self.runner, self.vllm_config.compilation_config.static_forward_context, drafter.twins)
+        self.links = drafter.links
+        sharing = sharing_kv_cache(self.vllm_config.compilation_config.static_forward_context, drafter.twins)
+        for name in _COLLECTING:
+            setattr(self.runner, name, sharing(getattr(self.runner, name)))
         return drafter.model
+
+    def stop_sharing_kv_cache(self) -> None:
+        """Leave the runner its own methods: what they were replaced by holds the layers."""
+        for name in _COLLECTING:
+            vars(self.runner).pop(name, None)
 
     _run_model = PlainDraftModelSpeculator._run_model
 
@@ -240,31 +234,15 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         )
 
     def _captured_step(
-        self,
-        num_requests: int,
-        num_tokens: int,
-        metadata: Any,
-        slot_mappings: Any,
-        num_tokens_across_dp: torch.Tensor | None,
-        mode: CUDAGraphMode,
-        num_speculative_steps: int | None = None,
+        self, num_requests: int, num_tokens: int, metadata: Any, *others_of_step: Any, **_of_stocks_graphs: Any
     ) -> None:
-        """Do what is captured: every replay renews where KV is written and how attention is planned.
-
-        Args:
-            num_requests: Of the graph, with padding.
-            num_tokens: As many, or as many times the rows of a step that looks up.
-            metadata: By layer; on buffers that stay, as `slot_mappings` is.
-            slot_mappings: By layer.
-            num_tokens_across_dp: int32 [data parallel size], or None.
-            mode: NONE: stock captures with it.
-            num_speculative_steps: What a graph of stock's is of; one step has its own number on the device.
-        """
+        """Do what is captured: every replay renews where KV is written and how attention is planned, and steps."""
         self.steps = self._plain if num_tokens == num_requests else self._widest
         self.steps.slots(num_requests, num_tokens)
         for groups in self.attn_groups:
             for group in groups:
                 group.update_draft_decode_metadata(metadata)
+        slot_mappings, num_tokens_across_dp, _mode = others_of_step
         self.steps.step(num_requests, num_tokens, metadata, slot_mappings, num_tokens_across_dp)
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:

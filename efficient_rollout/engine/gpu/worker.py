@@ -1,4 +1,4 @@
-"""What an engine's worker adds to vLLM's V2 model runner, on whichever device."""
+"""The worker of vLLM's V2 model runner: stock, plus the self-drafter, and a report of what the engine did."""
 
 import logging
 from typing import Any
@@ -8,17 +8,21 @@ from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.gpu_worker import Worker
 
+from efficient_rollout.certificate import certificate_gap, require_certificate
+from efficient_rollout.config import Settings
 from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
+from efficient_rollout.engine.checks import check_drafting_engine
 from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
-from efficient_rollout.engine.gpu.shared_kv import stop_sharing_kv_cache
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
+from efficient_rollout.engine.installed import this_machine
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
-from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
+from efficient_rollout.engine.weights.sync import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.sampling.noise import stream_key
 
@@ -153,7 +157,7 @@ class V2Worker(ReportingWorker):
         drafter = self.self_drafter
         if drafter is None:
             return _Reported(output, self, 0, None)
-        return _Reported(output, self, drafter.num_drafted, drafter.take_drafting())
+        return _Reported(output, self, drafter.num_drafted, self.count_drafting(drafter.take_drafting()))
 
     def sleep(self, level: int = 1) -> None:
         """Run stock.
@@ -179,10 +183,42 @@ class V2Worker(ReportingWorker):
         runner = getattr(self, "model_runner", None)
         vars(self).pop("load_checkpoint_tensors", None)  # a method of the policy
         if self.self_drafter is not None and runner is not None:
-            stop_sharing_kv_cache(runner)
+            self.self_drafter.stop_sharing_kv_cache()
             runner.rejection_sampler = None
             self.self_drafter = self.vllm_config.quant_config = None
 
     def _lose_drafter(self) -> None:
         if self.self_drafter is not None:
             self.health.drafter_fault = _LOST
+
+
+class GpuWorker(V2Worker, Worker):
+    """Is the `worker_cls` of an engine on a GPU, with or without drafting."""
+
+    def look_for_certificate(self, settings: Settings) -> None:
+        """Find this machine's certificate; without one, warn or refuse as the settings say.
+
+        Raises:
+            UnsupportedDeviceError: There is none and the settings require one; or its check failed.
+        """
+        machine, path = this_machine(), settings.gpu_certificate_path
+        if settings.gpu_certificate == "required":
+            require_certificate(machine, path)
+        self.certificate_gap = certificate_gap(machine, path)
+        if self.certificate_gap is not None and self.rank == 0:
+            logger.warning("this engine drafts without a certificate: %s", self.certificate_gap)
+
+    def check(self) -> None:
+        """Check what `engine_args` could not: the engine's options as vLLM has resolved them.
+
+        Raises:
+            UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
+            UnsupportedDeviceError: This kind of machine has no certificate and the settings require one, or its check
+                failed.
+            UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
+            SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
+        """
+        settings = self.settings
+        if settings.enabled:
+            self.look_for_certificate(settings)
+            check_drafting_engine(self.vllm_config, settings, device="cuda")
