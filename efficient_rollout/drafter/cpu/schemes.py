@@ -4,10 +4,9 @@ import torch
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.cpu.int4 import Int4Linear
-from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
 from efficient_rollout.drafter.cpu.int8 import Int8Linear, onednn_missing
-from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
+from efficient_rollout.drafter.cpu.quantized_native import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.drafter.scheme import UNQUANTIZED, Scheme
 
 

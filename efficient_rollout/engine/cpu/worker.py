@@ -13,8 +13,8 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_engine
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
-from efficient_rollout.engine.cpu.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.native_attention import use_native_attention
+from efficient_rollout.engine.cpu.positions import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.sampling import NoiseSampler, RequestNoise, Verifier
 from efficient_rollout.engine.graph_cache import name_policy_graph

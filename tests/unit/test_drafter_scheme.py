@@ -8,7 +8,7 @@ from efficient_rollout.drafter.cpu import schemes
 from efficient_rollout.drafter.cpu.int4 import quantize_int4
 from efficient_rollout.drafter.cpu.int8 import quantize_int8
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.drafter.padded import PaddedLinear
+from efficient_rollout.drafter.scheme import PaddedLinear
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme
 
 SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]
