@@ -21,7 +21,7 @@ from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Fed, Tokens
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.responses import EndedResponses
 from efficient_rollout.drafter.stopwatch import Stopwatch
-from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows, drafts_left
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows
 from efficient_rollout.engine.cpu.positions import Positions, can_look_ahead
 from efficient_rollout.engine.cpu.sampling import DraftSampler, NoiseSampler
 from efficient_rollout.engine.drafter_model import LinkReport, build_drafter, sharing_kv_cache
@@ -171,7 +171,7 @@ class SelfDraftProposer(DraftModelProposer):
                 continue
             parameters = self.runner.requests[batch.req_ids[row]].sampling_params
             num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
-            left = min(drafts_left(parameters.max_tokens - num_sampled), held - computed)
+            left = min(max(0, parameters.max_tokens - num_sampled - 1), held - computed)
             useful.append(longest_draft(parameters.extra_args, left))
         return useful
 

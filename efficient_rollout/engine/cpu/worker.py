@@ -23,11 +23,6 @@ from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.worker import ReportingWorker
 
 
-def is_plain(scheduler_output: SchedulerOutput) -> bool:
-    """Tell whether a tick verifies no drafts and is not asked for any."""
-    return scheduler_output.num_spec_tokens_to_schedule == 0 and not scheduler_output.scheduled_spec_decode_tokens
-
-
 @contextmanager
 def speculation_hidden(model_runner: Any) -> Iterator[None]:
     """Have the stock runner take its path without speculation, for one of a plain tick's two calls.
@@ -119,7 +114,10 @@ class CpuWorker(ReportingWorker, CPUWorker):
             self.noise.forget(scheduler_output.finished_req_ids)
         if self.self_drafter is not None:
             self.self_drafter.keep_ended(scheduler_output.finished_req_ids)
-        self._is_plain_tick = is_plain(scheduler_output)
+        # It verifies no drafts and is not asked for any.
+        self._is_plain_tick = not (
+            scheduler_output.num_spec_tokens_to_schedule or scheduler_output.scheduled_spec_decode_tokens
+        )
         with self._speculating_where_asked():
             return self.count(super().execute_model(scheduler_output))
 

@@ -16,7 +16,7 @@ from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_drafting_engine
-from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
+from efficient_rollout.engine.gpu.graphs import capture_limit
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
@@ -100,8 +100,18 @@ class V2Worker(ReportingWorker):
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Run stock, and tell of batches that will run without a graph."""
         super().initialize_from_config(kv_cache_config)
-        if self.self_drafter is not None:
-            self._tell_of_batches_without_a_graph(self.self_drafter.most_rows)
+        most = self.vllm_config.compilation_config.max_cudagraph_capture_size
+        wanted = capture_limit(
+            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
+        )
+        if self.self_drafter is not None and most and wanted is not None and wanted > most:
+            logger.info(
+                "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
+                "for a small one max_cudagraph_capture_size=%d in compilation_config gives all of them one, for memory "
+                "and seconds of capture",
+                most,
+                wanted,
+            )
 
     def compile_or_warm_up_model(self) -> Any:
         """Run stock, which ends by seeding its generators alike in all engines of a server.
@@ -114,21 +124,6 @@ class V2Worker(ReportingWorker):
         if rank > 0:
             set_random_seed(stream_key("engine", self.model_config.seed, rank) >> 32)
         return result
-
-    def _tell_of_batches_without_a_graph(self, rows: int) -> None:
-        most = self.vllm_config.compilation_config.max_cudagraph_capture_size
-        drafts, requests = self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
-        wanted = capture_limit(drafts, requests)
-        if most and wanted is not None and wanted > most:
-            logger.info(
-                "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
-                "for a small one max_cudagraph_capture_size=%d in compilation_config gives all of them one, with %d "
-                "full graphs in the place of %d",
-                most,
-                wanted,
-                num_graphs(drafts, requests, wanted, rows=rows),
-                num_graphs(drafts, requests, most, rows=rows),
-            )
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Run stock, with the scheduler's statistics taken in, and its decision.
