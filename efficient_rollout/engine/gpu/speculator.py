@@ -11,7 +11,6 @@ from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, replace
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
-from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
@@ -219,30 +218,30 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             metadata = by_layer = None
             if not skips_attention:
                 by_layer = build_slot_mappings_by_layer(steps.slots(n, graph.num_tokens), self.kv_cache_config)
-                metadata = self._metadata(graph, input_batch, step)
+                metadata = self._build_uniform_attn_metadata(
+                    batch_desc=graph,
+                    num_reqs=n,
+                    num_query_per_req=steps.num_rows,
+                    seq_lens_cpu_upper_bound=input_batch.seq_lens_cpu_upper_bound,
+                    step=steps.longest(step),
+                )
             across = None if sync is None else sync.num_tokens_across_dp
             steps.step(n, graph.num_tokens, metadata, by_layer, across)
         self.ranks.end()
 
-    def _metadata(self, graph: BatchExecutionDescriptor, input_batch: InputBatch, step: int) -> dict[str, Any] | None:
-        return self._build_uniform_attn_metadata(
-            batch_desc=graph,
-            num_reqs=input_batch.num_reqs,
-            num_query_per_req=self.steps.num_rows,
-            seq_lens_cpu_upper_bound=input_batch.seq_lens_cpu_upper_bound,
-            step=self.steps.longest(step),
-        )
-
     def _captured_step(
-        self, num_requests: int, num_tokens: int, metadata: Any, *others_of_step: Any, **_of_stocks_graphs: Any
-    ) -> None:
-        """Do what is captured: every replay renews where KV is written and how attention is planned, and steps."""
+        self, num_requests: int, num_tokens: int, metadata: Any, slot_mappings: Any, num_tokens_across_dp: Any,
+        mode: CUDAGraphMode, num_speculative_steps: int | None = None,
+    ) -> None:  # fmt: skip
+        """Do what is captured: every replay renews where KV is written and how attention is planned, and steps.
+
+        Stock captures with mode NONE. The number is that of a graph of stock's; one step has its own on the device.
+        """
         self.steps = self._plain if num_tokens == num_requests else self._widest
         self.steps.slots(num_requests, num_tokens)
         for groups in self.attn_groups:
             for group in groups:
                 group.update_draft_decode_metadata(metadata)
-        slot_mappings, num_tokens_across_dp, _mode = others_of_step
         self.steps.step(num_requests, num_tokens, metadata, slot_mappings, num_tokens_across_dp)
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
