@@ -133,19 +133,19 @@ class SelfDraftProposer(DraftModelProposer):
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
         if num_speculative_tokens == 0 or self._health.drafter_fault is not None:
             return none
-        with self.stopwatch:
-            num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
-            useful = self._useful_drafts(num_computed)
-            num_draft_tokens = min(num_speculative_tokens, max(useful))
-            if num_draft_tokens == 0:
-                return none
-            try:
+        num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
+        useful = self._useful_drafts(num_computed)
+        num_draft_tokens = min(num_speculative_tokens, max(useful))
+        if num_draft_tokens == 0:
+            return none
+        try:
+            with self.stopwatch:
                 chains = self._draft(
                     num_draft_tokens, useful, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
                 )
-            except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
-                self._health.turn_off_drafter(fault_of(error))
-                return none
+        except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
+            self._health.turn_off_drafter(fault_of(error))
+            return none
         self.num_drafted, self.drafting = num_draft_tokens, chains.counts
         self.drafts = DraftTokenIds(self.runner.input_batch.req_ids[:num_requests].copy(), chains.drafts)
         return none
