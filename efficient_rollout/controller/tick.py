@@ -26,7 +26,7 @@ class TickResult:
         num_computed_tokens: Those tokens: of prompts, the newest of each decoding request, and drafts.
         num_emitted_tokens: Tokens that requests got.
         verified: The drafts that were verified.
-        chain_length: Draft tokens per request that the worker drafted at its end, for the tick after it.
+        num_drafted: Draft tokens per request that the worker drafted at its end, for the tick after it.
         drafting: What the drafter did for that; None where it is not told.
         goes_on: Whether the engine has requests left.
     """
@@ -35,7 +35,7 @@ class TickResult:
     num_computed_tokens: int
     num_emitted_tokens: int
     verified: VerifiedDrafts
-    chain_length: int
+    num_drafted: int
     goes_on: bool
     drafting: DraftCounts | None = None
 
@@ -92,7 +92,7 @@ class TickBook:
         self._last_finish = now if result.goes_on else None
         k, verified = decision.num_draft_tokens, result.verified
         # A chain that requests near their end cut short says nothing about the length that was asked for.
-        is_cut = result.chain_length < k
+        is_cut = result.num_drafted < k
         self.rule.observe(
             TickObservation(
                 num_draft_tokens=k,

@@ -1,7 +1,6 @@
 """The drafter's weights: one packed layer per linear layer of the policy, refreshed as the policy's arrive."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
@@ -9,23 +8,6 @@ from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.scheme import Scheme
 from efficient_rollout.drafter.stopwatch import Stopwatch
-
-
-@dataclass(frozen=True, slots=True)
-class RefreshReport:
-    """Says what one pass over the policy's weights cost.
-
-    Attributes:
-        num_layers: Layers quantized since the last report.
-        seconds: Time of quantizing and packing them, by the clock of the device that did.
-        num_bytes: Memory of all packed layers.
-        fault: Why the last of them failed; None while the packed weights are those of the policy.
-    """
-
-    num_layers: int
-    seconds: float
-    num_bytes: int
-    fault: str | None
 
 
 class PackedWeights:
@@ -51,7 +33,6 @@ class PackedWeights:
         self.turn: int | None = None
         self._apart: dict[str, tuple[int, torch.Tensor] | None] = {}
         self._layers: dict[str, PackedLinear] = {}
-        self._num_layers = 0
         self._stopwatch: Stopwatch | None = None
         self._fault: str | None = None
 
@@ -89,8 +70,6 @@ class PackedWeights:
                 self._apart[name] = self._quantized_apart(name, weight, bias) if is_due else None
         except (RuntimeError, MemoryError, ValueError) as error:
             self._fault = f"quantizing {name} failed: {type(error).__name__}: {error}"
-            return
-        self._num_layers += 1
 
     def _take(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         if name in self._layers:
@@ -135,12 +114,14 @@ class PackedWeights:
             return None
         return f"{len(wrong)} of its {len(self._layers)} layers are not the policy's, quantized: {', '.join(wrong[:5])}"
 
-    def take_report(self) -> RefreshReport:
-        """Return layers, seconds and the last fault since the last call; waits for what a GPU has not quantized yet."""
-        seconds = 0.0
+    def take_report(self) -> tuple[float, str | None]:
+        """Return what was refreshed since the last call: seconds of quantizing and packing, and what failed last.
+
+        The seconds are the device's, and are waited for. None where the packed weights are those of the policy.
+        """
+        seconds, fault = 0.0, self._fault
         if self._stopwatch is not None:
             seconds = self._stopwatch.seconds()
             self._stopwatch.reset()
-        report = RefreshReport(self._num_layers, seconds, self.num_bytes, self._fault)
-        self._num_layers, self._fault = 0, None
-        return report
+        self._fault = None
+        return seconds, fault

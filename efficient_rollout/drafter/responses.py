@@ -5,7 +5,7 @@ from collections import OrderedDict, deque
 
 import numpy as np
 
-from efficient_rollout.drafter.lookup import MOST_MATCHING_TOKENS, Tokens
+from efficient_rollout.drafter.chains import MOST_MATCHING_TOKENS, Tokens
 
 # 64 MiB of int32: a training epoch of many thousand responses, or of fewer long ones.
 _MOST_TOKENS = 16 << 20

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.installed import device_type, installed_vllm, waits_for_gpu
+from efficient_rollout.engine.installed import device_type, installed_vllm, this_machine, waits_for_gpu
 from efficient_rollout.engine.policy import check_heads, check_hf_config, check_widths, read_hf_config
 from efficient_rollout.errors import (
     ConfigError,
@@ -23,7 +22,7 @@ from efficient_rollout.policy_config import find_policy_config
 from efficient_rollout.upstream import check_version
 
 if TYPE_CHECKING:
-    from vllm.config import ParallelConfig, VllmConfig
+    from vllm.config import VllmConfig
 
 # Backends of `weight_transfer_config`: vLLM's own, and veRL's.
 _GPU_TRANSFERS = {"nccl", "ipc", "sparse_nccl", "sharded_rdt", "nccl_m2n", "modelexpress", "verl_delta_ipc"}
@@ -35,6 +34,8 @@ _FITTING: dict[str, tuple[Any, ...]] = {
     "quantization": (None,),
     "enable_prompt_embeds": (None, False),
 }
+# vLLM's options that split an engine otherwise than by tensors.
+_SPLITS = ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size")
 
 
 def check_vllm_version() -> None:
@@ -78,8 +79,6 @@ def check_certificate(settings: Settings) -> None:
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
-        from efficient_rollout.engine.machine import this_machine
-
         check = require_certificate if settings.gpu_certificate == "required" else certificate_gap
         check(this_machine(), settings.gpu_certificate_path)
 
@@ -184,7 +183,6 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
     if device == "cuda":
         check_gpu_settings(settings)
     check_hf_config(vllm_config.model_config.hf_config, vllm_config.model_config.model)
-    check_split(vllm_config.parallel_config)
     check_options(_resolved_options(vllm_config))
     check_widths(
         vllm_config.model_config.hf_config,
@@ -193,8 +191,6 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
         vllm_config.parallel_config.tensor_parallel_size,
         device,
     )
-    if vllm_config.lora_config is not None:
-        raise UnsupportedModelError("self-drafting does not support LoRA adapters in the engine")
     speculative = vllm_config.speculative_config
     if speculative is None or not speculative.uses_draft_model():
         raise UnsupportedModelError(
@@ -214,20 +210,6 @@ def _check_runner(vllm_config: "VllmConfig", device: str) -> None:
         )
 
 
-def check_split(parallel: "ParallelConfig") -> None:
-    """Raise UnsupportedModelError where an engine is split over workers in another way than by tensors."""
-    sizes = {
-        name: getattr(parallel, name, 1)
-        for name in ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size")
-    }
-    split = [f"{name}={size}" for name, size in sizes.items() if size > 1]
-    if split:
-        raise UnsupportedModelError(
-            f"self-drafting works in engines split by tensors alone, and this one has {', '.join(split)}: set it to 1 "
-            "and tensor_parallel_size to the number of workers, or set efficient_rollout.enabled=false"
-        )
-
-
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse an engine's options beside which it cannot draft.
 
@@ -235,9 +217,14 @@ def check_options(options: Mapping[str, Any]) -> None:
         options: By vLLM's names; unknown ones, and those beside which drafting works, are left to vLLM.
 
     Raises:
-        UnsupportedModelError: Lists those that do not fit.
+        UnsupportedModelError: Lists those that do not fit: other ways to split an engine than by tensors, or others.
     """
-    check_split(SimpleNamespace(**{name: value or 1 for name, value in options.items()}))
+    split = [f"{name}={options[name]}" for name in _SPLITS if (options.get(name) or 1) > 1]
+    if split:
+        raise UnsupportedModelError(
+            f"self-drafting works in engines split by tensors alone, and this one has {', '.join(split)}: set it to 1 "
+            "and tensor_parallel_size to the number of workers, or set efficient_rollout.enabled=false"
+        )
     unfit = [f"{name}={options.get(name)}" for name, fitting in _FITTING.items() if options.get(name) not in fitting]
     if unfit:
         raise UnsupportedModelError(
@@ -252,8 +239,10 @@ def _resolved_options(vllm_config: "VllmConfig") -> dict[str, Any]:
     They are as vLLM has resolved them.
     """
     return {
+        "enable_lora": vllm_config.lora_config is not None,
         "quantization": vllm_config.model_config.quantization,
         "enable_prompt_embeds": vllm_config.model_config.enable_prompt_embeds,
+        **{name: getattr(vllm_config.parallel_config, name, 1) for name in _SPLITS},
     }
 
 

@@ -17,7 +17,7 @@ from efficient_rollout.engine.installed import device_type
 from efficient_rollout.engine.profile_cache import with_profile
 
 CPU_WORKER = "efficient_rollout.engine.cpu.worker.CpuWorker"
-GPU_WORKER = "efficient_rollout.engine.gpu.gpu_worker.GpuWorker"
+GPU_WORKER = "efficient_rollout.engine.gpu.worker.GpuWorker"
 EXECUTOR = "efficient_rollout.engine.executor.EfficientExecutor"
 IN_PROCESS_EXECUTOR = "efficient_rollout.engine.executor.InProcessExecutor"
 # For frameworks whose engines get their GPUs through Ray.

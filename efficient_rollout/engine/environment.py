@@ -82,7 +82,7 @@ def bind_workers(num_workers: int) -> None:
                 "(tensor_parallel_size times data_parallel_size): give as many lists of cores, or unset it"
             )
         return
-    cores, num_nodes = _cores_of_machine()
+    cores, num_nodes = cores_of_machine()
     if len(cores) < num_workers:
         raise ConfigError(
             f"{num_workers} workers (tensor_parallel_size times data_parallel_size) need a core each, and this process "
@@ -112,7 +112,7 @@ def _choose(name: str, value: str, why: str, level: int = logging.INFO) -> None:
     logger.log(level, "%s: %s=%s", why, name, value)
 
 
-def _cores_of_machine() -> tuple[list[int], int]:
+def cores_of_machine() -> tuple[list[int], int]:
     """Return one logical core of each physical one that this process may use, and the number of nodes.
 
     Cores of a memory node are together.

@@ -1,15 +1,18 @@
-"""What is installed here, and what it runs on."""
+"""What is installed here, what it runs on, and which GPU this is."""
 
 import logging
 
 import torch
 
+from efficient_rollout.certificate import Machine
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
 from efficient_rollout.errors import SchemeUnavailableError, UnsupportedVersionError
 from efficient_rollout.provenance import package_versions
 
 logger = logging.getLogger(__name__)
+
+_UNKNOWN = "unknown"
 
 
 def installed_vllm() -> tuple[str, str]:
@@ -61,3 +64,32 @@ def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
                 f"verify_kernel=native is not available here: {problem}. Use verify_kernel=auto, or stock."
             )
     return settings.verify_kernel == "native"
+
+
+def this_machine() -> Machine:
+    """Describe this environment on the first GPU that this process may use.
+
+    CUDA itself is not started for it.
+    """
+    from vllm.platforms import current_platform
+
+    capability = current_platform.get_device_capability()
+    return Machine.of(
+        gpu=current_platform.get_device_name(),
+        capability=_UNKNOWN if capability is None else capability.as_version_str(),
+        driver=_driver_version(),
+    )
+
+
+def _driver_version() -> str:
+    from vllm.utils.import_utils import import_pynvml
+
+    pynvml = import_pynvml()
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # machines whose GPU that library does not manage, Jetson for one
+        return _UNKNOWN

@@ -64,7 +64,7 @@ def check_widths(
     """Raise SchemeUnavailableError where the drafter's scheme takes no layer of a policy with such a configuration.
 
     It looks ahead, at the layers every dense decoder has; of a configuration that does not tell their widths nothing is
-    said. Once the drafter is built, `link_report.py` says it for certain.
+    said. Once the drafter is built, `require_quantized` says it for certain.
 
     Args:
         config: From transformers.

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,11 +48,6 @@ class CalibrationRequest:
     is_compiled: bool
     out: str
     tensor_parallel_size: int = 1
-
-
-def default_cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/efficient_rollout/profiles`, or the same below `~/.cache`."""
-    return cache_directory("profiles")
 
 
 def with_profile(
@@ -102,8 +96,6 @@ def ensure_profile(
     dtype: str = "auto",
     is_compiled: bool = True,
     tensor_parallel_size: int = 1,
-    cache_dir: Path | None = None,
-    measure: Callable[[CalibrationRequest], None] | None = None,
 ) -> Path:
     """Return the cached profile of this machine, policy, scheme and engine.
 
@@ -117,8 +109,6 @@ def ensure_profile(
         dtype: Of the engine, as vLLM's option.
         is_compiled: The engine's `enforce_eager` is false.
         tensor_parallel_size: The engine's own.
-        cache_dir: None is `default_cache_dir()`.
-        measure: Writes the profile; by default in a process of its own, which leaves nothing behind in this one.
 
     Raises:
         ProfileError: It could not be measured.
@@ -127,7 +117,7 @@ def ensure_profile(
     from filelock import FileLock
 
     key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=tensor_parallel_size)
-    path = (cache_dir or default_cache_dir()) / f"{_digest(key, settings, dtype, is_compiled)}.json"
+    path = cache_directory("profiles") / f"{_digest(key, settings, dtype, is_compiled)}.json"
     if _is_usable(path, key):
         return path
     request = CalibrationRequest(
@@ -138,7 +128,7 @@ def ensure_profile(
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_usable(path, key):
-                _measure(request, key, measure or _measure_in_own_process)
+                _measure(request, key)
     except OSError as error:
         raise InputFileError(
             f"cannot write the latency profile {path}: {error.strerror or error}; make {path.parent} writable, set "
@@ -182,16 +172,17 @@ def _for_measuring(settings: Settings) -> dict[str, Any]:
     return raw
 
 
-def _measure(request: CalibrationRequest, key: ProfileKey, measure: Callable[[CalibrationRequest], None]) -> None:
+def _measure(request: CalibrationRequest, key: ProfileKey) -> None:
     # A warning, because it is a minute of silence otherwise: nobody configured logging in a plain script.
     logger.warning("measuring a latency profile of %s, once for this machine: a minute or two", request.model)
     started = time.monotonic()
-    measure(request)
+    _measure_in_own_process(request)
     load_profile(Path(request.out)).require(key, remedy="measure with the same cores and thread binding")
     logger.warning("measured the latency profile %s in %.0f s", request.out, time.monotonic() - started)
 
 
 def _measure_in_own_process(request: CalibrationRequest) -> None:
+    """Measure without leaving anything behind in this process."""
     log = Path(request.out).with_suffix(".log")
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(

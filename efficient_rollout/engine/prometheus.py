@@ -6,12 +6,12 @@ statistics, also those that asked for none (`disable_log_stats`).
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from types import SimpleNamespace
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from efficient_rollout.config import CONFIG_KEY
 from efficient_rollout.engine.record import settings_of
@@ -70,39 +70,28 @@ class MetricsMiddleware:
         await send({"type": "http.response.body", "body": body})
 
 
-class _Totals(Collector):
-    """Holds families of every engine, as prometheus_client's own text format takes them."""
-
-    def __init__(self, model_name: str, engines: Mapping[int, RolloutStats]) -> None:
-        self._model_name, self._engines = model_name, engines
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield every exported family, with a value of each engine that has one."""
-        return list(self._families())
-
-    def _families(self) -> Iterator[Metric]:
-        for exported in all_exported().values():
-            make = CounterMetricFamily if exported.kind == "counter" else GaugeMetricFamily
-            # The first two are vLLM's own labels.
-            labels = ["model_name", "engine", *([exported.label] if exported.label else [])]
-            family = make(exported.name, exported.meaning, labels=labels)
-            for engine, stats in self._engines.items():
-                for value_label, value in exported.values(stats).items():
-                    values = [self._model_name, str(engine), *([value_label] if exported.label else [])]
-                    family.add_metric(values, value)
-            yield family
+def _families(model_name: str, engines: Mapping[int, RolloutStats]) -> Iterator[Metric]:
+    """Yield every exported family, with a value of each engine that has one."""
+    for exported in all_exported().values():
+        make = CounterMetricFamily if exported.kind == "counter" else GaugeMetricFamily
+        # The first two are vLLM's own labels.
+        labels = ["model_name", "engine", *([exported.label] if exported.label else [])]
+        family = make(exported.name, exported.meaning, labels=labels)
+        for engine, stats in engines.items():
+            for value_label, value in exported.values(stats).items():
+                values = [model_name, str(engine), *([value_label] if exported.label else [])]
+                family.add_metric(values, value)
+        yield family
 
 
 def exposition(model_name: str, engines: Mapping[int, RolloutStats]) -> bytes:
-    """Return the text of every family.
+    """Return the text of every family, in prometheus_client's own format.
 
     Args:
         model_name: As the server serves it.
         engines: Their records since they started, by the number vLLM labels them with.
     """
-    registry = CollectorRegistry()
-    registry.register(_Totals(model_name, engines))
-    return generate_latest(registry)
+    return generate_latest(SimpleNamespace(collect=lambda: _families(model_name, engines)))
 
 
 async def _exposition(server: Any) -> bytes:

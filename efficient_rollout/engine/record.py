@@ -26,13 +26,13 @@ class WorkerReport:
 
     Attributes:
         health: Of the weights and of the drafter.
-        chain_length: Draft tokens per request that were drafted.
+        num_drafted: Draft tokens per request that were drafted.
         drafts: Those each request can use, by request; None where nothing was asked for.
         drafting: What the drafter did for them; None where they stay on the device.
     """
 
     health: DrafterReport
-    chain_length: int = 0
+    num_drafted: int = 0
     drafts: DraftTokenIds | None = None
     drafting: DraftCounts | None = None
 

@@ -1,7 +1,5 @@
 """The controller's rules, made from the settings of one engine, and the profiles they need."""
 
-import os
-from collections.abc import Collection
 from pathlib import Path
 
 from efficient_rollout.config import Settings
@@ -9,11 +7,9 @@ from efficient_rollout.controller.rule import Rule, RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
-from efficient_rollout.engine.environment import cores_of_first
+from efficient_rollout.engine.environment import cores_of_first, cores_of_machine
 from efficient_rollout.engine.installed import installed_vllm
 from efficient_rollout.provenance import hardware
-
-_CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> ProfileKey:
@@ -51,29 +47,13 @@ def _hardware(num_workers: int) -> str:
 
     if not current_platform.is_cpu():
         return str(current_platform.get_device_name())
-    text = f"{hardware()['cpu']}, {num_physical_cores(os.sched_getaffinity(0))} cores"
+    text = f"{hardware()['cpu']}, {len(cores_of_machine()[0])} cores"
     # vLLM gives each engine one thread per physical core it may use, unless it is told otherwise.
     if (bound := cores_of_first(num_workers)) != "auto":
         text += f", threads bound to {bound}"
     if envs.VLLM_CPU_NUM_OF_RESERVED_CPU is not None:
         text += f", {envs.VLLM_CPU_NUM_OF_RESERVED_CPU} reserved"
     return text
-
-
-def num_physical_cores(cpus: Collection[int], topology: Path = _CPU_TOPOLOGY) -> int:
-    """Count physical cores behind logical ones.
-
-    Each counts for itself where the kernel does not say.
-
-    Args:
-        cpus: Numbers of logical cores.
-        topology: The kernel's folder of them.
-    """
-    cores = set()
-    for cpu in cpus:
-        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-        cores.add(siblings.read_text(encoding="utf-8").strip() if siblings.is_file() else str(cpu))
-    return len(cores)
 
 
 def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Profile | None:

@@ -131,7 +131,7 @@ class Controlled:
                 num_computed_tokens=scheduler_output.total_num_scheduled_tokens,
                 num_emitted_tokens=sum(len(r.new_token_ids) for c in core_outputs.values() for r in c.outputs),
                 verified=verified,
-                chain_length=0 if report is None else report.chain_length,
+                num_drafted=0 if report is None else report.num_drafted,
                 drafting=None if report is None else report.drafting,
                 goes_on=self.has_unfinished_requests(),
             )
@@ -164,9 +164,9 @@ class Controlled:
         self._drafts_to_judge = None
         emitted, stopped = super()._update_request_with_output(request, new_token_ids, **kwargs)
         if judged is not None:
-            num_drafts, num_valid, stats = judged
-            self._verified.add(num_drafts, num_sampled_tokens=num_sampled, num_emitted_tokens=len(emitted))
-            self._lanes.add_pass(request.request_id, num_drafts, max(0, len(emitted) - 1))
+            num_draft_tokens, num_valid, stats = judged
+            self._verified.add(num_draft_tokens, num_sampled_tokens=num_sampled, num_emitted_tokens=len(emitted))
+            self._lanes.add_pass(request.request_id, num_draft_tokens, max(0, len(emitted) - 1))
             if self.tells_of_the_drafter(request):
                 self._num_first_drafts += 1
                 self._num_first_stood += num_sampled > 1

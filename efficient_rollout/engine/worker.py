@@ -13,8 +13,8 @@ from efficient_rollout.controller.drafter_health import DrafterReport, Health
 from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.engine import ledger
+from efficient_rollout.engine.drafter_model import require_quantized
 from efficient_rollout.engine.installed import installed_vllm
-from efficient_rollout.engine.link_report import require_quantized
 from efficient_rollout.engine.record import WorkerReport, attach, settings_of
 from efficient_rollout.engine.register import is_registered
 from efficient_rollout.engine.responses import without_tokens
@@ -111,14 +111,14 @@ class ReportingWorker(WeightDoors):
     def report_on(
         self,
         output: ModelRunnerOutput,
-        chain_length: int = 0,
+        num_drafted: int = 0,
         drafts: DraftTokenIds | None = None,
         drafting: DraftCounts | None = None,
     ) -> None:
         """Let the news of a tick ride on its output, where there are any."""
         health = self.drafter_report()
-        if chain_length or health != self._told_health:
-            attach(output, WorkerReport(health, chain_length, drafts, drafting))
+        if num_drafted or health != self._told_health:
+            attach(output, WorkerReport(health, num_drafted, drafts, drafting))
             # A fault of the weights is told with every tick that it refuses.
             self._told_health = None if health.weights_fault is not None else health
 
@@ -127,6 +127,14 @@ class ReportingWorker(WeightDoors):
         if not self.settings.enabled and isinstance(output, ModelRunnerOutput):
             self.tally.recent.num_generated_tokens += sum(len(tokens) for tokens in output.sampled_token_ids)
         return output
+
+    def count_drafting(self, counts: DraftCounts) -> DraftCounts:
+        """Return what passes of the drafter did, counted."""
+        recent = self.tally.recent
+        recent.num_draft_passes += counts.num_passes
+        recent.num_copies += counts.num_copies
+        recent.num_copies_kept += counts.num_copies_kept
+        return counts
 
     def drafter_report(self) -> DrafterReport:
         """Return how the weights and the drafter are, on this rank."""
@@ -153,7 +161,7 @@ class ReportingWorker(WeightDoors):
         taken = self.tally.take(**self._drafter_counts())
         self.health.num_drafter_faults = 0
         if self.self_drafter is not None:
-            self.self_drafter.forget_counts()
+            self.self_drafter.stopwatch.reset()
         return taken.to_dict()
 
     def rollout_totals(self) -> dict[str, Any]:
@@ -163,12 +171,11 @@ class ReportingWorker(WeightDoors):
     def _drafter_counts(self) -> dict[str, Any]:
         if self.self_drafter is None:
             return {}
-        num_faults = self.health.num_drafter_faults
         return {
             **self._drafter_facts,
-            **self.self_drafter.counts(),
+            "draft_seconds": self.self_drafter.stopwatch.seconds(),
             "is_uncertified": int(self.certificate_gap is not None),
-            "num_drafter_faults": num_faults,
+            "num_drafter_faults": self.health.num_drafter_faults,
         }
 
     def plugin_status(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The GPU workers of the check itself, which makes the certificate that every other engine needs."""
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
+from efficient_rollout.engine.gpu.worker import GpuWorker
 from efficient_rollout.measuring.v2 import RecordingGpuWorker
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.chains import find_copies
 from efficient_rollout.drafter.cuda.lookup import CopyingChains
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
-from efficient_rollout.drafter.lookup import find_copies
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.scheme import FLOAT_DTYPES
 from efficient_rollout.files import read_json, write_json

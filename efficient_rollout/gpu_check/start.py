@@ -39,7 +39,7 @@ def machine_to_check() -> Machine:
             "vLLM finds no NVIDIA GPU here: run this where `nvidia-smi` lists one, outside containers without --gpus; "
             "with a GPU listed, the installed vLLM was built without CUDA: install another build"
         )
-    from efficient_rollout.engine.machine import this_machine
+    from efficient_rollout.engine.installed import this_machine
 
     return this_machine()
 

@@ -58,7 +58,7 @@ class Recording:
         output = super().sample_tokens(grammar_output)
         if self._open is not None and self.self_drafter is not None:
             # A chain ends early where no request may emit more.
-            self._open["num_drafted"] = self.self_drafter.chain_length
+            self._open["num_drafted"] = self.self_drafter.num_drafted
         return output
 
     def _record(self, scheduled: SchedulerOutput) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class RecordingWorker(Recording, _Timed):
     """Is the worker of measured engines on a CPU."""
 
     def _draft_mark(self) -> float:
-        return self.self_drafter.draft_seconds if self.self_drafter is not None else 0.0
+        return self.self_drafter.stopwatch.seconds() if self.self_drafter is not None else 0.0
 
     def _draft_seconds_between(self, marks: list[list[float]]) -> list[float]:
         return [max(0.0, end - begin) for begin, end in marks]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from efficient_rollout.engine.gpu.gpu_worker import GpuWorker
+from efficient_rollout.engine.gpu.worker import GpuWorker
 from efficient_rollout.measuring.recording import Recording
 
 # Odd numbers that spread consecutive integers over 64 bits: the golden ratio, and splitmix64's second.

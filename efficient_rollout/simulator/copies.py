@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 
 from efficient_rollout.cost_model.latency import LatencyModel
-from efficient_rollout.drafter.chains import MOST_COPIES, Chains
-from efficient_rollout.drafter.lookup import Tokens
+from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Tokens
 from efficient_rollout.errors import InputFileError
 from efficient_rollout.files import read_text
 

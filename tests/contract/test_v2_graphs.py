@@ -20,7 +20,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import cudagraph_utils
 
-from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, num_graphs, request_counts
+from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT, capture_limit, complete, request_counts
 from efficient_rollout.errors import UnsupportedVersionError
 
 FULL, PIECEWISE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE
@@ -158,13 +158,13 @@ def test_the_draft_chain_has_a_graph_for_every_number_of_requests(engine, most, 
 
 @pytest.mark.parametrize(("most", "max_num_seqs"), [(4, 64), (8, 256)])
 def test_steps_that_look_copies_up_have_graphs_beside_plain_ones(engine, most, max_num_seqs):
-    (config, mode), rows = engine(most, max_num_seqs), most
-    manager, chain = of_policy(config, mode), of_chain(config, rows)
-    complete(manager)
+    (config, _), rows = engine(most, max_num_seqs), most
+    chain = of_chain(config, rows)
     complete(chain, is_chain=True)
     graphs = chain._capture_descs[FULL]
     assert {graph.uniform_token_count for graph in graphs} == {1, rows}
-    assert len(manager._capture_descs[FULL]) + len(graphs) == num_graphs(most, max_num_seqs, DEFAULT_LIMIT, rows=rows)
+    numbers = [request_counts(min(max_num_seqs, DEFAULT_LIMIT // length)) for length in (1, rows)]
+    assert len(graphs) == sum(map(len, numbers))
     for num_reqs in range(1, min(max_num_seqs, DEFAULT_LIMIT // rows) + 1):
         for query_len in (1, rows):
             found = dispatch(chain, num_reqs, query_len)
@@ -218,8 +218,8 @@ COUNTS = {
 def test_numbers_of_graphs_and_seconds_of_start(engine, max_num_seqs, most, repository):
     """The table of docs/gpu.md, and what stock's managers hold once they were completed."""
     every, dense = capture_limit(most, max_num_seqs) or DEFAULT_LIMIT, len(request_counts(max_num_seqs, is_dense=True))
-    counts = num_graphs(most, max_num_seqs, DEFAULT_LIMIT), num_graphs(most, max_num_seqs, every), (most + 2) * dense
-    assert counts == COUNTS[max_num_seqs, most]
+    counts = COUNTS[max_num_seqs, most]
+    assert counts[2] == (most + 2) * dense
     for limit, expected in ((None, counts[0]), (every, counts[1])):
         config, mode = engine(most, max_num_seqs, limit=limit)
         manager, chain = of_policy(config, mode), of_chain(config)

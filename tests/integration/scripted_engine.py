@@ -23,7 +23,7 @@ from efficient_rollout.engine.cpu import sampling as verifier
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.worker import CpuWorker
-from efficient_rollout.engine.link_report import link_report
+from efficient_rollout.engine.drafter_model import link_report
 from efficient_rollout.engine.scheduler import EfficientScheduler
 from efficient_rollout.engine.tapped_target import PackedMethod
 
@@ -63,7 +63,7 @@ class FaultyProposer(SelfDraftProposer):
     def propose(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The product's, keeping a digest of every draft so far."""
         drafts = super().propose(*args, **kwargs)
-        chains = self.drafts.draft_token_ids if self.chain_length else []
+        chains = self.drafts.draft_token_ids if self.num_drafted else []
         self.digest = hashlib.sha256(f"{self.digest}{chains}".encode()).hexdigest()
         return drafts
 

@@ -168,7 +168,7 @@ def test_a_chain_behind_rejected_drafts_begins_where_the_response_ends(engine, s
     """Chains of two are wrong and rejected. Those of three mostly follow them, and are right."""
     drafter = worker_of(engine).self_drafter
     draw = drafter._draw
-    wrong = lambda logits: (draw(logits) + (drafter.num_drafts == 2)) % VOCABULARY  # noqa: E731
+    wrong = lambda logits: (draw(logits) + (drafter.num_draft_tokens == 2)) % VOCABULARY  # noqa: E731
     monkeypatch.setattr(drafter, "_draw", wrong)
     assert_same(sampled(engine), stock("qwen3", "temperature-1"))
     (stats,) = engine.collective_rpc("take_rollout_stats")

@@ -166,17 +166,19 @@ def test_rows_that_depend_on_their_place_in_a_large_weight_are_named(stand, monk
         kernels._check_large(stand)
 
 
-@pytest.mark.parametrize(("scheme", "words"), [("int8", "a product"), ("int4", "a product")])
-def test_a_product_that_is_off_is_named(stand, monkeypatch, scheme, words):
-    multiply = getattr(gpu_products, f"multiply_{scheme}_reference")
+@pytest.mark.parametrize(
+    ("scheme", "reference"), [("int8", "multiply_channels_reference"), ("int4", "multiply_int4_reference")]
+)
+def test_a_product_that_is_off_is_named(stand, monkeypatch, scheme, reference):
+    multiply = getattr(gpu_products, reference)
 
     def off(rows, *arguments):
         product = multiply(rows, *arguments)
         return torch.where(torch.arange(len(product)).unsqueeze(1) == 16, 1.02 * product, product)
 
-    monkeypatch.setattr(gpu_products, f"multiply_{scheme}_reference", off)
+    monkeypatch.setattr(gpu_products, reference, off)
     monkeypatch.setattr(products, "runnable_schemes", lambda: [scheme])
-    with pytest.raises(CheckFailed, match=rf"{words} \({scheme}.*within its rounding"):
+    with pytest.raises(CheckFailed, match=rf"a product \({scheme}.*within its rounding"):
         products.check_products(stand)
 
 
@@ -243,7 +245,7 @@ def test_the_weights_are_the_same_numbers_in_every_dtype():
 
 def test_the_check_s_own_worker_is_the_product_s_without_a_certificate(tmp_path, monkeypatch):
     from efficient_rollout.config import Settings
-    from efficient_rollout.engine.gpu import gpu_worker
+    from efficient_rollout.engine.gpu import worker as gpu_worker
     from efficient_rollout.errors import UnsupportedDeviceError
     from efficient_rollout.gpu_check.gpu_worker import UncertifiedGpuWorker
 

@@ -106,7 +106,7 @@ class Chains:
         monkeypatch.setattr(self._drafter, "propose", lambda *args, **kwargs: self._look(propose(*args, **kwargs)))
 
     def _look(self, drafts):
-        if self._drafter.chain_length:
+        if self._drafter.num_drafted:
             chains = self._drafter._widest._chains
             for request in range(len(drafts)):
                 first, length = int(chains.firsts[request]), int(chains._lengths[request])

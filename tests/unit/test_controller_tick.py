@@ -49,7 +49,7 @@ def result(*passes: tuple[int, int], **changes: Any) -> TickResult:
         "num_requests": 2,
         "num_computed_tokens": computed,
         "num_emitted_tokens": 2,
-        "chain_length": 3,
+        "num_drafted": 3,
         "goes_on": True,
     }
     return TickResult(verified=verified, **{**told, **changes})
@@ -95,7 +95,7 @@ def test_seconds_run_from_finish_to_finish_and_not_across_an_idle_engine(book: T
 
 
 def test_a_tick_tells_when_it_ran_and_with_what_even_if_its_chain_was_cut(book: TickBook) -> None:
-    spans = [run(book).span, run(book, chain_length=2).span, run(book, goes_on=False).span, run(book).span]
+    spans = [run(book).span, run(book, num_drafted=2).span, run(book, goes_on=False).span, run(book).span]
     assert spans[0] is None
     assert spans[3] is None, "nobody knows when the first tick after an idle engine began"
     assert [(span.end_s, span.seconds) for span in spans[1:3]] == [(10.5, 0.5), (11.5, 1.0)]
@@ -104,7 +104,7 @@ def test_a_tick_tells_when_it_ran_and_with_what_even_if_its_chain_was_cut(book: 
 
 def test_a_chain_that_was_cut_teaches_no_seconds(book: TickBook) -> None:
     run(book)
-    run(book, chain_length=2)
+    run(book, num_drafted=2)
     run(book)
     assert [tick.seconds for tick in book.rule.shown] == [None, None, 1.0]
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from reference_quantizers import quantize_int4, quantize_int8
 
-from efficient_rollout.drafter.cpu.attention_native import attend
-from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, takes
-from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
-from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
+from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, attend, takes
 from efficient_rollout.drafter.cpu.native import library
+from efficient_rollout.drafter.cpu.quantized_native import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.errors import SchemeUnavailableError
 
 if (reason := library.native_missing()) is not None:
@@ -139,7 +137,7 @@ def test_requantizing_writes_where_the_old_weights_were():
     weight, other = draw(0, 64, 128), draw(1, 64, 128)
     for layer, buffer in (
         (Float32NativeLinear(weight), "_panels"),
-        (Int4NativeLinear(weight, group_size=64), "_nibbles"),
+        (Int4NativeLinear(weight, group_size=64), "_values"),
         (Int8NativeLinear(weight), "_values"),
     ):
         address = getattr(layer, buffer).data_ptr()

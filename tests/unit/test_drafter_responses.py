@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from efficient_rollout.drafter.lookup import find_copies
+from efficient_rollout.drafter.chains import find_copies
 from efficient_rollout.drafter.responses import EndedResponses
 
 

@@ -26,7 +26,7 @@ def machine(monkeypatch):
     """Pretends that this process may use these cores, on so many memory nodes."""
 
     def set_machine(cores, num_nodes=1):
-        monkeypatch.setattr(environment, "_cores_of_machine", lambda: (list(cores), num_nodes))
+        monkeypatch.setattr(environment, "cores_of_machine", lambda: (list(cores), num_nodes))
 
     return set_machine
 
@@ -109,6 +109,6 @@ def test_the_runner_is_chosen_once_and_the_users_choice_is_kept(monkeypatch, cap
 
 def test_this_machines_cores_are_those_the_process_may_use():
     pytest.importorskip("vllm")
-    cores, num_nodes = environment._cores_of_machine()
+    cores, num_nodes = environment.cores_of_machine()
     assert set(cores) <= os.sched_getaffinity(0)
     assert num_nodes >= 1

@@ -13,7 +13,8 @@ from efficient_rollout.certificate import Certificate, Machine, certificate_path
 from efficient_rollout.config import DrafterSettings, Settings
 from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
-from efficient_rollout.engine.gpu import gpu_worker
+from efficient_rollout.drafter.stopwatch import Stopwatch
+from efficient_rollout.engine.gpu import worker as gpu_worker
 from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.errors import UnsupportedDeviceError
 from efficient_rollout.metrics.rollout_stats import RolloutStats
@@ -26,7 +27,7 @@ class Worker(ReportingWorker):
     """What reports in `GpuWorker`, without a GPU; it drafts."""
 
     rank = 0
-    self_drafter = SimpleNamespace(links=None, counts=dict, forget_counts=lambda: None)
+    self_drafter = SimpleNamespace(links=None, stopwatch=Stopwatch(torch.device("cpu")))
     look_for_certificate = gpu_worker.GpuWorker.look_for_certificate
 
     def __init__(self):

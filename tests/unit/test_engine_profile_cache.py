@@ -4,7 +4,6 @@ import dataclasses
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,12 @@ from efficient_rollout.measuring.profile_process import probe_settings
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
-Measure = Callable[[CalibrationRequest], None]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "efficient_rollout" / "profiles"
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +44,16 @@ def profile(policy: str) -> Profile:
 
 
 @pytest.fixture
-def requests() -> list[CalibrationRequest]:
-    return []
-
-
-@pytest.fixture
-def measure(profile: Profile, requests: list[CalibrationRequest]) -> Measure:
-    """Stands for the process that measures: notes what it was asked for, and writes a profile."""
+def requests(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[CalibrationRequest]:
+    """What the process that measures was asked for; one that stands for it writes a profile."""
+    asked: list[CalibrationRequest] = []
 
     def write(request: CalibrationRequest) -> None:
-        requests.append(request)
+        asked.append(request)
         save_profile(profile, Path(request.out))
 
-    return write
+    monkeypatch.setattr(profile_cache, "_measure_in_own_process", write)
+    return asked
 
 
 def settings_for(rule_name: str, **more: object) -> Settings:
@@ -60,10 +61,10 @@ def settings_for(rule_name: str, **more: object) -> Settings:
 
 
 def test_a_profile_is_measured_once_and_found_again(
-    policy: str, tmp_path: Path, measure: Measure, requests: list[CalibrationRequest]
+    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
 ) -> None:
-    first = ensure_profile(policy, Settings(), cache_dir=tmp_path, measure=measure)
-    assert ensure_profile(policy, Settings(), cache_dir=tmp_path, measure=measure) == first
+    first = ensure_profile(policy, Settings())
+    assert ensure_profile(policy, Settings()) == first
     assert load_profile(first).key == profile_key(policy, "int8")
     (request,) = requests
     assert request.model == policy
@@ -72,69 +73,71 @@ def test_a_profile_is_measured_once_and_found_again(
 
 
 def test_another_engine_has_a_profile_of_its_own(
-    policy: str, tmp_path: Path, measure: Measure, requests: list[CalibrationRequest]
+    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
 ) -> None:
     longer = Settings.parse({"controller": {"max_draft_tokens": 7}})
     bare_head = Settings.parse({"drafter": {"quantize_output_head": False}})
     paths = {
-        ensure_profile(policy, Settings(), cache_dir=tmp_path, measure=measure),
-        ensure_profile(policy, Settings(), dtype="float32", cache_dir=tmp_path, measure=measure),
-        ensure_profile(policy, Settings(), is_compiled=False, cache_dir=tmp_path, measure=measure),
-        ensure_profile(policy, longer, cache_dir=tmp_path, measure=measure),
-        ensure_profile(policy, bare_head, cache_dir=tmp_path, measure=measure),
+        ensure_profile(policy, Settings()),
+        ensure_profile(policy, Settings(), dtype="float32"),
+        ensure_profile(policy, Settings(), is_compiled=False),
+        ensure_profile(policy, longer),
+        ensure_profile(policy, bare_head),
     }
     assert len(paths) == len(requests) == 5
 
 
 def test_the_policy_s_name_and_place_do_not_matter(
-    policy: str, tmp_path: Path, measure: Measure, requests: list[CalibrationRequest]
+    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
 ) -> None:
     copy = tmp_path / "checkpoint_of_step_20"
     copy.mkdir()
     (copy / "config.json").write_text(json.dumps(SIZES))
     for model in (policy, str(copy)):
-        ensure_profile(model, settings_for("never"), cache_dir=tmp_path, measure=measure)
+        ensure_profile(model, settings_for("never"))
     assert len(requests) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 0}'])
-def test_a_damaged_file_in_the_cache_is_made_again(
-    policy: str, tmp_path: Path, measure: Measure, requests: list[CalibrationRequest], text: str
-) -> None:
-    path = ensure_profile(policy, Settings(), cache_dir=tmp_path, measure=measure)
+def test_a_damaged_file_in_the_cache_is_made_again(policy: str, requests: list[CalibrationRequest], text: str) -> None:
+    path = ensure_profile(policy, Settings())
     path.write_text(text)
-    ensure_profile(policy, Settings(), cache_dir=tmp_path, measure=measure)
+    ensure_profile(policy, Settings())
     assert load_profile(path)
     assert len(requests) == 2
 
 
-def test_a_profile_measured_elsewhere_is_not_used(policy: str, profile: Profile, tmp_path: Path) -> None:
+def test_a_profile_measured_elsewhere_is_not_used(
+    policy: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = dataclasses.replace(profile, key=dataclasses.replace(profile.key, hardware="another"))
+    monkeypatch.setattr(profile_cache, "_measure_in_own_process", lambda r: save_profile(other, Path(r.out)))
     with pytest.raises(ProfileError, match="hardware: 'another'"):
-        ensure_profile(policy, Settings(), cache_dir=tmp_path, measure=lambda r: save_profile(other, Path(r.out)))
+        ensure_profile(policy, Settings())
 
 
-def test_a_cache_that_cannot_be_written_is_one_message(policy: str, tmp_path: Path, measure: Measure) -> None:
-    (tmp_path / "file").write_text("")
+def test_a_cache_that_cannot_be_written_is_one_message(policy: str, tmp_path: Path) -> None:
+    (tmp_path / "efficient_rollout").write_text("")
     with pytest.raises(InputFileError, match="XDG_CACHE_HOME"):
-        ensure_profile(policy, Settings(), cache_dir=tmp_path / "file" / "cache", measure=measure)
+        ensure_profile(policy, Settings())
 
 
-def _want_it(policy: str, cache: Path, marks: Path) -> None:
+def _want_it(policy: str, marks: Path) -> None:
     def slowly(request: CalibrationRequest) -> None:
         (marks / str(time.monotonic_ns())).write_text("")
         time.sleep(1.0)
         profile = calibrate_from_table(read_table(SWEEP), max_points=12)
         save_profile(dataclasses.replace(profile, key=profile_key(policy, "int8")), Path(request.out))
 
-    ensure_profile(policy, Settings(), cache_dir=cache, measure=slowly)
+    profile_cache._measure_in_own_process = slowly  # of this process
+    ensure_profile(policy, Settings())
 
 
 def test_of_several_processes_one_measures(policy: str, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_want_it, args=(policy, tmp_path / "cache", marks)) for _ in range(3)]
+    processes = [fork.Process(target=_want_it, args=(policy, marks)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -158,27 +161,22 @@ def test_a_named_profile_is_checked_and_kept(policy: str, profile: Profile, tmp_
         with_profile(policy, settings)
 
 
-def test_a_policy_that_needs_one_gets_the_cached_one(
-    policy: str, tmp_path: Path, measure: Measure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = ensure_profile(policy, Settings(), measure=measure)
-    assert made.parent == tmp_path / "efficient_rollout" / "profiles"
+@pytest.mark.usefixtures("requests")
+def test_a_policy_that_needs_one_gets_the_cached_one(policy: str, cache: Path) -> None:
+    made = ensure_profile(policy, Settings())
+    assert made.parent == cache
     named = Settings.parse({"controller": {"rule": "cost_model", "profile": "unused"}})
     unnamed = named.model_copy(update={"controller": named.controller.model_copy(update={"profile": None})})
     assert with_profile(policy, unnamed).controller.profile == str(made)
 
 
-def test_a_process_that_fails_says_why_and_leaves_its_output(
-    tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_fails_says_why_and_leaves_its_output(policy: str, cache: Path) -> None:
     """A directory that is no policy: the engine cannot start."""
     with pytest.raises(ProfileError, match=r"cannot read the policy.s configuration.*batch_threshold") as raised:
-        ensure_profile(policy, Settings(), cache_dir=tmp_path)
+        ensure_profile(policy, Settings())
     assert "\n" not in str(raised.value)
-    assert len(list(tmp_path.glob("*.log"))) == 1
-    assert not list(tmp_path.glob("*.json"))
-    assert profile_cache.default_cache_dir().name == "profiles"
+    assert len(list(cache.glob("*.log"))) == 1
+    assert not list(cache.glob("*.json"))
 
 
 def test_points_fit_the_policy_and_reach_the_longest_draft() -> None:

@@ -18,7 +18,8 @@ from efficient_rollout.controller.rule import Always, BatchThreshold
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.engine.rules import check_profile, num_physical_cores, profile_key, rule_from
+from efficient_rollout.engine import rules
+from efficient_rollout.engine.rules import check_profile, profile_key, rule_from
 from efficient_rollout.errors import ConfigError, ProfileError
 
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
@@ -113,16 +114,9 @@ def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
     assert json.loads(result.stdout.splitlines()[-1]) == dataclasses.asdict(here)
 
 
-def test_the_key_tells_how_many_cores_an_engine_gets(
-    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert num_physical_cores({0, 1, 2, 3}, tmp_path) == 2
-    assert num_physical_cores({0, 2}, tmp_path) == 1
-    assert num_physical_cores({0, 1, 2}, tmp_path / "unknown") == 3
+def test_the_key_tells_how_many_cores_an_engine_gets(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "cores_of_machine", lambda: ([2, 5, 7], 1))
+    assert ", 3 cores" in profile_key(policy, "int8").hardware
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
     before = profile_key(policy, "int8").hardware
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")

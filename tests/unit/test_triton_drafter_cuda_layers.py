@@ -20,12 +20,13 @@ from triton_support import (
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.cuda import layout, products
-from efficient_rollout.drafter.cuda.layers import Fp8ChannelLinear, Int8ChannelLinear, MarlinInt4Linear
+from efficient_rollout.drafter.cuda.layers import ChannelLinear, MarlinInt4Linear
 from efficient_rollout.drafter.cuda.quantize import quantize_int4
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.packed_weights import PackedWeights
 
-NAMES = ("int4", "int8", "fp8")
+BYTE_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+NAMES = ("int4", *BYTE_DTYPES)
 SCHEMES = {name: scheme for name, scheme in cuda_schemes(DrafterSettings(group_size=128)).items() if name in NAMES}
 # Rounding activations to 8 bits, of a row's largest value, or of their own size.
 RELATIVE_ERROR = {"int4": 0.008, "int8": 0.025, "fp8": 0.06}
@@ -76,13 +77,11 @@ def test_int4_multiplies_by_what_its_kernel_does(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("layer", "values_dtype"), [(Int8ChannelLinear, torch.int8), (Fp8ChannelLinear, torch.float8_e4m3fn)]
-)
-def test_eight_bits_multiply_by_what_their_kernel_chose(layer, values_dtype, dtype):
+@pytest.mark.parametrize("values_dtype", BYTE_DTYPES.values(), ids=BYTE_DTYPES)
+def test_eight_bits_multiply_by_what_their_kernel_chose(values_dtype, dtype):
     weight = weight_of(100, 48, dtype)
     values, scales = channel_reference(weight, values_dtype)
-    assert_same_bits(layer(weight).dequantize(), values.float() * scales)
+    assert_same_bits(ChannelLinear(weight, values_dtype=values_dtype).dequantize(), values.float() * scales)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,10 +125,11 @@ def test_a_product_with_exact_activations_is_right_to_the_kernel_s_rounding(name
 def test_products_are_their_references(dtype, outputs):
     rows, weight, bias = rows_of(5, 256, dtype), weight_of(outputs, 256, dtype), bias_of(outputs, dtype)
     int4 = MarlinInt4Linear(weight, bias, group_size=64)
-    int8, fp8 = Int8ChannelLinear(weight, bias), Fp8ChannelLinear(weight, bias)
     pairs = [(int4(rows), products.multiply_int4_reference(rows, int4._buffers))]
-    for layer, reference in ((int8, products.multiply_int8_reference), (fp8, products.multiply_fp8_reference)):
-        pairs.append((layer(rows), reference(rows, layer._values, layer._scales, layer._wide_bias)[:, :outputs]))
+    for values_dtype in BYTE_DTYPES.values():
+        layer = ChannelLinear(weight, bias, values_dtype=values_dtype)
+        reference = products.multiply_channels_reference(rows, layer._values, layer._scales, layer._wide_bias)
+        pairs.append((layer(rows), reference[:, :outputs]))
     for product, reference in pairs:
         tolerance = 0 if DEVICE == "cpu" else 0.02
         torch.testing.assert_close(product, reference, rtol=tolerance, atol=tolerance)
@@ -192,9 +192,8 @@ def test_requantize_refuses_another_weight(name, shape, dtype):
 def test_shapes_without_a_kernel_are_refused():
     with pytest.raises(ValueError, match="192"):
         MarlinInt4Linear(weight_of(64, 192, torch.bfloat16), group_size=64)
-    for layer in (Int8ChannelLinear, Fp8ChannelLinear):
-        with pytest.raises(ValueError, match="40"):
-            layer(weight_of(64, 40, torch.bfloat16))
+    with pytest.raises(ValueError, match="40"):
+        ChannelLinear(weight_of(64, 40, torch.bfloat16), values_dtype=torch.int8)
 
 
 @pytest.mark.parametrize(("group_size", "bits"), [(128, 4.15625), (64, 4.3125), (32, 4.625)])
@@ -277,13 +276,14 @@ def test_marlin_is_called_as_vllm_calls_it(operators):
     assert products._LOCKS_PER_MULTIPROCESSOR == utils.MARLIN_MAX_BLOCKS_PER_SM
 
 
-@pytest.mark.parametrize(("layer", "name"), [(Int8ChannelLinear, "int8"), (Fp8ChannelLinear, "fp8")])
-def test_cutlass_is_called_as_vllm_calls_it(operators, layer, name):
+@pytest.mark.parametrize("name", BYTE_DTYPES)
+def test_cutlass_is_called_as_vllm_calls_it(operators, name):
     ops = pytest.importorskip("vllm._custom_ops", reason="needs vLLM")
     rows = rows_of(5, 256, torch.bfloat16).cpu()
-    packed = layer(weight_of(128, 256, torch.bfloat16), bias_of(128, torch.bfloat16))
+    weight, bias = weight_of(128, 256, torch.bfloat16), bias_of(128, torch.bfloat16)
+    packed = ChannelLinear(weight, bias, values_dtype=BYTE_DTYPES[name])
     quantizer = "dynamic_scaled_int8_quant" if name == "int8" else "dynamic_per_token_scaled_fp8_quant"
-    products._scaled_mm(operators[quantizer], rows, packed._values, packed._scales, packed._wide_bias)
+    products._scaled_mm(rows, packed._values, packed._scales, packed._wide_bias)
     if name == "int8":
         row_values, row_scales, _ = ops.scaled_int8_quant(rows)
     else:

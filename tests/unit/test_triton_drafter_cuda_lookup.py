@@ -1,13 +1,13 @@
-"""Chains grown on the device hold the drafter's own draws, and their copies are those of `drafter/lookup.py`."""
+"""Chains grown on the device hold the drafter's own draws, and their copies are those of `drafter/chains.py`."""
 
 import numpy as np
 import pytest
 import torch
 from triton_support import DEVICE
 
+from efficient_rollout.drafter.chains import find_copies
 from efficient_rollout.drafter.cuda import lookup
 from efficient_rollout.drafter.cuda.lookup import CopyingChains
-from efficient_rollout.drafter.lookup import find_copies
 
 VOCABULARY, MOST_TOKENS = 30, 160
 

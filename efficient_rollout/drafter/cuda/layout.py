@@ -11,7 +11,6 @@ import torch
 TILE_OUTPUTS, TILE_INPUTS = 64, 16
 # Marlin's smallest share of a product for one multiprocessor.
 INPUTS_MULTIPLE = 128
-GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +78,11 @@ def empty_pack(
         has_bias: Whether there is room for a bias.
 
     Raises:
-        ValueError: Marlin has no product for such groups, inputs or scales.
+        ValueError: Marlin has no product for so many inputs.
     """
     num_outputs, num_inputs = weight_shape
-    if group_size not in GROUP_SIZES:
-        raise ValueError(
-            f"Marlin takes groups of {GROUP_SIZES} inputs, got {group_size}: set drafter.group_size to one"
-        )
     if num_inputs % INPUTS_MULTIPLE or not num_inputs:
         raise ValueError(f"Marlin takes multiples of {INPUTS_MULTIPLE} inputs, got {num_inputs}: use PaddedLinear")
-    if scale_dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"Marlin's scales are bfloat16 or float16, got {scale_dtype}: use bfloat16")
     wide, num_groups = padded_outputs(num_outputs), num_inputs // group_size
     return MarlinPack(
         values=torch.empty(num_inputs // TILE_INPUTS, 2 * wide, dtype=torch.int32, device=device),

@@ -1,13 +1,13 @@
 """Triton kernels that grow chains of draft tokens with copies of a request's own text, all on the device.
 
-They find what `drafter/lookup.py` finds, in every place of the text, between two draft passes and without the host.
+They find what `drafter/chains.py` finds, in every place of the text, between two draft passes and without the host.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from efficient_rollout.drafter.lookup import MOST_MATCHING_TOKENS
+from efficient_rollout.drafter.chains import MOST_MATCHING_TOKENS
 
 # Tokens of a text that a program of a search looks at, and its warps.
 BLOCK, WARPS = 4096, 8

@@ -7,8 +7,6 @@ and fp8 tensor cores carry fewer bits in their sums than float32 has.
 Kernels multiply in bfloat16 or float16; a float32 policy's drafter is multiplied in bfloat16.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from efficient_rollout.drafter.cuda.layout import MarlinPack, dequantize, read_bias
@@ -50,9 +48,7 @@ def multiply_int4(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> 
     Returns:
         [n, pack.num_outputs], contiguous, of the rows' dtype.
     """
-    if not rows.is_cuda:
-        return multiply_int4_reference(rows, pack)
-    return _marlin_gemm(rows, pack, locks)
+    return _marlin_gemm(rows, pack, locks) if rows.is_cuda else multiply_int4_reference(rows, pack)
 
 
 def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tensor:
@@ -69,73 +65,46 @@ def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tenso
     return (product if bias is None else product + bias).to(rows.dtype)
 
 
-def multiply_int8(
+def multiply_channels(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute rows W^T + bias, of an int8 weight; rows get a scale each.
+    """Compute rows W^T + bias, of a weight in int8 or e4m3; rows get a scale each, and values of the same dtype.
 
     A NaN among the rows is lost: the kernel makes a number of it.
 
     Args:
         rows: [n, inputs], bfloat16, float16 or float32.
-        values: int8 [wide, inputs]; both multiples of 16.
+        values: int8 or float8_e4m3fn [wide, inputs]; both multiples of 16.
         scales: float32 [wide, 1].
         bias: [wide], of dtype `multiplied_in(rows.dtype)`, or None.
 
     Returns:
         [n, wide], of the rows' dtype.
     """
-    if not rows.is_cuda:
-        return multiply_int8_reference(rows, values, scales, bias)
-    return _scaled_mm(torch.ops._C.dynamic_scaled_int8_quant, rows, values, scales, bias)
+    multiply = _scaled_mm if rows.is_cuda else multiply_channels_reference
+    return multiply(rows, values, scales, bias)
 
 
-def multiply_int8_reference(
+def multiply_channels_reference(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute as `multiply_int8` does, for finite rows.
+    """Compute as `multiply_channels` does, in plain torch, for finite rows.
 
     Sums are exact. Scales and bias are applied in float32, and rounded once.
     """
     rows_float32 = rows.float()
     largest = rows_float32.abs().amax(dim=1, keepdim=True)
-    inverse = (LARGEST_INT8 / largest).masked_fill(largest <= 0, 0.0)
-    row_values = (rows_float32 * inverse).round().clamp(-128, LARGEST_INT8)
-    return _scaled(row_values, largest / LARGEST_INT8, values, scales, bias, rows.dtype)
-
-
-def multiply_fp8(
-    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Compute rows W^T + bias, of a weight in e4m3; rows get a scale each.
-
-    A NaN among the rows is lost: the kernel makes a number of it.
-
-    Args:
-        rows: [n, inputs], bfloat16, float16 or float32.
-        values: float8_e4m3fn [wide, inputs]; both multiples of 16.
-        scales: float32 [wide, 1].
-        bias: [wide], of dtype `multiplied_in(rows.dtype)`, or None.
-
-    Returns:
-        [n, wide], of the rows' dtype.
-    """
-    if not rows.is_cuda:
-        return multiply_fp8_reference(rows, values, scales, bias)
-    return _scaled_mm(torch.ops._C.dynamic_per_token_scaled_fp8_quant, rows, values, scales, bias)
-
-
-def multiply_fp8_reference(
-    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Compute as `multiply_fp8` does, for finite rows.
-
-    Sums are exact. Scales and bias are applied in float32, and rounded once.
-    """
-    rows_float32 = rows.float()
-    row_scales = (rows_float32.abs().amax(dim=1, keepdim=True) / LARGEST_FP8).clamp_min(_SMALLEST_FP8_SCALE)
-    row_values = (rows_float32 / row_scales).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
-    return _scaled(row_values, row_scales, values, scales, bias, rows.dtype)
+    if values.dtype == torch.int8:
+        row_scales = largest / LARGEST_INT8
+        inverse = (LARGEST_INT8 / largest).masked_fill(largest <= 0, 0.0)
+        row_values = (rows_float32 * inverse).round().clamp(-128, LARGEST_INT8)
+    else:
+        row_scales = (largest / LARGEST_FP8).clamp_min(_SMALLEST_FP8_SCALE)
+        row_values = (rows_float32 / row_scales).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
+    product = row_scales * (scales.t() * (row_values.double() @ values.double().t()).float())
+    if bias is not None:
+        product = product + bias.float()
+    return product.to(multiplied_in(rows.dtype)).to(rows.dtype)
 
 
 def _marlin_gemm(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> torch.Tensor:
@@ -161,66 +130,41 @@ def _marlin_gemm(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> t
 
 
 def _scaled_mm(
-    quantize_rows: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, None], None],
-    rows: torch.Tensor,
-    values: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
+    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     rows = rows.contiguous()
     row_values = torch.empty_like(rows, dtype=values.dtype)
     row_scales = rows.new_empty(rows.shape[0], 1, dtype=torch.float32)
-    quantize_rows(row_values, rows, row_scales, None)  # symmetric; without a largest scale
+    if values.dtype == torch.int8:
+        torch.ops._C.dynamic_scaled_int8_quant(row_values, rows, row_scales, None)  # symmetric
+    else:
+        torch.ops._C.dynamic_per_token_scaled_fp8_quant(row_values, rows, row_scales, None)  # without a largest scale
     product = rows.new_empty(rows.shape[0], values.shape[0], dtype=multiplied_in(rows.dtype))
     # It takes [inputs, outputs] with neighbouring inputs side by side: the weight's transpose, not moved.
     torch.ops._C.cutlass_scaled_mm(product, row_values, values.t(), row_scales, scales, bias)
     return product.to(rows.dtype)
 
 
-def _scaled(
-    row_values: torch.Tensor,
-    row_scales: torch.Tensor,
-    values: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    product_dtype = multiplied_in(dtype)
-    product = row_scales * (scales.t() * (row_values.double() @ values.double().t()).float())
-    if bias is not None:
-        product = product + bias.float()
-    return product.to(product_dtype).to(dtype)
-
-
 # Of a GPU's instructions, such as (9, 0).
 Capability = tuple[int, int]
 
 
-def int4_missing(capability: Capability | None = None) -> str | None:
-    """Return what Marlin lacks on a GPU; None when it can multiply.
+# What each product needs: vLLM's operators, the least capability, and the one from which on vLLM has it no more.
+_NEEDS: dict[str, tuple[tuple[str, ...], Capability, Capability | None]] = {
+    "int4": (("marlin_gemm",), (8, 0), None),
+    "int8": (("dynamic_scaled_int8_quant", "cutlass_scaled_mm"), (7, 5), (10, 0)),
+    "fp8": (("dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm"), (8, 9), None),
+}
+
+
+def product_missing(scheme: str, capability: Capability | None = None) -> str | None:
+    """Return what a scheme's product lacks on a GPU; None when it can multiply.
 
     Args:
+        scheme: int4, int8 or fp8.
         capability: The GPU's; None: the current one's, which starts CUDA in this process. It may not fork then.
     """
-    return _missing(capability, ("marlin_gemm",), (8, 0))
-
-
-def int8_missing(capability: Capability | None = None) -> str | None:
-    """Tell the same as `int4_missing`, for int8 products.
-
-    GPUs from compute capability 10.0 on have none in vLLM.
-    """
-    return _missing(capability, ("dynamic_scaled_int8_quant", "cutlass_scaled_mm"), (7, 5), below=(10, 0))
-
-
-def fp8_missing(capability: Capability | None = None) -> str | None:
-    """Tell the same as `int4_missing`, for fp8 products."""
-    return _missing(capability, ("dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm"), (8, 9))
-
-
-def _missing(
-    capability: Capability | None, operators: tuple[str, ...], least: Capability, below: Capability | None = None
-) -> str | None:
+    operators, least, below = _NEEDS[scheme]
     if capability is None and not torch.cuda.is_available():
         return "its kernel runs on an NVIDIA GPU, and none is visible"
     absent = [name for name in operators if not hasattr(torch.ops._C, name)]

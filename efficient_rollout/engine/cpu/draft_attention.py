@@ -32,14 +32,6 @@ class AttentionWindow:
     num_sink_tokens: int
 
 
-def drafts_left(tokens_left: int) -> int:
-    """Return how many draft tokens are worth verifying for a request that may emit `tokens_left` more.
-
-    Verifying k emits up to k + 1.
-    """
-    return max(0, tokens_left - 1)
-
-
 @dataclass(frozen=True, slots=True)
 class DraftTables:
     """Says where the chains of a tick write and what they read, in one group of layers, for n requests.

@@ -2,14 +2,19 @@
 
 Stock's sampler knows one row of logits for each request of the batch. Here every position is a row, with its request's
 parameters, and with the tokens before it: those that the runner knows, and those that are only drafted so far.
+
+So requests that vLLM refuses beside speculation are served: its rejection sampler knows no `min_p`, no `logit_bias` and
+no custom logits processors, which are built as for an engine without speculation.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.sample.logits_processor import (
     AdapterLogitsProcessor,
     LogitBiasLogitsProcessor,
@@ -17,8 +22,11 @@ from vllm.v1.sample.logits_processor import (
     LogitsProcessors,
     MinPLogitsProcessor,
     MinTokensLogitsProcessor,
+    build_logitsprocs,
 )
 from vllm.v1.sample.metadata import SamplingMetadata
+
+_STATELESS = (AdapterLogitsProcessor, LogitBiasLogitsProcessor, MinPLogitsProcessor, MinTokensLogitsProcessor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +213,36 @@ def _known(positions: Positions, rows: list[int]) -> Iterator[None]:
     finally:
         for output, length in held:
             del output[length:]
+
+
+@contextmanager
+def custom_processors_hidden(model_config: ModelConfig) -> Iterator[None]:
+    """Hide custom processors while a runner is made, which refuses them beside speculation."""
+    processors, model_config.logits_processors = model_config.logits_processors, None
+    try:
+        yield
+    finally:
+        model_config.logits_processors = processors
+
+
+def use_every_processor(runner: Any, vllm_config: VllmConfig) -> None:
+    """Give a new runner the logits processors it would have without speculation."""
+    plain = copy.copy(vllm_config)
+    plain.speculative_config = None
+    custom = tuple(vllm_config.model_config.logits_processors or ())
+    batch = runner.input_batch
+    batch.logitsprocs = build_logitsprocs(plain, runner.device, False, False, custom)
+    batch.logitsprocs_need_output_token_ids = bool(custom)
+    batch.sampling_metadata = batch._make_sampling_metadata()
+
+
+def can_look_ahead(batch: Any) -> bool:
+    """Tell whether what is asked for the tokens behind a draft can be known before it is accepted.
+
+    A processor of the user's own that is no `AdapterLogitsProcessor` may keep a state that advances with each token,
+    and so does vLLM's rule of thinking budgets.
+    """
+    holder = batch.sampling_metadata.thinking_budget_state_holder
+    if holder is not None and holder.has_tracked_requests():
+        return False
+    return all(isinstance(processor, _STATELESS) for processor in batch.logitsprocs.all)

@@ -1,8 +1,6 @@
 """Draft with the quantized self, on the policy's own KV cache."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -19,16 +17,14 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from efficient_rollout.config import Lookup
 from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.controller.observation import DraftCounts
-from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Fed
-from efficient_rollout.drafter.lookup import Tokens
+from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Fed, Tokens
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.responses import EndedResponses
-from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows, drafts_left
-from efficient_rollout.engine.cpu.logits_processors import can_look_ahead
-from efficient_rollout.engine.cpu.positions import Positions
+from efficient_rollout.drafter.stopwatch import Stopwatch
+from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows
+from efficient_rollout.engine.cpu.positions import Positions, can_look_ahead
 from efficient_rollout.engine.cpu.sampling import DraftSampler, NoiseSampler
-from efficient_rollout.engine.drafter_model import build_drafter
-from efficient_rollout.engine.link_report import LinkReport, link_report
+from efficient_rollout.engine.drafter_model import LinkReport, build_drafter, sharing_kv_cache
 from efficient_rollout.engine.ranks import Ranks, fault_of
 from efficient_rollout.engine.request_word import longest_draft
 
@@ -51,9 +47,9 @@ class SelfDraftProposer(DraftModelProposer):
     never attends to a drafter's KV.
 
     Attributes:
-        chain_length: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
+        num_drafted: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
             same on every rank, as are the next two.
-        drafts: Of each request, where `chain_length` is not 0.
+        drafts: Of each request, where `num_drafted` is not 0.
         drafting: What passes did for them.
     """
 
@@ -76,9 +72,9 @@ class SelfDraftProposer(DraftModelProposer):
         self.window = window
         self._max_copies = 0 if lookup == "off" else MOST_COPIES
         self._ended = EndedResponses() if lookup == "group" else None
-        self.chain_length = 0
+        self.num_drafted = 0
         self.drafts, self.drafting = DraftTokenIds([], []), DraftCounts()
-        self.draft_seconds, self._counts = 0.0, DraftCounts()
+        self.stopwatch = Stopwatch(device)
         self.links: LinkReport | None = None
         self._ranks = Ranks(packed)
         # The stock runner stops drafting for the whole batch, and schedules zeros, once any request comes near
@@ -90,25 +86,12 @@ class SelfDraftProposer(DraftModelProposer):
         # The policy's own: stock reads the checkpoint once more, without `hf_overrides` and `model_impl`.
         config = replace(self._create_draft_vllm_config(), model_config=self.vllm_config.model_config)
         drafter = build_drafter(config, target, self.packed)
-        self._twins = drafter.twins
-        self.links = link_report(drafter.model)
+        self._twins, self.links = drafter.twins, drafter.links
         return drafter.model
 
-    @contextmanager
-    def sharing_kv_cache(self) -> Iterator[None]:
-        """Have layers that name another's cache get its tensor, while vLLM collects what to allocate.
-
-        Nothing is allocated for them. It lasts no longer than that: such a layer writes no KV, and code compiled from
-        it never would.
-        """
-        layers = self.vllm_config.compilation_config.static_forward_context
-        for name, twin in self._twins.items():
-            layers[name].kv_sharing_target_layer_name = twin.layer_name
-        try:
-            yield
-        finally:
-            for name in self._twins:
-                layers[name].kv_sharing_target_layer_name = None
+    def sharing_kv_cache(self) -> AbstractContextManager[None]:
+        """Have the drafter's layers get the policy's KV cache until the block ends."""
+        return sharing_kv_cache(self.vllm_config.compilation_config.static_forward_context, self._twins)
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
         """Find the drafter's layers in the policy's KV cache."""
@@ -150,39 +133,22 @@ class SelfDraftProposer(DraftModelProposer):
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
         if num_speculative_tokens == 0 or self._health.drafter_fault is not None:
             return none
-        started = time.perf_counter()
         num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
         useful = self._useful_drafts(num_computed)
-        chain_length = min(num_speculative_tokens, max(useful))
-        if chain_length == 0:
+        num_draft_tokens = min(num_speculative_tokens, max(useful))
+        if num_draft_tokens == 0:
             return none
         try:
-            chains = self._draft(
-                chain_length, useful, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
-            )
+            with self.stopwatch:
+                chains = self._draft(
+                    num_draft_tokens, useful, next_token_ids, num_computed, common_attn_metadata, sampling_metadata
+                )
         except Exception as error:  # noqa: BLE001 - a drafter's fault must never cost a sample
             self._health.turn_off_drafter(fault_of(error))
             return none
-        finally:
-            self.draft_seconds += time.perf_counter() - started
-        self.chain_length, self.drafting = chain_length, chains.counts
-        self._counts.add(chains.counts)
+        self.num_drafted, self.drafting = num_draft_tokens, chains.counts
         self.drafts = DraftTokenIds(self.runner.input_batch.req_ids[:num_requests].copy(), chains.drafts)
         return none
-
-    def counts(self) -> dict[str, float]:
-        """Return what was counted since `forget_counts`, by names of `RolloutStats`."""
-        counts = self._counts
-        return {
-            "draft_seconds": self.draft_seconds,
-            "num_draft_passes": counts.num_passes,
-            "num_copies": counts.num_copies,
-            "num_copies_kept": counts.num_copies_kept,
-        }
-
-    def forget_counts(self) -> None:
-        """Count from here on."""
-        self.draft_seconds, self._counts = 0.0, DraftCounts()
 
     def _useful_drafts(self, num_computed: torch.Tensor) -> list[int]:
         """Count the draft tokens that each request can use; this is the one place where it is asked.
@@ -205,7 +171,7 @@ class SelfDraftProposer(DraftModelProposer):
                 continue
             parameters = self.runner.requests[batch.req_ids[row]].sampling_params
             num_sampled = computed + 1 - int(batch.num_prompt_tokens[row])
-            left = min(drafts_left(parameters.max_tokens - num_sampled), held - computed)
+            left = min(max(0, parameters.max_tokens - num_sampled - 1), held - computed)
             useful.append(longest_draft(parameters.extra_args, left))
         return useful
 

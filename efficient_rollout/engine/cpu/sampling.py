@@ -22,8 +22,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from efficient_rollout.drafter.chains import Fed
 from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.engine.cpu.positions import Positions, metadata_at
-from efficient_rollout.sampling.draw import draw
-from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, NoiseStream, stream_key
+from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, NoiseStream, draw, stream_key
 
 
 class RequestNoise:

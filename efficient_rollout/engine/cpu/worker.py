@@ -13,19 +13,14 @@ from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_engine
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
-from efficient_rollout.engine.cpu.logits_processors import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.native_attention import use_native_attention
+from efficient_rollout.engine.cpu.positions import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.sampling import NoiseSampler, RequestNoise, Verifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
 from efficient_rollout.engine.installed import uses_native_products
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.worker import ReportingWorker
-
-
-def is_plain(scheduler_output: SchedulerOutput) -> bool:
-    """Tell whether a tick verifies no drafts and is not asked for any."""
-    return scheduler_output.num_spec_tokens_to_schedule == 0 and not scheduler_output.scheduled_spec_decode_tokens
 
 
 @contextmanager
@@ -119,7 +114,10 @@ class CpuWorker(ReportingWorker, CPUWorker):
             self.noise.forget(scheduler_output.finished_req_ids)
         if self.self_drafter is not None:
             self.self_drafter.keep_ended(scheduler_output.finished_req_ids)
-        self._is_plain_tick = is_plain(scheduler_output)
+        # It verifies no drafts and is not asked for any.
+        self._is_plain_tick = not (
+            scheduler_output.num_spec_tokens_to_schedule or scheduler_output.scheduled_spec_decode_tokens
+        )
         with self._speculating_where_asked():
             return self.count(super().execute_model(scheduler_output))
 
@@ -137,12 +135,12 @@ class CpuWorker(ReportingWorker, CPUWorker):
             return refused
         drafter = self.self_drafter
         if drafter is not None:
-            drafter.chain_length = 0  # stock may not ask it
+            drafter.num_drafted = 0  # stock may not ask it
         with self._no_noise_for_unfinished_prompts(), self._speculating_where_asked():
             output = super().sample_tokens(grammar_output)
         if drafter is not None and isinstance(output, ModelRunnerOutput):
-            if drafter.chain_length:
-                self.report_on(output, drafter.chain_length, drafter.drafts, drafter.drafting)
+            if drafter.num_drafted:
+                self.report_on(output, drafter.num_drafted, drafter.drafts, self.count_drafting(drafter.drafting))
             else:
                 self.report_on(output)
         return self.count(output)

@@ -51,9 +51,9 @@ class PlainSteps:
         """Tell whether a batch of so many requests takes these steps."""
         return True
 
-    def num_passes(self, num_drafts: int) -> int:
+    def num_passes(self, num_draft_tokens: int) -> int:
         """Return the passes to run for so many drafts a request."""
-        return num_drafts
+        return num_draft_tokens
 
     def longest(self, step: int) -> int:
         """Return by how many tokens the text of a pass may be longer than the pass of the policy was."""
@@ -171,9 +171,9 @@ class LookupSteps(PlainSteps):
         """Tell whether a batch is small enough: rows of a large one are dear, and have no graph."""
         return num_requests <= self._most_requests
 
-    def num_passes(self, num_drafts: int) -> int:
+    def num_passes(self, num_draft_tokens: int) -> int:
         """Return the passes that grow chains to so many drafts on average, as far as copies have stood so far."""
-        return math.ceil(num_drafts / (1.0 + self._kept.a_pass()))
+        return math.ceil(num_draft_tokens / (1.0 + self._kept.a_pass()))
 
     def longest(self, step: int) -> int:
         """Return the tokens of a chain that is as long as it can be."""

@@ -50,22 +50,6 @@ def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
     return -(-tokens // 16) * 16 if tokens > DEFAULT_LIMIT else None
 
 
-def num_graphs(max_draft_tokens: int, max_num_seqs: int, limit: int, *, rows: int = 1) -> int:
-    """Count the full graphs that an engine captures.
-
-    They are the policy's for every number of drafts, and those of draft steps.
-
-    Args:
-        max_draft_tokens: Largest number of drafts per request.
-        max_num_seqs: Largest number of requests.
-        limit: Of the tokens in a graph.
-        rows: Of a request in a draft step that looks copies up; there is one without any too.
-    """
-    lengths = range(1, max_draft_tokens + 2)
-    of_policy = sum(len(request_counts(min(max_num_seqs, limit // n), is_dense=n == 1)) for n in lengths)
-    return of_policy + sum(len(request_counts(min(max_num_seqs, limit // n))) for n in {1, rows})
-
-
 def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
     """Give a graph manager a full graph for every query length up to its own, and every batch the smallest that fits.
 

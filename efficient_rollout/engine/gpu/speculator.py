@@ -11,7 +11,6 @@ from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, replace
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
-from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
@@ -21,11 +20,9 @@ from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.stopwatch import Stopwatch
-from efficient_rollout.engine.drafter_model import build_drafter
+from efficient_rollout.engine.drafter_model import LinkReport, build_drafter, sharing_kv_cache
 from efficient_rollout.engine.gpu.chain import ANY_TOKEN, steps_of
 from efficient_rollout.engine.gpu.graphs import complete
-from efficient_rollout.engine.gpu.shared_kv import share_kv_cache
-from efficient_rollout.engine.link_report import LinkReport, link_report
 from efficient_rollout.engine.ranks import DrafterFault, Ranks, fault_of
 
 try:  # vLLM 0.31
@@ -36,6 +33,10 @@ except ImportError:  # from 0.32 on
         StandaloneARSpeculator as PlainDraftModelSpeculator,
     )
     from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
+
+
+# Methods of the runner that collect what KV cache to allocate, and that allocate and bind it.
+_COLLECTING = ("get_kv_cache_spec", "initialize_kv_cache")
 
 
 class SelfDraftSpeculator(DraftModelSpeculator):
@@ -52,8 +53,8 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         looks_up: Whether draft passes check copies of requests' own text.
 
     Attributes:
-        num_drafts: Draft tokens per request to draft in the tick that runs; the worker sets it.
-        chain_length: Those drafted in the last tick.
+        num_draft_tokens: Draft tokens per request to draft in the tick that runs; the worker sets it.
+        num_drafted: Those drafted in the last tick.
         steps: What the passes of the chain that runs do.
         most_rows: Rows of a request in a pass that looks copies up; 1 where none does.
         drafting: What passes did since it was taken.
@@ -70,32 +71,17 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self.runner = runner
         self.packed, self._health = packed, health
         self.ranks = Ranks(packed, device)
-        self.num_drafts = self.chain_length = 0
+        self.num_draft_tokens = self.num_drafted = 0
         self.links: LinkReport | None = None
         self.stopwatch = Stopwatch(device)
         self._graphs: SpeculatorCudaGraphManager | None = None
         self._plain, self._widest = steps_of(self, looks_up=looks_up)
         self.steps, self.most_rows = self._plain, self._widest.num_rows
-        self.drafting, self._counts = DraftCounts(), DraftCounts()
-
-    def counts(self) -> dict[str, float]:
-        """Return what was counted since `forget_counts`, by names of `RolloutStats`."""
-        return {
-            "draft_seconds": self.stopwatch.seconds(),
-            "num_draft_passes": self._counts.num_passes,
-            "num_copies": self._counts.num_copies,
-            "num_copies_kept": self._counts.num_copies_kept,
-        }
-
-    def forget_counts(self) -> None:
-        """Count from here on."""
-        self.stopwatch.reset()
-        self._counts = DraftCounts()
+        self.drafting = DraftCounts()
 
     def take_drafting(self) -> DraftCounts:
         """Return what passes did since the last call, as far as it is known; nothing is waited for."""
         counts, self.drafting = self.drafting, DraftCounts()
-        self._counts.add(counts)
         return counts
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
@@ -109,9 +95,16 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         config = replace(self.vllm_config, quant_config=None, parallel_config=parallel)
         with set_model_tag("draft_model"):
             drafter = build_drafter(config, target_model, self.packed)
-        self.links = link_report(drafter.model)
-        share_kv_cache(self.runner, self.vllm_config.compilation_config.static_forward_context, drafter.twins)
+        self.links = drafter.links
+        sharing = sharing_kv_cache(self.vllm_config.compilation_config.static_forward_context, drafter.twins)
+        for name in _COLLECTING:
+            setattr(self.runner, name, sharing(getattr(self.runner, name)))
         return drafter.model
+
+    def stop_sharing_kv_cache(self) -> None:
+        """Leave the runner its own methods: what they were replaced by holds the layers."""
+        for name in _COLLECTING:
+            vars(self.runner).pop(name, None)
 
     _run_model = PlainDraftModelSpeculator._run_model
 
@@ -168,7 +161,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         is_profile: bool = False,
         **_of_other_speculators: Any,
     ) -> torch.Tensor:
-        """Draft `num_drafts` tokens for each request of the batch.
+        """Draft `num_draft_tokens` tokens for each request of the batch.
 
         Args:
             input_batch: Of the pass that sampled the newest tokens.
@@ -178,12 +171,12 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             dummy_run: Runs for its memory and its kernels, on no request; so a fault raises.
 
         Returns:
-            int64 [num_requests, most drafts]; the first `chain_length` columns are this chain's; others are any tokens.
+            int64 [num_requests, most drafts]; the first `num_drafted` columns are this chain's; others are any tokens.
         """
         num_requests = input_batch.num_reqs
-        drafts, self.chain_length = self.draft_tokens[:num_requests], 0
-        if not dummy_run and (self.num_drafts == 0 or self._health.drafter_fault is not None):
-            return drafts.fill_(ANY_TOKEN) if self.num_drafts else drafts
+        drafts, self.num_drafted = self.draft_tokens[:num_requests], 0
+        if not dummy_run and (self.num_draft_tokens == 0 or self._health.drafter_fault is not None):
+            return drafts.fill_(ANY_TOKEN) if self.num_draft_tokens else drafts
         self._copy_request_inputs(num_requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
         num_passes = self._choose(num_requests, is_dummy=dummy_run)
         try:
@@ -197,13 +190,13 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             self.steps.forget_copies()
             self._health.turn_off_drafter(fault_of(error))
             return drafts.fill_(ANY_TOKEN)
-        self.chain_length = self.num_drafts
+        self.num_drafted = self.num_draft_tokens
         return drafts
 
     def _choose(self, num_requests: int, *, is_dummy: bool) -> int:
         """Choose the steps of a chain; return how many passes it takes."""
         self.steps = self._widest if self._widest.fits(num_requests) else self._plain
-        return max(1, self.num_drafts if is_dummy else self.steps.num_passes(self.num_drafts))
+        return max(1, self.num_draft_tokens if is_dummy else self.steps.num_passes(self.num_draft_tokens))
 
     def _run(self, num_passes: int, input_batch: InputBatch, skips_attention: bool, *, is_eager: bool) -> None:
         steps, n = self.steps, input_batch.num_reqs
@@ -225,40 +218,24 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             metadata = by_layer = None
             if not skips_attention:
                 by_layer = build_slot_mappings_by_layer(steps.slots(n, graph.num_tokens), self.kv_cache_config)
-                metadata = self._metadata(graph, input_batch, step)
+                metadata = self._build_uniform_attn_metadata(
+                    batch_desc=graph,
+                    num_reqs=n,
+                    num_query_per_req=steps.num_rows,
+                    seq_lens_cpu_upper_bound=input_batch.seq_lens_cpu_upper_bound,
+                    step=steps.longest(step),
+                )
             across = None if sync is None else sync.num_tokens_across_dp
             steps.step(n, graph.num_tokens, metadata, by_layer, across)
         self.ranks.end()
 
-    def _metadata(self, graph: BatchExecutionDescriptor, input_batch: InputBatch, step: int) -> dict[str, Any] | None:
-        return self._build_uniform_attn_metadata(
-            batch_desc=graph,
-            num_reqs=input_batch.num_reqs,
-            num_query_per_req=self.steps.num_rows,
-            seq_lens_cpu_upper_bound=input_batch.seq_lens_cpu_upper_bound,
-            step=self.steps.longest(step),
-        )
-
     def _captured_step(
-        self,
-        num_requests: int,
-        num_tokens: int,
-        metadata: Any,
-        slot_mappings: Any,
-        num_tokens_across_dp: torch.Tensor | None,
-        mode: CUDAGraphMode,
-        num_speculative_steps: int | None = None,
-    ) -> None:
-        """Do what is captured: every replay renews where KV is written and how attention is planned.
+        self, num_requests: int, num_tokens: int, metadata: Any, slot_mappings: Any, num_tokens_across_dp: Any,
+        mode: CUDAGraphMode, num_speculative_steps: int | None = None,
+    ) -> None:  # fmt: skip
+        """Do what is captured: every replay renews where KV is written and how attention is planned, and steps.
 
-        Args:
-            num_requests: Of the graph, with padding.
-            num_tokens: As many, or as many times the rows of a step that looks up.
-            metadata: By layer; on buffers that stay, as `slot_mappings` is.
-            slot_mappings: By layer.
-            num_tokens_across_dp: int32 [data parallel size], or None.
-            mode: NONE: stock captures with it.
-            num_speculative_steps: What a graph of stock's is of; one step has its own number on the device.
+        Stock captures with mode NONE. The number is that of a graph of stock's; one step has its own on the device.
         """
         self.steps = self._plain if num_tokens == num_requests else self._widest
         self.steps.slots(num_requests, num_tokens)

@@ -1,4 +1,4 @@
-"""What an engine's worker adds to vLLM's V2 model runner, on whichever device."""
+"""The worker of vLLM's V2 model runner: stock, plus the self-drafter, and a report of what the engine did."""
 
 import logging
 from typing import Any
@@ -8,17 +8,21 @@ from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.gpu_worker import Worker
 
+from efficient_rollout.certificate import certificate_gap, require_certificate
+from efficient_rollout.config import Settings
 from efficient_rollout.controller.observation import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.gpu.graphs import capture_limit, num_graphs
-from efficient_rollout.engine.gpu.shared_kv import stop_sharing_kv_cache
+from efficient_rollout.engine.checks import check_drafting_engine
+from efficient_rollout.engine.gpu.graphs import capture_limit
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
+from efficient_rollout.engine.installed import this_machine
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
-from efficient_rollout.engine.weights.in_place import InPlaceWeightSync
+from efficient_rollout.engine.weights.sync import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.sampling.noise import stream_key
 
@@ -36,19 +40,19 @@ class _Reported(AsyncModelRunnerOutput):
     Args:
         output: Stock's.
         worker: Whose tick it is of.
-        chain_length: Draft tokens per request that the tick drafted.
+        num_drafted: Draft tokens per request that the tick drafted.
         drafting: What was learned in the tick of what passes did; None without a drafter.
     """
 
     def __init__(
-        self, output: AsyncModelRunnerOutput, worker: "V2Worker", chain_length: int, drafting: DraftCounts | None
+        self, output: AsyncModelRunnerOutput, worker: "V2Worker", num_drafted: int, drafting: DraftCounts | None
     ) -> None:
-        self._output, self._worker, self._chain_length, self._drafting = output, worker, chain_length, drafting
+        self._output, self._worker, self._num_drafted, self._drafting = output, worker, num_drafted, drafting
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for it."""
         output = self._output.get_output()
-        self._worker.report_on(output, self._chain_length, drafting=self._drafting)
+        self._worker.report_on(output, self._num_drafted, drafting=self._drafting)
         return self._worker.count(output)
 
 
@@ -96,8 +100,18 @@ class V2Worker(ReportingWorker):
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Run stock, and tell of batches that will run without a graph."""
         super().initialize_from_config(kv_cache_config)
-        if self.self_drafter is not None:
-            self._tell_of_batches_without_a_graph(self.self_drafter.most_rows)
+        most = self.vllm_config.compilation_config.max_cudagraph_capture_size
+        wanted = capture_limit(
+            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
+        )
+        if self.self_drafter is not None and most and wanted is not None and wanted > most:
+            logger.info(
+                "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
+                "for a small one max_cudagraph_capture_size=%d in compilation_config gives all of them one, for memory "
+                "and seconds of capture",
+                most,
+                wanted,
+            )
 
     def compile_or_warm_up_model(self) -> Any:
         """Run stock, which ends by seeding its generators alike in all engines of a server.
@@ -111,21 +125,6 @@ class V2Worker(ReportingWorker):
             set_random_seed(stream_key("engine", self.model_config.seed, rank) >> 32)
         return result
 
-    def _tell_of_batches_without_a_graph(self, rows: int) -> None:
-        most = self.vllm_config.compilation_config.max_cudagraph_capture_size
-        drafts, requests = self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
-        wanted = capture_limit(drafts, requests)
-        if most and wanted is not None and wanted > most:
-            logger.info(
-                "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
-                "for a small one max_cudagraph_capture_size=%d in compilation_config gives all of them one, with %d "
-                "full graphs in the place of %d",
-                most,
-                wanted,
-                num_graphs(drafts, requests, wanted, rows=rows),
-                num_graphs(drafts, requests, most, rows=rows),
-            )
-
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Run stock, with the scheduler's statistics taken in, and its decision.
 
@@ -135,7 +134,7 @@ class V2Worker(ReportingWorker):
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
-            self.self_drafter.num_drafts = scheduler_output.num_spec_tokens_to_schedule
+            self.self_drafter.num_draft_tokens = scheduler_output.num_spec_tokens_to_schedule
         return super().execute_model(scheduler_output)
 
     @torch.inference_mode()
@@ -153,7 +152,7 @@ class V2Worker(ReportingWorker):
         drafter = self.self_drafter
         if drafter is None:
             return _Reported(output, self, 0, None)
-        return _Reported(output, self, drafter.chain_length, drafter.take_drafting())
+        return _Reported(output, self, drafter.num_drafted, self.count_drafting(drafter.take_drafting()))
 
     def sleep(self, level: int = 1) -> None:
         """Run stock.
@@ -179,10 +178,42 @@ class V2Worker(ReportingWorker):
         runner = getattr(self, "model_runner", None)
         vars(self).pop("load_checkpoint_tensors", None)  # a method of the policy
         if self.self_drafter is not None and runner is not None:
-            stop_sharing_kv_cache(runner)
+            self.self_drafter.stop_sharing_kv_cache()
             runner.rejection_sampler = None
             self.self_drafter = self.vllm_config.quant_config = None
 
     def _lose_drafter(self) -> None:
         if self.self_drafter is not None:
             self.health.drafter_fault = _LOST
+
+
+class GpuWorker(V2Worker, Worker):
+    """Is the `worker_cls` of an engine on a GPU, with or without drafting."""
+
+    def look_for_certificate(self, settings: Settings) -> None:
+        """Find this machine's certificate; without one, warn or refuse as the settings say.
+
+        Raises:
+            UnsupportedDeviceError: There is none and the settings require one; or its check failed.
+        """
+        machine, path = this_machine(), settings.gpu_certificate_path
+        if settings.gpu_certificate == "required":
+            require_certificate(machine, path)
+        self.certificate_gap = certificate_gap(machine, path)
+        if self.certificate_gap is not None and self.rank == 0:
+            logger.warning("this engine drafts without a certificate: %s", self.certificate_gap)
+
+    def check(self) -> None:
+        """Check what `engine_args` could not: the engine's options as vLLM has resolved them.
+
+        Raises:
+            UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
+            UnsupportedDeviceError: This kind of machine has no certificate and the settings require one, or its check
+                failed.
+            UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
+            SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
+        """
+        settings = self.settings
+        if settings.enabled:
+            self.look_for_certificate(settings)
+            check_drafting_engine(self.vllm_config, settings, device="cuda")

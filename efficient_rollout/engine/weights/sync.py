@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from vllm.config import set_current_vllm_config
@@ -15,40 +15,18 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     _place_kernel_tensors,
     get_layerwise_info,
 )
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.tracing import instrument_manual
 
 from efficient_rollout.engine.weights.arrivals import Arrivals
 from efficient_rollout.errors import WeightSyncError
 
+if TYPE_CHECKING:
+    from efficient_rollout.engine.worker import ReportingWorker
+
 UNFINISHED = "a weight sync began and has not finished"
 _WAY_OUT = "The engine holds no whole policy now and generates nothing: begin again, and send every tensor."
 _MAX_CAUSE_CHARACTERS = 400  # vLLM's may list every parameter
-
-
-class SyncedWorker(Protocol):
-    """Names what a weight sync asks of the worker that it is of.
-
-    Attributes:
-        model_runner: vLLM's.
-        device: Of the weights.
-        health: Of the rank (`controller/drafter_health.py`), which says why weights are no policy's.
-        tally: Counts of the rank (`metrics/rollout_stats.py`).
-        self_drafter: What drafts, with its packed weights; None where nothing does.
-        open_weight_sync: The sync that began and has not ended.
-    """
-
-    model_runner: Any
-    device: torch.device
-    health: Any
-    tally: Any
-    self_drafter: Any
-    open_weight_sync: Any
-
-    def load_checkpoint_tensors(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
-        """Load them as the model does."""
-
-    def wants_requantizing(self) -> bool:
-        """Tell, at a weight sync, once, whether the drafter is to take the new weights."""
 
 
 class WeightSync:
@@ -67,7 +45,7 @@ class WeightSync:
         worker: The engine's worker.
     """
 
-    def __init__(self, worker: SyncedWorker) -> None:
+    def __init__(self, worker: "ReportingWorker") -> None:
         self._worker = worker
         self._model = worker.model_runner.get_model()
         self._config = worker.model_runner.vllm_config
@@ -178,11 +156,11 @@ class WeightSync:
         worker.open_weight_sync = None
         worker.health.take_weights()
         if worker.self_drafter is not None:
-            report = worker.self_drafter.packed.take_report()
-            fault = report.fault or worker.self_drafter.packed.take_difference()
+            requantize_seconds, fault = worker.self_drafter.packed.take_report()
+            fault = fault or worker.self_drafter.packed.take_difference()
             if fault is not None:
                 worker.health.turn_off_drafter(fault)
-            stats.requantize_seconds += report.seconds
+            stats.requantize_seconds += requantize_seconds
             stats.weights_checksum, stats.proven_weight_share = self._arrivals.checksum, proven_share
             stats.is_as_sent = int(self._arrivals.is_as_sent)
         seconds, now = time.perf_counter() - self.started, time.time_ns()
@@ -242,3 +220,26 @@ class WeightSync:
                 _place_kernel_tensors(layer, info)
                 info.reset()
         LOADING_LAYERS.clear()
+
+
+class InPlaceWeightSync(WeightSync):
+    """Copies every tensor to where the policy computes with it, for layers that hold weights as they were loaded.
+
+    Captured graphs keep their addresses: the policy's weights have theirs, and packed layers requantize in place.
+    """
+
+    def _open_layers(self) -> None:
+        pass
+
+    def _owned(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+        return weights
+
+    def _close_layers(self) -> None:
+        """Show every layer to the drafter, as after a first load.
+
+        It ends when the device has done all of it.
+        """
+        process_weights_after_loading(self._model, self._config.model_config, self._worker.device)
+        # Else the sync's seconds would be those of its launches.
+        if self._worker.device.type == "cuda":
+            torch.cuda.synchronize()

@@ -5,7 +5,7 @@ import torch
 from reference_quantizers import quantize_int4, quantize_int8
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter.padded import PaddedLinear
+from efficient_rollout.drafter.scheme import PaddedLinear
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme
 
 SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]

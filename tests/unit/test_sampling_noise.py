@@ -9,8 +9,7 @@ pytest.importorskip("torch")
 import torch
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.sampling.draw import draw, gumbel_draw
-from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, stream_key
+from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, draw, gumbel_draw, stream_key
 
 needs_kernel = pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
 FALSE_ALARM_RATE = 1e-4
