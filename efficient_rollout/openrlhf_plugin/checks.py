@@ -65,7 +65,7 @@ def prepare_job(args: Any, options: Options) -> Any:
         UnsupportedDeviceError: This kind of GPU has no certificate, and the settings require one.
     """
     settings, is_gpu = options.settings, device_type() == "cuda"
-    dtype = _ENGINE_DTYPE if is_gpu else options.cpu.param_dtype
+    dtype = _ENGINE_DTYPE if is_gpu else options.param_dtype
     _check_fits(args, options)
     if is_gpu:
         _check_on_gpu(args, options)
@@ -97,7 +97,7 @@ def _adapt_to_cpu(args: Any, options: Options) -> None:
             f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
             "Ray, to which vLLM gives no CPUs; use 1, and more engines"
         )
-    for change in cpu.adapt(args, options.cpu):
+    for change in cpu.adapt(args, options):
         logger.warning("without a GPU, %s", text_without_secrets(change))
 
 

@@ -9,6 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from efficient_rollout.openrlhf_plugin import stand_ins  # first: what this machine lacks
+
+# isort: split
+
 import ray
 from openrlhf.trainer.ray import vllm_engine as stock_engine
 
@@ -21,6 +25,7 @@ from efficient_rollout.openrlhf_plugin.seeded_prompts import EVALUATION, Place
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
+_WORKER_EXTENSIONS = "efficient_rollout.openrlhf_plugin.worker_extension"
 # OpenRLHF's name for the executor of an engine with several workers.
 _RAY = "ray"
 _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
@@ -42,7 +47,9 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         worker_extension: Of vLLM's workers.
     """
 
-    worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
+    worker_extension = (
+        f"{_WORKER_EXTENSIONS}.CpuWorkerWrap" if stand_ins.IS_ON_CPU else f"{_WORKER_EXTENSIONS}.EfficientWorkerWrap"
+    )
 
     async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
         self._rollouts = SegmentRecorder()
