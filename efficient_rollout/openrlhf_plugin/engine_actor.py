@@ -22,6 +22,7 @@ from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.openrlhf_plugin.seeded_prompts import EVALUATION, Place
+from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
@@ -77,7 +78,7 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
 
     async def _require_active(self) -> None:
         for worker in (await call_every_engine(self.llm, "plugin_status"))[0]:
-            wrong = {name: found for name, found in worker["patches"].items() if found not in ("applied", "not needed")}
+            wrong = unfit(worker["patches"])
             if worker["drafter_fault"] is not None or wrong:
                 raise PluginInactiveError(
                     f"self-drafting is not active in this engine: {worker['drafter_fault'] or wrong}. "
