@@ -29,7 +29,7 @@ from efficient_rollout.errors import (
     PluginInactiveError,
     ours_behind,
 )
-from efficient_rollout.files import names_in_python
+from efficient_rollout.files import require_in_python
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
@@ -231,11 +231,8 @@ def _check_parquet(name: str, files: Any, prompt_key: str) -> None:
 def _check_reward(function: DictConfig) -> None:
     if function.path is None or str(function.path).startswith("pkg://"):
         return
-    path = Path(function.path).expanduser()
-    if not path.is_file():
-        raise InputFileError(f"reward.custom_reward_function.path: {path} does not exist or is not a file")
-    if function.name not in names_in_python(path, option="reward.custom_reward_function.path"):
-        raise InputFileError(f"reward.custom_reward_function.name: {path} defines no {function.name!r}")
+    option = "reward.custom_reward_function"
+    require_in_python(Path(function.path).expanduser(), function.name, option=option)
 
 
 def validate(config: DictConfig) -> None:
