@@ -11,18 +11,19 @@ from efficient_rollout import __version__
 from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
 from efficient_rollout.secrets import DiscreetParser
 
-# Name -> one line of help, and the function that adds the command's parser.
+# Name -> one line of help, and the function that adds the command's parser; of a command with a parser of its own, that
+# runs it.
 COMMANDS = {
-    "train": ("train with veRL; the arguments are hydra overrides", "efficient_rollout.__main__:add_train_command"),
+    "train": ("train with veRL; the arguments are hydra overrides", "efficient_rollout.verl_plugin.main:train"),
     "openrlhf": (
         "train with OpenRLHF; the arguments are settings, --, and OpenRLHF's own",
-        "efficient_rollout.__main__:add_openrlhf_command",
+        "efficient_rollout.openrlhf_plugin.main:launch",
     ),
     "demo": (
         "see plain vLLM and self-drafting beside each other, in a minute",
         "efficient_rollout.bench.demo:add_demo_command",
     ),
-    "serve": ("serve a model with vLLM's own server, drafting for itself", "efficient_rollout.serve:add_serve_command"),
+    "serve": ("serve a model with vLLM's own server, drafting for itself", "efficient_rollout.serve:serve"),
     "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
     "policy": ("say where an embedded policy is, or train one", "efficient_rollout.tasks.cli:add_policy_command"),
     "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
@@ -38,6 +39,8 @@ COMMANDS = {
     "bench": ("measure rollouts side by side", "efficient_rollout.bench.cli:add_bench_command"),
     "simulate": ("replay a rollout under a rule", "efficient_rollout.simulator.cli:add_simulate_command"),
 }
+# To their parsers goes everything behind their names untouched, dashes and help included.
+WITH_OWN_PARSER = ("train", "openrlhf", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,44 +72,24 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(EXIT_TERMINATED)
 
 
-def add_train_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `train`; everything after it goes to hydra's own parser untouched, dashes and help included."""
-    parser = subparsers.add_parser("train", help=COMMANDS["train"][0], prefix_chars="\0", add_help=False)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    parser.set_defaults(run=_run_train)
-
-
-def _run_train(parsed: argparse.Namespace) -> int:
-    from efficient_rollout.verl_plugin.main import train
-
-    return train(parsed.arguments)
-
-
-def add_openrlhf_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `openrlhf`; everything after it goes to its own parser untouched, dashes and help included."""
-    parser = subparsers.add_parser("openrlhf", help=COMMANDS["openrlhf"][0], prefix_chars="\0", add_help=False)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    parser.set_defaults(run=_run_openrlhf)
-
-
-def _run_openrlhf(parsed: argparse.Namespace) -> int:
-    from efficient_rollout.openrlhf_plugin.main import launch
-
-    return launch(parsed.arguments)
-
-
 def command_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser for these arguments: it has every command, and options only of the one that they name."""
     parser = DiscreetParser(prog="efficient-rollout", description="Faster rollouts by lossless self-drafting.")
     parser.add_argument("--version", action="version", version=f"efficient-rollout {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name, (summary, add_command) in COMMANDS.items():
-        if name == chosen:
-            module_name, _, function = add_command.partition(":")
-            getattr(importlib.import_module(module_name), function)(subparsers)
-        else:
+    for name, (summary, target) in COMMANDS.items():
+        if name != chosen:
             subparsers.add_parser(name, help=summary)
+            continue
+        module_name, _, function_name = target.partition(":")
+        function = getattr(importlib.import_module(module_name), function_name)
+        if name in WITH_OWN_PARSER:
+            command = subparsers.add_parser(name, prefix_chars="\0", add_help=False)
+            command.add_argument("arguments", nargs=argparse.REMAINDER)
+            command.set_defaults(run=lambda parsed, run=function: run(parsed.arguments))
+        else:
+            function(subparsers)
     return parser
 
 

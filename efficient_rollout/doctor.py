@@ -134,15 +134,10 @@ def _versions() -> Iterator[Finding]:
 
 
 def _version(name: str, installed: str | None, supported: SpecifierSet) -> Finding:
-    wanted = str(supported) or "any"
-    if installed is None:
-        return Finding(
-            "versions", name, f"not installed (supported: {wanted})", "bad", f"pip install '{name}{supported}'"
-        )
-    if not is_supported(installed, supported):
-        advice = f"pip install '{name}{supported}'"
-        return Finding("versions", name, f"{installed} (supported: {wanted})", "bad", advice)
-    return Finding("versions", name, f"{installed} (supported: {wanted})")
+    value = f"{installed or 'not installed'} (supported: {supported or 'any'})"
+    if installed is not None and is_supported(installed, supported):
+        return Finding("versions", name, value)
+    return Finding("versions", name, value, "bad", f"pip install '{name}{supported}'")
 
 
 def _machine() -> Iterator[Finding]:

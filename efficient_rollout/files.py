@@ -73,17 +73,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         staged.write_text(text, encoding="utf-8")
 
 
-def names_in_python(path: Path, *, option: str) -> tuple[str, ...]:
-    """Return the names at the top of a Python file, which is compiled and not run.
+def require_in_python(path: Path, name: str, *, option: str) -> None:
+    """Raise unless a Python file, which is compiled and not run, has a name at its top.
 
     Args:
         path: The file.
-        option: That names it, for the message.
+        name: The name.
+        option: That names the file, for the message.
 
     Raises:
-        InputFileError: It is not readable as Python.
+        InputFileError: It is missing, is not readable as Python, or has no such name.
     """
+    if path.suffix != ".py" or not path.is_file():
+        raise InputFileError(f"{option}: {path} does not exist or is no Python file")
     try:
-        return compile(path.read_text(encoding="utf-8"), str(path), "exec").co_names
+        names = compile(path.read_text(encoding="utf-8"), str(path), "exec").co_names
     except (OSError, SyntaxError, ValueError) as error:
         raise InputFileError(f"{option}: {path} is not readable as Python: {error}") from error
+    if name not in names:
+        raise InputFileError(f"{option}: {path} defines no {name!r}")

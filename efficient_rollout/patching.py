@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +63,11 @@ def state(patch: Patch) -> State:
     if patch.is_needed is not None and not patch.is_needed():
         return "not needed"
     return "not applied" if source_sha256(current) in patch.source_sha256 else "drifted"
+
+
+def unfit(states: Mapping[str, str]) -> dict[str, str]:
+    """Return those of some patches, by name, that are neither applied nor not needed."""
+    return {name: found for name, found in states.items() if found not in ("applied", "not needed")}
 
 
 def refuse_drifted(patches: Iterable[Patch]) -> None:

@@ -17,11 +17,16 @@ _USAGE = "efficient-rollout serve MODEL [SETTING=VALUE ...] [-- VLLM_OPTIONS]"
 _SERVER = "efficient_rollout.engine.server"
 
 
-def add_serve_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `serve`; everything after it is left to a parser of its own, dashes and help included."""
-    parser = subparsers.add_parser("serve", prefix_chars="\0", add_help=False)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    parser.set_defaults(run=lambda parsed: exit_code_of("serve", lambda: _serve(parsed.arguments)))
+def serve(argv: Sequence[str]) -> int:
+    """Serve until the server ends, or is told to end; every process of it ends with this one.
+
+    Args:
+        argv: The model, settings, `--`, and vLLM's options.
+
+    Returns:
+        The server's exit code, or this process's: 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
+    """
+    return exit_code_of("serve", lambda: _serve(argv))
 
 
 def _serve(argv: Sequence[str]) -> int:

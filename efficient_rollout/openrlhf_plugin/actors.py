@@ -1,4 +1,4 @@
-"""Subclasses of OpenRLHF's trainers.
+"""Subclasses of OpenRLHF's trainers and models.
 
 Ray ships a class that can be imported by its name, so a job's processes import this module, and its subclasses by name.
 """
@@ -6,14 +6,22 @@ Ray ships a class that can be imported by its name, so a job's processes import 
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
+from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
+
+# isort: split
 
 import ray
 import torch
 from openrlhf.trainer import ppo_trainer as stock_trainer
 from openrlhf.trainer import ppo_trainer_async as stock_async
+from openrlhf.trainer.ray import launcher as stock_launcher
+from openrlhf.trainer.ray import ppo_actor as stock_actor
+from openrlhf.trainer.ray import ppo_critic as stock_critic
 
 from efficient_rollout.dashboards.wandb_panel import ReportingWandb
+from efficient_rollout.drafter import columns
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.run_id import mark_checkpoint, one_wandb_run
@@ -138,18 +146,43 @@ class AsyncTraining(_Reporting, written_class(stock_async.TrainingActor)):
 
 
 class AsyncTrainer(written_class(stock_async.PPOTrainerAsync)):
-    """Starts both halves of an asynchronous job, by the names they have in OpenRLHF's module.
-
-    Attributes:
-        halves: Name there to the class that takes its place.
-    """
-
-    halves: ClassVar[Mapping[str, type]] = {"TrainingActor": AsyncTraining, "GenerateSamplesActor": AsyncGeneration}
+    """Starts both halves of an asynchronous job, by the names they have in OpenRLHF's module."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        for name, ours in self.halves.items():
-            setattr(stock_async, name, ray.remote(ours))
+        stock_async.TrainingActor = ray.remote(AsyncTraining)
+        stock_async.GenerateSamplesActor = ray.remote(AsyncGeneration)
         super().__init__(*args, **kwargs)
+
+
+class Policy(written_class(stock_actor.PolicyModelActor)):
+    """Is stock, but for engines being told what each weight sync will bring."""
+
+    def broadcast_to_vllm(self) -> None:
+        """Do as stock does; engines get the checksums of what follows first, where this rank has whole parameters."""
+        trainer, layout = self.trainer, self.strategy.args.ds
+        is_whole = layout.zero_stage < 3 and layout.tensor_parallel_size == 1
+        if is_whole and torch.distributed.get_rank() == 0:
+            # As stock chooses what it sends.
+            is_visual = getattr(trainer.actor, "is_vlm", False)
+            sums = [
+                int(columns.checksum(name, parameter))
+                for name, parameter in trainer.actor.model.module.named_parameters()
+                if parameter.requires_grad or not is_visual
+            ]
+            ray.get([engine.expect_checksums.remote(sums) for engine in trainer.vllm_engines])
+        super().broadcast_to_vllm()
+
+
+class Critic(written_class(stock_critic.CriticModelActor)):
+    """Is stock, and stands here for its process to have the stand-ins."""
+
+
+class Reference(written_class(stock_launcher.ReferenceModelActor)):
+    """Is stock, and stands here for its process to have the stand-ins."""
+
+
+class Reward(written_class(stock_launcher.RewardModelActor)):
+    """Is stock, and stands here for its process to have the stand-ins."""
 
 
 def checkpoints(options: Any) -> Path:

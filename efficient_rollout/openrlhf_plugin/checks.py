@@ -19,7 +19,7 @@ from efficient_rollout.engine.installed import device_type, waits_for_gpu
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import ConfigError, InputFileError
-from efficient_rollout.files import names_in_python, write_json
+from efficient_rollout.files import require_in_python, write_json
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.openrlhf_plugin import flash_attention
 from efficient_rollout.openrlhf_plugin.options import Options
@@ -65,7 +65,7 @@ def prepare_job(args: Any, options: Options) -> Any:
         UnsupportedDeviceError: This kind of GPU has no certificate, and the settings require one.
     """
     settings, is_gpu = options.settings, device_type() == "cuda"
-    dtype = _ENGINE_DTYPE if is_gpu else options.cpu.param_dtype
+    dtype = _ENGINE_DTYPE if is_gpu else options.param_dtype
     _check_fits(args, options)
     if is_gpu:
         _check_on_gpu(args, options)
@@ -97,7 +97,7 @@ def _adapt_to_cpu(args: Any, options: Options) -> None:
             f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
             "Ray, to which vLLM gives no CPUs; use 1, and more engines"
         )
-    for change in cpu.adapt(args, options.cpu):
+    for change in cpu.adapt(args, options):
         logger.warning("without a GPU, %s", text_without_secrets(change))
 
 
@@ -140,24 +140,17 @@ def _check_fits(args: Any, options: Options) -> None:
 def _check_reward(args: Any) -> None:
     """Check the function that scores, if it is a Python file; a reward model or server shows only when it is asked."""
     if args.train.agent_func_path:
-        _check_source("--train.agent_func_path", args.train.agent_func_path, "AgentExecutor")
+        # OpenRLHF expands no "~".
+        require_in_python(Path(args.train.agent_func_path), "AgentExecutor", option="--train.agent_func_path")
         return
     remote = args.reward.remote_url
     if not remote and not args.reward.model_name_or_path:
         raise ConfigError("nothing scores the responses: set --reward.remote_url or --reward.model_name_or_path")
     for url in remote.split(",") if remote else ():
         if url.endswith(".py"):
-            _check_source("--reward.remote_url", url, "reward_func")
+            require_in_python(Path(url), "reward_func", option="--reward.remote_url")
         elif "://" not in url:
             raise InputFileError(f"--reward.remote_url: {url} is no address (http://...) and no Python file")
-
-
-def _check_source(option: str, name: str, wanted: str) -> None:
-    path = Path(name)  # OpenRLHF expands no "~"
-    if path.suffix != ".py" or not path.is_file():
-        raise InputFileError(f"{option}: {path} does not exist or is no Python file")
-    if wanted not in names_in_python(path, option=option):
-        raise InputFileError(f"{option}: {path} defines no {wanted!r}")
 
 
 def _check_dataset(option: str, names: str | None, input_key: str) -> None:

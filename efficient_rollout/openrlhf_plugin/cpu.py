@@ -15,7 +15,7 @@ import torch
 
 from efficient_rollout.engine.weights.gloo_group import GlooGroup
 from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
-from efficient_rollout.openrlhf_plugin.options import CpuOptions
+from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.patching import Patch, apply_patches
 
 # Ray's words where it has found a cluster that runs, and nothing is started yet.
@@ -142,12 +142,12 @@ def install() -> None:
     apply_patches(PATCHES)
 
 
-def adapt(args: Any, options: CpuOptions) -> list[str]:
+def adapt(args: Any, options: Options) -> list[str]:
     """Change those of OpenRLHF's parsed arguments in place that name what only a GPU has.
 
     Args:
         args: OpenRLHF's tree of arguments.
-        options: This package's, for a CPU.
+        options: This package's.
 
     Returns:
         A line for each change, for the user.
@@ -240,6 +240,6 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
         return init(**given)
 
 
-def vllm_arguments(options: CpuOptions) -> dict[str, Any]:
+def vllm_arguments(options: Options) -> dict[str, Any]:
     """Return the engine's own arguments, in the place of OpenRLHF's."""
     return {"dtype": options.param_dtype, "kv_cache_memory_bytes": options.kv_cache_bytes}

@@ -9,6 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from efficient_rollout.openrlhf_plugin import stand_ins  # first: what this machine lacks
+
+# isort: split
+
 import ray
 from openrlhf.trainer.ray import vllm_engine as stock_engine
 
@@ -18,9 +22,11 @@ from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.openrlhf_plugin.seeded_prompts import EVALUATION, Place
+from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
+_WORKER_EXTENSIONS = "efficient_rollout.openrlhf_plugin.worker_extension"
 # OpenRLHF's name for the executor of an engine with several workers.
 _RAY = "ray"
 _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
@@ -42,7 +48,9 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         worker_extension: Of vLLM's workers.
     """
 
-    worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
+    worker_extension = (
+        f"{_WORKER_EXTENSIONS}.CpuWorkerWrap" if stand_ins.IS_ON_CPU else f"{_WORKER_EXTENSIONS}.EfficientWorkerWrap"
+    )
 
     async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
         self._rollouts = SegmentRecorder()
@@ -70,7 +78,7 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
 
     async def _require_active(self) -> None:
         for worker in (await call_every_engine(self.llm, "plugin_status"))[0]:
-            wrong = {name: found for name, found in worker["patches"].items() if found not in ("applied", "not needed")}
+            wrong = unfit(worker["patches"])
             if worker["drafter_fault"] is not None or wrong:
                 raise PluginInactiveError(
                     f"self-drafting is not active in this engine: {worker['drafter_fault'] or wrong}. "

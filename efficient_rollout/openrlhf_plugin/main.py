@@ -38,7 +38,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _run(options: Options, take_signals: Callable[[], None]) -> None:
-    from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - first: what this machine lacks
+    from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
     from efficient_rollout.openrlhf_plugin.seams import check_seams
 
     check_seams()
@@ -70,7 +70,7 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
     from openrlhf.utils import config
 
     from efficient_rollout.nodes import require_on_every_node, require_running_cluster
-    from efficient_rollout.openrlhf_plugin import checks, cpu, engine_actor, job_actors
+    from efficient_rollout.openrlhf_plugin import actors, checks, cpu, engine_actor, stand_ins
 
     parsed: dict[str, Any] = {}
 
@@ -81,26 +81,26 @@ def _everything_replaced(options: Options, take_signals: Callable[[], None]) -> 
 
     def start_ray(stock: Callable[..., Any], **given: Any) -> Any:
         require_running_cluster(given.get("address"))
-        started = cpu.start_ray(stock, given, parsed["args"]) if job_actors.IS_ON_CPU else stock(**given)
+        started = cpu.start_ray(stock, given, parsed["args"]) if stand_ins.IS_ON_CPU else stock(**given)
         # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
         take_signals()
         require_on_every_node()
         return started
 
-    vllm_arguments = cpu.vllm_arguments(options.cpu) if job_actors.IS_ON_CPU else {}
-    door = engine_actor.EngineActorDoor(job_actors.JobEngine, options.settings, vllm_arguments)
+    vllm_arguments = cpu.vllm_arguments(options) if stand_ins.IS_ON_CPU else {}
+    door = engine_actor.EngineActorDoor(engine_actor.EngineActor, options.settings, vllm_arguments)
     on_a_gpu = ray.remote(num_gpus=1)
     places = [
         (sys, "argv", [ENTRY_POINT, *options.openrlhf]),
         (config, "hierarchize", functools.partial(hierarchize, config.hierarchize)),
         (ray, "init", functools.partial(start_ray, ray.init)),
         (vllm_engine, "RolloutRayActor", door),
-        (ppo_actor, "PolicyModelActor", on_a_gpu(job_actors.JobPolicy)),
-        (ppo_critic, "CriticModelActor", on_a_gpu(job_actors.JobCritic)),
-        (launcher, "ReferenceModelActor", on_a_gpu(job_actors.JobReference)),
-        (launcher, "RewardModelActor", on_a_gpu(job_actors.JobReward)),
-        (ppo_trainer, "PPOTrainer", ray.remote(job_actors.JobTrainer)),
-        (ppo_trainer_async, "PPOTrainerAsync", ray.remote(job_actors.JobAsyncTrainer)),
+        (ppo_actor, "PolicyModelActor", on_a_gpu(actors.Policy)),
+        (ppo_critic, "CriticModelActor", on_a_gpu(actors.Critic)),
+        (launcher, "ReferenceModelActor", on_a_gpu(actors.Reference)),
+        (launcher, "RewardModelActor", on_a_gpu(actors.Reward)),
+        (ppo_trainer, "PPOTrainer", ray.remote(actors.Trainer)),
+        (ppo_trainer_async, "PPOTrainerAsync", ray.remote(actors.AsyncTrainer)),
     ]
     with ExitStack() as stack:
         for module, name, ours in places:

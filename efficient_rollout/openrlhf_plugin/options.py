@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,33 +18,23 @@ _PREFIX = f"--{CONFIG_KEY}."
 
 
 @dataclass(frozen=True, slots=True)
-class CpuOptions:
-    """Holds the settings for a machine without a GPU.
-
-    Attributes:
-        param_dtype: Of trainer and engine; bfloat16 is what OpenRLHF has, float32 trains faster on most processors.
-        kv_cache_bytes: Of each engine; OpenRLHF's own option is a share of a GPU.
-    """
-
-    param_dtype: Literal["bfloat16", "float32"]
-    kv_cache_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Options:
     """Holds what stood on the command line.
 
     Attributes:
         settings: Of this package.
-        cpu: For a machine without a GPU.
         openrlhf: OpenRLHF's own arguments, untouched.
+        param_dtype: Without a GPU, of trainer and engine; bfloat16 is what OpenRLHF has, float32 trains faster on most
+            processors.
+        kv_cache_bytes: Without a GPU, of each engine; OpenRLHF's own option is a share of a GPU.
         cpu_given: The options for a machine without a GPU that stood there.
     """
 
     settings: Settings
-    cpu: CpuOptions
     openrlhf: tuple[str, ...]
-    cpu_given: tuple[str, ...] = ()
+    param_dtype: str
+    kv_cache_bytes: int
+    cpu_given: tuple[str, ...]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,7 +99,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         raise ConfigError(f"the settings cannot be read: {_told(error)}") from error
     settings = Settings.parse(raw, where=_PREFIX.rstrip(".")).for_training()
     given = tuple(argument.partition("=")[0] for argument in ours if argument.startswith("--cpu."))
-    return Options(settings, CpuOptions(parsed.param_dtype, parsed.kv_cache_bytes), tuple(theirs), given)
+    return Options(settings, tuple(theirs), parsed.param_dtype, parsed.kv_cache_bytes, given)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

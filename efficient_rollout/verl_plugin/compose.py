@@ -4,7 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra import version
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -18,7 +21,7 @@ from efficient_rollout.verl_plugin.job_hydra import (
     CONFIG_NAME,
     MODEL_PATH,
     OWN_SIZE,
-    hydra_of,
+    JobConfigLoader,
     told_plainly,
 )
 from efficient_rollout.verl_plugin.recipes import register_recipes, shipped
@@ -31,10 +34,10 @@ def config_dir() -> Path:
 
 
 def job_hydra(extra: str | None = None) -> Hydra:
-    """Return hydra with every recipe and rule.
+    """Return hydra's own object, with every recipe and rule; it composes, and shows what it composed.
 
     Args:
-        extra: A folder of the user's own groups.
+        extra: A folder of the user's own, whose groups add to these.
 
     Raises:
         UnsupportedVersionError: There is no veRL, whose configuration is the ground, or another than is supported.
@@ -42,7 +45,14 @@ def job_hydra(extra: str | None = None) -> Hydra:
     """
     check_installed("verl")
     register_recipes(config_dir())
-    return hydra_of(config_dir(), extra)
+    version.setbase(None)
+    search_path = create_config_search_path(str(config_dir()))
+    if extra is not None:
+        if not Path(extra).is_dir():
+            raise ConfigError(f"--config-dir: {extra} is not a directory")
+        where = f"file://{Path(extra).resolve()}"
+        search_path.prepend(provider="command-line", path=where, anchor=SearchPathQuery(provider="schema"))
+    return Hydra(task_name="train", config_loader=JobConfigLoader(config_search_path=search_path))
 
 
 def compose_config(overrides: Sequence[str], hydra: Hydra | None = None) -> DictConfig:

@@ -1,4 +1,4 @@
-"""hydra for a job, from its own classes: veRL's configuration is found without importing veRL, and faults say what is.
+"""hydra's loader for a job: veRL's configuration is found without importing veRL, and faults say what is.
 
 Importing veRL takes ten seconds and brings torch along; a misspelt option is answered before that.
 """
@@ -12,11 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -37,26 +34,6 @@ _SEARCH_PATH = "hydra.searchpath"
 _RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
 # Ray takes these for a cluster that it starts, and refuses them for one that runs.
 _OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
-
-
-def hydra_of(directory: Path, extra: str | None = None) -> Hydra:
-    """Return hydra's own object for these groups; it composes, and shows what it composed.
-
-    Args:
-        directory: This package's groups.
-        extra: A folder of the user's own, whose groups add to them.
-
-    Raises:
-        ConfigError: `extra` is no folder.
-    """
-    version.setbase(None)
-    search_path = create_config_search_path(str(directory))
-    if extra is not None:
-        if not Path(extra).is_dir():
-            raise ConfigError(f"--config-dir: {extra} is not a directory")
-        where = f"file://{Path(extra).resolve()}"
-        search_path.prepend(provider="command-line", path=where, anchor=SearchPathQuery(provider="schema"))
-    return Hydra(task_name="train", config_loader=JobConfigLoader(config_search_path=search_path))
 
 
 class JobConfigLoader(ConfigLoaderImpl):

@@ -48,11 +48,11 @@ def train(argv: Sequence[str]) -> int:
 
 def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
     from efficient_rollout.verl_plugin.compose import compose_config, prepare
-    from efficient_rollout.verl_plugin.settings import check_settings
+    from efficient_rollout.verl_plugin.settings import job_settings
 
     # What the user wrote comes first: it is answered in a second, before anything large is imported.
     config = compose_config(overrides, hydra)
-    settings = check_settings(config)
+    settings = job_settings(config)
     from efficient_rollout.verl_plugin.checks import check_environment, check_job, prepare_profile, validate
     from efficient_rollout.verl_plugin.reproducible import name_agent_loops
 

@@ -24,18 +24,16 @@ _VALIDATION_KEY = re.compile(r"val(-\w+)?/")
 _TRAINED, _SAVED = "training/global_step", "timing_s/save_checkpoint"
 
 
-def engine_servers() -> list[Any]:
-    """Return handles of the servers that own an engine, by replica; further nodes of a replica have none."""
+def collect_segments() -> list[list[Segment]]:
+    """Take, and thereby reset, what every engine recorded since the last call, by replica.
+
+    The first server of a replica owns its engine; those on further nodes have none.
+    """
     found = {}
     for name in ray.util.list_named_actors():
         if match := _ENGINE_SERVER.fullmatch(name):
             found[int(match[1])] = ray.get_actor(name)
-    return [found[rank] for rank in sorted(found)]
-
-
-def collect_segments() -> list[list[Segment]]:
-    """Take, and thereby reset, what every engine recorded since the last call."""
-    replies = ray.get([server.take_segments.remote() for server in engine_servers()])
+    replies = ray.get([found[rank].take_segments.remote() for rank in sorted(found)])
     return [[Segment.from_dict(raw) for raw in segments] for reply in replies for segments in reply]
 
 

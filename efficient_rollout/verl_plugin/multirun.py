@@ -18,7 +18,7 @@ from efficient_rollout.secrets import arguments_without_secrets
 from efficient_rollout.tables import aligned
 from efficient_rollout.verl_plugin.compose import compose_config, run_directory
 from efficient_rollout.verl_plugin.job_hydra import told_plainly
-from efficient_rollout.verl_plugin.settings import check_settings
+from efficient_rollout.verl_plugin.settings import job_settings
 
 _DIRECTORY = "trainer.default_local_dir"
 _NOT_OURS = re.compile(r"[+~]*hydra[./](sweeper|sweep|launcher)\b")
@@ -57,7 +57,7 @@ def jobs_of(overrides: Sequence[str], hydra: Hydra) -> list[Job]:
     jobs = []
     for combination in combinations:
         config = compose_config(combination, hydra)
-        check_settings(config)
+        job_settings(config)
         told = ",".join(arguments_without_secrets([each for each in combination if each.partition("=")[0] in swept]))
         jobs.append(Job(tuple(combination), told, run_directory(config)))
     if max(Counter(job.directory for job in jobs).values()) == 1:

@@ -39,12 +39,6 @@ class _CpuDeviceModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
 
-    def is_available(self) -> bool:
-        return True
-
-    def device_count(self) -> int:
-        return 1
-
     def get_device_name(self, *_args: Any) -> str:
         return PLATFORM_NAME
 
@@ -55,10 +49,7 @@ class _CpuDeviceModule(types.ModuleType):
         memory = psutil.virtual_memory()
         return memory.available, memory.total
 
-    def manual_seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    manual_seed_all = manual_seed
+    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
 
     def get_rng_state(self, *_args: Any) -> torch.Tensor:
         return torch.get_rng_state()
@@ -67,9 +58,9 @@ class _CpuDeviceModule(types.ModuleType):
         torch.set_rng_state(state)
 
     def _nothing(self, *_args: Any, **_kwargs: Any) -> None:
-        """Do nothing: a CPU has no streams to wait for and no cache of its own to empty."""
+        """Do nothing: a CPU has no cache of its own to empty."""
 
-    set_device = synchronize = empty_cache = ipc_collect = reset_peak_memory_stats = _nothing
+    empty_cache = ipc_collect = reset_peak_memory_stats = _nothing
 
     def _zero(self, *_args: Any, **_kwargs: Any) -> int:
         """Return 0: a CPU has no device memory of its own to account for."""
@@ -78,24 +69,12 @@ class _CpuDeviceModule(types.ModuleType):
     memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = current_device = _zero
 
 
-_DEVICE_MODULE = _CpuDeviceModule()
-
-
 @PlatformRegistry.register(platform=PLATFORM_NAME)
 class CpuPlatform(PlatformBase):
     """Is chosen where torch has no accelerator build at all; `VERL_PLATFORM=cpu` forces it."""
 
-    @property
-    def device_name(self) -> str:
-        return PLATFORM_NAME
-
-    @property
-    def vendor_name(self) -> str:
-        return PLATFORM_NAME
-
-    @property
-    def device_module(self) -> types.ModuleType:
-        return _DEVICE_MODULE
+    device_name = vendor_name = PLATFORM_NAME
+    device_module = _CpuDeviceModule()
 
     def is_available(self) -> bool:
         return True
@@ -110,23 +89,15 @@ class CpuPlatform(PlatformBase):
     def device_count(self) -> int:
         return 1
 
-    def set_device(self, device_index: int) -> None:
-        """Do nothing: there is one device."""
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        """Do nothing: nothing runs asynchronously."""
-
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
+    manual_seed_all = manual_seed
 
-    def set_allocator_settings(self, settings: str) -> None:
-        """Do nothing: the settings are for an accelerator's caching allocator."""
+    def _nothing(self, *_args: Any, **_kwargs: Any) -> None:
+        """Do nothing: there is one device, nothing runs asynchronously, and there is no cache and no profiler."""
 
-    def empty_cache(self) -> None:
-        """Do nothing: there is no cache."""
+    set_device = synchronize = set_allocator_settings = empty_cache = profiler_start = profiler_stop = cudart = _nothing
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -141,12 +112,6 @@ class CpuPlatform(PlatformBase):
     def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
 
-    def profiler_start(self) -> None:
-        """Do nothing: there is no device profiler."""
-
-    def profiler_stop(self) -> None:
-        """Do nothing: there is no device profiler."""
-
     def ray_resource_name(self) -> str:
         """Return Ray's "GPU", as a logical slot: `ray_kwargs.ray_init.num_gpus` says how many."""
         return "GPU"
@@ -157,6 +122,3 @@ class CpuPlatform(PlatformBase):
     def is_ipc_supported(self) -> bool:
         """Return False, which selects veRL's shared-memory weight transfer."""
         return False
-
-    def cudart(self) -> None:
-        return None

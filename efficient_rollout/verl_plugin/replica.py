@@ -14,11 +14,6 @@ from efficient_rollout.verl_plugin.server import EfficientServer
 from efficient_rollout.verl_plugin.status import plugin_status
 
 
-def _status_in_trainer(_worker: Any) -> dict[str, Any]:
-    """Return the status; this runs inside a trainer's worker process."""
-    return plugin_status()
-
-
 class EfficientReplica(vLLMReplica):
     """Is one engine, on one or several nodes."""
 
@@ -38,7 +33,8 @@ class EfficientReplica(vLLMReplica):
             PluginInactiveError: One does not.
         """
         await super().launch_servers()
-        trainers = await asyncio.gather(*[worker.__ray_call__.remote(_status_in_trainer) for worker in self.workers])
+        asked = [worker.__ray_call__.remote(lambda _worker: plugin_status()) for worker in self.workers]
+        trainers = await asyncio.gather(*asked)
         servers = await asyncio.gather(*[server.plugin_statuses.remote() for server in self.servers])
         statuses = {f"trainer worker {rank}": status for rank, status in enumerate(trainers)}
         for node, reported in enumerate(servers):

@@ -26,7 +26,7 @@ from efficient_rollout.engine.request_word import with_word
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
-from efficient_rollout.verl_plugin.settings import rollout_settings
+from efficient_rollout.verl_plugin.settings import job_settings
 
 # Of every row on its way from the manager to a worker, by this name.
 PLACE = "rollout_place"
@@ -56,7 +56,7 @@ class _Asking:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = rollout_settings(self.config.actor_rollout_ref.rollout.custom)
+        settings = job_settings(self.config)
         self._rollout_seed = settings.rollout_seed
         self._longest_validated = settings.controller.validation_max_draft_tokens
         if self._rollout_seed is not None:
@@ -103,7 +103,7 @@ class SeededWorkerTQ(_Asking, AgentLoopWorkerTQ.__ray_metadata__.modified_class)
 
 
 def _are_seeded(config: DictConfig) -> bool:
-    return rollout_settings(config.actor_rollout_ref.rollout.custom).rollout_seed is not None
+    return job_settings(config).rollout_seed is not None
 
 
 class SeededManager(AgentLoopManager):

@@ -12,11 +12,12 @@ from efficient_rollout.engine.prometheus import MIDDLEWARE
 from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engine
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.own_logs import keep_own_warnings
+from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import tokens_digest
 from efficient_rollout.verl_plugin.adapter import announce_job_id
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
-from efficient_rollout.verl_plugin.status import patches_in_place, plugin_status
+from efficient_rollout.verl_plugin.status import plugin_status
 
 _WEIGHT_SYNC = "update_weights_from_ipc"
 _MERGED = "additional_config"
@@ -99,6 +100,6 @@ class EfficientServer(vLLMHttpServer):
         statuses = {"server": plugin_status()}
         for number, workers in enumerate(engines):
             for rank, status in enumerate(workers):
-                active = status["drafter_fault"] is None and patches_in_place(status["patches"])
+                active = status["drafter_fault"] is None and not unfit(status["patches"])
                 statuses[f"engine {number}, worker {rank}"] = {"active": active, **status}
         return statuses

@@ -22,8 +22,8 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
     return Settings.parse(raw, where=SETTINGS_PATH).for_training()
 
 
-def check_settings(config: DictConfig) -> Settings:
-    """Check the settings of a whole job.
+def job_settings(config: DictConfig) -> Settings:
+    """Parse the settings of a whole job.
 
     Raises:
         ConfigError: See `Settings.parse`.

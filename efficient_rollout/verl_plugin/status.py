@@ -1,21 +1,15 @@
 """Whether this package's plugin is active in a process, for every process of a job to be asked."""
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from verl.plugin.platform import get_platform
 
 from efficient_rollout import __version__
-from efficient_rollout.patching import state
+from efficient_rollout.patching import state, unfit
 from efficient_rollout.provenance import package_versions
 from efficient_rollout.verl_plugin import PLUGIN_MODULE
 from efficient_rollout.verl_plugin.ledger import CPU_PATCHES, PATCHES
-
-
-def patches_in_place(states: Mapping[str, str]) -> bool:
-    """Tell whether every patch is applied or not needed."""
-    return all(found in ("applied", "not needed") for found in states.values())
 
 
 def plugin_status() -> dict[str, Any]:
@@ -28,7 +22,7 @@ def plugin_status() -> dict[str, Any]:
     patches = {patch.name: state(patch) for patch in PATCHES}
     everywhere = {patch.name: patches[patch.name] for patch in CPU_PATCHES}
     return {
-        "active": PLUGIN_MODULE in sys.modules and patches_in_place(everywhere),
+        "active": PLUGIN_MODULE in sys.modules and not unfit(everywhere),
         "efficient_rollout": __version__,
         "verl": package_versions(("verl",))["verl"],
         "platform": get_platform().device_name,

@@ -9,7 +9,7 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 from checked_names import missing
 from names_of_openrlhf import OF_OPENRLHF
 
-from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - what this machine lacks
 
 
 def test_everything_listed_of_openrlhf_exists() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
-from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - what this machine lacks
 from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
 
 NAMED = re.compile(r"(?<![\w-])--(?:[a-z]+\.)+\w+")

@@ -20,7 +20,7 @@ from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.checks import validate
 from efficient_rollout.verl_plugin.compose import compose_config, config_dir, prepare
 from efficient_rollout.verl_plugin.ledger import PATCHES
-from efficient_rollout.verl_plugin.settings import rollout_settings
+from efficient_rollout.verl_plugin.settings import job_settings
 
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_dir().iterdir() if group.is_dir()
@@ -77,7 +77,7 @@ print(json.dumps({
 def test_every_shipped_file_composes(choice, tmp_path):
     config = compose_config([choice, f"actor_rollout_ref.model.path={tmp_path}"])
     assert config.actor_rollout_ref.rollout.name == ROLLOUT_NAME
-    assert isinstance(rollout_settings(config.actor_rollout_ref.rollout.custom), Settings)
+    assert isinstance(job_settings(config), Settings)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_the_groups_reach_the_settings():
             "+actor_rollout_ref.rollout.custom.efficient_rollout.controller.max_draft_tokens=3",
         ]
     )
-    settings = rollout_settings(config.actor_rollout_ref.rollout.custom)
+    settings = job_settings(config)
     assert settings.enabled
     assert settings.drafter.scheme == "int4"
     assert settings.controller.rule == "always"

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from efficient_rollout.config import Settings
@@ -124,3 +125,25 @@ def generate(engine: Any, prompts: Sequence[Sequence[int]], params: Any) -> list
     """Completions per prompt: objects with `token_ids` and `logprobs`."""
     outputs = engine.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
     return [list(output.outputs) for output in outputs]
+
+
+def assert_equal(
+    completions: Sequence[Any], stock: Sequence[Any], *, tie: float, rounding: float | None = None
+) -> None:
+    """Greedy tokens are equal up to ties, and log-probabilities up to rounding, where that is given.
+
+    Args:
+        completions: With log-probabilities.
+        stock: Completions of stock vLLM's, with the two best log-probabilities of every token.
+        tie: Two best log-probabilities that are closer may change places.
+        rounding: Of log-probabilities.
+    """
+    for ours, theirs in zip(completions, stock, strict=True):
+        for position, (token, expected) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=True)):
+            if token != expected:
+                best, second = sorted((entry.logprob for entry in theirs.logprobs[position].values()), reverse=True)[:2]
+                assert best - second < tie, f"position {position}: {token} for {expected}, and it is no tie"
+                break  # after a tie the texts are different ones
+            if rounding is not None:
+                ours_here, theirs_here = ours.logprobs[position][token], theirs.logprobs[position][expected]
+                assert ours_here.logprob == pytest.approx(theirs_here.logprob, abs=rounding)

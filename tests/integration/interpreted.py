@@ -1,9 +1,11 @@
 """vLLM's V2 model runner, which GPUs have, whole on a CPU: Triton's interpreter runs its kernels."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import interpreter  # noqa: F401 - first: vLLM looks for Triton once
-from vllm import LLM
+from vllm import LLM, SamplingParams
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -11,6 +13,8 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.engine.engine_args import drafting_args
 from efficient_rollout.engine.gpu.worker import V2Worker
+from efficient_rollout.gpu_check.stand import end_engine
+from efficient_rollout.measuring.offline import drain
 from efficient_rollout.measuring.v2 import RecordingV2
 
 # The interpreter cannot run stock's kernel for these two; a CPU without Triton has stock's other way.
@@ -55,6 +59,25 @@ def engine(policy: str, settings: Settings | None = None, *, asynchronous: bool 
                 **options,
             },
         )
+
+
+@contextmanager
+def running(policy: str, drafter: dict[str, Any] | None = None, most: int = 3, **options: Any) -> Iterator[LLM]:
+    """Start an engine that always drafts so much, stock without a drafter; it ends with the block."""
+    tree = {"drafter": drafter, "controller": {"rule": "always", "max_draft_tokens": most}}
+    started = engine(policy, None if drafter is None else Settings.parse(tree), **options)
+    try:
+        yield started
+    finally:
+        started.llm_engine.engine_core.shutdown()
+        end_engine()
+
+
+def answers(engine: LLM, prompts: Sequence[list[int]], parameters: Sequence[SamplingParams]) -> list[list[int]]:
+    """Token ids of the response to each prompt, when nothing runs any more."""
+    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
+    drain(engine)
+    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 class _scheduling:

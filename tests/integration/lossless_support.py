@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 
 import engine_support
-import pytest
 from scripted_engine import PATTERN
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
@@ -97,12 +96,4 @@ def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prom
 
 def assert_equal(completions, stock_greedy):
     """Tokens are equal up to ties, and log-probabilities up to rounding."""
-    for ours, stock in zip(completions, stock_greedy, strict=True):
-        for position, (token, expected) in enumerate(zip(ours.token_ids, stock.token_ids, strict=True)):
-            if token != expected:
-                best, second = sorted((entry.logprob for entry in stock.logprobs[position].values()), reverse=True)[:2]
-                assert best - second < ROUNDING, f"position {position}: {token} for {expected}, and it is no tie"
-                break  # after a tie the texts are different ones
-            assert ours.logprobs[position][token].logprob == pytest.approx(
-                stock.logprobs[position][expected].logprob, abs=ROUNDING
-            )
+    engine_support.assert_equal(completions, stock_greedy, tie=ROUNDING, rounding=ROUNDING)

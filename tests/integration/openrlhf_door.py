@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.openrlhf_plugin.cpu_worker_extension import CpuWorkerWrap
+from efficient_rollout.openrlhf_plugin.worker_extension import CpuWorkerWrap
 
 
 class FromDisk(CpuWorkerWrap):

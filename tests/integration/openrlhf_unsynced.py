@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from efficient_rollout.openrlhf_plugin import job_actors
-from efficient_rollout.openrlhf_plugin.cpu_worker_extension import CpuWorkerWrap
+from efficient_rollout.openrlhf_plugin import engine_actor
 from efficient_rollout.openrlhf_plugin.main import launch
+from efficient_rollout.openrlhf_plugin.worker_extension import CpuWorkerWrap
 
 
 class UnsyncedWorkerWrap(CpuWorkerWrap):
@@ -15,7 +15,7 @@ class UnsyncedWorkerWrap(CpuWorkerWrap):
         pass
 
 
-class UnsyncedEngineActor(job_actors.JobEngine):
+class UnsyncedEngineActor(engine_actor.EngineActor):
     """With that worker extension."""
 
     worker_extension = "openrlhf_unsynced.UnsyncedWorkerWrap"
@@ -24,5 +24,5 @@ class UnsyncedEngineActor(job_actors.JobEngine):
 if __name__ == "__main__":
     import openrlhf_unsynced
 
-    job_actors.JobEngine = openrlhf_unsynced.UnsyncedEngineActor
+    engine_actor.EngineActor = openrlhf_unsynced.UnsyncedEngineActor
     raise SystemExit(launch(sys.argv[1:]))

@@ -46,15 +46,6 @@ def greedy(engine):
     return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, params)]
 
 
-def assert_equal(completions, stock_greedy):
-    for ours, stock in zip(completions, stock_greedy, strict=True):
-        for position, (token, expected) in enumerate(zip(ours.token_ids, stock.token_ids, strict=True)):
-            if token != expected:
-                best, second = sorted((entry.logprob for entry in stock.logprobs[position].values()), reverse=True)[:2]
-                assert best - second < TIE, f"position {position}: {token} for {expected}, and it is no tie"
-                break  # after a tie the texts are different ones
-
-
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     return engine_support.random_policy(tmp_path_factory.mktemp("policy"), **ODD)
@@ -93,7 +84,7 @@ def test_greedy_tokens_equal_stock_and_drafts_are_of_the_scheme(engine, policy, 
     engine.collective_rpc("use_drafter", args=(wanted, str(policy)))
     engine.reset_prefix_cache()
     take_rollout_stats(engine.collective_rpc)
-    assert_equal(greedy(engine), stock_greedy)
+    engine_support.assert_equal(greedy(engine), stock_greedy, tie=TIE)
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_drafter_faults == 0
     assert least <= stats.accepted_per_position[0] / stats.drafted_per_position[0] <= most

@@ -9,29 +9,16 @@ import pytest
 
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
-import torch
-import transformers
+from small_policies import save_policy
 
 PROGRAM = Path(__file__).with_name("triton_compiled.py")
 
 
 def test_every_draft_of_an_unquantized_drafter_is_accepted(tmp_path):
-    config = transformers.Qwen3Config(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    policy = transformers.Qwen3ForCausalLM(config)
-    for parameter in policy.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    policy.save_pretrained(tmp_path)
+    save_policy(
+        tmp_path, spread=0.15, has_random_norms=False, hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
     result = subprocess.run(
         [sys.executable, str(PROGRAM), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
     )

@@ -15,8 +15,8 @@ pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash sc
 import interpreted
 import numpy as np
 import torch
-import transformers
 from rare_cases import cases
+from small_policies import SIZES, save_policy
 from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
@@ -26,21 +26,14 @@ from efficient_rollout.engine.scheduler import AsyncEfficientScheduler
 from efficient_rollout.gpu_check.stand import worker_of
 from efficient_rollout.gpu_check.weights import addresses_of
 
-VOCABULARY, NUM_TOKENS, MOST_DRAFTS = 96, 14, 3
+VOCABULARY, NUM_TOKENS, MOST_DRAFTS = SIZES["vocab_size"], 14, 3
 PROMPTS = [[(7 * number + place) % VOCABULARY for place in range(5 + 9 * number)] for number in range(4)]
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
+# By name, `other` with the shape of `qwen3`: architecture, seed, and more.
 POLICIES = {
-    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=False)),
-    "qwen2-tied": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**SMALL, tie_word_embeddings=True)),
-    "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)),
+    "qwen3": ("Qwen3", 0, {}),
+    "qwen2-tied": ("Qwen2", 1, {"tie_word_embeddings": True}),
+    "llama": ("Llama", 2, {}),
+    "other": ("Qwen3", 3, {}),
 }
 CONDITIONS = {
     "greedy": {"temperature": 0.0},
@@ -69,20 +62,11 @@ class CyclingScheduler(AsyncEfficientScheduler):
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    """Paths of random policies, by name; `other` has the shape of `qwen3`."""
-    paths = {}
-    for seed, (name, of) in enumerate([*POLICIES.items(), ("other", "qwen3")]):
-        model_class, config = POLICIES[of] if isinstance(of, str) else of
-        torch.manual_seed(seed)
-        policy = model_class(config)
-        for parameter in policy.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.12)
-            else:
-                torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        paths[name] = str(tmp_path_factory.mktemp(name))
-        policy.save_pretrained(paths[name])
-    return paths
+    """Paths of random policies, by name."""
+    return {
+        name: save_policy(tmp_path_factory.mktemp(name), architecture, seed=seed, **more)
+        for name, (architecture, seed, more) in POLICIES.items()
+    }
 
 
 def settings(scheme="int8", rule="always"):
@@ -209,7 +193,7 @@ def test_where_no_request_wants_drafts_nothing_is_drafted(engine, stock, monkeyp
 
 def test_the_drafter_owns_no_kv_cache(engine):
     config = engine.llm_engine.engine_core.engine_core.scheduler.kv_cache_config
-    assert sum(len(group.layer_names) for group in config.kv_cache_groups) == SMALL["num_hidden_layers"]
+    assert sum(len(group.layer_names) for group in config.kv_cache_groups) == SIZES["num_hidden_layers"]
 
 
 def test_a_drafter_of_other_weights_changes_no_token(engine, stock):
@@ -279,7 +263,7 @@ def test_weights_that_are_no_policys_generate_nothing(engine, stock, policies):
 
     worker = worker_of(engine)
     with pytest.raises(WeightSyncError, match="18 of the policy's 19 parameters did not get"):
-        worker.reload_weights(iter([("model.norm.weight", torch.ones(SMALL["hidden_size"]))]))
+        worker.reload_weights(iter([("model.norm.weight", torch.ones(SIZES["hidden_size"]))]))
     (output, *_) = engine.generate(
         [{"prompt_token_ids": PROMPTS[0]}], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False
     )

@@ -5,59 +5,33 @@ Every token is the one that stock samples, and as many drafts are accepted as wi
 
 import gc
 import weakref
-from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
 import interpreted
-import torch
-import transformers
 from recorded_graphs import capture_draft_steps, record_graphs
+from small_policies import SIZES, save_policy
 from vllm import SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 
-from efficient_rollout.config import Settings
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.gpu_check.stand import end_engine, worker_of
+from efficient_rollout.gpu_check.stand import worker_of
 from efficient_rollout.measuring.offline import drain
 
-VOCABULARY = 96
-SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 32,
-    "tie_word_embeddings": False,
-}  # fmt: skip
+VOCABULARY = SIZES["vocab_size"]
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    torch.manual_seed(0)
-    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.12)
-        else:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    path = str(tmp_path_factory.mktemp("policy"))
-    model.save_pretrained(path)
-    return path
+    return save_policy(tmp_path_factory.mktemp("policy"))
 
 
-@contextmanager
 def running(policy, scheme=None, most=3, **options):
     """An engine, stock without a scheme; ended behind the block."""
-    tree = {
-        "drafter": {"scheme": scheme, "group_size": 128},
-        "controller": {"rule": "always", "max_draft_tokens": most},
-    }
-    engine = interpreted.engine(policy, None if scheme is None else Settings.parse(tree), **options)
-    try:
-        yield engine
-    finally:
-        engine.llm_engine.engine_core.shutdown()
-        end_engine()
+    drafter = None if scheme is None else {"scheme": scheme, "group_size": 128}
+    return interpreted.running(policy, drafter, most, **options)
 
 
 def sampled(engine, num_requests=4, num_tokens=14):
@@ -72,9 +46,7 @@ def sampled(engine, num_requests=4, num_tokens=14):
         )
         for number in range(num_requests)
     ]  # fmt: skip
-    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
-    drain(engine)
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    return interpreted.answers(engine, prompts, parameters)
 
 
 def accepted(engine):

@@ -5,29 +5,20 @@ whether a copied row was drawn with the tokens before it, the KV and the noise o
 """
 
 import gc
-from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
 import interpreted
-import torch
-import transformers
 from recorded_graphs import capture_draft_steps, record_graphs
+from small_policies import save_policy
 from vllm import SamplingParams
 
-from efficient_rollout.config import Settings
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.gpu_check.stand import end_engine, worker_of
-from efficient_rollout.measuring.offline import drain
+from efficient_rollout.gpu_check.stand import worker_of
 
 VOCABULARY, LONGEST = 24, 64
-SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "head_dim": 32,
-    "tie_word_embeddings": False,
-}  # fmt: skip
 # Prompts that repeat, and some that do not; the last response ends where the model's length does.
 PROMPTS = [
     [5, 9, 7] * 7,
@@ -41,32 +32,16 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     """A random policy of little entropy: its responses come to repeat themselves."""
-    torch.manual_seed(0)
-    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.06)
-        else:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    torch.nn.init.normal_(model.lm_head.weight, std=0.8)
-    path = str(tmp_path_factory.mktemp("policy"))
-    model.save_pretrained(path)
-    return path
+    return save_policy(
+        tmp_path_factory.mktemp("policy"), spread=0.06, head_spread=0.8, vocab_size=VOCABULARY, hidden_size=64,
+        intermediate_size=128, num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
 
 
-@contextmanager
 def running(policy, lookup=None, most=6, scheme="unquantized", **options):
     """An engine, stock without `lookup`; ended behind the block."""
-    tree = {
-        "drafter": {"scheme": scheme, "lookup": lookup, "group_size": 32},
-        "controller": {"rule": "always", "max_draft_tokens": most},
-    }
-    engine = interpreted.engine(policy, None if lookup is None else Settings.parse(tree), **options)
-    try:
-        yield engine
-    finally:
-        engine.llm_engine.engine_core.shutdown()
-        end_engine()
+    drafter = None if lookup is None else {"scheme": scheme, "lookup": lookup, "group_size": 32}
+    return interpreted.running(policy, drafter, most, **options)
 
 
 def sampled(engine, prompts=PROMPTS, num_tokens=40):
@@ -77,9 +52,7 @@ def sampled(engine, prompts=PROMPTS, num_tokens=40):
         )
         for number, prompt in enumerate(prompts)
     ]  # fmt: skip
-    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
-    drain(engine)
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    return interpreted.answers(engine, prompts, parameters)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
-import torch
-import transformers
+from small_policies import save_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.several_cores]
 PROGRAM = Path(__file__).with_name("triton_ranks.py")
@@ -27,24 +26,10 @@ def run(policy, ranks, scheme, *fault):
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    config = transformers.Qwen3Config(
-        vocab_size=64,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=2,
+    return save_policy(
+        tmp_path_factory.mktemp("policy"), spread=0.1, has_random_norms=False, vocab_size=64, hidden_size=256,
         num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=32,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    made = transformers.Qwen3ForCausalLM(config)
-    for parameter in made.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    path = tmp_path_factory.mktemp("policy")
-    made.save_pretrained(path)
-    return path
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

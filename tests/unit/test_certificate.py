@@ -1,4 +1,6 @@
-"""A machine drafts with a certificate of its own, and with no other."""
+"""A machine drafts with a certificate of its own, and with no other; its digest follows what code does."""
+
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from efficient_rollout.certificate import (
     certificate_path,
     read_certificate,
     require_certificate,
+    sources_digest,
 )
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import InputFileError, UnsupportedDeviceError
@@ -106,3 +109,40 @@ def test_training_requires_one_unless_it_says_otherwise():
     assert Settings().for_training().gpu_certificate == "required"
     assert Settings(gpu_certificate="warn").for_training().gpu_certificate == "warn"
     assert parse_options(["--", "x"]).settings.gpu_certificate == "required"
+
+
+FILES = {
+    "drafter/cuda/kernel.py": '"""One."""\nfrom package.drafter.packed import pack\n\n\ndef run(x): return pack(x)\n',
+    "drafter/packed.py": "def pack(x):\n    return x\n",
+    "drafter/cpu/kernel.py": "x = 1\n",
+    "engine/gpu/worker.py": "x = 1\n",
+    "engine/cpu/worker.py": "x = 1\n",
+    "metrics/names.py": "x = 1\n",
+    "gpu_check/plan.py": "x = 1\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / "package" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "package"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_code_for_gpus_counts_and_a_cpu_s_or_another_room_s_does_not(package: Path, name: str) -> None:
+    before = sources_digest(package)
+    (package / name).write_text(FILES[name] + "\n\nx = 2\n")
+    counts = name in ("drafter/cuda/kernel.py", "drafter/packed.py", "engine/gpu/worker.py")
+    assert (sources_digest(package) != before) is counts
+
+
+def test_docstrings_comments_and_layout_do_not_count(package: Path) -> None:
+    before = sources_digest(package)
+    (package / "drafter/cuda/kernel.py").write_text(
+        '"""Another text."""\nfrom package.drafter.packed import pack\n\n'
+        'def run(x):\n    """Runs."""\n    return pack(  # so\n        x)\n'
+    )
+    assert sources_digest(package) == before

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,12 +15,22 @@ from efficient_rollout.errors import ConfigError
 
 
 @pytest.fixture
-def train_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def train_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], int]], None]:
+    """Puts a function in the place of veRL's entry."""
+
+    def replace(train: Callable[[list[str]], int]) -> None:
+        module = ModuleType("efficient_rollout.verl_plugin.main")
+        module.train = train  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    return replace
+
+
+@pytest.fixture
+def train_calls(train_with: Any) -> list[Any]:
     """Replaces veRL's entry by a record of its arguments; the recorded exit code is 7."""
     calls: list[Any] = []
-    module = ModuleType("efficient_rollout.verl_plugin.main")
-    module.train = lambda argv: calls.append(list(argv)) or 7  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    train_with(lambda argv: calls.append(list(argv)) or 7)
     return calls
 
 
@@ -45,27 +56,27 @@ def test_fault_is_one_message_and_an_exit_code(
     fault: BaseException,
     exit_code: int,
     text: str,
-    monkeypatch: pytest.MonkeyPatch,
+    train_with: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(_: Any) -> int:
         raise fault
 
-    monkeypatch.setattr(command_line, "_run_train", fail)
+    train_with(fail)
     assert command_line.main(["train"]) == exit_code
     assert capsys.readouterr() == ("", text)
 
 
-def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_dressed_up_as_bad_input(train_with: Any) -> None:
     def fail(_: Any) -> int:
         raise AssertionError("ours")
 
-    monkeypatch.setattr(command_line, "_run_train", fail)
+    train_with(fail)
     with pytest.raises(AssertionError, match="ours"):
         command_line.main(["train"])
 
 
-def test_sigterm_lets_a_command_end_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_lets_a_command_end_what_it_started(train_with: Any) -> None:
     ended = []
 
     def train(_argv: list[str]) -> int:
@@ -76,9 +87,7 @@ def test_sigterm_lets_a_command_end_what_it_started(monkeypatch: pytest.MonkeyPa
             ended.append(True)
         return 0
 
-    module = ModuleType("efficient_rollout.verl_plugin.main")
-    module.train = train  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    train_with(train)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit_:
         command_line.main(["train"])

@@ -28,7 +28,7 @@ def test_a_setting_is_an_option_and_wins_over_the_file(tmp_path: Path) -> None:
     assert options.settings.drafter.scheme == "int8"
     assert options.settings.drafter.group_size == 32
     assert not options.settings.enabled
-    assert options.cpu.param_dtype == "float32"
+    assert options.param_dtype == "float32"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
-from efficient_rollout.openrlhf_plugin import job_actors  # noqa: F401 - first: what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
 
 # isort: split
 

@@ -21,7 +21,7 @@ from efficient_rollout.errors import (
 )
 from efficient_rollout.verl_plugin.checks import check_job, explain, prepare_profile
 from efficient_rollout.verl_plugin.compose import compose_config, prepare
-from efficient_rollout.verl_plugin.settings import rollout_settings
+from efficient_rollout.verl_plugin.settings import job_settings
 
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 PROFILE = "actor_rollout_ref.rollout.custom.efficient_rollout.controller.profile"
@@ -81,7 +81,7 @@ def test_a_relative_path_means_the_same_in_ray_s_processes(
     monkeypatch.chdir(tmp_path)
     config = compose_config([*job, f"{PROFILE}=p.json"])
     prepare(config)
-    settings = rollout_settings(config.actor_rollout_ref.rollout.custom)
+    settings = job_settings(config)
     assert settings.controller.profile == str(tmp_path / "p.json")
 
 

@@ -13,7 +13,7 @@ from efficient_rollout.tasks.policy import ensure_policy
 from efficient_rollout.verl_plugin.checks import validate
 from efficient_rollout.verl_plugin.compose import compose_config
 from efficient_rollout.verl_plugin.recipes import recipe_folders
-from efficient_rollout.verl_plugin.settings import rollout_settings
+from efficient_rollout.verl_plugin.settings import job_settings
 
 RECIPES = tuple(recipe_folders())
 RULES = {"always": "always", "threshold": "batch_threshold", "on": "cost_model"}
@@ -27,7 +27,7 @@ def a_model() -> str:
 
 
 def settings(config: DictConfig):
-    return rollout_settings(config.actor_rollout_ref.rollout.custom)
+    return job_settings(config)
 
 
 # Every arm of one recipe, and one of every other: composing takes a second.

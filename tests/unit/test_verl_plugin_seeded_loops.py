@@ -27,7 +27,7 @@ from efficient_rollout.verl_plugin.seeded_loops import (
     SeededWorker,
     SeededWorkerTQ,
 )
-from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, job_settings
 
 LONGEST = "controller.validation_max_draft_tokens=0"
 MANAGER = "+actor_rollout_ref.rollout.agent.agent_loop_manager_class"
@@ -35,7 +35,7 @@ MANAGER = "+actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 
 def chosen(*overrides: str) -> str | None:
     config = compose_config(["size=nano", *overrides])
-    name_agent_loops(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    name_agent_loops(config, job_settings(config))
     return config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
 
 
@@ -51,7 +51,7 @@ def test_a_validations_longest_draft_takes_the_manager_and_leaves_the_replay_buf
     wanted = f"{SETTINGS_PATH}.{LONGEST}"
     config = compose_config(["size=nano", wanted])
     buffer = config.trainer.v1.sampler.custom_sampler.name
-    name_agent_loops(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    name_agent_loops(config, job_settings(config))
     assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class.endswith(".SeededManagerTQ")
     assert config.trainer.v1.sampler.custom_sampler.name == buffer
     with pytest.raises(ConfigError, match=r"validation_max_draft_tokens is set, and so is .*mine\.Manager"):
@@ -60,7 +60,7 @@ def test_a_validations_longest_draft_takes_the_manager_and_leaves_the_replay_buf
 
 def test_the_replay_buffer_that_is_named_exists() -> None:
     config = compose_config(["size=nano", f"{SETTINGS_PATH}.rollout_seed=0"])
-    name_agent_loops(config, rollout_settings(config.actor_rollout_ref.rollout.custom))
+    name_agent_loops(config, job_settings(config))
     sampler = config.trainer.v1.sampler.custom_sampler
     assert load_extern_type(sampler.path, sampler.name) is OrderedReplayBuffer
 
