@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from efficient_rollout.drafter.cpu.native.library import address, load_library, size
+from efficient_rollout.drafter.cpu.native.library import address, load_library
 
 _CHUNK = 8192  # tokens; `er_gumbel_draw` splits a row so
 
@@ -148,6 +148,6 @@ def gumbel_draw(logits: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.
     tokens = torch.empty(num_rows, dtype=torch.int64)
     scratch = torch.empty(num_rows * -(-vocab_size // _CHUNK), 2, dtype=torch.int64)
     load_library().er_gumbel_draw(
-        address(logits), size(num_rows), size(vocab_size), address(words), address(scratch), address(tokens)
+        address(logits), num_rows, vocab_size, address(words), address(scratch), address(tokens)
     )
     return tokens

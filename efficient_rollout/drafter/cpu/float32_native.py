@@ -8,7 +8,7 @@ import ctypes
 
 import torch
 
-from efficient_rollout.drafter.cpu.native.library import address, load_library, size
+from efficient_rollout.drafter.cpu.native.library import address, load_library
 from efficient_rollout.drafter.packed_linear import PackedLinear
 
 _PANEL = 16  # outputs whose weights lie side by side
@@ -32,13 +32,13 @@ class Float32NativeLinear(PackedLinear):
 
     def _pack(self, weight: torch.Tensor) -> None:
         weight = weight.contiguous()
-        load_library().er_f32_pack(address(weight), *map(size, weight.shape), address(self._panels))
+        load_library().er_f32_pack(address(weight), *weight.shape, address(self._panels))
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         rows = rows.contiguous()
         output = torch.empty(rows.shape[0], self.out_features, dtype=torch.float32)
         load_library().er_f32_multiply(
-            address(rows), size(rows.shape[0]), address(self._panels), size(self.out_features), size(self.in_features),
+            address(rows), rows.shape[0], address(self._panels), self.out_features, self.in_features,
             address(self.bias), address(output),
         )  # fmt: skip
         return output

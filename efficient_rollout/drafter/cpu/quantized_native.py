@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import torch
 
-from efficient_rollout.drafter.cpu.native.library import address, load_library, size
+from efficient_rollout.drafter.cpu.native.library import address, load_library
 from efficient_rollout.drafter.packed_linear import PackedLinear
 
 # Outputs whose weights lie side by side, and inputs of an output that do.
@@ -69,7 +69,7 @@ class Int8NativeLinear(_NativeLinear):
 
     def _pack_float32(self, weight: torch.Tensor) -> int:
         failed: int = load_library().er_q8_pack(
-            address(weight), *map(size, weight.shape), address(self._values), address(self._scales)
+            address(weight), *weight.shape, address(self._values), address(self._scales)
         )
         return failed
 
@@ -79,8 +79,8 @@ class Int8NativeLinear(_NativeLinear):
 
     def _multiply_float32(self, rows: torch.Tensor, output: torch.Tensor, scratch: torch.Tensor) -> None:
         load_library().er_q8_multiply(
-            address(rows), size(rows.shape[0]), address(self._values), address(self._scales),
-            *map(size, (self.out_features, self.in_features)),
+            address(rows), rows.shape[0], address(self._values), address(self._scales),
+            self.out_features, self.in_features,
             address(self._float32_bias), address(output), address(scratch),
         )  # fmt: skip
 
@@ -114,7 +114,7 @@ class Int4NativeLinear(_NativeLinear):
 
     def _pack_float32(self, weight: torch.Tensor) -> int:
         failed: int = load_library().er_q4_pack(
-            address(weight), *map(size, (*weight.shape, self.group_size)), address(self._values), address(self._scales)
+            address(weight), *weight.shape, self.group_size, address(self._values), address(self._scales)
         )
         return failed
 
@@ -124,8 +124,8 @@ class Int4NativeLinear(_NativeLinear):
 
     def _multiply_float32(self, rows: torch.Tensor, output: torch.Tensor, scratch: torch.Tensor) -> None:
         load_library().er_q4_multiply(
-            address(rows), size(rows.shape[0]), address(self._values), address(self._scales),
-            *map(size, (self.out_features, self.in_features, self.group_size)),
+            address(rows), rows.shape[0], address(self._values), address(self._scales),
+            self.out_features, self.in_features, self.group_size,
             address(self._float32_bias), address(output), address(scratch),
         )  # fmt: skip
 

@@ -20,6 +20,18 @@ _COMPILERS = ("gcc", "clang")
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
 _VNNI_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
 _COMPILE_TIMEOUT_SECONDS = 120
+# What each kernel takes: pointers and sizes.
+_ARGUMENTS = {
+    "er_f32_attend": "p",
+    "er_f32_multiply": "plpllpp",
+    "er_f32_pack": "pllp",
+    "er_gumbel_draw": "pllppp",
+    "er_q4_multiply": "plpplllppp",
+    "er_q4_pack": "plllpp",
+    "er_q8_multiply": "plppllppp",
+    "er_q8_pack": "pllpp",
+}
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long}
 
 
 def has_avx512() -> bool:
@@ -66,8 +78,8 @@ def load_library() -> ctypes.CDLL:
             f"its kernel cannot be kept in {path.parent}: {error}; make room there, or set XDG_CACHE_HOME to a "
             f"directory that can be written"
         ) from error
-    for name in ("er_f32_pack", "er_f32_multiply", "er_gumbel_draw", "er_q4_multiply", "er_q8_multiply"):
-        getattr(library, name).restype = None
+    for name, types in _ARGUMENTS.items():
+        getattr(library, name).argtypes = [_TYPES[letter] for letter in types]
     return library
 
 
@@ -90,11 +102,6 @@ def _compile(compiler: list[str], path: Path) -> None:
             )
 
 
-def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+def address(tensor: torch.Tensor | None) -> int | None:
     """Return the address of a contiguous tensor's first element; NULL for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def size(number: int) -> ctypes.c_long:
-    """Return a size, as the kernels take it."""
-    return ctypes.c_long(number)
+    return None if tensor is None else tensor.data_ptr()
