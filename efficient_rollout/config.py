@@ -51,14 +51,6 @@ class DrafterSettings(_Group):
     quantize_output_head: bool = Field(
         default=True, description="Quantize the drafter's output head too; the target's own head stays untouched."
     )
-    requantize: Literal["every_sync", "on_evidence"] = Field(
-        default="every_sync",
-        description="on_evidence: after a weight sync the drafter keeps its weights until first drafts are accepted "
-        "less than in the rollout after its last requantization.",
-    )
-    requantize_acceptance_drop: float = Field(
-        default=0.02, gt=0.0, lt=1.0, description="on_evidence: a larger fall of that acceptance is evidence."
-    )
 
     def lookup_on(self, device: str) -> Lookup:
         """Return where copies come from, on a device as in `torch.device.type`."""

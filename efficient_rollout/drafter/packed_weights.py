@@ -18,7 +18,6 @@ class PackedWeights:
         quantize_output_head: Whether output heads are packed too.
 
     Attributes:
-        is_held: While true, `refresh` leaves packed layers as they are: the drafter stays that of an older policy.
         product_faults: Products that could not be computed, where ranks compute them together (`PackedLinear.faults`);
             None where the first fault raises.
         turn: Which weight sync this is; None at the first load. In a sync some rows of each layer that is due are
@@ -28,7 +27,6 @@ class PackedWeights:
     def __init__(self, scheme: Scheme, *, quantize_output_head: bool) -> None:
         self.scheme = scheme
         self.quantize_output_head = quantize_output_head
-        self.is_held = False
         self.product_faults: list[str] | None = None
         self.turn: int | None = None
         self._apart: dict[str, tuple[int, torch.Tensor] | None] = {}
@@ -56,8 +54,6 @@ class PackedWeights:
             weight: [out_features, in_features], on the policy's device; read, not kept.
             bias: [out_features] or None.
         """
-        if self.is_held and name in self._layers:
-            return
         if not self.scheme.takes(*weight.shape, weight.dtype):
             return
         if self._stopwatch is None:
@@ -96,12 +92,9 @@ class PackedWeights:
     def take_difference(self) -> str | None:
         """Say which layers were not quantized since the last call, or multiply by other values than the policy's rows.
 
-        Those that are due are asked, for a column of the rows that were quantized apart. None where all is well, or all
-        were held.
+        Those that are due are asked, for a column of the rows that were quantized apart. None where all is well.
         """
         apart, self._apart = self._apart, {}
-        if self.is_held:
-            return None
         wrong = [name for name in self._layers if name not in apart]
         for name, (first, expected) in ((name, one) for name, one in apart.items() if one is not None):
             try:

@@ -35,21 +35,12 @@ class Reporting:
 
     def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """Do as stock does. Statistics are the whole engine's, on the first rank's answer."""
-        if method in _TICK:
-            return super().collective_rpc(method, *args, **kwargs)
-        self._tell_of_first_drafts()
         answers = super().collective_rpc(method, *args, **kwargs)
         if method in _STATISTICS:
             tally = self._record.tally
             ours = tally.take() if _STATISTICS[method] else tally.total()
             answers[0] = RolloutStats.merge([RolloutStats.from_dict(answers[0]), ours]).to_dict()
         return answers
-
-    def _tell_of_first_drafts(self) -> None:
-        """Tell how often drafts were accepted, before a call that may be a weight sync, which asks for it."""
-        first_drafts = self._record.take_first_drafts()
-        if first_drafts[0]:
-            super().collective_rpc("observe_first_drafts", args=first_drafts)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Run stock; the drafts of the tick before are spent."""

@@ -62,8 +62,6 @@ class EngineRecord:
     Attributes:
         settings: The engine's.
         tally: What the scheduler has counted; the ranks count what takes place in them.
-        first_drafts: First drafts of requests that were verified since the ranks were told of them, and those of them
-            that stood.
     """
 
     def __init__(self, vllm_config: "VllmConfig") -> None:
@@ -71,19 +69,6 @@ class EngineRecord:
         self._vllm_config = vllm_config
         self.settings = settings_of(vllm_config)
         self.tally = Tally()
-        self.first_drafts = (0, 0)
-        self._wants_evidence = self.settings.drafter.requantize == "on_evidence"
-
-    def count_first_drafts(self, num_drafts: int, num_stood: int) -> None:
-        """Count first drafts of one tick, where a weight sync will ask for them."""
-        if not self._wants_evidence:
-            return
-        self.first_drafts = (self.first_drafts[0] + num_drafts, self.first_drafts[1] + num_stood)
-
-    def take_first_drafts(self) -> tuple[int, int]:
-        """Return `first_drafts`, and count anew."""
-        taken, self.first_drafts = self.first_drafts, (0, 0)
-        return taken
 
 
 _records: "WeakValueDictionary[int, EngineRecord]" = WeakValueDictionary()

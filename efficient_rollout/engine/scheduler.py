@@ -189,7 +189,6 @@ class Controlled:
         verified, self._verified = self._verified, VerifiedDrafts()
         self._book.health.observe_first_drafts(self._num_first_drafts, self._num_first_stood)
         self._num_first_drafts = self._num_first_stood = 0
-        self._record.count_first_drafts(sum(verified.drafted[:1]), sum(verified.stood[:1]))
         return verified
 
 

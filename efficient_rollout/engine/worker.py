@@ -11,7 +11,6 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from efficient_rollout import __version__
 from efficient_rollout.controller.drafter_health import DrafterReport, Health
 from efficient_rollout.controller.observation import DraftCounts
-from efficient_rollout.drafter.requantize_evidence import RequantizeEvidence
 from efficient_rollout.engine import ledger
 from efficient_rollout.engine.drafter_model import require_quantized
 from efficient_rollout.engine.installed import installed_vllm
@@ -31,7 +30,6 @@ class ReportingWorker(WeightDoors):
         self_drafter: What drafts; None in an engine that does not.
         health: How this rank's weights and its drafter are.
         tally: What takes place on this rank: weight syncs, drafting; ticks and tokens where the scheduler is stock.
-        evidence: Whether a drafter that keeps its weights should take new ones.
         certificate_gap: Why a GPU's engine drafts without a certificate; None where it has one, or needs none.
     """
 
@@ -61,7 +59,6 @@ class ReportingWorker(WeightDoors):
         ledger.apply()
         self.health = Health()
         self.tally = Tally(num_engines=1)
-        self.evidence = RequantizeEvidence(self.settings.drafter.requantize_acceptance_drop)
         self._unseen_finished_ids: set[str] = set()
 
     def load_model(self, **kwargs: Any) -> None:
@@ -144,17 +141,9 @@ class ReportingWorker(WeightDoors):
         """Stop where another rank of the engine must."""
         self.health.agree(report)
 
-    def observe_first_drafts(self, num_drafts: int, num_stood: int) -> None:
-        """Take what the scheduler counted: the evidence that a weight sync asks for."""
-        self.evidence.observe(num_drafts, num_stood)
-
     def repeat(self, mark: str) -> str:
         """Answer so; the executor reads answers up to this one."""
         return mark
-
-    def wants_requantizing(self) -> bool:
-        """Tell, at a weight sync, once, whether the drafter is to take the new weights."""
-        return self.evidence.asks() or self.settings.drafter.requantize == "every_sync"
 
     def take_rollout_stats(self) -> dict[str, Any]:
         """Return this rank's counts since the last call, as `RolloutStats.to_dict()`."""

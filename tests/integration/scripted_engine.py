@@ -199,11 +199,6 @@ class FaultyWorker(CpuWorker):
         window = wanted.attention_window_tokens
         drafter.attention.window = AttentionWindow(window, num_sink_tokens=4) if window else None
 
-    def set_requantize(self, when: str) -> None:
-        """Change the setting in the running worker."""
-        drafter = self.settings.drafter.model_copy(update={"requantize": when})
-        self.settings = self.settings.model_copy(update={"drafter": drafter})
-
     def scramble_drafter(self, seed: int) -> None:
         """Give the drafter weights that have nothing to do with the policy's."""
         generator = torch.Generator().manual_seed(seed)

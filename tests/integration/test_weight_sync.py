@@ -40,9 +40,7 @@ def policies(case, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(case):
-    # The executor takes the evidence along where the settings ask for it; the worker then says when it counts.
-    drafter = {**DRAFTING["drafter"], "requantize": "on_evidence"}
-    return {**DRAFTING, "drafter": drafter, "verify_kernel": KERNELS[case]}
+    return {**DRAFTING, "verify_kernel": KERNELS[case]}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,6 @@ def engine(policies, settings, of_a_fresh_engine):
     engine = engine_support.start(
         policies[0], settings, **CLASSES, weight_transfer_config={"backend": file_transfer.BACKEND}
     )
-    engine.collective_rpc("set_requantize", args=("every_sync",))
     yield engine
     engine_support.stop(engine)
 
@@ -131,29 +128,3 @@ def test_a_stale_drafter_is_noticed_and_costs_no_token(engine, policies, of_a_fr
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_stale_drafters == 0
     assert stats.num_draft_tokens > 0
-
-
-def test_on_evidence_the_drafter_is_requantized_once_its_drafts_are_accepted_less(engine, policies, of_a_fresh_engine):
-    def roll_out():
-        take_rollout_stats(engine.collective_rpc)
-        for _ in range(8):
-            logprobs(engine)
-        stats = take_rollout_stats(engine.collective_rpc)
-        assert stats.drafted_per_position[0] >= 256
-        return stats
-
-    sync(engine, policies[1])
-    engine.collective_rpc("set_requantize", args=("on_evidence",))
-    try:
-        roll_out()
-        sync(engine, policies[0])
-        assert fingerprints(engine) == of_a_fresh_engine[1], "the rollout before this sync gave no reason"
-        assert take_rollout_stats(engine.collective_rpc).requantize_seconds == 0.0
-        behind = roll_out()
-        assert behind.accepted_per_position[0] < 0.9 * behind.drafted_per_position[0]
-        sync(engine, policies[0])
-        assert not set(fingerprints(engine).items()) & set(of_a_fresh_engine[1].items())
-        caught_up = roll_out()
-        assert caught_up.accepted_per_position[0] > 0.9 * caught_up.drafted_per_position[0]
-    finally:
-        engine.collective_rpc("set_requantize", args=("every_sync",))

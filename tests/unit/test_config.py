@@ -15,8 +15,6 @@ CHANGED = {
         "lookup": "off",
         "attention_window_tokens": 512,
         "quantize_output_head": False,
-        "requantize": "on_evidence",
-        "requantize_acceptance_drop": 0.05,
     },
     "controller": {
         "rule": "always",

@@ -85,8 +85,6 @@ class WeightSync:
         if self._worker.self_drafter is not None:
             packed = self._worker.self_drafter.packed
             packed.take_report()
-            # After a fault the drafter's weights may be no policy's.
-            packed.is_held = not self._worker.wants_requantizing() and self._worker.health.drafter_fault is None
             packed.turn = self._worker.health.weights_version
         with self.step():
             # Of a quantized policy (in an engine without a drafter) only vLLM knows what a checkpoint holds.
