@@ -32,6 +32,7 @@ from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw
 
 _DEFAULT_ARMS = "plain,always:4"
 _DEFAULT_REQUESTS = 32
+_BATCH = "batch "
 
 
 def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,6 +82,7 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
     fixed = {name: summarize(rounds, is_greedy=args.temperature == 0.0) for name, rounds in results.items()}
     arms = fixed.pop(ROLLOUT)
     sys.stdout.write(table(arms))
+    fixed = {name.removeprefix(_BATCH): rows for name, rows in fixed.items()}
     for batch, rows in fixed.items():
         sys.stdout.write(f"\n{batch} running requests throughout\n{table(rows)}")
     if args.json:
@@ -144,7 +146,7 @@ def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[str, list[lis
     works = {}
     for batch in positive_integers("--fixed-batches", args.fixed_batches):
         trace = Trace(np.full(batch, args.prompt_tokens), np.full(batch, args.fixed_tokens))
-        works[str(batch)] = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
+        works[f"{_BATCH}{batch}"] = [requests_of(trace, source, args.seed + number) for number in range(args.rounds)]
     return works
 
 

@@ -2,12 +2,15 @@
 
 Copies of a text are those of a plain search.
 
+Step "requantizing": seconds for all layers of a policy of 7 B parameters, and their share of the bandwidth.
+
 `goldens.json` holds the interpreter's digests; a test makes them again. To write them anew, in the environment with
 Triton and with TRITON_INTERPRET=1: python -m efficient_rollout.gpu_check.kernels
 """
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,8 @@ _GROUP_SIZES = (128, 64, 32)
 _ROWS = 128
 # Of texts in which copies are looked for, of so many words: several programs, parts of one, a single token.
 _LENGTHS, _WORDS, _COPIES = (1, 7, 300, 5000), 50, 7
+_TIMED_SCHEMES, _TIMED_ROUNDS, _STEP = ("int4", "int8", "fp8"), 3, 2.0**-9
+_COPIED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,50 @@ def _check_large(stand: Stand) -> Measured:
                     found=f"{int((found != expected).sum())} other numbers",
                 )
     return {"largest_weight": f"{outputs} x {inputs}"}
+
+
+def measure_requantizing(stand: Stand) -> Measured:
+    """Requantize each of a policy's shapes again and again, in bfloat16.
+
+    Bytes are those read and those written.
+    """
+    measured: Measured = {"copy_bytes_per_second": round(_copy_bandwidth(stand))}
+    for scheme in _TIMED_SCHEMES:
+        if scheme == "fp8" and stand.is_gpu and torch.cuda.get_device_capability() < (8, 9):
+            continue
+        seconds = num_bytes = 0.0
+        for outputs, inputs, count in stand.sizes.layers:
+            weight = torch.randn(outputs, inputs, device=stand.device).mul_(_STEP).bfloat16()
+            layer = cuda_schemes(DrafterSettings(group_size=128))[scheme].pack(weight, None)
+            seconds += count * _median_seconds(stand, lambda layer=layer, weight=weight: layer.requantize(weight))
+            num_bytes += count * (weight.nbytes + layer.num_bytes)
+            del weight, layer
+        measured[scheme] = {
+            "seconds": round(seconds, 4),
+            "bytes": int(num_bytes),
+            "bandwidth_share": float(f"{num_bytes / seconds / measured['copy_bytes_per_second']:.3g}"),
+        }
+    return measured
+
+
+def _copy_bandwidth(stand: Stand) -> float:
+    """Return the bytes a second, read and written, of a plain copy."""
+    size = _COPIED_BYTES if stand.is_gpu else 1 << 20
+    source = torch.empty(size, dtype=torch.uint8, device=stand.device)
+    target = torch.empty_like(source)
+    return 2 * size / _median_seconds(stand, lambda: target.copy_(source))
+
+
+def _median_seconds(stand: Stand, work: Callable[[], object]) -> float:
+    """Return the median seconds of some rounds behind one that compiles."""
+    seconds = []
+    for _ in range(_TIMED_ROUNDS + 1):
+        stand.wait()
+        started = time.perf_counter()
+        work()
+        stand.wait()
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds[1:])[_TIMED_ROUNDS // 2]
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ QUICK_STEPS = (
 # What needs torch and Triton alone, in three minutes.
 KERNEL_STEPS = (
     Step("kernels", f"{_ROOM}kernels:check_kernels", 80),
-    Step("requantizing", f"{_ROOM}requantizing:measure_requantizing", 60, certifies=False),
+    Step("requantizing", f"{_ROOM}kernels:measure_requantizing", 60, certifies=False),
     Step("sampling", f"{_ROOM}sampling:check_sampling", 40, certifies=False),
 )
 EXIT_FAILED = 1

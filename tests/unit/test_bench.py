@@ -76,7 +76,7 @@ def test_rounds_have_the_same_lengths_and_other_prompts(tmp_path: Path, monkeypa
     monkeypatch.setattr(cli, "resolve_engine_arguments", lambda _args: None)
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 64}))
     plan = cli._plan(bench_rollout(tmp_path, "--rounds", "2", "--fixed-batches", "1"))
-    assert list(plan.rounds) == ["rollout", "1"]
+    assert list(plan.rounds) == ["rollout", "batch 1"]
     for first, second in plan.rounds.values():
         assert [r.max_tokens for r in first] == [r.max_tokens for r in second]
         assert all(a.prompt_token_ids != b.prompt_token_ids for a, b in zip(first, second, strict=True))
