@@ -16,9 +16,9 @@ from efficient_rollout.tasks.policy import ensure_policy
 
 OURS = ("-m", "efficient_rollout", "openrlhf")
 DRAFTING = ("--efficient_rollout.controller.rule=always", "--efficient_rollout.drafter.scheme=int8")
-# Rounding of float32 between two implementations of the policy: 6e-7 to 2.2e-5 were seen, and 2e-2 where a sync was
+# Rounding of float32 between two implementations of the policy: 6e-7 to 1.3e-4 were seen, and 2e-2 where a sync was
 # left out (test_openrlhf_syncs.py).
-MAX_PROBABILITY_DIFFERENCE = 1e-4
+MAX_PROBABILITY_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def test_the_page_carried_out_passes_the_tests_it_names(fp16, repository, tmp_pa
         repository / "efficient_rollout", tmp_path / "efficient_rollout", ignore=shutil.ignore_patterns("__pycache__")
     )
     (tmp_path / BUILT_IN_TESTS).parent.mkdir(parents=True)
-    shutil.copy(repository / BUILT_IN_TESTS, tmp_path / BUILT_IN_TESTS)
+    for path in (BUILT_IN_TESTS, BUILT_IN_TESTS.with_name("reference_quantizers.py")):
+        shutil.copy(repository / path, tmp_path / path)
     shutil.copy(fp16.__file__, tmp_path / MODULE)
     changed = {str(apply(diff, tmp_path)) for diff in code_blocks(repository / PAGE, "diff")}
     assert changed == {"efficient_rollout/drafter/cpu/schemes.py", "efficient_rollout/config.py", str(BUILT_IN_TESTS)}
