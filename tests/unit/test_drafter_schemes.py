@@ -64,7 +64,8 @@ def test_a_product_with_exact_activations_is_right_to_the_policy_s_own_rounding(
     bias = random_weight(3, dtype, (1, 192))[0]
     packed = make_scheme(settings, "cpu").pack(random_weight(0, dtype) / 16, bias)
     exact = torch.nn.functional.linear(x.double(), packed.dequantize().double())
-    bound = torch.finfo(dtype).eps * (exact + bias).abs()
+    # Of the sums, and of what they are with the bias.
+    bound = torch.finfo(dtype).eps * (exact.abs() + (exact + bias).abs())
     # And what 256 float32 additions round.
     bound += 1e-6 * torch.nn.functional.linear(x.double().abs(), packed.dequantize().double().abs())
     product = packed(x)
