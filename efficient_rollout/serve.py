@@ -71,8 +71,16 @@ def parse(argv: Sequence[str]) -> tuple[str, Settings, list[str]]:
             group = group.setdefault(key, {}) if isinstance(group, dict) else None
         if not isinstance(group, dict) or name in group:
             raise ConfigError(f"{path} is given twice")
-        group[name] = value
+        group[name] = _value(value)
     return parsed.model, Settings.parse(tree, where="serve"), list(argv[position + 1 :])
+
+
+def _value(text: str) -> Any:
+    """Return what JSON takes the text for, a number for one; else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -232,7 +232,8 @@ def _check_reward(function: DictConfig) -> None:
     if function.path is None or str(function.path).startswith("pkg://"):
         return
     option = "reward.custom_reward_function"
-    require_in_python(Path(function.path).expanduser(), function.name, option=option)
+    # As veRL reads it: without its own prefix, and no ~ is anybody's home.
+    require_in_python(Path(str(function.path).removeprefix("file://")), function.name, option=option)
 
 
 def validate(config: DictConfig) -> None:

@@ -12,9 +12,10 @@ from efficient_rollout.config import Settings
 
 
 def test_settings_stand_before_the_dashes_and_vllm_s_options_behind() -> None:
-    given = ["M", "drafter.scheme=int4", "controller.max_draft_tokens=6", "enabled=false", "--", "--port", "1", "--x=a"]
-    model, settings, options = serve.parse(given)
-    expected = {"enabled": False, "drafter": {"scheme": "int4"}, "controller": {"max_draft_tokens": 6}}
+    ours = "drafter.scheme=int4 drafter.group_size=32 controller.max_draft_tokens=6 enabled=false"
+    model, settings, options = serve.parse(["M", *ours.split(), "--", "--port", "1", "--x=a"])
+    drafter, controller = {"scheme": "int4", "group_size": 32}, {"max_draft_tokens": 6}
+    expected = {"enabled": False, "drafter": drafter, "controller": controller}
     assert (model, settings) == ("M", Settings.parse(expected))
     assert options == ["--port", "1", "--x=a"]
     assert serve.parse(["M"]) == ("M", Settings(), [])
@@ -29,7 +30,7 @@ def test_settings_stand_before_the_dashes_and_vllm_s_options_behind() -> None:
         (["M", "--port", "1"], "unrecognized arguments: --port"),
         (["M", "drafter"], "drafter has no value: write drafter=VALUE"),
         (["M", "drafter.schema=int4"], "drafter.schema: unknown setting; legal here: scheme"),
-        (["M", "controller.max_draft_tokens=99"], "less than or equal to 16, got '99'"),
+        (["M", "controller.max_draft_tokens=99"], "less than or equal to 16, got 99"),
         (["M", "enabled=false", "enabled=true"], "enabled is given twice"),
         (["M", "drafter=int4", "drafter.scheme=int4"], "drafter.scheme is given twice"),
         (["M", "drafter.scheme=int4", "drafter=int4"], "drafter is given twice"),
