@@ -122,10 +122,10 @@ def append_step(run: Path, step: int) -> None:
             file.flush()
 
 
-def wait_for(path: Path, text: str, *, seconds: float = 30.0) -> str:
-    """What a file holds, once it has this text in it."""
+def wait_for(path: Path, text: str, *, times: int = 1, seconds: float = 30.0) -> str:
+    """What a file holds, once it has this text in it, so many times."""
     deadline = time.monotonic() + seconds
-    while not path.is_file() or text not in (found := path.read_text()):
+    while not path.is_file() or (found := path.read_text()).count(text) < times:
         assert time.monotonic() < deadline, f"{text!r} is not in {path}"
         time.sleep(0.05)
     return found
@@ -168,7 +168,7 @@ def test_a_watched_run_gets_its_page_anew_after_each_step(
     wait_for(page, "4 steps, 1 to 4")
     # As where a job is started anew: its earlier file is set aside, and the next one begins.
     (run / "metrics.jsonl").rename(run / "metrics.1.jsonl")
-    time.sleep(3.0)
+    wait_for(err, "metrics.jsonl does not exist", times=2)
     assert "4 steps" in page.read_text(), "a page that was written stays"
     (run / "metrics.jsonl").write_text(lines.splitlines(keepends=True)[0])
     wait_for(page, "1 step, number 1")
