@@ -53,9 +53,11 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     assert {path.parts[1] for path in ours if path.suffix == ".md"} == {"recipes"}
     assert {path.parent.name for path in ours if path.suffix == ".json"} == {"gpu_check", "nano", "small"}
     assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == [
+        "activations.h",
         "common.h",
         "float32.c",
-        "quantized.c",
+        "int4.c",
+        "int8.c",
         "sampling.c",
     ]
 

@@ -1,4 +1,4 @@
-"""Quantized weights by INT8 activations: the layers on the kernels of `quantized.c`."""
+"""Quantized weights by INT8 activations: the layers on the kernels of `int4.c` and `int8.c`."""
 
 from abc import abstractmethod
 

@@ -13,8 +13,8 @@ from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.files import written_whole
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "quantized.c", "sampling.c"))
-_HEADER = Path(__file__).with_name("common.h")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "int4.c", "int8.c", "sampling.c"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("activations.h", "common.h"))
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
@@ -66,7 +66,7 @@ def load_library() -> ctypes.CDLL:
     if compiler is None:
         raise SchemeUnavailableError(f"its kernel is compiled here, and none of {', '.join(_COMPILERS)} is on the PATH")
     flags = (*_FLAGS, *(_VNNI_FLAGS if has_vnni() else ()))
-    texts = [path.read_bytes() for path in (_HEADER, *_SOURCES)]
+    texts = [path.read_bytes() for path in (*_HEADERS, *_SOURCES)]
     digest = hashlib.sha256(b"".join(texts) + " ".join((compiler, *flags)).encode()).hexdigest()[:16]
     path = cache_directory("kernels") / f"kernels-{digest}.so"
     try:
