@@ -165,11 +165,12 @@ class Policy(written_class(stock_actor.PolicyModelActor)):
             # As stock chooses what it sends.
             is_visual = getattr(trainer.actor, "is_vlm", False)
             sums = [
-                int(columns.checksum(name, parameter))
+                columns.checksum(name, parameter)
                 for name, parameter in trainer.actor.model.module.named_parameters()
                 if parameter.requires_grad or not is_visual
             ]
-            ray.get([engine.expect_checksums.remote(sums) for engine in trainer.vllm_engines])
+            told = torch.stack(sums).tolist()  # one wait for the device, not one a parameter
+            ray.get([engine.expect_checksums.remote(told) for engine in trainer.vllm_engines])
         super().broadcast_to_vllm()
 
 

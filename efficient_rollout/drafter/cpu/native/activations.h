@@ -5,12 +5,12 @@
 
 #include "common.h"
 
-/* Rows that a tile takes at most: their sums stay in registers. VNNI sums four products of bytes in one instruction. */
-#ifdef __AVX512VNNI__
-enum { Q4_TILE_ROWS = 8, Q8_TILE_ROWS = 12 };
-#else
-enum { Q4_TILE_ROWS = 4, Q8_TILE_ROWS = 5 };
-#endif
+/* Rows of activations in int8, with a scale and the sum of the integers for each group of inputs. */
+typedef struct {
+  const int8_t *integers; /* [rows][inputs] */
+  const float *scales;    /* [rows][groups] */
+  const int32_t *sums;    /* [rows][groups] */
+} Rows;
 
 /* Calls `TILE(n)` for `rows` as a number that the compiler knows, so that every loop over rows is unrolled. */
 #define BY_ROWS(rows, most)                                                                                 \
@@ -59,6 +59,19 @@ static void quantize_row(const float *x, long inputs, long group, int8_t *intege
     _mm256_storeu_si256((__m256i *)parts, sum);
     sums[g] = parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6] + parts[7];
   }
+}
+
+/* Quantize rows into scratch of rows * (inputs + 8 * inputs / group) bytes, 4-byte aligned; every thread of a team calls
+ * it, and goes on when all are done. */
+static Rows quantize_rows(const float *x, long rows, long inputs, long group, uint8_t *scratch) {
+  long groups = inputs / group;
+  float *scales = (float *)scratch;
+  int32_t *sums = (int32_t *)(scales + rows * groups);
+  int8_t *integers = (int8_t *)(sums + rows * groups);
+#pragma omp for schedule(static)
+  for (long r = 0; r < rows; r++)
+    quantize_row(x + r * inputs, inputs, group, integers + r * inputs, scales + r * groups, sums + r * groups);
+  return (Rows){integers, scales, sums};
 }
 
 INLINE __m256i four_inputs(const int8_t *integers) {

@@ -7,6 +7,13 @@
  * weight = (value - 8) * scale + offset, the convention of torch's int4 kernels. */
 enum { Q4_BLOCK = 8, Q4_SUB = 32, Q4_AHEAD_BYTES = 768 };
 
+/* Rows that a tile takes at most: their sums stay in registers. VNNI sums four products of bytes in one instruction. */
+#ifdef __AVX512VNNI__
+enum { Q4_TILE_ROWS = 8 };
+#else
+enum { Q4_TILE_ROWS = 4 };
+#endif
+
 static float bf16_to_f32(uint16_t value) {
   uint32_t bits = (uint32_t)value << 16;
   float out;
@@ -83,13 +90,7 @@ int er_q4_pack(const float *weight, long outputs, long inputs, long group, uint8
   return failed;
 }
 
-typedef struct {
-  const int8_t *integers; /* [rows][inputs] */
-  const float *scales;    /* [rows][groups] */
-  const int32_t *sums;    /* [rows][groups] */
-} Q4Rows;
-
-INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
+INLINE void q4_tile(const int rows, Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
                     const float *bias, float *y, long outputs) {
   const __m256i low_half = _mm256_set1_epi8(15);
   const long groups = inputs / group;
@@ -98,8 +99,6 @@ INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint1
   for (int r = 0; r < rows; r++) sum[r] = bias ? _mm256_loadu_ps(bias) : _mm256_setzero_ps();
   for (long g = 0; g < groups; g++, scales += 2 * Q4_BLOCK) {
     __m256i dot[Q4_TILE_ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
 #ifdef __AVX512VNNI__
     /* Four chains of sums for a row or two, two for more: a single one would wait for itself. */
     const int chains = rows < 3 ? 4 : 2;
@@ -128,6 +127,8 @@ INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint1
       if (chains == 4) dot[r] = _mm256_add_epi32(dot[r], _mm256_add_epi32(part[r][2], part[r][3]));
     }
 #else
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
     for (long s = g * group; s < (g + 1) * group; s += Q4_SUB) {
       /* 8 products of at most 2 * 15 * 127 fit 16 bits. */
       __m256i part[Q4_TILE_ROWS];
@@ -165,7 +166,7 @@ INLINE void q4_tile(const int rows, Q4Rows x, const uint8_t *weight, const uint1
   for (int r = 0; r < rows; r++) _mm256_storeu_ps(y + r * outputs, sum[r]);
 }
 
-static void q4_rows(int rows, Q4Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
+static void q4_rows(int rows, Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
                     const float *bias, float *y, long outputs) {
 #define TILE(n) q4_tile(n, x, weight, scales, inputs, group, bias, y, outputs)
   BY_ROWS(rows, Q4_TILE_ROWS)
@@ -177,21 +178,15 @@ static void q4_rows(int rows, Q4Rows x, const uint8_t *weight, const uint16_t *s
 void er_q4_multiply(const float *x, long rows, const uint8_t *packed, const uint16_t *scales, long outputs, long inputs,
                     long group, const float *bias, float *y, uint8_t *scratch) {
   long groups = inputs / group;
-  float *row_scales = (float *)scratch;
-  int32_t *row_sums = (int32_t *)(row_scales + rows * groups);
-  int8_t *integers = (int8_t *)(row_sums + rows * groups);
 #pragma omp parallel
   {
-#pragma omp for schedule(static)
-    for (long r = 0; r < rows; r++)
-      quantize_row(x + r * inputs, inputs, group, integers + r * inputs, row_scales + r * groups,
-                   row_sums + r * groups);
+    Rows all = quantize_rows(x, rows, inputs, group, scratch);
     long first, last, tiles = (rows + Q4_TILE_ROWS - 1) / Q4_TILE_ROWS;
     my_share(outputs / Q4_BLOCK, &first, &last);
     for (long b = first; b < last; b++)
       for (long t = 0; t < tiles; t++) {
         long r = rows * t / tiles, next = rows * (t + 1) / tiles;
-        Q4Rows of_tile = {integers + r * inputs, row_scales + r * groups, row_sums + r * groups};
+        Rows of_tile = {all.integers + r * inputs, all.scales + r * groups, all.sums + r * groups};
         q4_rows((int)(next - r), of_tile, packed + b * Q4_BLOCK * inputs / 2, scales + b * groups * 2 * Q4_BLOCK,
                 inputs, group, bias ? bias + b * Q4_BLOCK : NULL, y + r * outputs + b * Q4_BLOCK, outputs);
       }

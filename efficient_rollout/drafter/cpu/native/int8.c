@@ -5,6 +5,13 @@
 /* Weights: blocks of 16 outputs; of each, 64 bytes per 4 inputs: byte 4 j + t holds input t of output j. */
 enum { Q8_BLOCK = 16, Q8_AHEAD_BYTES = 1024 };
 
+/* Rows that a tile takes at most, as for int4. */
+#ifdef __AVX512VNNI__
+enum { Q8_TILE_ROWS = 12 };
+#else
+enum { Q8_TILE_ROWS = 5 };
+#endif
+
 static void q8_quantize_output(const float *w, long inputs, float *scale_out, int8_t *values) {
   const float tiny = 1.17549435e-38f;
   float scale = largest_magnitude(w, inputs) / 127.0f;
@@ -34,15 +41,9 @@ int er_q8_pack(const float *weight, long outputs, long inputs, int8_t *packed, f
   return failed;
 }
 
-typedef struct {
-  const int8_t *integers; /* [rows][inputs] */
-  const float *scales;    /* [rows] */
-  const int32_t *sums;    /* [rows] */
-} Q8Rows;
-
 #ifdef __AVX512VNNI__
 
-INLINE void q8_tile(const int rows, Q8Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
+INLINE void q8_tile(const int rows, Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
                     float *y, long outputs) {
   /* Unsigned by signed: 128 is added to every weight, and 128 times the sum of a row's integers taken off again. */
   const __m512i flip = _mm512_set1_epi8((char)0x80);
@@ -76,7 +77,7 @@ INLINE void q8_tile(const int rows, Q8Rows x, const int8_t *weight, const float 
 
 #else
 
-INLINE void q8_tile(const int rows, Q8Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
+INLINE void q8_tile(const int rows, Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
                     float *y, long outputs) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[Q8_TILE_ROWS][2];
@@ -106,7 +107,7 @@ INLINE void q8_tile(const int rows, Q8Rows x, const int8_t *weight, const float 
 
 #endif
 
-static void q8_rows(int rows, Q8Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
+static void q8_rows(int rows, Rows x, const int8_t *weight, const float *scales, long inputs, const float *bias,
                     float *y, long outputs) {
 #define TILE(n) q8_tile(n, x, weight, scales, inputs, bias, y, outputs)
   BY_ROWS(rows, Q8_TILE_ROWS)
@@ -117,20 +118,15 @@ static void q8_rows(int rows, Q8Rows x, const int8_t *weight, const float *scale
  * scratch: rows * (inputs + 8) bytes, 4-byte aligned. */
 void er_q8_multiply(const float *x, long rows, const int8_t *packed, const float *scales, long outputs, long inputs,
                     const float *bias, float *y, uint8_t *scratch) {
-  float *row_scales = (float *)scratch;
-  int32_t *row_sums = (int32_t *)(row_scales + rows);
-  int8_t *integers = (int8_t *)(row_sums + rows);
 #pragma omp parallel
   {
-#pragma omp for schedule(static)
-    for (long r = 0; r < rows; r++)
-      quantize_row(x + r * inputs, inputs, inputs, integers + r * inputs, row_scales + r, row_sums + r);
+    Rows all = quantize_rows(x, rows, inputs, inputs, scratch);
     long first, last, tiles = (rows + Q8_TILE_ROWS - 1) / Q8_TILE_ROWS;
     my_share(outputs / Q8_BLOCK, &first, &last);
     for (long b = first; b < last; b++)
       for (long t = 0; t < tiles; t++) {
         long r = rows * t / tiles, next = rows * (t + 1) / tiles;
-        Q8Rows of_tile = {integers + r * inputs, row_scales + r, row_sums + r};
+        Rows of_tile = {all.integers + r * inputs, all.scales + r, all.sums + r};
         q8_rows((int)(next - r), of_tile, packed + b * Q8_BLOCK * inputs, scales + b * Q8_BLOCK, inputs,
                 bias ? bias + b * Q8_BLOCK : NULL, y + r * outputs + b * Q8_BLOCK, outputs);
       }
