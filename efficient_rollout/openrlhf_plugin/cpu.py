@@ -6,7 +6,6 @@ lie, and which collective carries them.
 All of it goes when OpenRLHF asks for a device instead of naming CUDA; each entry says when it goes before that.
 """
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from efficient_rollout.engine.weights.gloo_group import GlooGroup
 from efficient_rollout.errors import ConfigError, UnsupportedDeviceError
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.patching import Patch, apply_patches
+from efficient_rollout.training_job import refuse
 
 # Ray's words where it has found a cluster that runs, and nothing is started yet.
 _JOINS = "When connecting to an existing cluster"
@@ -35,14 +35,10 @@ _CUDA_CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 def _gloo_group(_original: Callable[..., Any]) -> Callable[..., Any]:
-    def stateless_init_process_group(host: str, port: int, rank: int, world_size: int, _device: Any) -> GlooGroup:
-        return GlooGroup(host, port, rank, world_size)
-
-    return stateless_init_process_group
+    return lambda host, port, rank, world_size, _device: GlooGroup(host, port, rank, world_size)
 
 
 def _buffer_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         ours, torch.cuda.current_device = torch.cuda.current_device, lambda: 0
         try:
@@ -55,7 +51,6 @@ def _buffer_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _torch_adam(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def get_train_ds_config(*args: Any, optim_config: Any = None, **kwargs: Any) -> Any:
         if optim_config is not None:
             optim_config = {**optim_config, "params": {**optim_config["params"], "torch_adam": True}}
@@ -65,13 +60,10 @@ def _torch_adam(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_float32(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def convert_to_torch_dtype(param_dtype: str) -> torch.dtype:
-        return torch.float32 if param_dtype == "fp32" else original(param_dtype)
-
-    return convert_to_torch_dtype
+    return lambda param_dtype: torch.float32 if param_dtype == "fp32" else original(param_dtype)
 
 
+_TESTED = "openrlhf 0.11.2"
 PATCHES = (
     Patch(
         name="openrlhf-gloo-weight-sync",
@@ -79,7 +71,7 @@ PATCHES = (
         make_replacement=_gloo_group,
         reason="Weights go through NCCL, whose communicator disables itself without a word where there is none: the "
         "engine would load memory that nothing wrote. A gloo group of the same form carries them.",
-        tested_versions="openrlhf 0.11.2",
+        tested_versions=_TESTED,
         source_sha256=frozenset({"0f4de7e6719a99226fee197e96b7aef206eeafd5ebf617bce825fca70ad54ea7"}),
         remove_when="OpenRLHF's weight sync takes a backend that runs on a CPU.",
     ),
@@ -89,7 +81,7 @@ PATCHES = (
         make_replacement=_buffer_on_cpu,
         reason="Formats the current device into `cuda:...`. The device it keeps is used in `sample` only, which "
         "nothing calls.",
-        tested_versions="openrlhf 0.11.2",
+        tested_versions=_TESTED,
         source_sha256=frozenset({"ee37108b4b5d9b91cf8f055274cc49fe1fadd6c9a91933869ce207870fa4f060"}),
         remove_when="The buffer takes the device that it is given.",
     ),
@@ -99,7 +91,7 @@ PATCHES = (
         make_replacement=_torch_adam,
         reason="DeepSpeed compiles its fused Adam, for minutes, when a job starts; its own option `torch_adam` "
         "computes the same update with torch's.",
-        tested_versions="openrlhf 0.11.2",
+        tested_versions=_TESTED,
         source_sha256=frozenset({"2e79fbb11ad675024037ccfe982689998cc90655ec5c9c1bf8315726f020a45e"}),
         remove_when="OpenRLHF lets a user pass DeepSpeed's options.",
     ),
@@ -108,30 +100,25 @@ PATCHES = (
         target="openrlhf.utils.utils:convert_to_torch_dtype",
         make_replacement=_with_float32,
         reason="--ds.param_dtype knows bf16 and fp16 only, in which most processors train several times slower.",
-        tested_versions="openrlhf 0.11.2",
+        tested_versions=_TESTED,
         source_sha256=frozenset({"9c59d2aa51330089e4956072489c1fe2ff429e49b0dde7a70006e5acc406719e"}),
         remove_when="--ds.param_dtype takes fp32.",
     ),
 )
 
 
-def refuse_gpu() -> None:
-    """Raise UnsupportedDeviceError where there is a GPU: nothing may be stood in for there."""
+def install() -> None:
+    """Put everything in place, in a process that trains or controls, before a module of OpenRLHF's is imported.
+
+    Raises:
+        UnsupportedDeviceError: There is a GPU: nothing may be stood in for there.
+        PatchDriftError: OpenRLHF is another one than the patches were written for.
+    """
     if torch.cuda.is_available():
         raise UnsupportedDeviceError(
             "there is a GPU here, but the installed vLLM runs on a CPU: hide the GPU with CUDA_VISIBLE_DEVICES='', or "
             "install a vLLM for GPUs: pip install -r requirements/openrlhf_gpu.txt"
         )
-
-
-def install() -> None:
-    """Put everything in place, in a process that trains or controls, before a module of OpenRLHF's is imported.
-
-    Raises:
-        UnsupportedDeviceError: There is a GPU.
-        PatchDriftError: OpenRLHF is another one than the patches were written for.
-    """
-    refuse_gpu()
     os.environ[_ACCELERATOR] = "cpu"
     for name, stand_in in _CUDA_CALLS.items():
         setattr(torch.cuda, name, stand_in)
@@ -144,10 +131,6 @@ def install() -> None:
 
 def adapt(args: Any, options: Options) -> list[str]:
     """Change those of OpenRLHF's parsed arguments in place that name what only a GPU has.
-
-    Args:
-        args: OpenRLHF's tree of arguments.
-        options: This package's.
 
     Returns:
         A line for each change, for the user.
@@ -176,6 +159,11 @@ def adapt(args: Any, options: Options) -> list[str]:
 
 
 def _refuse_gpu_only(args: Any) -> None:
+    if args.vllm.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
+            "Ray, to which vLLM gives no CPUs; use 1, and more engines"
+        )
     faults = {
         "--ds.load_in_4bit": args.ds.load_in_4bit,
         "--ds.use_liger_kernel": args.ds.use_liger_kernel,
@@ -184,30 +172,25 @@ def _refuse_gpu_only(args: Any) -> None:
         "--ds.zero_stage 3": args.ds.zero_stage > 2,
         "--ds.param_dtype fp16": args.ds.param_dtype == "fp16",
         "--vllm.sync_with_ray": args.vllm.sync_with_ray,
-        **{f"--{group}.num_nodes, --{group}.num_gpus_per_node": _num_slots(args, group) > 1 for group in _groups(args)},
+        **{f"--{group}.num_nodes, --{group}.num_gpus_per_node": num > 1 for group, num in _num_slots(args).items()},
     }
-    found = [name for name, at_fault in faults.items() if at_fault]
-    if found:
-        raise ConfigError(
-            f"without a GPU, these cannot be had or were never run: {', '.join(found)}. Remove them; each "
-            "part of the job takes one node with one slot"
-        )
+    refuse(
+        faults,
+        "without a GPU, these cannot be had or were never run: {}. Remove them; each part of the job takes one node "
+        "with one slot",
+    )
 
 
-def _groups(args: Any) -> list[str]:
-    """Return the parts that train or score, beside the engines; OpenRLHF leaves the numbers of others at 8."""
-    has_reward_model = not (args.reward.remote_url or args.train.agent_func_path)
+def _num_slots(args: Any) -> dict[str, int]:
+    """Return those of each part that trains or scores, beside the engines; OpenRLHF leaves the others' at 8."""
     in_use = {
         "actor": True,
         "ref": args.algo.kl.init_coef > 0,
         "critic": args.algo.advantage.estimator == "gae",
-        "reward": has_reward_model,
+        "reward": not (args.reward.remote_url or args.train.agent_func_path),
     }
-    return [group for group, is_in_use in in_use.items() if is_in_use]
-
-
-def _num_slots(args: Any, group: str) -> int:
-    return getattr(args, group).num_nodes * getattr(args, group).num_gpus_per_node
+    groups = {name: getattr(args, name) for name, is_in_use in in_use.items() if is_in_use}
+    return {name: group.num_nodes * group.num_gpus_per_node for name, group in groups.items()}
 
 
 def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> Any:
@@ -225,7 +208,7 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
     variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
     given = {**given, "runtime_env": runtime_env}
-    num_slots = args.vllm.num_engines + sum(_num_slots(args, group) for group in _groups(args))
+    num_slots = args.vllm.num_engines + sum(_num_slots(args).values())
     ours = {
         "num_gpus": num_slots,
         "num_cpus": num_slots + 4,  # the controllers and queues
@@ -238,8 +221,3 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
         if _JOINS not in str(error):
             raise
         return init(**given)
-
-
-def vllm_arguments(options: Options) -> dict[str, Any]:
-    """Return the engine's own arguments, in the place of OpenRLHF's."""
-    return {"dtype": options.param_dtype, "kv_cache_memory_bytes": options.kv_cache_bytes}

@@ -7,9 +7,10 @@ import asyncio
 import contextvars
 import dataclasses
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from efficient_rollout.openrlhf_plugin import stand_ins  # first: what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
 
 # isort: split
 
@@ -26,7 +27,6 @@ from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
-_WORKER_EXTENSIONS = "efficient_rollout.openrlhf_plugin.worker_extension"
 # OpenRLHF's name for the executor of an engine with several workers.
 _RAY = "ray"
 _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
@@ -48,14 +48,11 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         worker_extension: Of vLLM's workers.
     """
 
-    worker_extension = (
-        f"{_WORKER_EXTENSIONS}.CpuWorkerWrap" if stand_ins.IS_ON_CPU else f"{_WORKER_EXTENSIONS}.EfficientWorkerWrap"
-    )
+    worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
 
     async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
         self._rollouts = SegmentRecorder()
         self._evaluation: SegmentRecorder | None = None
-        self._is_syncing = False
         settings = Settings.parse(efficient_rollout)
         self._rollout_seed = settings.rollout_seed
         self._longest_evaluated = settings.controller.validation_max_draft_tokens
@@ -128,26 +125,14 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         record.response_went()
         return output
 
-    async def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
-        """Do as stock does; the first parameter of a sync closes the running segment first."""
-        await self._close_segment(is_last=empty_cache)
-        return await super().update_weight(name, dtype, shape, empty_cache)
+    async def begin_sync(self, checksums: list[int] | None) -> None:
+        """Close the running segment, and hold the weight sync that follows to its sender's checksums, if there are any.
 
-    async def update_weight_cuda_ipc(
-        self, name: str, dtype: Any, shape: Any, ipc_handles: Any, empty_cache: bool = False
-    ) -> Any:
-        """Do as stock does; the first parameter of a sync closes the running segment first."""
-        await self._close_segment(is_last=empty_cache)
-        return await super().update_weight_cuda_ipc(name, dtype, shape, ipc_handles, empty_cache)
-
-    async def expect_checksums(self, checksums: list[int]) -> None:
-        """Hold the next weight sync to what its sender computed of each tensor, in the order of sending."""
+        Args:
+            checksums: Of each tensor, in the order of sending.
+        """
+        await self._rollouts.close(self.llm)
         await call_every_engine(self.llm, "expect_checksums", checksums)
-
-    async def _close_segment(self, *, is_last: bool) -> None:
-        starts, self._is_syncing = not self._is_syncing, not is_last
-        if starts:
-            await self._rollouts.close(self.llm)
 
     async def take_segments(self) -> list[list[dict[str, Any]]]:
         """Return what each engine did since the last call, a segment for each weight sync and one since the last."""
@@ -168,10 +153,6 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         self._evaluation = None
         return segments
 
-    async def rollout_seed(self) -> int | None:
-        """Return the setting; None where rollouts need not be reproducible."""
-        return self._rollout_seed
-
 
 @dataclasses.dataclass(frozen=True)
 class EngineActorDoor:
@@ -181,22 +162,17 @@ class EngineActorDoor:
         actor_class: What is started.
         settings: For every engine.
         vllm_arguments: In the place of OpenRLHF's.
-        options_given: Ray's own, of the engine to be started.
     """
 
     actor_class: type
     settings: Settings
-    vllm_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    options_given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    vllm_arguments: Mapping[str, Any]
 
-    def options(self, **options: Any) -> "EngineActorDoor":
-        """Return the same, for an actor with these options of Ray's."""
-        return dataclasses.replace(self, options_given=options)
-
-    def remote(self, **kwargs: Any) -> Any:
-        """Start the engine, with this package's settings beside OpenRLHF's arguments."""
-        actor_class = ray.remote(self.actor_class).options(**self.options_given)
-        return actor_class.remote(**{**kwargs, **self.vllm_arguments}, efficient_rollout=self.settings.to_dict())
+    def options(self, **options: Any) -> Any:
+        """Return what starts an engine, with this package's settings beside OpenRLHF's arguments."""
+        actor_class = ray.remote(self.actor_class).options(**options)
+        ours = {**self.vllm_arguments, "efficient_rollout": self.settings.to_dict()}
+        return SimpleNamespace(remote=lambda **kwargs: actor_class.remote(**{**kwargs, **ours}))
 
 
 def _seeded(sampling_params: Any, seed: int) -> Any:

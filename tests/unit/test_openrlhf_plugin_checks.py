@@ -17,11 +17,12 @@ from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: w
 # isort: split
 
 from efficient_rollout.openrlhf_plugin import cpu, seams
-from efficient_rollout.openrlhf_plugin.checks import check_environment, prepare_job
+from efficient_rollout.openrlhf_plugin.checks import prepare_job
 from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
 from efficient_rollout.openrlhf_plugin.options import parse_options
 from efficient_rollout.tasks import reward_func
 from efficient_rollout.tasks.dataset import write_dataset
+from efficient_rollout.training_job import check_versions
 
 # OpenRLHF's train_prorlv2_math_hybrid_engine.sh in the options of 0.11, its paths and sizes left to the test.
 PRORL_V2 = """
@@ -229,15 +230,15 @@ def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(platforms, "_current_platform", UnspecifiedPlatform())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.checks.with_profile", lambda *_, **__: pytest.fail("CUDA"))
+    monkeypatch.setattr("efficient_rollout.training_job.with_profile", lambda *_, **__: pytest.fail("CUDA"))
 
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
 def test_on_gpus_a_stock_script_is_taken_as_it_is(
     prepare: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.flash_attention.is_installed", lambda: True)
-    check_environment()
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.stand_ins.has_flash_attention", lambda: True)
+    check_versions("openrlhf")
     args = prepare("--vllm.tensor_parallel_size", "2", "--actor.num_gpus_per_node", "8", "--vllm.num_engines", "4")
     assert [record for record in caplog.records if "without a GPU" in record.getMessage()] == []
     kept = (args.ds.attn_implementation, args.vllm.sync_backend, args.vllm.tensor_parallel_size)
@@ -246,13 +247,12 @@ def test_on_gpus_a_stock_script_is_taken_as_it_is(
 
 
 WITHOUT_FLASH = """
-from efficient_rollout.openrlhf_plugin import flash_attention
+from efficient_rollout.openrlhf_plugin import stand_ins
 
-assert not flash_attention.is_installed()
-flash_attention.stand_in()
+assert not stand_ins.has_flash_attention()
 import flash_attn.bert_padding
 
-assert not flash_attention.is_installed()
+assert not stand_ins.has_flash_attention()
 """
 
 
@@ -275,7 +275,7 @@ def test_what_cannot_work_on_gpus_is_one_message(
     prepare: Callable[..., Any], theirs: str, ours: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_flash = "flash-attn" not in message
-    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.flash_attention.is_installed", lambda: has_flash)
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.stand_ins.has_flash_attention", lambda: has_flash)
     with pytest.raises(EfficientRolloutError) as raised:
         prepare(*theirs.split(), ours=ours)
     assert message in str(raised.value)
