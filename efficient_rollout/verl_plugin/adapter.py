@@ -12,8 +12,6 @@ from verl.workers.rollout.vllm_rollout import ServerAdapter
 from efficient_rollout.drafter import columns
 from efficient_rollout.errors import UnsupportedVersionError
 
-_JOB_ID_VARIABLE = "VERL_RAY_JOB_ID"
-
 
 def unique_job_id() -> str:
     """Return Ray's job id, with the node's.
@@ -26,7 +24,7 @@ def unique_job_id() -> str:
 
 def announce_job_id() -> None:
     """Tell the engine workers that this process starts, through veRL's own variable."""
-    os.environ[_JOB_ID_VARIABLE] = unique_job_id()
+    os.environ["VERL_RAY_JOB_ID"] = unique_job_id()
 
 
 class EfficientServerAdapter(ServerAdapter):

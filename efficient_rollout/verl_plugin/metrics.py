@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
+from efficient_rollout.dashboards.wandb_panel import ReportingWandb
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.run_id import mark_checkpoint
@@ -38,10 +39,9 @@ def collect_segments() -> list[list[Segment]]:
 
 
 class StepLogger:
-    """Adds this package's metrics to the step's own. It is a backend of veRL's `Tracking`, and is placed first.
+    """Adds this package's metrics to the step's own: a backend of veRL's `Tracking`, before those that log them.
 
-    veRL's backends after it see the completed metrics. Both of veRL's trainers log once a step, and once before the
-    first where they validate then.
+    Both of veRL's trainers log once a step, and once before the first where they validate then.
 
     Args:
         directory: The run's.
@@ -60,6 +60,13 @@ class StepLogger:
         self._files = StepFiles(directory, resumed_from)
         self.run_id = self._files.run_id
         self._is_defined = False
+
+    def before(self, loggers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return veRL's loggers with this one first; wandb's gets the run's page."""
+        ours = {"efficient_rollout": self, **loggers}
+        if "wandb" in ours:
+            ours["wandb"] = ReportingWandb(ours["wandb"], self.directory)
+        return ours
 
     def log(self, data: MutableMapping[str, Any], step: int) -> None:
         """Complete `data` in place and append it to the file."""

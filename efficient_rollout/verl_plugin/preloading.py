@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, open_dict
 
-from efficient_rollout.preload.start import preloaded_python
+from efficient_rollout.preload.server import preloaded_python
 
 # Nearly all of what `import verl`, its trainers and its vLLM server import of others. Ray is not among them: importing
 # it reads variables that its processes are told apart by. Nor is anything that imports it.

@@ -40,14 +40,6 @@ def _load_replica() -> type:
     return EfficientReplica
 
 
-def _prepare_cpu() -> None:
-    metadata_bridge.install()
-    # veRL's own override: its FSDP engines are registered for "cuda" and run on any device torch has.
-    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    # Whose job it is, nobody knows yet: what has drifted stays as it is, and stops a job of ours later.
-    apply_patches(CPU_PATCHES, leave_drifted=True)
-
-
 def vllm_plugins_allowed() -> list[str] | None:
     """Return the names that vLLM's own variable lets it load; None where it is not set and all are loaded."""
     names = os.environ.get("VLLM_PLUGINS")
@@ -58,4 +50,8 @@ _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _SERVER_ADAPTER
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 apply_patches(JOB_PATCHES, leave_drifted=True)
 if cpu_is_chosen():
-    _prepare_cpu()
+    metadata_bridge.install()
+    # veRL's own override: its FSDP engines are registered for "cuda" and run on any device torch has.
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+    # Whose job it is, nobody knows yet: what has drifted stays as it is, and stops a job of ours later.
+    apply_patches(CPU_PATCHES, leave_drifted=True)

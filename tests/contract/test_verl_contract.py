@@ -47,7 +47,7 @@ def test_import_verl_alone_makes_a_process_ready_and_again_changes_nothing():
 import importlib, json, sys
 import verl
 register = sys.modules["efficient_rollout.verl_plugin.register"]
-from efficient_rollout.verl_plugin.status import plugin_status
+from efficient_rollout.verl_plugin.ledger import plugin_status
 first = plugin_status()
 finders = len(sys.meta_path)
 importlib.reload(register)

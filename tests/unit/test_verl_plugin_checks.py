@@ -126,7 +126,7 @@ def test_a_driver_without_a_gpu_checks_the_job_and_not_the_device(job: list[str]
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
 def test_a_driver_without_a_gpu_measures_no_profile(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efficient_rollout.verl_plugin.checks.with_profile", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("efficient_rollout.training_job.with_profile", lambda *_, **__: pytest.fail("measured"))
     prepare_profile(compose_config(job))
 
 
