@@ -27,8 +27,12 @@ from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.training_job import check_policy, check_versions, measure_profile, refuse
 from efficient_rollout.verl_plugin import HOW_TO_LOAD, PLUGIN_MODULE, ROLLOUT_NAME
-from efficient_rollout.verl_plugin.compose import run_directory
-from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, job_settings, needs_stock_replay_buffer
+from efficient_rollout.verl_plugin.settings import (
+    SETTINGS_PATH,
+    job_settings,
+    needs_stock_replay_buffer,
+    run_directory,
+)
 
 logger = logging.getLogger(__name__)
 

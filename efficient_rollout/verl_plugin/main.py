@@ -47,13 +47,14 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
-    from efficient_rollout.verl_plugin.compose import compose_config, prepare
+    from efficient_rollout.verl_plugin.compose import compose_config
     from efficient_rollout.verl_plugin.settings import job_settings
 
     # What the user wrote comes first: it is answered in a second, before anything large is imported.
     config = compose_config(overrides, hydra)
     settings = job_settings(config)
     from efficient_rollout.verl_plugin import checks
+    from efficient_rollout.verl_plugin.prepare import prepare
 
     checks.check_environment()
     # Before `prepare`, which writes files.

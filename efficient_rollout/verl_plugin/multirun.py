@@ -16,9 +16,8 @@ from efficient_rollout.cleanup import nothing_left_behind
 from efficient_rollout.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError
 from efficient_rollout.secrets import arguments_without_secrets
 from efficient_rollout.tables import aligned
-from efficient_rollout.verl_plugin.compose import compose_config, run_directory
-from efficient_rollout.verl_plugin.job_hydra import told_plainly
-from efficient_rollout.verl_plugin.settings import job_settings
+from efficient_rollout.verl_plugin.compose import compose_config, told_plainly
+from efficient_rollout.verl_plugin.settings import job_settings, run_directory
 
 _DIRECTORY = "trainer.default_local_dir"
 _NOT_OURS = re.compile(r"[+~]*hydra[./](sweeper|sweep|launcher)\b")

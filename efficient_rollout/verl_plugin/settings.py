@@ -1,6 +1,7 @@
-"""Where this package's settings stand in a veRL configuration, and what they find there."""
+"""Where this package's settings stand in a veRL configuration, and what else is read out of one."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,12 +24,13 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
 
 
 def job_settings(config: DictConfig) -> Settings:
-    """Parse the settings of a whole job.
-
-    Raises:
-        ConfigError: See `Settings.parse`.
-    """
+    """Parse the settings of a whole job; see `rollout_settings`."""
     return rollout_settings(config.actor_rollout_ref.rollout.get("custom"))
+
+
+def run_directory(config: DictConfig) -> Path:
+    """Return where the job's own files go."""
+    return Path(config.trainer.default_local_dir).expanduser().resolve()
 
 
 def needs_stock_replay_buffer(config: DictConfig) -> bool:

@@ -23,7 +23,7 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/verl_plugin/platform.py": "asks veRL's own switch which platform was chosen",
     "efficient_rollout/openrlhf_plugin/cpu.py": "tells DeepSpeed its accelerator",
     "efficient_rollout/nodes.py": "Ray's own variable names the cluster that a job would join",
-    "efficient_rollout/verl_plugin/job_hydra.py": "Ray's own variable names the cluster that a job was submitted to",
+    "efficient_rollout/verl_plugin/compose.py": "Ray's own variable names the cluster that a job was submitted to",
     "efficient_rollout/preload/client.py": "a process that stands for another takes its variables along",
     "efficient_rollout/preload/server.py": "the same",
     "efficient_rollout/verl_plugin/preloading.py": "the imports find the variables that Ray's processes find",

@@ -18,8 +18,9 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.patching import describe, state
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.checks import validate
-from efficient_rollout.verl_plugin.compose import compose_config, config_dir, prepare
+from efficient_rollout.verl_plugin.compose import compose_config, config_dir
 from efficient_rollout.verl_plugin.ledger import PATCHES
+from efficient_rollout.verl_plugin.prepare import prepare
 from efficient_rollout.verl_plugin.settings import job_settings
 
 GROUPS = {

@@ -20,7 +20,8 @@ from efficient_rollout.errors import (
     UnsupportedModelError,
 )
 from efficient_rollout.verl_plugin.checks import check_job, explain, prepare_profile
-from efficient_rollout.verl_plugin.compose import compose_config, prepare
+from efficient_rollout.verl_plugin.compose import compose_config
+from efficient_rollout.verl_plugin.prepare import prepare
 from efficient_rollout.verl_plugin.settings import job_settings
 
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
