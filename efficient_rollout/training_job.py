@@ -55,9 +55,9 @@ def check_policy(
     Args:
         model: Directory of a checkpoint, or a name on the Hugging Face Hub.
         settings: The whole tree.
-        dtype: Of the engine, as vLLM's option.
-        tensor_parallel_size: Of the engine.
-        options: The engine's others, by vLLM's names.
+        dtype: The engine's option, by vLLM's name.
+        tensor_parallel_size: The same.
+        options: Further ones.
         device: As in `torch.device.type`; None: vLLM's own.
 
     Raises:
@@ -93,12 +93,7 @@ def measure_profile(
 
 
 def refuse(faults: Mapping[str, Any], message: str) -> None:
-    """Raise ConfigError where an option is at fault.
-
-    Args:
-        faults: By the option's name; at fault where true.
-        message: With `{}` where the names stand.
-    """
+    """Raise ConfigError where options are at fault; their names stand in the place of the message's `{}`."""
     if found := [name for name, at_fault in faults.items() if at_fault]:
         raise ConfigError(message.format(", ".join(found)))
 
@@ -127,11 +122,10 @@ def around_ray(
     Args:
         take_signals: From `nothing_left_behind`.
         start: In the place of `ray.init`.
-        explain: Returns the error of this package that one of Ray's stands for, if any.
+        explain: Returns the error of this package that one of Ray's stands for, if any; that is raised.
 
     Raises:
         PluginInactiveError: A node of the cluster lacks this package.
-        EfficientRolloutError: What Ray carried here, as `explain` says.
     """
     stock = ray.init
 

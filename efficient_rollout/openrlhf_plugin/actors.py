@@ -31,11 +31,7 @@ from efficient_rollout.sampling.noise import request_seed
 
 
 class _Asking:
-    """Stands before a class that asks engines for samples, among another's bases: each prompt goes out with its place.
-
-    Attributes:
-        places: Of the prompts.
-    """
+    """Stands before a class that asks engines for samples, among a class's bases: prompts go out with their places."""
 
     def __init__(self, pretrain: Any, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed = strategy.args.efficient_rollout.rollout_seed
@@ -48,24 +44,20 @@ class _Asking:
 
 
 class _Reporting:
-    """Stands before a trainer among a class's bases.
-
-    It brings every step's engine statistics into its loggers and the run's files.
-    """
+    """Stands before a trainer among a class's bases: every step's engine statistics go to its loggers and the files."""
 
     def __init__(self, pretrain: Any, strategy: Any, *args: Any, **kwargs: Any) -> None:
         options = strategy.args.ckpt
-        self._files = StepFiles(Path(options.output_dir), resumed_checkpoint(options))
+        self._checkpoints = Path(options.path) / "_actor"
+        resumed = resumed_checkpoint(self._checkpoints) if options.load_enable else None
+        self._files = StepFiles(Path(options.output_dir), resumed)
         with one_wandb_run(self._files.run_id):
             super().__init__(pretrain, strategy, *args, **kwargs)
         if self.wandb_logger:
             self.wandb_logger.handle = ReportingWandb(self.wandb_logger.handle, Path(options.output_dir))
 
     def train_step(self, rollout_samples: Sequence[Any], global_step: int) -> Any:
-        """Do as stock does.
-
-        Groups come in the order in which they finished, and a reproducible run must not depend on it.
-        """
+        """Do as stock does; a reproducible run must not depend on the order in which groups finished."""
         if self.args.efficient_rollout.rollout_seed is not None:
             rollout_samples = in_order(list(rollout_samples), num_samples=self.args.rollout.n_samples_per_prompt)
         return super().train_step(rollout_samples, global_step)
@@ -84,17 +76,14 @@ class _Reporting:
         self._files.append(global_step, numbers, step_timelines(global_step, segments, validated=False))
         super().save_logs_and_checkpoints(global_step, logs, client_states)
         if global_step % self.args.ckpt.save_steps == 0:
-            self._mark(f"global_step{global_step}")
+            mark_checkpoint(self._checkpoints / f"global_step{global_step}", self._files.run_id)
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
         """Do as stock does, with the run's id beside the checkpoint."""
         before = self.best_eval_metric_value
         super().save_best_checkpoint(eval_metrics, global_step, client_states)
         if self.best_eval_metric_value > before:
-            self._mark(f"best_global_step{global_step}")
-
-    def _mark(self, tag: str) -> None:
-        mark_checkpoint(checkpoints(self.args.ckpt) / tag, self._files.run_id)
+            mark_checkpoint(self._checkpoints / f"best_global_step{global_step}", self._files.run_id)
 
     def evaluate(self, global_step: int, **kwargs: Any) -> Any:
         """Do as stock does; what the engines did for it is a record of its own, and no part of the next rollout."""
@@ -164,8 +153,8 @@ class Policy(written_class(stock_actor.PolicyModelActor)):
         super().broadcast_to_vllm()
 
     def _checksums(self) -> list[int]:
-        # As stock chooses what it sends.
         actor = self.trainer.actor
+        # As stock chooses what it sends.
         is_visual = getattr(actor, "is_vlm", False)
         sums = [
             columns.checksum(name, parameter)
@@ -188,17 +177,10 @@ class Reward(written_class(stock_launcher.RewardModelActor)):
     """Is OpenRLHF's reward model."""
 
 
-def checkpoints(options: Any) -> Path:
-    """Return where OpenRLHF keeps the policy's checkpoints, from its `--ckpt` options."""
-    return Path(options.path) / "_actor"
-
-
-def resumed_checkpoint(options: Any) -> Path | None:
-    """Return the folder that OpenRLHF's trainer resumes from, from its `--ckpt` options; None where it starts anew."""
-    newest = checkpoints(options) / "latest"  # DeepSpeed's
-    if not options.load_enable or not newest.is_file():
-        return None
-    return newest.with_name(newest.read_text(encoding="utf-8").strip())
+def resumed_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the newest checkpoint in OpenRLHF's folder of the policy's; None where there is none."""
+    newest = checkpoints / "latest"  # DeepSpeed's
+    return newest.with_name(newest.read_text(encoding="utf-8").strip()) if newest.is_file() else None
 
 
 def segments_of(replies: Sequence[Any]) -> list[list[Segment]]:
@@ -213,10 +195,7 @@ def evaluation_metrics(segments: Sequence[Sequence[Segment]]) -> dict[str, float
 
 
 def probability_difference(experiences: Sequence[Any]) -> dict[str, float]:
-    """Return the mean over sampled tokens of |engine's probability - trainer's|.
-
-    Return nothing where the engine was asked for none.
-    """
+    """Return the mean over sampled tokens of |engine's probability - trainer's|; nothing where the engine told none."""
     total, num_tokens = 0.0, 0
     for experience in experiences:
         engine, trainer = experience.rollout_log_probs, experience.action_log_probs

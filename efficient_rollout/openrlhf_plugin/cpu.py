@@ -1,9 +1,7 @@
-"""What stock OpenRLHF needs on a machine without a GPU: nothing here is imported where there is one.
+"""What stock OpenRLHF needs on a machine without a GPU: where tensors lie, and which collective carries them.
 
-Loss, optimizer, sampling, reward and the order of calls stay OpenRLHF's own. What is stood in for is where tensors
-lie, and which collective carries them.
-
-All of it goes when OpenRLHF asks for a device instead of naming CUDA; each entry says when it goes before that.
+Loss, optimizer, sampling, reward and the order of calls stay OpenRLHF's own. All of it goes when OpenRLHF asks for a
+device instead of naming CUDA; each entry says when it goes before that.
 """
 
 import os
@@ -130,10 +128,7 @@ def install() -> None:
 
 
 def adapt(args: Any, options: Options) -> list[str]:
-    """Change those of OpenRLHF's parsed arguments in place that name what only a GPU has.
-
-    Returns:
-        A line for each change, for the user.
+    """Change those of OpenRLHF's parsed arguments in place that name what only a GPU has; return a line for each.
 
     Raises:
         ConfigError: An argument asks for something that cannot be had, or was never run, without a GPU.
@@ -201,8 +196,8 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
 
     Args:
         init: Ray's own.
-        given: OpenRLHF's arguments.
-        args: Its tree of arguments.
+        given: What OpenRLHF calls it with.
+        args: OpenRLHF's tree of arguments.
     """
     runtime_env = dict(given.get("runtime_env") or {})
     variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}

@@ -5,8 +5,8 @@ Ray ships a class that can be imported by its name, so a job's processes import 
 
 import asyncio
 import contextvars
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,11 +42,7 @@ def written_class(actor_class: Any) -> Any:
 
 
 class EngineActor(written_class(stock_engine.RolloutRayActor)):
-    """Is OpenRLHF's engine, with this package's arguments and a record of what it did.
-
-    Attributes:
-        worker_extension: Of vLLM's workers.
-    """
+    """Is OpenRLHF's engine, with this package's arguments and a record of what it did."""
 
     worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
 
@@ -85,12 +81,10 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
     async def generate_responses(
         self, *args: Any, sampling_params: Any, num_samples: int = 1, place: Place | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Do as stock does; where rollouts are to be reproducible, each sample is asked for with a seed of its own.
-
-        Where evaluations have a longest draft, they are asked for with that.
+        """Do as stock does, with a seed of each sample's own, and an evaluation's longest draft, as the settings say.
 
         Raises:
-            PluginInactiveError: Either is so, and nobody told the prompt's place in the run.
+            PluginInactiveError: They say so, and nobody told the prompt's place in the run.
         """
         stock, seed, longest = super().generate_responses, self._rollout_seed, self._longest_evaluated
         if place is None and (seed, longest) != (None, None):
@@ -105,18 +99,16 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
             return await stock(*args, sampling_params=sampling_params, num_samples=num_samples, **kwargs)
 
         async def answer(sample: int) -> list[Any]:
-            trajectory = TrajectorySeeds(request_seed(seed, *place, sample))
-            _TRAJECTORY.set(trajectory)  # of this task alone
-            seeded = _seeded(sampling_params, trajectory.base)
-            return await stock(*args, sampling_params=seeded, num_samples=1, **kwargs)
+            base = request_seed(seed, *place, sample)
+            _TRAJECTORY.set(TrajectorySeeds(base))  # of this task alone
+            return await stock(*args, sampling_params=_seeded(sampling_params, base), num_samples=1, **kwargs)
 
         answers = await asyncio.gather(*(answer(sample) for sample in range(num_samples)))
         return [response for responses in answers for response in responses]
 
     async def generate(self, prompt_token_ids: list[int], sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         """Generate as stock does, inside the clock of the rollout."""
-        trajectory = _TRAJECTORY.get(None)
-        if trajectory is not None:
+        if trajectory := _TRAJECTORY.get(None):
             seed = trajectory.next_seed(prompt_token_ids, sampling_params.seed)
             sampling_params = _seeded(sampling_params, seed)
         record = self._evaluation or self._rollouts
@@ -126,11 +118,7 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         return output
 
     async def begin_sync(self, checksums: list[int] | None) -> None:
-        """Close the running segment, and hold the weight sync that follows to its sender's checksums, if there are any.
-
-        Args:
-            checksums: Of each tensor, in the order of sending.
-        """
+        """Close the running segment; the weight sync that follows is held to its sender's checksums, in its order."""
         await self._rollouts.close(self.llm)
         await call_every_engine(self.llm, "expect_checksums", checksums)
 
@@ -154,15 +142,9 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         return segments
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class EngineActorDoor:
-    """Stands in for `RolloutRayActor` where OpenRLHF starts its engines: `.options(...).remote(...)`.
-
-    Attributes:
-        actor_class: What is started.
-        settings: For every engine.
-        vllm_arguments: In the place of OpenRLHF's.
-    """
+    """Stands in for `RolloutRayActor` where OpenRLHF starts its engines: `.options(...).remote(...)`."""
 
     actor_class: type
     settings: Settings

@@ -55,19 +55,10 @@ class EfficientWorkerWrap(WorkerWrap):
             self._model_update_group.broadcast(weight, src=0, stream=stream)
 
     def update_weight_cuda_ipc(
-        self,
-        name: str,
-        dtype: torch.dtype,  # noqa: ARG002 - the handle's own tells
-        shape: Sequence[int],  # noqa: ARG002
-        ipc_handles: dict[str, Any] | None = None,
-        empty_cache: bool = False,
+        self, name: str, _dtype: Any, _shape: Any, ipc_handles: dict[str, Any], empty_cache: bool = False
     ) -> None:
-        """Load one parameter out of the memory of the trainer's process on the same GPU.
-
-        Raises:
-            WeightSyncError: See `update_weight`.
-        """
-        rebuild, arguments = (ipc_handles or {})[get_physical_gpu_id()]
+        """Load one parameter out of the memory of the trainer's process on the same GPU; raise as `update_weight`."""
+        rebuild, arguments = ipc_handles[get_physical_gpu_id()]
         # The device's number in this process; the trainer's may see other devices.
         arguments = [*arguments[:6], self.device.index, *arguments[7:]]
         self._take(name, rebuild(*arguments), is_last=empty_cache)

@@ -70,10 +70,6 @@ def preloaded_python(modules: Sequence[str], environment: Mapping[str, str]) -> 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     """Import, then fork for every client, until standard input ends; returns in a fork too, when its script has ended.
 
-    Args:
-        listener: Bound and listening.
-        modules: Those that are missing are left out.
-
     Raises:
         RuntimeError: A module started a thread of Python's, which a fork would lack.
     """

@@ -52,8 +52,7 @@ def check_environment() -> None:
     """Check versions, vLLM's device, and the plugin in this process.
 
     Raises:
-        UnsupportedVersionError: veRL or vLLM is missing or not supported.
-        UnsupportedDeviceError: vLLM runs on a device that no engine of this package runs on.
+        EfficientRolloutError: As `training_job.check_versions`.
         PluginInactiveError: `import verl` did not load the plugin.
         PatchDriftError: A patch does not know this version of veRL.
     """
@@ -81,10 +80,7 @@ def check_environment() -> None:
 
 
 def check_job(config: DictConfig) -> Settings:
-    """Check the job's own settings and files.
-
-    Returns:
-        The settings of this package.
+    """Check the job's own settings and files; return the settings of this package.
 
     Raises:
         ConfigError: A setting is unknown, out of range, or two of them do not fit together.
@@ -102,11 +98,10 @@ def check_job(config: DictConfig) -> Settings:
     options = _engine_options(config)
     if settings.enabled:
         check_options(options)
+        _check_fits_drafting(config)
     model = config.actor_rollout_ref.model.path
     check_policy(model, settings, **_engine_facts(config), options=options, device=config.trainer.device)
     bind_workers(rollout.tensor_model_parallel_size * rollout.data_parallel_size)
-    if settings.enabled:
-        _check_fits_drafting(config)
     _check_replay_buffer(config)
     for name in ("train_files", "val_files"):
         _check_parquet(f"data.{name}", config.data[name], config.data.prompt_key)
@@ -135,8 +130,7 @@ def check_stock_job(config: DictConfig) -> None:
     """Check the same for a job of veRL's own entry point, before it starts Ray; nothing where Ray runs already.
 
     Raises:
-        EfficientRolloutError: As `check_job`; or veRL, vLLM or its device are not supported; or another job writes into
-            the run's directory now.
+        EfficientRolloutError: As `check_environment` and `check_job`; or another job writes into the run's directory.
     """
     import ray
 

@@ -24,12 +24,7 @@ _SERVER_ADAPTER = "efficient_rollout.verl_plugin.adapter.EfficientServerAdapter"
 
 
 def _load_replica() -> type:
-    """Load the replica's class, in the process that starts the engines, before veRL's trainer makes its loggers.
-
-    Raises:
-        UnsupportedVersionError: veRL is not one this package was tested with.
-        PatchDriftError: A patch does not know this version of veRL.
-    """
+    """Load the replica's class, in the process that starts the engines, before veRL's trainer makes its loggers."""
     from efficient_rollout.upstream import check_installed
 
     keep_own_warnings()
