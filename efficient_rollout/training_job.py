@@ -1,5 +1,6 @@
 """What jobs of veRL and of OpenRLHF do alike: checks before Ray starts, the run's own files, and the end."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from efficient_rollout.engine.checks import (
 from efficient_rollout.engine.installed import waits_for_gpu
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
-from efficient_rollout.errors import ConfigError, EfficientRolloutError, ours_behind
+from efficient_rollout.errors import ConfigError, InputFileError, ours_behind
 from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_on_every_node
@@ -92,6 +93,33 @@ def measure_profile(
         )
 
 
+def check_table(option: str, path: Path, key: str, key_option: str) -> None:
+    """Check that rows of a file of prompts have a key; of files that are neither parquet nor JSON lines, nothing.
+
+    Raises:
+        InputFileError: They have not, or the file is missing or unreadable.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise InputFileError(f"{option}: {path} does not exist or is not a file")
+    kind = path.suffix.removeprefix(".")
+    try:
+        if kind == "parquet":
+            found = pyarrow.parquet.read_schema(path).names
+        elif kind == "jsonl":
+            with path.open(encoding="utf-8") as file:
+                first = json.loads(file.readline())
+            found = list(first) if isinstance(first, dict) else [f"a {type(first).__name__}"]
+        else:
+            return
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise InputFileError(f"{option}: {path} is not readable as {kind}: {error}") from error
+    if key not in found:
+        raise InputFileError(f"{option}: {path} has no {key!r} (it has {', '.join(found)}); set {key_option}")
+
+
 def refuse(faults: Mapping[str, Any], message: str) -> None:
     """Raise ConfigError where options are at fault; their names stand in the place of the message's `{}`."""
     if found := [name for name, at_fault in faults.items() if at_fault]:
@@ -111,21 +139,16 @@ def write_run_files(directory: Path, tree: Any) -> None:
 
 
 @contextmanager
-def around_ray(
-    take_signals: Callable[[], None],
-    *,
-    start: Callable[..., Any] | None = None,
-    explain: Callable[[BaseException], EfficientRolloutError | None] = ours_behind,
-) -> Iterator[None]:
-    """Stand around a framework's entry point: what follows its `ray.init`, and what Ray's errors mean.
+def around_ray(take_signals: Callable[[], None], start: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Stand around a framework's entry point: what follows its `ray.init`, and whose error Ray's is.
 
     Args:
         take_signals: From `nothing_left_behind`.
         start: In the place of `ray.init`.
-        explain: Returns the error of this package that one of Ray's stands for, if any; that is raised.
 
     Raises:
         PluginInactiveError: A node of the cluster lacks this package.
+        EfficientRolloutError: What Ray carried here.
     """
     stock = ray.init
 
@@ -140,9 +163,9 @@ def around_ray(
     try:
         yield
     except RayError as error:
-        if (explained := explain(error)) is None:
+        if (ours := ours_behind(error)) is None:
             raise
-        raise explained from error
+        raise ours from error
     finally:
         ray.init = stock
         ray.shutdown()

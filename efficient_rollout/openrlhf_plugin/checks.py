@@ -1,6 +1,5 @@
 """Everything of an OpenRLHF job that can be known to be wrong before Ray starts, with the way out."""
 
-import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from efficient_rollout.files import require_in_python
 from efficient_rollout.openrlhf_plugin import stand_ins
 from efficient_rollout.openrlhf_plugin.options import Options
 from efficient_rollout.secrets import text_without_secrets
-from efficient_rollout.training_job import check_policy, measure_profile, refuse, write_run_files
+from efficient_rollout.training_job import check_policy, check_table, measure_profile, refuse, write_run_files
 
 logger = logging.getLogger(__name__)
 
@@ -124,19 +123,8 @@ def _check_dataset(option: str, names: str | None, input_key: str) -> None:
         is_local = path.suffix in _TABLES or name.startswith((".", "/", "~"))
         if is_local and not path.exists():
             raise InputFileError(f"{option}: {path} does not exist")
-        if path.suffix == ".jsonl" and path.is_file():
-            _check_first_line(option, path, input_key)
-
-
-def _check_first_line(option: str, path: Path, input_key: str) -> None:
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
-    except (OSError, ValueError) as error:
-        raise InputFileError(f"{option}: the first line of {path} is not JSON: {error}") from error
-    if not isinstance(first, dict) or input_key not in first:
-        has = ", ".join(first) if isinstance(first, dict) else type(first).__name__
-        raise InputFileError(f"{option}: {path} has no {input_key!r} (it has {has}); set --data.input_key")
+        if path.is_file():
+            check_table(option, path, input_key, "--data.input_key")
 
 
 def _plain(tree: Any) -> Any:

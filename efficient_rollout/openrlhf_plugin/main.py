@@ -65,7 +65,7 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
         (config, "hierarchize", functools.partial(hierarchize, config.hierarchize)),
         *_actors(options),
     ]
-    with ExitStack() as stack, around_ray(take_signals, start=functools.partial(start_ray, ray.init)):
+    with ExitStack() as stack, around_ray(take_signals, functools.partial(start_ray, ray.init)):
         for module, name, ours in places:
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, ours)

