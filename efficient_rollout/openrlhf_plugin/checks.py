@@ -22,14 +22,9 @@ _TABLES = {".json", ".jsonl", ".csv", ".parquet", ".arrow"}
 
 
 def prepare_job(args: Any, options: Options) -> Any:
-    """Check OpenRLHF's parsed arguments, on a CPU adapt them to it, and write the run's own files.
+    """Check OpenRLHF's tree of arguments, on a CPU adapt it in place, and write the run's own files; return the tree.
 
-    Args:
-        args: OpenRLHF's tree of arguments; changed in place.
-        options: This package's; their settings go with the tree to every trainer, as `efficient_rollout`.
-
-    Returns:
-        The same tree.
+    The settings go with it to every trainer, as `efficient_rollout`.
 
     Raises:
         ConfigError: Two options do not fit together, or another job writes into the run's directory now.

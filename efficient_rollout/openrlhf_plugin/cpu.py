@@ -193,11 +193,6 @@ def start_ray(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> 
 
     A cluster that runs has its own slots, and must have been started with as many as the job has parts
     (`ray start --num-gpus`). One that is started gets a logical GPU for each part.
-
-    Args:
-        init: Ray's own.
-        given: What OpenRLHF calls it with.
-        args: OpenRLHF's tree of arguments.
     """
     runtime_env = dict(given.get("runtime_env") or {})
     variables = {_ACCELERATOR: "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}

@@ -20,16 +20,7 @@ _PREFIX = f"--{CONFIG_KEY}."
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Holds what stood on the command line.
-
-    Attributes:
-        settings: Of this package.
-        openrlhf: OpenRLHF's own arguments, untouched.
-        param_dtype: Without a GPU, of trainer and engine; bfloat16 is what OpenRLHF has, float32 trains faster on most
-            processors.
-        kv_cache_bytes: Without a GPU, of each engine; OpenRLHF's own option is a share of a GPU.
-        cpu_given: The options for a machine without a GPU that stood there.
-    """
+    """Holds what stood on the command line: OpenRLHF's own arguments untouched, and which are for a CPU alone."""
 
     settings: Settings
     openrlhf: tuple[str, ...]

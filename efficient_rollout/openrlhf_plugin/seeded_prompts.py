@@ -66,11 +66,9 @@ def place_prompts(generator: Any, places: PromptPlaces) -> None:
 
 
 def in_order(samples: list[Any], *, num_samples: int) -> list[Any]:
-    """Return samples of a step in an order that does not tell which prompt was answered first.
+    """Return samples of a step, prompt after prompt, in an order that does not tell which prompt was answered first.
 
-    Args:
-        samples: Prompt after prompt, in any order of prompts.
-        num_samples: Of each prompt, which stay together and as they are.
+    The `num_samples` of each prompt stay together and as they are.
     """
 
     def what_it_says(group: list[Any]) -> Any:

@@ -31,16 +31,14 @@ _READ_AT_START = ("PYTHONPATH", "PYTHONHASHSEED", "LD_PRELOAD", "LD_LIBRARY_PATH
 
 @contextlib.contextmanager
 def preloaded_python(modules: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield a command that runs a script as `python` does, in a process that has imported these modules already.
+    """Yield a command, quoted for a shell, that runs a script as `python` does, with these imports done already.
 
-    The imports go on beside the caller; who asks for a process before they are done waits for them.
+    They go on beside the caller; who asks for a process before they are done waits for them. Where the server ended, or
+    could not stand for a Python, the command starts a plain one.
 
     Args:
         modules: Imported in this order. They must start no thread of Python's; one that is missing is left out.
         environment: The variables that the modules see when they are imported.
-
-    Yields:
-        The command, quoted for a shell. It starts a plain Python where this server ended, or could not stand for one.
     """
     with tempfile.TemporaryDirectory(prefix="efficient_rollout_") as directory:
         address = Path(directory) / "preload"

@@ -14,22 +14,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.checks import check_options
 from efficient_rollout.engine.environment import bind_workers
-from efficient_rollout.errors import (
-    ConfigError,
-    PluginInactiveError,
-)
+from efficient_rollout.errors import ConfigError, PluginInactiveError
 from efficient_rollout.files import require_in_python
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.training_job import check_policy, check_table, check_versions, measure_profile, refuse
 from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
-from efficient_rollout.verl_plugin.settings import (
-    SETTINGS_PATH,
-    job_settings,
-    needs_stock_replay_buffer,
-    run_directory,
-)
+from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, job_settings, needs_stock_replay_buffer, run_directory
 
 logger = logging.getLogger(__name__)
 
@@ -146,9 +138,7 @@ def prepare_profile(config: DictConfig) -> None:
 
 
 def name_agent_loops(config: DictConfig, settings: Settings) -> None:
-    """Name the agent loops of `seeded_loops.py` where requests are to get something of the settings'.
-
-    The replay buffer that goes with them too, where rollouts are to be reproducible.
+    """Name `seeded_loops.py` where requests are to get something of the settings', and the replay buffer with it.
 
     Raises:
         ConfigError: The job has one of its own already.

@@ -48,14 +48,11 @@ def config_dir() -> Path:
 
 
 def job_hydra(extra: str | None = None) -> Hydra:
-    """Return hydra's own object, with every recipe and rule; it composes, and shows what it composed.
-
-    Args:
-        extra: A folder of the user's own, whose groups add to these.
+    """Return hydra's own object, with every recipe and rule, and the groups of a folder of the user's own.
 
     Raises:
         UnsupportedVersionError: There is no veRL, whose configuration is the ground, or another than is supported.
-        ConfigError: `extra` is no folder.
+        ConfigError: There is no such folder.
     """
     check_installed("verl")
     register_recipes(config_dir())
@@ -91,13 +88,9 @@ def groups(hydra: Hydra) -> dict[str, list[str]]:
 
 
 def compose_config(overrides: Sequence[str], hydra: Hydra | None = None) -> DictConfig:
-    """Compose the job's configuration, with what its options bring along.
+    """Compose the job's configuration from the user's overrides, with what they bring along.
 
     A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
-
-    Args:
-        overrides: The user's.
-        hydra: From `job_hydra`; a new one by default.
 
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.

@@ -38,13 +38,6 @@ class StepLogger:
     """Adds this package's metrics to the step's own: a backend of veRL's `Tracking`, before those that log them.
 
     Both of veRL's trainers log once a step, and once before the first where they validate then.
-
-    Attributes:
-        directory: The run's.
-        run_id: The same after a resume.
-
-    Raises:
-        ConfigError: Another job writes into the directory now.
     """
 
     def __init__(self, directory: Path, resumed_from: Path | None = None) -> None:

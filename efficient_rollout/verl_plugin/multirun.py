@@ -66,14 +66,9 @@ def jobs_of(overrides: Sequence[str], hydra: Hydra) -> list[Job]:
 
 
 def run_jobs(jobs: Sequence[Job], flags: Sequence[str] = ()) -> int:
-    """Run each in a process of its own; one that fails does not keep the next from running, an interrupted one does.
+    """Run each in a process of its own, all with the same flags, and return the first exit code that is not 0, or 0.
 
-    Args:
-        jobs: From `jobs_of`.
-        flags: Of `efficient-rollout train`, for every job.
-
-    Returns:
-        0, or the first exit code that is not.
+    One that fails does not keep the next from running, an interrupted one does.
     """
     ended: list[int] = []
     for number, job in enumerate(jobs, start=1):

@@ -16,12 +16,8 @@ _CONFIG_FILE = "recipe.yaml"
 def shipped(folder: str, *, proof: str) -> Path:
     """Return a folder that is beside the package's modules in a wheel, and beside the package in a checkout.
 
-    Args:
-        folder: Its name.
-        proof: A file in it, relative to it.
-
     Raises:
-        ConfigError: It is in neither place.
+        ConfigError: It is in neither place, or without the file that proves it.
     """
     package = Path(efficient_rollout.__file__).parent
     for candidate in (package / folder, package.parent / folder):
@@ -40,10 +36,7 @@ def register_recipes(configs: Path) -> None:
     """Make the recipes, the small hardware and policy to try them on, and every rule known to hydra.
 
     A recipe's file stands beside its README and its code, which `${recipe.directory}` in it names, and not where hydra
-    looks for options of a group.
-
-    Args:
-        configs: This package's own groups.
+    looks for options of a group: in the folder `configs`.
     """
     store = ConfigStore.instance().store
     for name, directory in recipe_folders().items():

@@ -70,13 +70,8 @@ def deferred(actual: type) -> type:
     """Return a class with the public methods of another one, which it imports and makes when it is made itself.
 
     Ray loads an actor's class wherever a handle of the actor arrives. veRL hands its servers' to the load balancer and
-    the agent loops, and each would import vLLM's server for the sake of the methods' names.
-
-    Args:
-        actual: A class that can be imported, without asynchronous generators among its methods.
-
-    Returns:
-        The class to give to `ray.remote`; it is shipped whole, since no module has it by name.
+    the agent loops, and each would import vLLM's server for the sake of the methods' names. This one is shipped whole,
+    since no module has it by name. Asynchronous generators are not among the methods.
     """
     module, qualname = actual.__module__, actual.__qualname__
 

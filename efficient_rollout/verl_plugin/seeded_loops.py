@@ -1,9 +1,6 @@
-"""Agent loops that give every request a seed of its own, so that a run is the same run whatever its engines did.
+"""Agent loops that give every request a seed of its own, and a validation's requests their longest draft.
 
-And a validation's requests their longest draft. Each where the settings say so.
-
-In the place of veRL's through its own option, `rollout.agent.agent_loop_manager_class`. veRL's `full_determinism` gives
-all requests of an engine one seed, so that the responses of a group are equal.
+In the place of veRL's through its own option, `rollout.agent.agent_loop_manager_class`, where the settings say so.
 
 A request's seed is that of its place in the run: the step, the call for prompts in it, the row of the prompt there, and
 which of the prompt's samples it is. Not that of the prompt's text: a data set may hold a prompt twice, and a step may
@@ -87,10 +84,7 @@ class SeededWorkerTQ(_Asking, AgentLoopWorkerTQ.__ray_metadata__.modified_class)
 
 
 class _Placing:
-    """Stands before a manager among a class's bases, and counts its calls.
-
-    They are the same for every run of one job, however many workers share a call's rows.
-    """
+    """Stands before a manager among a class's bases: a run's calls are counted, however many workers share one."""
 
     config: DictConfig
     worker_class: ClassVar[type]

@@ -12,11 +12,7 @@ SETTINGS_PATH = f"actor_rollout_ref.rollout.custom.{CONFIG_KEY}"
 
 
 def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
-    """Parse the settings in `rollout.custom`; a job without any gets the defaults, those of training.
-
-    Raises:
-        ConfigError: See `Settings.parse`.
-    """
+    """Parse the settings in `rollout.custom`, as `Settings.parse` does; a job without any gets training's defaults."""
     raw = None if custom is None else custom.get(CONFIG_KEY)
     if OmegaConf.is_config(raw):
         raw = OmegaConf.to_container(raw, resolve=True)

@@ -79,10 +79,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def show(options: argparse.Namespace, hydra: Hydra) -> str | None:
-    """Do what the flags ask for in the place of a job, if they do.
-
-    Returns:
-        The text to print; None where a job is to run.
+    """Return what the flags ask for in the place of a job; None where a job is to run.
 
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.
@@ -94,6 +91,8 @@ def show(options: argparse.Namespace, hydra: Hydra) -> str | None:
         found = compose_config(options.overrides, hydra)
         if options.package:
             found = OmegaConf.select(found, options.package)
+            if found is None:
+                raise ConfigError(f"--package: {options.package} is not in the configuration, or not set there")
         printed.write(OmegaConf.to_yaml(found, resolve=options.resolve) if OmegaConf.is_config(found) else f"{found}\n")
     elif options.info:
         with told_plainly(hydra), contextlib.redirect_stdout(printed):
