@@ -36,10 +36,7 @@ def prepare_job(args: Any, options: Options) -> Any:
     if is_gpu:
         _check_on_gpu(args, options)
     else:
-        from efficient_rollout.openrlhf_plugin import cpu
-
-        for change in cpu.adapt(args, options):
-            logger.warning("without a GPU, %s", text_without_secrets(change))
+        _adapt_to_cpu(args, options)
     model = args.actor.model_name_or_path
     engine = {
         "dtype": _ENGINE_DTYPE if is_gpu else options.param_dtype,
@@ -58,6 +55,62 @@ def prepare_job(args: Any, options: Options) -> Any:
     write_run_files(Path(args.ckpt.output_dir), tree)
     args.efficient_rollout = SimpleNamespace(**settings.to_dict())
     return args
+
+
+def _adapt_to_cpu(args: Any, options: Options) -> None:
+    """Change what names only what a GPU has; refuse what cannot be had, or was never run, without one."""
+    _refuse_gpu_only(args)
+    wanted = [
+        ("ds", "attn_implementation", "sdpa", args.ds.attn_implementation not in ("sdpa", "eager")),
+        ("ds", "packing_samples", False, args.ds.packing_samples),
+        ("ds", "enable_sleep", False, args.ds.enable_sleep),
+        ("ds", "adam_offload", False, args.ds.adam_offload),
+        ("train", "dynamic_batch_enable", False, args.train.dynamic_batch_enable),
+        ("vllm", "enable_sleep", False, args.vllm.enable_sleep),
+        ("vllm", "sync_backend", "gloo", args.vllm.sync_backend == "nccl"),
+    ]
+    for group, name, value, is_wanted in wanted:
+        if is_wanted:
+            told = f"--{group}.{name} is {value}, not {getattr(getattr(args, group), name)}"
+            logger.warning("without a GPU, %s", text_without_secrets(told))
+            setattr(getattr(args, group), name, value)
+    if options.param_dtype == "float32":
+        args.ds.param_dtype = "fp32"
+
+
+def _refuse_gpu_only(args: Any) -> None:
+    if args.vllm.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--vllm.tensor_parallel_size is {args.vllm.tensor_parallel_size}: OpenRLHF starts such engines through "
+            "Ray, to which vLLM gives no CPUs; use 1, and more engines"
+        )
+    faults = {
+        "--ds.load_in_4bit": args.ds.load_in_4bit,
+        "--ds.use_liger_kernel": args.ds.use_liger_kernel,
+        "--ds.ring_attn_size": args.ds.ring_attn_size > 1,
+        "--ds.tensor_parallel_size": args.ds.tensor_parallel_size > 1,
+        "--ds.zero_stage 3": args.ds.zero_stage > 2,
+        "--ds.param_dtype fp16": args.ds.param_dtype == "fp16",
+        "--vllm.sync_with_ray": args.vllm.sync_with_ray,
+        **{f"--{group}.num_nodes, --{group}.num_gpus_per_node": num > 1 for group, num in num_slots(args).items()},
+    }
+    refuse(
+        faults,
+        "without a GPU, these cannot be had or were never run: {}. Remove them; each part of the job takes one node "
+        "with one slot",
+    )
+
+
+def num_slots(args: Any) -> dict[str, int]:
+    """Return those of each part that trains or scores, beside the engines; OpenRLHF leaves the others' at 8."""
+    in_use = {
+        "actor": True,
+        "ref": args.algo.kl.init_coef > 0,
+        "critic": args.algo.advantage.estimator == "gae",
+        "reward": not (args.reward.remote_url or args.train.agent_func_path),
+    }
+    groups = {name: getattr(args, name) for name, is_in_use in in_use.items() if is_in_use}
+    return {name: group.num_nodes * group.num_gpus_per_node for name, group in groups.items()}
 
 
 def _check_on_gpu(args: Any, options: Options) -> None:

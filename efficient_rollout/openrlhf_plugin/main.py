@@ -1,9 +1,10 @@
 """`efficient-rollout openrlhf`: OpenRLHF's own entry point, with this package's rollouts."""
 
 import functools
+import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +13,8 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.openrlhf_plugin.options import Options, parse_options
 
 ENTRY_POINT = "openrlhf.cli.train_ppo_ray"
+# Ray's words where it has found a cluster that runs, and nothing is started yet.
+_JOINS = "When connecting to an existing cluster"
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -46,7 +49,7 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
     from openrlhf.utils import config
 
     from efficient_rollout.nodes import require_running_cluster
-    from efficient_rollout.openrlhf_plugin import checks, cpu
+    from efficient_rollout.openrlhf_plugin import checks
     from efficient_rollout.training_job import around_ray
 
     parsed: dict[str, Any] = {}
@@ -58,7 +61,7 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
 
     def start_ray(stock: Callable[..., Any], **given: Any) -> Any:
         require_running_cluster(given.get("address"))
-        return cpu.start_ray(stock, given, parsed["args"]) if stand_ins.IS_ON_CPU else stock(**given)
+        return start_ray_on_cpu(stock, given, parsed["args"]) if stand_ins.IS_ON_CPU else stock(**given)
 
     places = [
         (sys, "argv", [ENTRY_POINT, *options.openrlhf]),
@@ -98,3 +101,30 @@ def _actors(options: Options) -> list[tuple[Any, str, Any]]:
         (ppo_trainer, "PPOTrainer", ray.remote(actors.Trainer)),
         (ppo_trainer_async, "PPOTrainerAsync", ray.remote(actors.AsyncTrainer)),
     ]
+
+
+def start_ray_on_cpu(init: Callable[..., Any], given: Mapping[str, Any], args: Any) -> Any:
+    """Call `ray.init`: join the cluster that it finds (RAY_ADDRESS, or `ray start` on this machine), or else start one.
+
+    A cluster that runs has its own slots, and must have been started with as many as the job has parts
+    (`ray start --num-gpus`). One that is started gets a logical GPU for each part.
+    """
+    from efficient_rollout.openrlhf_plugin import checks
+
+    runtime_env = dict(given.get("runtime_env") or {})
+    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **variables}
+    given = {**given, "runtime_env": runtime_env}
+    num_slots = args.vllm.num_engines + sum(checks.num_slots(args).values())
+    ours = {
+        "num_gpus": num_slots,
+        "num_cpus": num_slots + 4,  # the controllers and queues
+        "object_store_memory": 512 << 20,
+        "include_dashboard": False,
+    }
+    try:
+        return init(**given, **ours)
+    except ValueError as error:
+        if _JOINS not in str(error):
+            raise
+        return init(**given)

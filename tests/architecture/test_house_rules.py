@@ -21,7 +21,7 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/gpu_check/child.py": "shows a step one of the GPUs that CUDA's own variable names",
     "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",
     "efficient_rollout/verl_plugin/platform.py": "asks veRL's own switch which platform was chosen",
-    "efficient_rollout/openrlhf_plugin/cpu.py": "tells DeepSpeed its accelerator",
+    "efficient_rollout/openrlhf_plugin/stand_ins.py": "tells DeepSpeed its accelerator",
     "efficient_rollout/nodes.py": "Ray's own variable names the cluster that a job would join",
     "efficient_rollout/verl_plugin/compose.py": "Ray's own variable names the cluster that a job was submitted to",
     "efficient_rollout/preload/client.py": "a process that stands for another takes its variables along",

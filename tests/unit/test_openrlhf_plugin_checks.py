@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PatchDriftError
-from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # first: what this machine lacks
 
 # isort: split
 
-from efficient_rollout.openrlhf_plugin import cpu, seams
+from efficient_rollout.openrlhf_plugin import seams
 from efficient_rollout.openrlhf_plugin.checks import prepare_job
-from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
+from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT, start_ray_on_cpu
 from efficient_rollout.openrlhf_plugin.options import parse_options
 from efficient_rollout.tasks import reward_func
 from efficient_rollout.tasks.dataset import write_dataset
@@ -197,7 +197,7 @@ def test_a_cluster_that_runs_is_joined_with_its_own_slots(prepare: Callable[...,
             raise ValueError("When connecting to an existing cluster, num_cpus and num_gpus must not be provided.")
         return "started"
 
-    assert cpu.start_ray(init, {"runtime_env": {"env_vars": {"A": "1"}}}, prepare()) == "started"
+    assert start_ray_on_cpu(init, {"runtime_env": {"env_vars": {"A": "1"}}}, prepare()) == "started"
     variables = calls[-1]["runtime_env"]["env_vars"]
     assert (variables["A"], variables["DS_ACCELERATOR"]) == ("1", "cpu")
     # An actor, a reference, an engine; the reward is a file, and there is no critic.
@@ -217,8 +217,8 @@ def test_code_that_has_drifted_is_named() -> None:
 
 def test_every_patch_is_documented(repository: Path) -> None:
     text = (repository / "docs" / "openrlhf.md").read_text(encoding="utf-8")
-    assert [patch.name for patch in cpu.PATCHES if f"| `{patch.name}` |" not in text] == []
-    assert text.count("| `openrlhf-") == len(cpu.PATCHES)
+    assert [patch.name for patch in stand_ins.PATCHES if f"| `{patch.name}` |" not in text] == []
+    assert text.count("| `openrlhf-") == len(stand_ins.PATCHES)
 
 
 @pytest.fixture
