@@ -56,17 +56,13 @@ def check_policy(
     Args:
         model: Directory of a checkpoint, or a name on the Hugging Face Hub.
         settings: The whole tree.
-        dtype: The engine's option, by vLLM's name.
+        dtype: The engine's option, by vLLM's name, as are the next one and those in `options`.
         tensor_parallel_size: The same.
-        options: Further ones.
+        options: The same.
         device: As in `torch.device.type`; None: vLLM's own.
 
     Raises:
-        InputFileError: The policy is missing or unreadable.
-        UnsupportedModelError: The drafter cannot handle it.
-        SchemeUnavailableError: The drafter's scheme has no kernel on this device, or takes no layer of the policy.
-        UnsupportedDeviceError: This kind of GPU has no certificate, and the settings require one.
-        ProfileError: The latency profile is missing, malformed, or belongs to another machine, policy or version.
+        EfficientRolloutError: As `check_model`, `check_scheme`, `check_certificate` and `check_profile`.
     """
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size, options=options)
     if not waits_for_gpu():
@@ -82,10 +78,7 @@ def measure_profile(
 
     They find it in this node's cache; an engine on another node measures its own. Call when everything else is checked:
     it takes a minute or two where no earlier job on this machine had the same policy, scheme and versions. Nothing on a
-    machine without the engines' device, whose profile would be another.
-
-    Raises:
-        ProfileError: It could not be measured.
+    machine without the engines' device; ProfileError where it could not be measured.
     """
     if not waits_for_gpu():
         with_profile(

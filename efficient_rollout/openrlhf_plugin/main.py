@@ -5,7 +5,6 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
@@ -18,12 +17,9 @@ _JOINS = "When connecting to an existing cluster"
 
 
 def launch(argv: Sequence[str]) -> int:
-    """Run a job.
+    """Run a job from this package's settings, `--`, and the arguments of `python -m openrlhf.cli.train_ppo_ray`.
 
     Everything that can be checked is checked before Ray starts; a fault there is one message on stderr.
-
-    Args:
-        argv: This package's settings, `--`, and the arguments of `python -m openrlhf.cli.train_ppo_ray`.
 
     Returns:
         0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM.
@@ -68,10 +64,9 @@ def _run(options: Options, take_signals: Callable[[], None]) -> None:
         (config, "hierarchize", functools.partial(hierarchize, config.hierarchize)),
         *_actors(options),
     ]
-    with ExitStack() as stack, around_ray(take_signals, functools.partial(start_ray, ray.init)):
-        for module, name, ours in places:
-            stack.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, ours)
+    for module, name, ours in places:
+        setattr(module, name, ours)
+    with around_ray(take_signals, functools.partial(start_ray, ray.init)):
         try:
             runpy.run_module(ENTRY_POINT, run_name="__main__", alter_sys=True)
         except AssertionError as error:

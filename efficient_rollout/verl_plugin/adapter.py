@@ -1,6 +1,5 @@
 """veRL's server adapter, with a weight-transfer socket that no other job on the host shares."""
 
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,11 +19,6 @@ def unique_job_id() -> str:
     """
     context = ray.get_runtime_context()
     return f"{context.get_job_id()}-{context.get_node_id()[:12]}"
-
-
-def announce_job_id() -> None:
-    """Tell the engine workers that this process starts, through veRL's own variable."""
-    os.environ["VERL_RAY_JOB_ID"] = unique_job_id()
 
 
 class EfficientServerAdapter(ServerAdapter):

@@ -20,7 +20,7 @@ from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
 from efficient_rollout.patching import refuse_drifted
 from efficient_rollout.training_job import check_policy, check_table, check_versions, measure_profile, refuse
-from efficient_rollout.verl_plugin import PLUGIN_MODULE, ROLLOUT_NAME
+from efficient_rollout.verl_plugin import HOW_TO_LOAD, PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, job_settings, needs_stock_replay_buffer, run_directory
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,7 @@ def check_environment() -> None:
             importlib.import_module(PLUGIN_MODULE)
         except Exception as error:
             raise PluginInactiveError(f"the veRL plugin of efficient_rollout cannot load: {error}") from error
-        raise PluginInactiveError(
-            "`import verl` did not load the plugin of efficient_rollout: install the package (an entry point in the "
-            "group verl.plugins does the rest), and let VERL_USE_EXTERNAL_PLUGINS be unset, 'auto', or include "
-            "'efficient_rollout'"
-        )
+        raise PluginInactiveError(f"`import verl` did not load the plugin of efficient_rollout: {HOW_TO_LOAD}")
     plugin = sys.modules[PLUGIN_MODULE]
     allowed = plugin.vllm_plugins_allowed()
     if allowed is not None and "efficient_rollout" not in allowed:

@@ -51,18 +51,12 @@ def _with_our_checks(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __init__(
-        self: Any,
-        project_name: str,
-        experiment_name: str,
-        default_backend: str | list[str] = "console",
-        config: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self: Any, *args: Any, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         from efficient_rollout.verl_plugin.metrics import step_logger
 
         ours = step_logger(config)
         with one_wandb_run(ours.run_id) if ours else contextlib.nullcontext():
-            original(self, project_name, experiment_name, default_backend=default_backend, config=config)
+            original(self, *args, config=config, **kwargs)
         if ours:
             self.logger = ours.before(self.logger)
 

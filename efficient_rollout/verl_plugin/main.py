@@ -13,12 +13,9 @@ if TYPE_CHECKING:
 
 
 def train(argv: Sequence[str]) -> int:
-    """Run a job from hydra overrides, or several; or show what the flags ask for.
+    """Run a job from overrides on `configs/efficient_rollout.yaml`, or several; or show what the flags ask for.
 
     Everything that can be checked is checked before Ray starts; a fault there is one message on stderr.
-
-    Args:
-        argv: hydra's flags, and overrides on `configs/efficient_rollout.yaml`; every veRL option is one.
 
     Returns:
         0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM, 1 for a failed run.

@@ -1,12 +1,9 @@
 """Entry point `verl.plugins`: runs inside `import verl`, in every process of every job beside which this package is.
 
 All that any job gets is two entries in veRL's registries, a platform that nothing chooses on a machine with an
-accelerator, and a question behind veRL's own check of a configuration: whether the rollout is ours. What else a process
-needs comes when it shows that it belongs to a job of ours: the replica is loaded in the one that starts engines. On a
-CPU, where stock veRL does not run at all, what makes it run comes at once.
-
-veRL logs a plugin that fails to load at DEBUG and goes on. Nothing depends on it silently: without it the rollout name
-does not exist, and `replica.py` asks every process.
+accelerator, and a question behind veRL's own check of a configuration: whether the rollout is ours. The replica brings
+what else a job of ours needs, in the process that starts engines. On a CPU, where stock veRL does not run at all, what
+makes it run comes at once. veRL logs a plugin that fails to load at DEBUG and goes on: `replica.py` asks every process.
 """
 
 import os

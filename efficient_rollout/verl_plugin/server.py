@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from typing import Any
 
 from verl.workers.rollout.replica import TokenOutput
@@ -15,7 +16,7 @@ from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import tokens_digest
-from efficient_rollout.verl_plugin.adapter import announce_job_id
+from efficient_rollout.verl_plugin.adapter import unique_job_id
 from efficient_rollout.verl_plugin.ledger import plugin_status
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
 
@@ -30,7 +31,8 @@ class EfficientServer(vLLMHttpServer):
         self._record = SegmentRecorder()
         super().__init__(*args, **kwargs)
         self._settings = rollout_settings(self.config.custom)
-        announce_job_id()
+        # veRL's own, for the engine workers that this process starts.
+        os.environ["VERL_RAY_JOB_ID"] = unique_job_id()
 
     def _get_worker_extension_cls(self) -> str:
         return "efficient_rollout.verl_plugin.worker_extension.EfficientWorkerExtension"
