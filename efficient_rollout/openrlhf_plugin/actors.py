@@ -3,7 +3,6 @@
 Ray ships a class that can be imported by its name, so a job's processes import this module, and its subclasses by name.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,44 +31,34 @@ from efficient_rollout.sampling.noise import request_seed
 
 
 class _Asking:
-    """Stands before a class that asks engines for samples, among another's bases: each prompt goes out with its place.
+    """Stands before a class that asks engines for samples, among a class's bases: prompts go out with their places."""
 
-    Attributes:
-        places: Of the prompts.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        seed = _rollout_seed(_given(type(self), args, kwargs)["vllm_engines"])
+    def __init__(self, pretrain: Any, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        seed = strategy.args.efficient_rollout.rollout_seed
         self.places = PromptPlaces()
         if seed is not None:
             # OpenRLHF shuffles prompts by a number that this process draws while it makes its data loaders.
             torch.manual_seed(request_seed(seed, "prompts"))
-        super().__init__(*args, **kwargs)
+        super().__init__(pretrain, strategy, *args, **kwargs)
         place_prompts(self.samples_generator, self.places)
 
 
 class _Reporting:
-    """Stands before a trainer among a class's bases.
+    """Stands before a trainer among a class's bases: every step's engine statistics go to its loggers and the files."""
 
-    It brings every step's engine statistics into its loggers and the run's files.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = _given(type(self), args, kwargs)
-        options = given["strategy"].args
-        self._is_reproducible = _rollout_seed(given["vllm_engines"]) is not None
-        self._files = StepFiles(Path(options.ckpt.output_dir), resumed_checkpoint(options.ckpt))
+    def __init__(self, pretrain: Any, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        options = strategy.args.ckpt
+        self._checkpoints = Path(options.path) / "_actor"
+        resumed = resumed_checkpoint(self._checkpoints) if options.load_enable else None
+        self._files = StepFiles(Path(options.output_dir), resumed)
         with one_wandb_run(self._files.run_id):
-            super().__init__(*args, **kwargs)
+            super().__init__(pretrain, strategy, *args, **kwargs)
         if self.wandb_logger:
-            self.wandb_logger.handle = ReportingWandb(self.wandb_logger.handle, Path(options.ckpt.output_dir))
+            self.wandb_logger.handle = ReportingWandb(self.wandb_logger.handle, Path(options.output_dir))
 
     def train_step(self, rollout_samples: Sequence[Any], global_step: int) -> Any:
-        """Do as stock does.
-
-        Groups come in the order in which they finished, and a reproducible run must not depend on it.
-        """
-        if self._is_reproducible:
+        """Do as stock does; a reproducible run must not depend on the order in which groups finished."""
+        if self.args.efficient_rollout.rollout_seed is not None:
             rollout_samples = in_order(list(rollout_samples), num_samples=self.args.rollout.n_samples_per_prompt)
         return super().train_step(rollout_samples, global_step)
 
@@ -87,17 +76,14 @@ class _Reporting:
         self._files.append(global_step, numbers, step_timelines(global_step, segments, validated=False))
         super().save_logs_and_checkpoints(global_step, logs, client_states)
         if global_step % self.args.ckpt.save_steps == 0:
-            self._mark(f"global_step{global_step}")
+            mark_checkpoint(self._checkpoints / f"global_step{global_step}", self._files.run_id)
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
         """Do as stock does, with the run's id beside the checkpoint."""
         before = self.best_eval_metric_value
         super().save_best_checkpoint(eval_metrics, global_step, client_states)
         if self.best_eval_metric_value > before:
-            self._mark(f"best_global_step{global_step}")
-
-    def _mark(self, tag: str) -> None:
-        mark_checkpoint(checkpoints(self.args.ckpt) / tag, self._files.run_id)
+            mark_checkpoint(self._checkpoints / f"best_global_step{global_step}", self._files.run_id)
 
     def evaluate(self, global_step: int, **kwargs: Any) -> Any:
         """Do as stock does; what the engines did for it is a record of its own, and no part of the next rollout."""
@@ -155,60 +141,46 @@ class AsyncTrainer(written_class(stock_async.PPOTrainerAsync)):
 
 
 class Policy(written_class(stock_actor.PolicyModelActor)):
-    """Is stock, but for engines being told what each weight sync will bring."""
+    """Is stock, but for engines being told that a weight sync begins, and what it will bring."""
 
     def broadcast_to_vllm(self) -> None:
         """Do as stock does; engines get the checksums of what follows first, where this rank has whole parameters."""
-        trainer, layout = self.trainer, self.strategy.args.ds
-        is_whole = layout.zero_stage < 3 and layout.tensor_parallel_size == 1
-        if is_whole and torch.distributed.get_rank() == 0:
-            # As stock chooses what it sends.
-            is_visual = getattr(trainer.actor, "is_vlm", False)
-            sums = [
-                columns.checksum(name, parameter)
-                for name, parameter in trainer.actor.model.module.named_parameters()
-                if parameter.requires_grad or not is_visual
-            ]
-            told = torch.stack(sums).tolist()  # one wait for the device, not one a parameter
-            ray.get([engine.expect_checksums.remote(told) for engine in trainer.vllm_engines])
+        if torch.distributed.get_rank() == 0:
+            layout = self.strategy.args.ds
+            is_whole = layout.zero_stage < 3 and layout.tensor_parallel_size == 1
+            told = self._checksums() if is_whole else None
+            ray.get([engine.begin_sync.remote(told) for engine in self.trainer.vllm_engines])
         super().broadcast_to_vllm()
 
+    def _checksums(self) -> list[int]:
+        actor = self.trainer.actor
+        # As stock chooses what it sends.
+        is_visual = getattr(actor, "is_vlm", False)
+        sums = [
+            columns.checksum(name, parameter)
+            for name, parameter in actor.model.module.named_parameters()
+            if parameter.requires_grad or not is_visual
+        ]
+        return torch.stack(sums).tolist()  # one wait for the device, not one a parameter
 
+
+# Stock, and here for their processes to have the stand-ins.
 class Critic(written_class(stock_critic.CriticModelActor)):
-    """Is stock, and stands here for its process to have the stand-ins."""
+    """Is OpenRLHF's critic."""
 
 
 class Reference(written_class(stock_launcher.ReferenceModelActor)):
-    """Is stock, and stands here for its process to have the stand-ins."""
+    """Is OpenRLHF's reference model."""
 
 
 class Reward(written_class(stock_launcher.RewardModelActor)):
-    """Is stock, and stands here for its process to have the stand-ins."""
+    """Is OpenRLHF's reward model."""
 
 
-def checkpoints(options: Any) -> Path:
-    """Return where OpenRLHF keeps the policy's checkpoints, from its `--ckpt` options."""
-    return Path(options.path) / "_actor"
-
-
-def resumed_checkpoint(options: Any) -> Path | None:
-    """Return the folder that OpenRLHF's trainer resumes from, from its `--ckpt` options; None where it starts anew."""
-    newest = checkpoints(options) / "latest"  # DeepSpeed's
-    if not options.load_enable or not newest.is_file():
-        return None
-    return newest.with_name(newest.read_text(encoding="utf-8").strip())
-
-
-def _given(ours: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what OpenRLHF's own class under one of ours is made with, by name."""
-    signatures = (inspect.signature(base.__init__) for base in ours.__mro__)
-    stock = next(signature for signature in signatures if "vllm_engines" in signature.parameters)
-    return stock.bind(None, *args, **kwargs).arguments
-
-
-def _rollout_seed(engines: Sequence[Any]) -> int | None:
-    seed: int | None = ray.get(engines[0].rollout_seed.remote())
-    return seed
+def resumed_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the newest checkpoint in OpenRLHF's folder of the policy's; None where there is none."""
+    newest = checkpoints / "latest"  # DeepSpeed's
+    return newest.with_name(newest.read_text(encoding="utf-8").strip()) if newest.is_file() else None
 
 
 def segments_of(replies: Sequence[Any]) -> list[list[Segment]]:
@@ -223,10 +195,7 @@ def evaluation_metrics(segments: Sequence[Sequence[Segment]]) -> dict[str, float
 
 
 def probability_difference(experiences: Sequence[Any]) -> dict[str, float]:
-    """Return the mean over sampled tokens of |engine's probability - trainer's|.
-
-    Return nothing where the engine was asked for none.
-    """
+    """Return the mean over sampled tokens of |engine's probability - trainer's|; nothing where the engine told none."""
     total, num_tokens = 0.0, 0
     for experience in experiences:
         engine, trainer = experience.rollout_log_probs, experience.action_log_probs

@@ -5,11 +5,12 @@ Ray ships a class that can be imported by its name, so a job's processes import 
 
 import asyncio
 import contextvars
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from efficient_rollout.openrlhf_plugin import stand_ins  # first: what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
 
 # isort: split
 
@@ -26,7 +27,6 @@ from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import TrajectorySeeds
 
-_WORKER_EXTENSIONS = "efficient_rollout.openrlhf_plugin.worker_extension"
 # OpenRLHF's name for the executor of an engine with several workers.
 _RAY = "ray"
 _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
@@ -42,20 +42,13 @@ def written_class(actor_class: Any) -> Any:
 
 
 class EngineActor(written_class(stock_engine.RolloutRayActor)):
-    """Is OpenRLHF's engine, with this package's arguments and a record of what it did.
+    """Is OpenRLHF's engine, with this package's arguments and a record of what it did."""
 
-    Attributes:
-        worker_extension: Of vLLM's workers.
-    """
-
-    worker_extension = (
-        f"{_WORKER_EXTENSIONS}.CpuWorkerWrap" if stand_ins.IS_ON_CPU else f"{_WORKER_EXTENSIONS}.EfficientWorkerWrap"
-    )
+    worker_extension = "efficient_rollout.openrlhf_plugin.worker_extension.EfficientWorkerWrap"
 
     async def __init__(self, *args: Any, efficient_rollout: Mapping[str, Any], **kwargs: Any) -> None:
         self._rollouts = SegmentRecorder()
         self._evaluation: SegmentRecorder | None = None
-        self._is_syncing = False
         settings = Settings.parse(efficient_rollout)
         self._rollout_seed = settings.rollout_seed
         self._longest_evaluated = settings.controller.validation_max_draft_tokens
@@ -88,12 +81,10 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
     async def generate_responses(
         self, *args: Any, sampling_params: Any, num_samples: int = 1, place: Place | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Do as stock does; where rollouts are to be reproducible, each sample is asked for with a seed of its own.
-
-        Where evaluations have a longest draft, they are asked for with that.
+        """Do as stock does, with a seed of each sample's own, and an evaluation's longest draft, as the settings say.
 
         Raises:
-            PluginInactiveError: Either is so, and nobody told the prompt's place in the run.
+            PluginInactiveError: They say so, and nobody told the prompt's place in the run.
         """
         stock, seed, longest = super().generate_responses, self._rollout_seed, self._longest_evaluated
         if place is None and (seed, longest) != (None, None):
@@ -108,18 +99,16 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
             return await stock(*args, sampling_params=sampling_params, num_samples=num_samples, **kwargs)
 
         async def answer(sample: int) -> list[Any]:
-            trajectory = TrajectorySeeds(request_seed(seed, *place, sample))
-            _TRAJECTORY.set(trajectory)  # of this task alone
-            seeded = _seeded(sampling_params, trajectory.base)
-            return await stock(*args, sampling_params=seeded, num_samples=1, **kwargs)
+            base = request_seed(seed, *place, sample)
+            _TRAJECTORY.set(TrajectorySeeds(base))  # of this task alone
+            return await stock(*args, sampling_params=_seeded(sampling_params, base), num_samples=1, **kwargs)
 
         answers = await asyncio.gather(*(answer(sample) for sample in range(num_samples)))
         return [response for responses in answers for response in responses]
 
     async def generate(self, prompt_token_ids: list[int], sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         """Generate as stock does, inside the clock of the rollout."""
-        trajectory = _TRAJECTORY.get(None)
-        if trajectory is not None:
+        if trajectory := _TRAJECTORY.get(None):
             seed = trajectory.next_seed(prompt_token_ids, sampling_params.seed)
             sampling_params = _seeded(sampling_params, seed)
         record = self._evaluation or self._rollouts
@@ -128,26 +117,10 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         record.response_went()
         return output
 
-    async def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
-        """Do as stock does; the first parameter of a sync closes the running segment first."""
-        await self._close_segment(is_last=empty_cache)
-        return await super().update_weight(name, dtype, shape, empty_cache)
-
-    async def update_weight_cuda_ipc(
-        self, name: str, dtype: Any, shape: Any, ipc_handles: Any, empty_cache: bool = False
-    ) -> Any:
-        """Do as stock does; the first parameter of a sync closes the running segment first."""
-        await self._close_segment(is_last=empty_cache)
-        return await super().update_weight_cuda_ipc(name, dtype, shape, ipc_handles, empty_cache)
-
-    async def expect_checksums(self, checksums: list[int]) -> None:
-        """Hold the next weight sync to what its sender computed of each tensor, in the order of sending."""
+    async def begin_sync(self, checksums: list[int] | None) -> None:
+        """Close the running segment; the weight sync that follows is held to its sender's checksums, in its order."""
+        await self._rollouts.close(self.llm)
         await call_every_engine(self.llm, "expect_checksums", checksums)
-
-    async def _close_segment(self, *, is_last: bool) -> None:
-        starts, self._is_syncing = not self._is_syncing, not is_last
-        if starts:
-            await self._rollouts.close(self.llm)
 
     async def take_segments(self) -> list[list[dict[str, Any]]]:
         """Return what each engine did since the last call, a segment for each weight sync and one since the last."""
@@ -168,35 +141,20 @@ class EngineActor(written_class(stock_engine.RolloutRayActor)):
         self._evaluation = None
         return segments
 
-    async def rollout_seed(self) -> int | None:
-        """Return the setting; None where rollouts need not be reproducible."""
-        return self._rollout_seed
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class EngineActorDoor:
-    """Stands in for `RolloutRayActor` where OpenRLHF starts its engines: `.options(...).remote(...)`.
-
-    Attributes:
-        actor_class: What is started.
-        settings: For every engine.
-        vllm_arguments: In the place of OpenRLHF's.
-        options_given: Ray's own, of the engine to be started.
-    """
+    """Stands in for `RolloutRayActor` where OpenRLHF starts its engines: `.options(...).remote(...)`."""
 
     actor_class: type
     settings: Settings
-    vllm_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    options_given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    vllm_arguments: Mapping[str, Any]
 
-    def options(self, **options: Any) -> "EngineActorDoor":
-        """Return the same, for an actor with these options of Ray's."""
-        return dataclasses.replace(self, options_given=options)
-
-    def remote(self, **kwargs: Any) -> Any:
-        """Start the engine, with this package's settings beside OpenRLHF's arguments."""
-        actor_class = ray.remote(self.actor_class).options(**self.options_given)
-        return actor_class.remote(**{**kwargs, **self.vllm_arguments}, efficient_rollout=self.settings.to_dict())
+    def options(self, **options: Any) -> Any:
+        """Return what starts an engine, with this package's settings beside OpenRLHF's arguments."""
+        actor_class = ray.remote(self.actor_class).options(**options)
+        ours = {**self.vllm_arguments, "efficient_rollout": self.settings.to_dict()}
+        return SimpleNamespace(remote=lambda **kwargs: actor_class.remote(**{**kwargs, **ours}))
 
 
 def _seeded(sampling_params: Any, seed: int) -> Any:

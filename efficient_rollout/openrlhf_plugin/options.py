@@ -14,21 +14,13 @@ from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.errors import ConfigError, InputFileError
 
 PROGRAM = "efficient-rollout openrlhf"
+_USAGE = f"{PROGRAM} [settings] -- OPENRLHF_ARGUMENTS"
 _PREFIX = f"--{CONFIG_KEY}."
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Holds what stood on the command line.
-
-    Attributes:
-        settings: Of this package.
-        openrlhf: OpenRLHF's own arguments, untouched.
-        param_dtype: Without a GPU, of trainer and engine; bfloat16 is what OpenRLHF has, float32 trains faster on most
-            processors.
-        kv_cache_bytes: Without a GPU, of each engine; OpenRLHF's own option is a share of a GPU.
-        cpu_given: The options for a machine without a GPU that stood there.
-    """
+    """Holds what stood on the command line: OpenRLHF's own arguments untouched, and which are for a CPU alone."""
 
     settings: Settings
     openrlhf: tuple[str, ...]
@@ -39,34 +31,35 @@ class Options:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; usage: {PROGRAM} [settings] -- OPENRLHF_ARGUMENTS")
+        raise ConfigError(f"{message}; usage: {_USAGE}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [settings] -- OPENRLHF_ARGUMENTS",
+        usage=_USAGE,
         description="Train with OpenRLHF, its rollouts drafted by the policy itself. OPENRLHF_ARGUMENTS are those of "
         "`python -m openrlhf.cli.train_ppo_ray`.",
         epilog=f"Every setting is an option, for example {_PREFIX}drafter.scheme=int4, or "
         f"{_PREFIX}enabled=false for the baseline: OpenRLHF with plain vLLM. It wins over the file's.",
         allow_abbrev=False,
     )
-    parser.add_argument(f"--{CONFIG_KEY}", type=Path, metavar="FILE", help="settings, as yaml")
-    parser.add_argument(
+    parser.add_argument(f"--{CONFIG_KEY}", dest="file", type=Path, metavar="FILE", help="settings, as yaml")
+    cpu = parser.add_argument_group("without a GPU")
+    cpu.add_argument(
         "--cpu.param_dtype",
         dest="param_dtype",
         choices=["bfloat16", "float32"],
         default="bfloat16",
-        help="without a GPU: of trainer and engine; bfloat16 unless said otherwise",
+        help="of trainer and engine; bfloat16 unless said otherwise",
     )
-    parser.add_argument(
+    cpu.add_argument(
         "--cpu.kv_cache_bytes",
         dest="kv_cache_bytes",
         type=_positive,
         metavar="BYTES",
         default=1 << 30,
-        help="without a GPU: of each engine; 1 GiB unless said otherwise",
+        help="of each engine; 1 GiB unless said otherwise",
     )
     return parser
 
@@ -88,12 +81,11 @@ def parse_options(argv: Sequence[str]) -> Options:
     """
     ours, theirs = _split(argv)
     dotted = [argument.removeprefix(_PREFIX) for argument in ours if argument.startswith(_PREFIX)]
-    malformed = [item for item in dotted if "=" not in item]
-    if malformed:
+    if malformed := [item for item in dotted if "=" not in item]:
         raise ConfigError(f"{_PREFIX}{malformed[0]} has no value: write {_PREFIX}{malformed[0]}=VALUE")
     parsed = _parser().parse_args([argument for argument in ours if not argument.startswith(_PREFIX)])
     try:
-        tree = OmegaConf.merge(_read(getattr(parsed, CONFIG_KEY)), OmegaConf.from_dotlist(dotted))
+        tree = OmegaConf.merge(_read(parsed.file), OmegaConf.from_dotlist(dotted))
         raw: Any = OmegaConf.to_container(tree, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the settings cannot be read: {_told(error)}") from error
@@ -102,14 +94,13 @@ def parse_options(argv: Sequence[str]) -> Options:
     return Options(settings, tuple(theirs), parsed.param_dtype, parsed.kv_cache_bytes, given)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    arguments = list(argv)
-    if "--" in arguments:
-        position = arguments.index("--")
-        return arguments[:position], arguments[position + 1 :]
-    if {"-h", "--help"} & set(arguments):
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    if "--" in argv:
+        position = argv.index("--")
+        return argv[:position], argv[position + 1 :]
+    if {"-h", "--help"} & set(argv):
         return ["--help"], []
-    raise ConfigError(f"OpenRLHF's arguments stand behind `--`: {PROGRAM} [settings] -- OPENRLHF_ARGUMENTS")
+    raise ConfigError(f"OpenRLHF's arguments stand behind `--`: {_USAGE}")
 
 
 def _read(path: Path | None) -> Any:

@@ -4,7 +4,7 @@ Not the prompt's text: a data set may hold a prompt twice, a run asks for one ag
 may ask what a step asks. And no count of an engine's: that begins again where a run resumes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -50,11 +50,9 @@ class _PlacedEngine:
     """Is an engine's handle whose requests for samples say where their prompt stands."""
 
     def __init__(self, handle: Any, places: PromptPlaces) -> None:
-        self._handle, self._places = handle, places
-        self.generate_responses = SimpleNamespace(remote=self._ask)
-
-    def _ask(self, **given: Any) -> Any:
-        return self._handle.generate_responses.remote(**given, place=self._places.next_place())
+        self._handle = handle
+        ask = handle.generate_responses.remote
+        self.generate_responses = SimpleNamespace(remote=lambda **given: ask(**given, place=places.next_place()))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handle, name)
@@ -63,21 +61,14 @@ class _PlacedEngine:
 def place_prompts(generator: Any, places: PromptPlaces) -> None:
     """Let OpenRLHF's `SamplesGenerator` tell its engines the place of each prompt."""
     generator.vllm_engines = [_PlacedEngine(engine, places) for engine in generator.vllm_engines]
-    stock: Callable[..., Any] = generator.generate_eval_samples
-
-    def generate_eval_samples(**given: Any) -> Any:
-        with places.evaluating():
-            return stock(**given)
-
-    generator.generate_eval_samples = generate_eval_samples
+    # A decorator of the method that stands there.
+    generator.generate_eval_samples = places.evaluating()(generator.generate_eval_samples)
 
 
 def in_order(samples: list[Any], *, num_samples: int) -> list[Any]:
-    """Return samples of a step in an order that does not tell which prompt was answered first.
+    """Return samples of a step, prompt after prompt, in an order that does not tell which prompt was answered first.
 
-    Args:
-        samples: Prompt after prompt, in any order of prompts.
-        num_samples: Of each prompt, which stay together and as they are.
+    The `num_samples` of each prompt stay together and as they are.
     """
 
     def what_it_says(group: list[Any]) -> Any:

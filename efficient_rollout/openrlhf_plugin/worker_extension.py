@@ -22,7 +22,16 @@ class EfficientWorkerWrap(WorkerWrap):
     _openrlhf_sync: WeightSync | None = None
     _checksums_sent: list[int] | None = None
 
-    def expect_checksums(self, checksums: list[int]) -> None:
+    def init_process_group(self, *args: Any, **kwargs: Any) -> None:
+        """Do as stock does; on a CPU, join the trainer's group through gloo."""
+        if self.device.type != "cpu":
+            super().init_process_group(*args, **kwargs)
+            return
+        host, port, rank_offset, world_size, *_ = args
+        self._model_update_with_ray = False
+        self._model_update_group: Any = GlooGroup(host, port, torch.distributed.get_rank() + rank_offset, world_size)
+
+    def expect_checksums(self, checksums: list[int] | None) -> None:
         """Hold the next weight sync to what its sender computed of each tensor, in the order of sending."""
         self._checksums_sent = checksums
 
@@ -42,22 +51,14 @@ class EfficientWorkerWrap(WorkerWrap):
 
             collective.broadcast(weight, 0, group_name=self._model_update_group)
         else:
-            self._model_update_group.broadcast(weight, src=0, stream=torch.cuda.current_stream())
+            stream = torch.cuda.current_stream() if weight.is_cuda else None
+            self._model_update_group.broadcast(weight, src=0, stream=stream)
 
     def update_weight_cuda_ipc(
-        self,
-        name: str,
-        dtype: torch.dtype,  # noqa: ARG002 - the handle's own tells
-        shape: Sequence[int],  # noqa: ARG002
-        ipc_handles: dict[str, Any] | None = None,
-        empty_cache: bool = False,
+        self, name: str, _dtype: Any, _shape: Any, ipc_handles: dict[str, Any], empty_cache: bool = False
     ) -> None:
-        """Load one parameter out of the memory of the trainer's process on the same GPU.
-
-        Raises:
-            WeightSyncError: See `update_weight`.
-        """
-        rebuild, arguments = (ipc_handles or {})[get_physical_gpu_id()]
+        """Load one parameter out of the memory of the trainer's process on the same GPU; raise as `update_weight`."""
+        rebuild, arguments = ipc_handles[get_physical_gpu_id()]
         # The device's number in this process; the trainer's may see other devices.
         arguments = [*arguments[:6], self.device.index, *arguments[7:]]
         self._take(name, rebuild(*arguments), is_last=empty_cache)
@@ -89,24 +90,3 @@ class EfficientWorkerWrap(WorkerWrap):
         self._openrlhf_sync.begin()
         self._names: set[str] = set()
         return self._openrlhf_sync
-
-
-class CpuWorkerWrap(EfficientWorkerWrap):
-    """Receives through gloo, without CUDA's streams."""
-
-    def init_process_group(
-        self,
-        master_address: str,
-        master_port: int,
-        rank_offset: int,
-        world_size: int,
-        group_name: str,  # noqa: ARG002
-        backend: str = "gloo",  # noqa: ARG002
-        use_ray: bool = False,  # noqa: ARG002
-    ) -> None:
-        """Join the trainer's group."""
-        rank = torch.distributed.get_rank() + rank_offset
-        self._model_update_group: Any = GlooGroup(master_address, master_port, rank, world_size)
-
-    def _receive(self, weight: torch.Tensor) -> None:
-        self._model_update_group.broadcast(weight, src=0)

@@ -11,13 +11,9 @@ YES = b"y"
 
 
 def run(address: str, command: Sequence[str]) -> None:
-    """Make a fork of the server run a script, with this process's variables, folder and standard streams.
+    """Make a fork of the server at a socket's address run a script, with this process's variables, folder and streams.
 
     Where the server is gone or says no, this process becomes a plain Python instead, and says so on stderr.
-
-    Args:
-        address: Of the server's socket.
-        command: The script and its arguments.
     """
     try:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -1,6 +1,5 @@
 """veRL's server adapter, with a weight-transfer socket that no other job on the host shares."""
 
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +11,6 @@ from verl.workers.rollout.vllm_rollout import ServerAdapter
 from efficient_rollout.drafter import columns
 from efficient_rollout.errors import UnsupportedVersionError
 
-_JOB_ID_VARIABLE = "VERL_RAY_JOB_ID"
-
 
 def unique_job_id() -> str:
     """Return Ray's job id, with the node's.
@@ -22,11 +19,6 @@ def unique_job_id() -> str:
     """
     context = ray.get_runtime_context()
     return f"{context.get_job_id()}-{context.get_node_id()[:12]}"
-
-
-def announce_job_id() -> None:
-    """Tell the engine workers that this process starts, through veRL's own variable."""
-    os.environ[_JOB_ID_VARIABLE] = unique_job_id()
 
 
 class EfficientServerAdapter(ServerAdapter):

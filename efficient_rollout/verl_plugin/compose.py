@@ -1,31 +1,45 @@
-"""One configuration for veRL: its own `ppo_trainer`, our groups on top, then the user's overrides."""
+"""One configuration for veRL: its own `ppo_trainer`, our groups on top, then the user's overrides.
 
+veRL is not imported for it, which takes ten seconds: a misspelt option is answered before that.
+"""
+
+import contextlib
+import difflib
+import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from efficient_rollout.errors import ConfigError
-from efficient_rollout.files import write_json
-from efficient_rollout.metrics.step_file import require_free
-from efficient_rollout.provenance import provenance
-from efficient_rollout.secrets import without_secrets
+from efficient_rollout.secrets import text_without_secrets
 from efficient_rollout.upstream import check_installed
-from efficient_rollout.verl_plugin.job_hydra import (
-    CONFIG_NAME,
-    MODEL_PATH,
-    OWN_SIZE,
-    JobConfigLoader,
-    told_plainly,
-)
 from efficient_rollout.verl_plugin.recipes import register_recipes, shipped
-from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
+from efficient_rollout.verl_plugin.settings import needs_stock_replay_buffer
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "efficient_rollout"
+# The size that embeds nothing.
+OWN_SIZE = "own"
+MODEL_PATH = "actor_rollout_ref.model.path"
+_VERL = "veRL"
+_SAMPLER = "trainer.v1.sampler.custom_sampler"
+_RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
+# Ray takes these for a cluster that it starts, and refuses them for one that runs.
+_OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
 
 
 def config_dir() -> Path:
@@ -34,114 +48,120 @@ def config_dir() -> Path:
 
 
 def job_hydra(extra: str | None = None) -> Hydra:
-    """Return hydra's own object, with every recipe and rule; it composes, and shows what it composed.
-
-    Args:
-        extra: A folder of the user's own, whose groups add to these.
+    """Return hydra's own object, with every recipe and rule, and the groups of a folder of the user's own.
 
     Raises:
         UnsupportedVersionError: There is no veRL, whose configuration is the ground, or another than is supported.
-        ConfigError: `extra` is no folder.
+        ConfigError: There is no such folder.
     """
     check_installed("verl")
     register_recipes(config_dir())
     version.setbase(None)
     search_path = create_config_search_path(str(config_dir()))
+    folders = [(_VERL, _verl_config_dir())]
     if extra is not None:
         if not Path(extra).is_dir():
             raise ConfigError(f"--config-dir: {extra} is not a directory")
-        where = f"file://{Path(extra).resolve()}"
-        search_path.prepend(provider="command-line", path=where, anchor=SearchPathQuery(provider="schema"))
-    return Hydra(task_name="train", config_loader=JobConfigLoader(config_search_path=search_path))
+        folders.insert(0, ("command-line", Path(extra).resolve()))
+    for provider, folder in folders:
+        search_path.prepend(provider=provider, path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    return Hydra(task_name="train", config_loader=ConfigLoaderImpl(config_search_path=search_path))
+
+
+def _verl_config_dir() -> Path:
+    package = find_spec("verl")
+    assert package is not None, "its version was asked for"
+    return Path(str(package.origin)).parent / "trainer" / "config"
+
+
+def groups(hydra: Hydra) -> dict[str, list[str]]:
+    """Return the options of every group of this package and of the user's folder, by the group's name.
+
+    hydra's own way to ask copies all sources for each group, which takes seconds.
+    """
+    options: defaultdict[str, set[str]] = defaultdict(set)
+    for source in hydra.config_loader.repository.get_sources():
+        if source.provider != _VERL:
+            for name in source.list("", ObjectType.GROUP):
+                options[name].update(source.list(name, ObjectType.CONFIG))
+    return {name: sorted(found) for name, found in sorted(options.items()) if found and name != "hydra"}
 
 
 def compose_config(overrides: Sequence[str], hydra: Hydra | None = None) -> DictConfig:
-    """Compose the job's configuration; imports neither veRL nor torch.
+    """Compose the job's configuration from the user's overrides, with what they bring along.
 
-    Args:
-        overrides: The user's.
-        hydra: From `job_hydra`; a new one by default.
+    A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
 
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.
     """
     hydra = hydra or job_hydra()
+    chosen = _chosen(overrides)
     with told_plainly(hydra):
-        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+        config = hydra.compose_config(CONFIG_NAME, with_size(overrides), RunMode.RUN)
         with open_dict(config):
             del config["hydra"]
+        if f"{_RAY_INIT}.address" not in chosen:
+            _join_running_cluster(config)
+        if f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
+            OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
         OmegaConf.to_container(config, resolve=True)
     return config
 
 
-def run_directory(config: DictConfig) -> Path:
-    """Return where the job's own files go."""
-    return Path(config.trainer.default_local_dir).expanduser().resolve()
+def with_size(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with the size that a model of the user's own has."""
+    chosen = _chosen(overrides)
+    return [f"size={OWN_SIZE}", *overrides] if MODEL_PATH in chosen and "size" not in chosen else list(overrides)
 
 
-def prepare(config: DictConfig) -> None:
-    """Fill in what depends on this machine: the embedded task's files and thread counts; write the run's own files.
+def _chosen(overrides: Sequence[str]) -> set[str]:
+    return {override.partition("=")[0].lstrip("+") for override in overrides}
+
+
+def _join_running_cluster(config: DictConfig) -> None:
+    """Join the cluster that Ray's own variable names, as in `ray job submit`, if there is one; start none."""
+    address = os.environ.get(_RAY_ADDRESS)
+    ray_init = config.ray_kwargs.ray_init
+    if address in (None, "", "local") or ray_init.get("address") != "local":
+        return
+    told = text_without_secrets(address)
+    logger.warning("joining the Ray cluster at %s (%s), whose own slots count", told, _RAY_ADDRESS)
+    with open_dict(ray_init):
+        for name in _OF_A_NEW_CLUSTER:
+            ray_init.pop(name, None)
+
+
+@contextlib.contextmanager
+def told_plainly(hydra: Hydra) -> Iterator[None]:
+    """Stand around hydra: its faults become one error, with the nearest of the names that there are.
 
     Raises:
-        ConfigError: Another job writes into the run's directory now, or half of what a task needs is set.
+        ConfigError: What hydra or OmegaConf raised.
     """
-    directory = run_directory(config)
-    require_free(directory)
-    config.trainer.default_local_dir = str(directory)
-    _use_embedded_task(config, directory / "data")
-    _use_absolute_profile(config)
-    if config.trainer.device == "cpu":
-        environment = config.ray_kwargs.ray_init.runtime_env
-        with open_dict(environment):
-            threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
-            environment.env_vars = {**threads, **environment.get("env_vars", {})}
-    directory.mkdir(parents=True, exist_ok=True)
-    written = without_secrets(OmegaConf.to_container(config, resolve=True))
-    OmegaConf.save(OmegaConf.create(written), directory / "config.yaml")
-    write_json(directory / "provenance.json", provenance())
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot compose the configuration: {_told(error, hydra)}") from error
 
 
-def _use_embedded_task(config: DictConfig, data_directory: Path) -> None:
-    from efficient_rollout.tasks import reward
-    from efficient_rollout.tasks.dataset import write_dataset
-    from efficient_rollout.tasks.policy import ensure_policy
-
-    task = config.embedded_task
-    if task.size == OWN_SIZE:
-        _require_own(config)
-    if config.actor_rollout_ref.model.path is None:
-        config.actor_rollout_ref.model.path = str(ensure_policy(task.size))
-    missing = [name for name in ("train_files", "val_files") if config.data[name] is None]
-    if len(missing) == 1:
-        raise ConfigError(f"data.{missing[0]} is not set: set both files, or neither for the embedded task")
-    if missing:
-        train_file, validation_file = write_dataset(
-            data_directory,
-            size=task.size,
-            num_train=task.num_train,
-            num_validation=task.num_validation,
-            seed=task.seed,
-            max_response_tokens=config.data.max_response_length,
-        )
-        config.data.train_files, config.data.val_files = str(train_file), str(validation_file)
-        if config.reward.custom_reward_function.path is None:
-            config.reward.custom_reward_function.path = reward.__file__
+def _told(error: Exception, hydra: Hydra) -> str:
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        near = _nearest(f"{group}=", name, error.options)
+        return f"there is no {group}={name}{near} {group}= takes {', '.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        parent, dot, key = cause.full_key.rpartition(".")
+        known = [str(name) for name in cause.parent_node or ()] + ([] if parent else list(groups(hydra)))
+        near = _nearest(parent + dot, key, known)
+        return f"there is no {cause.full_key}{near} A key that veRL does not list is added with a + in front"
+    # What follows names hydra's folders, or the types of its nodes.
+    text = str(error) or str(cause)
+    lines = [line.strip() for line in text.split("\nConfig search path")[0].splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
 
 
-def _require_own(config: DictConfig) -> None:
-    from efficient_rollout.tasks.training_plans import SIZES
-
-    needed = (MODEL_PATH, "data.train_files", "data.val_files")
-    missing = [name for name in needed if OmegaConf.select(config, name) is None]
-    if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} must be set where the policy is your own (size={OWN_SIZE}); the embedded task goes "
-            f"with the embedded policies, size={', '.join(SIZES)} or smollm2"
-        )
-
-
-def _use_absolute_profile(config: DictConfig) -> None:
-    """Make the profile's path absolute: Ray's processes have working directories of their own."""
-    profile = OmegaConf.select(config, f"{SETTINGS_PATH}.controller.profile")
-    if profile is not None:
-        OmegaConf.update(config, f"{SETTINGS_PATH}.controller.profile", str(Path(profile).expanduser().resolve()))
+def _nearest(prefix: str, name: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else "."

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -13,12 +13,9 @@ if TYPE_CHECKING:
 
 
 def train(argv: Sequence[str]) -> int:
-    """Run a job from hydra overrides, or several; or show what the flags ask for.
+    """Run a job from overrides on `configs/efficient_rollout.yaml`, or several; or show what the flags ask for.
 
     Everything that can be checked is checked before Ray starts; a fault there is one message on stderr.
-
-    Args:
-        argv: hydra's flags, and overrides on `configs/efficient_rollout.yaml`; every veRL option is one.
 
     Returns:
         0, or the process's exit code: 2 for bad input, 130 and 143 after SIGINT and SIGTERM, 1 for a failed run.
@@ -47,48 +44,48 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
-    from efficient_rollout.verl_plugin.compose import compose_config, prepare
+    from efficient_rollout.verl_plugin.compose import compose_config
     from efficient_rollout.verl_plugin.settings import job_settings
 
     # What the user wrote comes first: it is answered in a second, before anything large is imported.
     config = compose_config(overrides, hydra)
     settings = job_settings(config)
-    from efficient_rollout.verl_plugin.checks import check_environment, check_job, prepare_profile, validate
-    from efficient_rollout.verl_plugin.reproducible import name_agent_loops
+    from efficient_rollout.verl_plugin import checks
+    from efficient_rollout.verl_plugin.prepare import prepare
 
-    check_environment()
+    checks.check_environment()
     # Before `prepare`, which writes files.
-    name_agent_loops(config, settings)
+    checks.name_agent_loops(config, settings)
     prepare(config)
-    check_job(config)
-    validate(config)
-    prepare_profile(config)
+    checks.check_job(config)
+    checks.validate(config)
+    checks.prepare_profile(config)
     return config
 
 
 def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
-    import ray
-    from ray.exceptions import RayError
+    from verl.trainer.main_ppo import TaskRunnerV1 as task_runner
     from verl.trainer.main_ppo import run_ppo
 
-    from efficient_rollout.nodes import require_on_every_node
-    from efficient_rollout.verl_plugin.checks import explain
+    from efficient_rollout.training_job import around_ray
     from efficient_rollout.verl_plugin.preloading import preloaded
-    from efficient_rollout.verl_plugin.task_runner import AfterRayStarted, task_runner_class
 
-    def once_ray_runs() -> None:
-        # Ray's own SIGTERM handler aborts this process, and with it the clean-up.
-        take_signals()
-        require_on_every_node()
+    if not config.trainer.use_v1:
+        # It imports the legacy trainer, and vLLM with it.
+        from verl.trainer.main_ppo_v0 import TaskRunner as task_runner
+    with around_ray(take_signals), preloaded(config):
+        run_ppo(config, checked(task_runner))
 
-    try:
-        runner_class = task_runner_class(use_v1=config.trainer.use_v1)
-        with preloaded(config):
-            run_ppo(config, AfterRayStarted(runner_class, once_ray_runs))
-    except RayError as error:
-        explained = explain(error)
-        if explained is None:
-            raise
-        raise explained from error
-    finally:
-        ray.shutdown()
+
+def checked(task_runner: Any) -> Any:
+    """Return one of veRL's actor classes of a task runner, which refuses to train in a process without the plugin."""
+    import ray
+
+    class CheckedTaskRunner(task_runner.__ray_metadata__.modified_class):
+        def run(self, config: Any) -> None:
+            from efficient_rollout.verl_plugin.ledger import require_plugin
+
+            require_plugin()
+            super().run(config)
+
+    return ray.remote(CheckedTaskRunner)

@@ -1,8 +1,6 @@
 """Every step's engine statistics, into veRL's own loggers and into `metrics.jsonl` in the run directory."""
 
-import logging
 import re
-import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,12 @@ from typing import Any
 import ray
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
+from efficient_rollout.dashboards.wandb_panel import ReportingWandb
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
 from efficient_rollout.metrics.run_id import mark_checkpoint
 from efficient_rollout.metrics.step_file import StepFiles
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
-
-logger = logging.getLogger(__name__)
 
 _ENGINE_SERVER = re.compile(rf"{ROLLOUT_NAME}_server_(\d+)_0")
 _VALIDATION_KEY = re.compile(r"val(-\w+)?/")
@@ -38,32 +35,29 @@ def collect_segments() -> list[list[Segment]]:
 
 
 class StepLogger:
-    """Adds this package's metrics to the step's own. It is a backend of veRL's `Tracking`, and is placed first.
+    """Adds this package's metrics to the step's own: a backend of veRL's `Tracking`, before those that log them.
 
-    veRL's backends after it see the completed metrics. Both of veRL's trainers log once a step, and once before the
-    first where they validate then.
-
-    Args:
-        directory: The run's.
-        resumed_from: Folder of the checkpoint that training goes on from; None without one.
-
-    Attributes:
-        directory: As given.
-        run_id: Of the run, the same after a resume.
-
-    Raises:
-        ConfigError: Another job writes into the directory now.
+    Both of veRL's trainers log once a step, and once before the first where they validate then.
     """
 
     def __init__(self, directory: Path, resumed_from: Path | None = None) -> None:
         self.directory = directory
         self._files = StepFiles(directory, resumed_from)
         self.run_id = self._files.run_id
-        self._is_defined = False
+
+    def before(self, loggers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return veRL's loggers, this one first; wandb is told how to sum our metrics up, and gets the run's page."""
+        ours = {"efficient_rollout": self, **loggers}
+        if "wandb" in ours:
+            for metric in names.all_metrics():
+                pattern = f"{metric.name}*" if metric.name.endswith("/") else metric.name
+                best = {"up": ",max", "down": ",min", None: ""}[metric.good]
+                ours["wandb"].run.define_metric(pattern, summary=f"last,mean{best}")
+            ours["wandb"] = ReportingWandb(ours["wandb"], self.directory)
+        return ours
 
     def log(self, data: MutableMapping[str, Any], step: int) -> None:
         """Complete `data` in place and append it to the file."""
-        self._define_in_wandb()
         validated = any(_VALIDATION_KEY.match(key) for key in data)
         segments = collect_segments()
         data.update(step_metrics(segments, validated=validated))
@@ -73,23 +67,11 @@ class StepLogger:
         if _SAVED in data:
             mark_checkpoint(self.directory / f"global_step_{step}", self.run_id)
 
-    def _define_in_wandb(self) -> None:
-        """Tell a run of wandb's, where the job has one, how to sum our metrics up; once, before the first is logged."""
-        wandb = sys.modules.get("wandb")
-        if self._is_defined or wandb is None or wandb.run is None:
-            return
-        self._is_defined = True
-        for metric in names.all_metrics():
-            pattern = f"{metric.name}*" if metric.name.endswith("/") else metric.name
-            best = {"up": ",max", "down": ",min", None: ""}[metric.good]
-            wandb.run.define_metric(pattern, summary=f"last,mean{best}")
-
 
 def step_logger(config: Mapping[str, Any] | None) -> StepLogger | None:
     """Return the backend for a job with this configuration; None where the job does not use this package."""
-    if config is None or "actor_rollout_ref" not in config:
-        return None
-    if config["actor_rollout_ref"]["rollout"]["name"] != ROLLOUT_NAME:
+    rollout = (config or {}).get("actor_rollout_ref", {}).get("rollout", {})
+    if config is None or rollout.get("name") != ROLLOUT_NAME:
         return None
     trainer = config["trainer"]
     return StepLogger(Path(trainer["default_local_dir"]).expanduser().resolve(), resumed_checkpoint(trainer))

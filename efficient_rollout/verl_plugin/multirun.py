@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,9 +16,8 @@ from efficient_rollout.cleanup import nothing_left_behind
 from efficient_rollout.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError
 from efficient_rollout.secrets import arguments_without_secrets
 from efficient_rollout.tables import aligned
-from efficient_rollout.verl_plugin.compose import compose_config, run_directory
-from efficient_rollout.verl_plugin.job_hydra import told_plainly
-from efficient_rollout.verl_plugin.settings import job_settings
+from efficient_rollout.verl_plugin.compose import compose_config, told_plainly
+from efficient_rollout.verl_plugin.settings import job_settings, run_directory
 
 _DIRECTORY = "trainer.default_local_dir"
 _NOT_OURS = re.compile(r"[+~]*hydra[./](sweeper|sweep|launcher)\b")
@@ -27,13 +26,7 @@ _UNFIT_FOR_A_FILE = re.compile(r"[^\w.,=+@-]+")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Is one of the jobs.
-
-    Attributes:
-        overrides: All of its own.
-        swept: Those that tell it from the others, for people.
-        directory: Where its files go.
-    """
+    """Is one of the jobs: its overrides, those that tell it from the others, and where its files go."""
 
     overrides: tuple[str, ...]
     swept: str
@@ -62,27 +55,20 @@ def jobs_of(overrides: Sequence[str], hydra: Hydra) -> list[Job]:
         jobs.append(Job(tuple(combination), told, run_directory(config)))
     if max(Counter(job.directory for job in jobs).values()) == 1:
         return jobs
-    apart = [_in_a_folder_of_its_own(job) for job in jobs]
+    apart = []
+    for job in jobs:
+        directory = job.directory / (_UNFIT_FOR_A_FILE.sub("_", job.swept) or "job")
+        quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
+        apart.append(Job((*job.overrides, f"{_DIRECTORY}='{quoted}'"), job.swept, directory))
     if len({job.directory for job in apart}) < len(apart):
         raise ConfigError(f"several of the {len(apart)} jobs would have one directory: leave out values given twice")
     return apart
 
 
-def _in_a_folder_of_its_own(job: Job) -> Job:
-    directory = job.directory / (_UNFIT_FOR_A_FILE.sub("_", job.swept) or "job")
-    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
-    return replace(job, overrides=(*job.overrides, f"{_DIRECTORY}='{quoted}'"), directory=directory)
-
-
 def run_jobs(jobs: Sequence[Job], flags: Sequence[str] = ()) -> int:
-    """Run each in a process of its own; one that fails does not keep the next from running, an interrupted one does.
+    """Run each in a process of its own, all with the same flags, and return the first exit code that is not 0, or 0.
 
-    Args:
-        jobs: From `jobs_of`.
-        flags: Of `efficient-rollout train`, for every job.
-
-    Returns:
-        0, or the first exit code that is not.
+    One that fails does not keep the next from running, an interrupted one does.
     """
     ended: list[int] = []
     for number, job in enumerate(jobs, start=1):
@@ -93,11 +79,7 @@ def run_jobs(jobs: Sequence[Job], flags: Sequence[str] = ()) -> int:
         ended.append(code if code >= 0 else 128 - code)
         if ended[-1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             break
-    sys.stdout.write(_table(jobs, ended))
-    return next((code for code in ended if code), 0)
-
-
-def _table(jobs: Sequence[Job], ended: Sequence[int]) -> str:
     told = [*("done" if code == 0 else f"failed, exit code {code}" for code in ended), *["not run"] * len(jobs)]
     rows = [[job.swept, how, str(job.directory)] for job, how in zip(jobs, told, strict=False)]
-    return aligned([["job", "", "directory"], *rows], left=(0, 1, 2))
+    sys.stdout.write(aligned([["job", "", "directory"], *rows], left=(0, 1, 2)))
+    return next((code for code in ended if code), 0)

@@ -1,16 +1,15 @@
 """The CPU as a veRL platform."""
 
 import contextlib
+import functools
 import os
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 PLATFORM_NAME = "cpu"
-_OVERRIDE = "VERL_PLATFORM"  # veRL's own
 
 
 def is_cpu_build() -> bool:
@@ -26,47 +25,43 @@ def cpu_is_chosen() -> bool:
 
     veRL is not asked: its answer is final, and platforms of other plugins may not be registered yet.
     """
-    override = os.environ.get(_OVERRIDE, "").strip().lower()
+    override = os.environ.get("VERL_PLATFORM", "").strip().lower()  # veRL's own
     return override == PLATFORM_NAME if override else is_cpu_build()
 
 
-class _CpuDeviceModule(types.ModuleType):
-    """Answers for a CPU what veRL expects of `torch.<device>`; all else comes from `torch.cpu`."""
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Do nothing: there is one device, nothing runs asynchronously, and there is no cache and no profiler."""
 
-    def __init__(self) -> None:
-        super().__init__("efficient_rollout_torch_cpu")
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch.cpu, name)
+def _zero(*_args: Any, **_kwargs: Any) -> int:
+    """Return 0: a CPU has no device memory of its own to account for."""
+    return 0
 
-    def get_device_name(self, *_args: Any) -> str:
-        return PLATFORM_NAME
 
-    def mem_get_info(self, *_args: Any) -> tuple[int, int]:
-        """Return free and total bytes of main memory."""
-        import psutil
+def _main_memory(*_args: Any) -> tuple[int, int]:
+    """Return free and total bytes."""
+    import psutil
 
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
-    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
 
-    def get_rng_state(self, *_args: Any) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    def set_rng_state(self, state: torch.Tensor, *_args: Any) -> None:
-        torch.set_rng_state(state)
-
-    def _nothing(self, *_args: Any, **_kwargs: Any) -> None:
-        """Do nothing: a CPU has no cache of its own to empty."""
-
-    empty_cache = ipc_collect = reset_peak_memory_stats = _nothing
-
-    def _zero(self, *_args: Any, **_kwargs: Any) -> int:
-        """Return 0: a CPU has no device memory of its own to account for."""
-        return 0
-
-    memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = current_device = _zero
+def _device_module() -> types.ModuleType:
+    """Return what answers for a CPU what veRL expects of `torch.<device>`: `torch.cpu`, and more."""
+    module = types.ModuleType("efficient_rollout_torch_cpu")
+    vars(module).update(
+        __getattr__=functools.partial(getattr, torch.cpu),
+        get_device_name=lambda *_: PLATFORM_NAME,
+        mem_get_info=_main_memory,
+        manual_seed=torch.manual_seed,
+        manual_seed_all=torch.manual_seed,
+        get_rng_state=lambda *_: torch.get_rng_state(),
+        set_rng_state=lambda state, *_: torch.set_rng_state(state),
+        **dict.fromkeys(("empty_cache", "ipc_collect", "reset_peak_memory_stats"), _nothing),
+        **dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"), _zero),
+        current_device=_zero,
+    )
+    return module
 
 
 @PlatformRegistry.register(platform=PLATFORM_NAME)
@@ -74,7 +69,9 @@ class CpuPlatform(PlatformBase):
     """Is chosen where torch has no accelerator build at all; `VERL_PLATFORM=cpu` forces it."""
 
     device_name = vendor_name = PLATFORM_NAME
-    device_module = _CpuDeviceModule()
+    device_module = _device_module()
+    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
+    set_device = synchronize = set_allocator_settings = empty_cache = profiler_start = profiler_stop = cudart = _nothing
 
     def is_available(self) -> bool:
         return True
@@ -89,16 +86,6 @@ class CpuPlatform(PlatformBase):
     def device_count(self) -> int:
         return 1
 
-    def manual_seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    manual_seed_all = manual_seed
-
-    def _nothing(self, *_args: Any, **_kwargs: Any) -> None:
-        """Do nothing: there is one device, nothing runs asynchronously, and there is no cache and no profiler."""
-
-    set_device = synchronize = set_allocator_settings = empty_cache = profiler_start = profiler_stop = cudart = _nothing
-
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
 
@@ -108,9 +95,8 @@ class CpuPlatform(PlatformBase):
     def visible_devices_envvar(self) -> str:
         return "CUDA_VISIBLE_DEVICES"
 
-    @contextlib.contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
+    def nvtx_range(self, msg: str) -> Any:
+        return contextlib.nullcontext()
 
     def ray_resource_name(self) -> str:
         """Return Ray's "GPU", as a logical slot: `ray_kwargs.ray_init.num_gpus` says how many."""

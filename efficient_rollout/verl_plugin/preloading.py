@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, open_dict
 
-from efficient_rollout.preload.start import preloaded_python
+from efficient_rollout.preload.server import preloaded_python
 
 # Nearly all of what `import verl`, its trainers and its vLLM server import of others. Ray is not among them: importing
 # it reads variables that its processes are told apart by. Nor is anything that imports it.
@@ -31,9 +31,6 @@ def preloaded(config: DictConfig) -> Iterator[None]:
     Through Ray's own option for the Python of its processes; a runtime environment of the user's own is left as it is.
     Only for a job on CPUs that starts a cluster of its own: an accelerator's libraries must not be shared by forks, and
     another node has no such process.
-
-    Args:
-        config: The whole; the option is set in it.
     """
     ray_init = config.ray_kwargs.ray_init
     environment = ray_init.get("runtime_env") or {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import efficient_rollout
 from efficient_rollout.errors import ConfigError
@@ -11,19 +11,13 @@ from efficient_rollout.rule_table import RULES
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH
 
 _CONFIG_FILE = "recipe.yaml"
-_GROUP, _SMOKE_GROUP = "recipe", "smoke"
-_PACKAGE = "_global_"
 
 
 def shipped(folder: str, *, proof: str) -> Path:
     """Return a folder that is beside the package's modules in a wheel, and beside the package in a checkout.
 
-    Args:
-        folder: Its name.
-        proof: A file in it, relative to it.
-
     Raises:
-        ConfigError: It is in neither place.
+        ConfigError: It is in neither place, or without the file that proves it.
     """
     package = Path(efficient_rollout.__file__).parent
     for candidate in (package / folder, package.parent / folder):
@@ -42,26 +36,16 @@ def register_recipes(configs: Path) -> None:
     """Make the recipes, the small hardware and policy to try them on, and every rule known to hydra.
 
     A recipe's file stands beside its README and its code, which `${recipe.directory}` in it names, and not where hydra
-    looks for options of a group.
-
-    Args:
-        configs: This package's own groups.
+    looks for options of a group: in the folder `configs`.
     """
-    store = ConfigStore.instance()
+    store = ConfigStore.instance().store
     for name, directory in recipe_folders().items():
-        recipe = _load(directory / _CONFIG_FILE)
-        recipe[_GROUP] = {"name": name, "directory": str(directory)}
-        store.store(name=name, node=recipe, group=_GROUP, package=_PACKAGE)
+        own = {"recipe": {"name": name, "directory": str(directory)}}
+        recipe = OmegaConf.merge(OmegaConf.load(directory / _CONFIG_FILE), own)
+        store(name=name, node=recipe, group="recipe", package="_global_")
     for rule in RULES.keys() - {path.stem for path in (configs / "controller").glob("*.yaml")}:
-        store.store(name=rule, node={"rule": rule}, group="controller", package=f"{SETTINGS_PATH}.controller")
+        store(name=rule, node={"rule": rule}, group="controller", package=f"{SETTINGS_PATH}.controller")
     small = ("device/cpu.yaml", "size/nano.yaml", "smoke_nano.yaml")
     # An option of its own, since a recipe's values stand above those of the device and the size.
-    smoke = OmegaConf.merge(*[_load(configs / name) for name in small])
-    store.store(name="nano", node=smoke, group=_SMOKE_GROUP, package=_PACKAGE)
-
-
-def _load(path: Path) -> DictConfig:
-    config = OmegaConf.load(path)
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path} is not a mapping of options")
-    return config
+    smoke = OmegaConf.merge(*[OmegaConf.load(configs / name) for name in small])
+    store(name="nano", node=smoke, group="smoke", package="_global_")

@@ -1,12 +1,9 @@
 """Entry point `verl.plugins`: runs inside `import verl`, in every process of every job beside which this package is.
 
 All that any job gets is two entries in veRL's registries, a platform that nothing chooses on a machine with an
-accelerator, and a question behind veRL's own check of a configuration: whether the rollout is ours. What else a process
-needs comes when it shows that it belongs to a job of ours: the replica is loaded in the one that starts engines. On a
-CPU, where stock veRL does not run at all, what makes it run comes at once.
-
-veRL logs a plugin that fails to load at DEBUG and goes on. Nothing depends on it silently: without it the rollout name
-does not exist, and `replica.py` asks every process.
+accelerator, and a question behind veRL's own check of a configuration: whether the rollout is ours. The replica brings
+what else a job of ours needs, in the process that starts engines. On a CPU, where stock veRL does not run at all, what
+makes it run comes at once. veRL logs a plugin that fails to load at DEBUG and goes on: `replica.py` asks every process.
 """
 
 import os
@@ -24,12 +21,7 @@ _SERVER_ADAPTER = "efficient_rollout.verl_plugin.adapter.EfficientServerAdapter"
 
 
 def _load_replica() -> type:
-    """Load the replica's class, in the process that starts the engines, before veRL's trainer makes its loggers.
-
-    Raises:
-        UnsupportedVersionError: veRL is not one this package was tested with.
-        PatchDriftError: A patch does not know this version of veRL.
-    """
+    """Load the replica's class, in the process that starts the engines, before veRL's trainer makes its loggers."""
     from efficient_rollout.upstream import check_installed
 
     keep_own_warnings()
@@ -38,14 +30,6 @@ def _load_replica() -> type:
     from efficient_rollout.verl_plugin.replica import EfficientReplica
 
     return EfficientReplica
-
-
-def _prepare_cpu() -> None:
-    metadata_bridge.install()
-    # veRL's own override: its FSDP engines are registered for "cuda" and run on any device torch has.
-    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    # Whose job it is, nobody knows yet: what has drifted stays as it is, and stops a job of ours later.
-    apply_patches(CPU_PATCHES, leave_drifted=True)
 
 
 def vllm_plugins_allowed() -> list[str] | None:
@@ -58,4 +42,8 @@ _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _SERVER_ADAPTER
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 apply_patches(JOB_PATCHES, leave_drifted=True)
 if cpu_is_chosen():
-    _prepare_cpu()
+    metadata_bridge.install()
+    # veRL's own override: its FSDP engines are registered for "cuda" and run on any device torch has.
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+    # Whose job it is, nobody knows yet: what has drifted stays as it is, and stops a job of ours later.
+    apply_patches(CPU_PATCHES, leave_drifted=True)

@@ -6,14 +6,12 @@ from typing import Any, ClassVar
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-POLL_INTERVAL_SECONDS = 0.05
-
 
 class FastPollingReplayBuffer(ReplayBuffer):
     """Serves `trainer.v1.sampler.custom_sampler`, in the synchronous trainer without group filtering."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"poll_interval": POLL_INTERVAL_SECONDS, **kwargs})
+        super().__init__(*args, **{"poll_interval": 0.05, **kwargs})
 
 
 class OrderedReplayBuffer(FastPollingReplayBuffer):
@@ -24,13 +22,12 @@ class OrderedReplayBuffer(FastPollingReplayBuffer):
     """
 
     places: ClassVar[dict[str, int]] = {}
-    _next_place: ClassVar[Iterator[int]] = itertools.count()
+    _next_places: ClassVar[Iterator[int]] = itertools.count()
 
     @classmethod
     def asked_for(cls, uids: Sequence[str]) -> None:
         """Note the prompts that go out to be answered, in this order."""
-        for uid in uids:
-            cls.places[uid] = next(cls._next_place)
+        cls.places.update(zip(uids, cls._next_places, strict=False))
 
     def _materialize_batch(self, partition_id: str, selected_prompt_uids: list[str], snapshot: dict[str, Any]) -> Any:
         """Do as stock does, with an ordered snapshot of `{uid}_{session}_{index}` keys."""
@@ -40,6 +37,5 @@ class OrderedReplayBuffer(FastPollingReplayBuffer):
             uid, session, index = key.split("_")
             return places[uid], int(session), int(index)
 
-        selected = (key for key in snapshot if key.split("_")[0] in places)
-        ordered = {key: snapshot[key] for key in sorted(selected, key=place)}
-        return super()._materialize_batch(partition_id, selected_prompt_uids, ordered)
+        ordered = sorted((key for key in snapshot if key.split("_")[0] in places), key=place)
+        return super()._materialize_batch(partition_id, selected_prompt_uids, {key: snapshot[key] for key in ordered})

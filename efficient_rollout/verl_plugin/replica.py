@@ -1,6 +1,9 @@
 """veRL's vLLM replica, launching our server and refusing to train with a process that lacks the plugin."""
 
 import asyncio
+import importlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -8,10 +11,9 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
 from efficient_rollout.engine.checks import check_build
 from efficient_rollout.errors import PluginInactiveError
-from efficient_rollout.verl_plugin import ROLLOUT_NAME
-from efficient_rollout.verl_plugin.deferred import deferred
+from efficient_rollout.verl_plugin import HOW_TO_LOAD, ROLLOUT_NAME
+from efficient_rollout.verl_plugin.ledger import plugin_status
 from efficient_rollout.verl_plugin.server import EfficientServer
-from efficient_rollout.verl_plugin.status import plugin_status
 
 
 class EfficientReplica(vLLMReplica):
@@ -36,10 +38,11 @@ class EfficientReplica(vLLMReplica):
         asked = [worker.__ray_call__.remote(lambda _worker: plugin_status()) for worker in self.workers]
         trainers = await asyncio.gather(*asked)
         servers = await asyncio.gather(*[server.plugin_statuses.remote() for server in self.servers])
-        statuses = {f"trainer worker {rank}": status for rank, status in enumerate(trainers)}
+        replica = f"replica {self.replica_rank}"
+        statuses = {f"{replica}, trainer worker {rank}": status for rank, status in enumerate(trainers)}
         for node, reported in enumerate(servers):
-            statuses |= {f"{process} on node {node}": status for process, status in reported.items()}
-        require_active({f"replica {self.replica_rank}, {process}": status for process, status in statuses.items()})
+            statuses |= {f"{replica}, {process} on node {node}": status for process, status in reported.items()}
+        require_active(statuses)
 
 
 def require_active(statuses: dict[str, dict[str, Any]]) -> None:
@@ -52,9 +55,7 @@ def require_active(statuses: dict[str, dict[str, Any]]) -> None:
     if inactive:
         listed = "; ".join(f"{process}: {status}" for process, status in inactive.items())
         raise PluginInactiveError(
-            f"efficient_rollout is not active in {len(inactive)} of {len(statuses)} processes ({listed}). Install "
-            "the same version on every node, and leave VERL_USE_EXTERNAL_PLUGINS and VLLM_PLUGINS unset or let "
-            "them include 'efficient_rollout'."
+            f"efficient_rollout is not active in {len(inactive)} of {len(statuses)} processes ({listed}): {HOW_TO_LOAD}"
         )
     versions = {process: status["efficient_rollout"] for process, status in statuses.items()}
     if len(set(versions.values())) > 1:
@@ -63,3 +64,35 @@ def require_active(statuses: dict[str, dict[str, Any]]) -> None:
             f"processes of this job have different versions of efficient-rollout ({listed}): "
             "install the same one on every node"
         )
+
+
+def deferred(actual: type) -> type:
+    """Return a class with the public methods of another one, which it imports and makes when it is made itself.
+
+    Ray loads an actor's class wherever a handle of the actor arrives. veRL hands its servers' to the load balancer and
+    the agent loops, and each would import vLLM's server for the sake of the methods' names. This one is shipped whole,
+    since no module has it by name. Asynchronous generators are not among the methods.
+    """
+    module, qualname = actual.__module__, actual.__qualname__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.actual = getattr(importlib.import_module(module), qualname)(*args, **kwargs)
+
+    methods = {
+        name: _forwarded(name, is_async=inspect.iscoroutinefunction(function))
+        for name, function in inspect.getmembers(actual, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    return type(actual.__name__, (), {"__init__": __init__, "__module__": __name__, **methods})
+
+
+def _forwarded(name: str, *, is_async: bool) -> Callable[..., Any]:
+    async def call_and_wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await getattr(self.actual, name)(*args, **kwargs)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.actual, name)(*args, **kwargs)
+
+    method = call_and_wait if is_async else call
+    method.__name__ = name
+    return method

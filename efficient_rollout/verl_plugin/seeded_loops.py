@@ -1,9 +1,6 @@
-"""Agent loops that give every request a seed of its own, so that a run is the same run whatever its engines did.
+"""Agent loops that give every request a seed of its own, and a validation's requests their longest draft.
 
-And a validation's requests their longest draft. Each where the settings say so.
-
-In the place of veRL's through its own option, `rollout.agent.agent_loop_manager_class`. veRL's `full_determinism` gives
-all requests of an engine one seed, so that the responses of a group are equal.
+In the place of veRL's through its own option, `rollout.agent.agent_loop_manager_class`, where the settings say so.
 
 A request's seed is that of its place in the run: the step, the call for prompts in it, the row of the prompt there, and
 which of the prompt's samples it is. Not that of the prompt's text: a data set may hold a prompt twice, and a step may
@@ -12,7 +9,7 @@ ask for one again.
 
 import contextvars
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray
@@ -33,21 +30,6 @@ PLACE = "rollout_place"
 _TRAJECTORY: contextvars.ContextVar[TrajectorySeeds] = contextvars.ContextVar("trajectory")
 
 
-class Places:
-    """Counts a manager's calls: the same for every run of one job, however many workers share a call's rows."""
-
-    def __init__(self) -> None:
-        # The newest step of training and of validation, and the calls in it so far.
-        self._calls: dict[bool, tuple[int, int]] = {}
-
-    def of_call(self, step: int, num_rows: int, *, validate: bool) -> list[tuple[int, int]]:
-        """Return the place of each row of a call that is made now: which call of the step, and which row of it."""
-        newest, num_calls = self._calls.get(validate, (step, 0))
-        call = num_calls if newest == step else 0
-        self._calls[validate] = (step, call + 1)
-        return [(call, row) for row in range(num_rows)]
-
-
 class _Asking:
     """Stands before an agent loop worker among a class's bases, and adds to its requests what the settings say."""
 
@@ -56,24 +38,23 @@ class _Asking:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = job_settings(self.config)
-        self._rollout_seed = settings.rollout_seed
-        self._longest_validated = settings.controller.validation_max_draft_tokens
-        if self._rollout_seed is not None:
+        self._settings = job_settings(self.config)
+        if self._settings.rollout_seed is not None:
             self.llm_client.generate = _seeded(self.llm_client.generate)
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         """Do as stock does, with requests seeded by the trajectory's place in the run; veRL runs each in a task."""
-        if trajectory["validate"] and self._longest_validated is not None:
-            word = with_word(sampling_params.get("extra_args"), self._longest_validated)
+        seed, longest = self._settings.rollout_seed, self._settings.controller.validation_max_draft_tokens
+        if trajectory["validate"] and longest is not None:
+            word = with_word(sampling_params.get("extra_args"), longest)
             sampling_params = {**sampling_params, "extra_args": word}
-        if self._rollout_seed is None:
+        if seed is None:
             return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         step = int(kwargs.get("global_steps", trajectory["step"]))
         # The newer trainer makes a prompt's samples here, the older one has a row for each.
         sample = int(kwargs.get("session_id", 0))
         phase = "validation" if trajectory["validate"] else "training"
-        base = request_seed(self._rollout_seed, phase, step, *map(int, kwargs.pop(PLACE)), sample)
+        base = request_seed(seed, phase, step, *map(int, kwargs.pop(PLACE)), sample)
         _TRAJECTORY.set(TrajectorySeeds(base))
         return await super()._run_agent_loop({**sampling_params, "seed": base}, trajectory, **kwargs)
 
@@ -102,48 +83,53 @@ class SeededWorkerTQ(_Asking, AgentLoopWorkerTQ.__ray_metadata__.modified_class)
     """Is the worker of the current trainer."""
 
 
-def _are_seeded(config: DictConfig) -> bool:
-    return job_settings(config).rollout_seed is not None
+class _Placing:
+    """Stands before a manager among a class's bases: a run's calls are counted, however many workers share one."""
 
-
-class SeededManager(AgentLoopManager):
-    """Is the manager of the legacy trainer."""
+    config: DictConfig
+    worker_class: ClassVar[type]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.agent_loop_workers_class = ray.remote(SeededWorker)
         super().__init__(*args, **kwargs)
-        self._places = Places()
+        self.agent_loop_workers_class = ray.remote(self.worker_class)
+        self._is_seeded = job_settings(self.config).rollout_seed is not None
+        # The newest step of training and of validation, and the calls in it so far.
+        self._calls: dict[bool, tuple[int, int]] = {}
+
+    def _next_places(self, step: int, num_rows: int, *, validate: bool) -> list[tuple[int, int]]:
+        """Return the place of each row of a call that is made now: which call of the step, and which row of it."""
+        newest, num_calls = self._calls.get(validate, (step, 0))
+        call = num_calls if newest == step else 0
+        self._calls[validate] = (step, call + 1)
+        return [(call, row) for row in range(num_rows)]
+
+
+class SeededManager(_Placing, AgentLoopManager):
+    """Is the manager of the legacy trainer."""
+
+    worker_class = SeededWorker
 
     @auto_await
     async def generate_sequences(self, prompts: Any) -> Any:
         """Do as stock does, with rows that know their places."""
-        if _are_seeded(self.config):
-            places = self._places.of_call(
-                int(prompts.meta_info.get("global_steps", -1)),
-                len(prompts),
-                validate=bool(prompts.meta_info.get("validate", False)),
-            )
+        if self._is_seeded:
+            step, validate = int(prompts.meta_info.get("global_steps", -1)), prompts.meta_info.get("validate", False)
+            places = self._next_places(step, len(prompts), validate=bool(validate))
             prompts.non_tensor_batch[PLACE] = np.array(places, dtype=np.int64)
         return await super().generate_sequences(prompts)
 
 
-class SeededManagerTQ(AgentLoopManagerTQ):
+class SeededManagerTQ(_Placing, AgentLoopManagerTQ):
     """Is the manager of the current trainer."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(SeededWorkerTQ)
-        self._places = Places()
+    worker_class = SeededWorkerTQ
 
     def generate_sequences(self, prompts: Any) -> None:
-        """Do as stock does, with rows that know their places.
-
-        The replay buffer here is told the order of the prompts.
-        """
-        if _are_seeded(self.config):
+        """Do as stock does, with rows that know their places; the replay buffer here is told the prompts' order."""
+        if self._is_seeded:
             OrderedReplayBuffer.asked_for(list(prompts["uid"]))
             validate = bool(tensordict_utils.get(prompts, "validate", False))
             step = int(tensordict_utils.get(prompts, "global_steps"))
-            places = self._places.of_call(step, len(prompts), validate=validate)
+            places = self._next_places(step, len(prompts), validate=validate)
             tensordict_utils.assign_non_tensor_stack(prompts, PLACE, places)
         super().generate_sequences(prompts)

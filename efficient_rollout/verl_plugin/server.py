@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from typing import Any
 
 from verl.workers.rollout.replica import TokenOutput
@@ -15,11 +16,10 @@ from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.patching import unfit
 from efficient_rollout.sampling.noise import request_seed
 from efficient_rollout.sampling.request_seeds import tokens_digest
-from efficient_rollout.verl_plugin.adapter import announce_job_id
+from efficient_rollout.verl_plugin.adapter import unique_job_id
+from efficient_rollout.verl_plugin.ledger import plugin_status
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings
-from efficient_rollout.verl_plugin.status import plugin_status
 
-_WEIGHT_SYNC = "update_weights_from_ipc"
 _MERGED = "additional_config"
 
 
@@ -30,8 +30,9 @@ class EfficientServer(vLLMHttpServer):
         keep_own_warnings()
         self._record = SegmentRecorder()
         super().__init__(*args, **kwargs)
-        self._is_seeded = rollout_settings(self.config.custom).rollout_seed is not None
-        announce_job_id()
+        self._settings = rollout_settings(self.config.custom)
+        # veRL's own, for the engine workers that this process starts.
+        os.environ["VERL_RAY_JOB_ID"] = unique_job_id()
 
     def _get_worker_extension_cls(self) -> str:
         return "efficient_rollout.verl_plugin.worker_extension.EfficientWorkerExtension"
@@ -39,32 +40,26 @@ class EfficientServer(vLLMHttpServer):
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         """Add our engine arguments; what the user set by the same name is an error, not overwritten."""
         super()._preprocess_engine_kwargs(engine_kwargs)
-        model, settings = self.model_config.local_path, rollout_settings(self.config.custom)
-        # `efficient-rollout train` has measured a latency profile already; veRL's own entry point, or another node,
-        # has not: then it is measured here.
+        same_name = ("dtype", "enforce_eager", "data_parallel_size", "load_format")
         options = {
-            "dtype": self.config.dtype,
-            "enforce_eager": self.config.enforce_eager,
+            **{name: self.config[name] for name in same_name},
             "tensor_parallel_size": self.config.tensor_model_parallel_size,
-            "data_parallel_size": self.config.data_parallel_size,
-            "load_format": self.config.load_format,
             "trust_remote_code": self.model_config.trust_remote_code,
         }
-        ours = engine_args(model, settings, **options | engine_kwargs)
-        both = sorted((ours.keys() & engine_kwargs.keys()) - {_MERGED})
-        if both:
+        # `efficient-rollout train` has measured a latency profile already; veRL's own entry point, or another node,
+        # has not: then it is measured here.
+        ours = engine_args(self.model_config.local_path, self._settings, **options | engine_kwargs)
+        theirs = engine_kwargs.pop(_MERGED, None) or {}
+        if both := sorted(ours.keys() & engine_kwargs.keys()):
             raise ConfigError(
                 f"rollout.engine_kwargs.vllm sets {', '.join(both)}, which this package sets itself: remove them, "
                 f"or disable the package's drafting with {SETTINGS_PATH}.enabled=false and rollout.name=vllm."
             )
-        theirs = engine_kwargs.get(_MERGED) or {}
-        theirs = json.loads(theirs) if isinstance(theirs, str) else dict(theirs)
+        ours[_MERGED] = (json.loads(theirs) if isinstance(theirs, str) else dict(theirs)) | ours[_MERGED]
         if "distributed_executor_backend" in ours:
             # As veRL has it: every worker in a process of its own.
             ours["distributed_executor_backend"] = EXECUTOR
         engine_kwargs.update(ours)
-        if _MERGED in ours:
-            engine_kwargs[_MERGED] = theirs | ours[_MERGED]
 
     async def run_server(self, args: argparse.Namespace) -> None:
         """Do as stock does, with this package's counters on the server's `/metrics`."""
@@ -75,7 +70,7 @@ class EfficientServer(vLLMHttpServer):
         self, prompt_ids: list[int], sampling_params: dict[str, Any], *args: Any, **kwargs: Any
     ) -> TokenOutput:
         """Generate as stock does, inside the clock of the rollout."""
-        if self._is_seeded and "seed" in sampling_params:
+        if self._settings.rollout_seed is not None and "seed" in sampling_params:
             # What is left of a request that was stopped comes with its seed again, and must not have its noise again.
             seed = request_seed(sampling_params["seed"], tokens_digest(prompt_ids))
             sampling_params = {**sampling_params, "seed": seed}
@@ -86,7 +81,7 @@ class EfficientServer(vLLMHttpServer):
 
     async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> None:
         """Call every worker as stock does; a weight sync closes the running segment first."""
-        if method == _WEIGHT_SYNC:
+        if method == "update_weights_from_ipc":
             await self._record.close(self.engine)
         await super().collective_rpc(method, *args, **kwargs)
 

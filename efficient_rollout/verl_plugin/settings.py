@@ -1,6 +1,7 @@
-"""Where this package's settings stand in a veRL configuration, and what they find there."""
+"""Where this package's settings stand in a veRL configuration, and what else is read out of one."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,11 +12,7 @@ SETTINGS_PATH = f"actor_rollout_ref.rollout.custom.{CONFIG_KEY}"
 
 
 def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
-    """Parse the settings in `rollout.custom`; a job without any gets the defaults, those of training.
-
-    Raises:
-        ConfigError: See `Settings.parse`.
-    """
+    """Parse the settings in `rollout.custom`, as `Settings.parse` does; a job without any gets training's defaults."""
     raw = None if custom is None else custom.get(CONFIG_KEY)
     if OmegaConf.is_config(raw):
         raw = OmegaConf.to_container(raw, resolve=True)
@@ -23,12 +20,13 @@ def rollout_settings(custom: Mapping[str, Any] | None) -> Settings:
 
 
 def job_settings(config: DictConfig) -> Settings:
-    """Parse the settings of a whole job.
-
-    Raises:
-        ConfigError: See `Settings.parse`.
-    """
+    """Parse the settings of a whole job; see `rollout_settings`."""
     return rollout_settings(config.actor_rollout_ref.rollout.get("custom"))
+
+
+def run_directory(config: DictConfig) -> Path:
+    """Return where the job's own files go."""
+    return Path(config.trainer.default_local_dir).expanduser().resolve()
 
 
 def needs_stock_replay_buffer(config: DictConfig) -> bool:

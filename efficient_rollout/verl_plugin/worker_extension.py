@@ -22,7 +22,11 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
         sync = self.weight_sync(self)
         fault: EfficientRolloutError | None = None
         try:
-            _refuse_adapter(peft_config, base_sync_done)
+            if peft_config and base_sync_done:
+                raise UnsupportedModelError(
+                    "self-drafting rollouts do not support LoRA adapters in the engine: merge them "
+                    "(actor_rollout_ref.model.lora.merge=true) or use rollout.name=vllm"
+                )
             sync.begin()
         except EfficientRolloutError as error:
             fault = error
@@ -61,11 +65,3 @@ class EfficientWorkerExtension(vLLMColocateWorkerExtension):
             return super()._get_zmq_handle()
         finally:
             self.local_rank = local_rank
-
-
-def _refuse_adapter(peft_config: dict | None, base_sync_done: bool) -> None:
-    if peft_config and base_sync_done:
-        raise UnsupportedModelError(
-            "self-drafting rollouts do not support LoRA adapters in the engine: merge them "
-            "(actor_rollout_ref.model.lora.merge=true) or use rollout.name=vllm"
-        )

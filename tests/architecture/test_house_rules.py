@@ -21,14 +21,14 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/gpu_check/child.py": "shows a step one of the GPUs that CUDA's own variable names",
     "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",
     "efficient_rollout/verl_plugin/platform.py": "asks veRL's own switch which platform was chosen",
-    "efficient_rollout/openrlhf_plugin/cpu.py": "tells DeepSpeed its accelerator",
+    "efficient_rollout/openrlhf_plugin/stand_ins.py": "tells DeepSpeed its accelerator",
     "efficient_rollout/nodes.py": "Ray's own variable names the cluster that a job would join",
-    "efficient_rollout/verl_plugin/job_hydra.py": "Ray's own variable names the cluster that a job was submitted to",
+    "efficient_rollout/verl_plugin/compose.py": "Ray's own variable names the cluster that a job was submitted to",
     "efficient_rollout/preload/client.py": "a process that stands for another takes its variables along",
     "efficient_rollout/preload/server.py": "the same",
     "efficient_rollout/verl_plugin/preloading.py": "the imports find the variables that Ray's processes find",
     "efficient_rollout/metrics/run_id.py": "wandb's own variables are the one way to name a run that others start",
-    "efficient_rollout/verl_plugin/adapter.py": "hands veRL the name it looks a job's servers up by",
+    "efficient_rollout/verl_plugin/server.py": "hands veRL the name it looks a job's servers up by",
 }
 # Tests in `tests/unit` of what no module does alone, each with what that is. Every other one is named after its module.
 ACROSS_MODULES = {

@@ -14,6 +14,7 @@ TOOLS = {"rule_table", "errors", "files", "policy_config", "provenance", "secret
 PURE = TOOLS | {"upstream"} | {"config", "cost_model", "controller", "simulator", "metrics"}
 # What every room that runs engines builds on.
 ENGINES = PURE | {"drafter", "sampling", "engine.weights"}
+FRAMEWORKS = ENGINES | {"dashboards", "engine", "tasks", "patching", "cleanup", "nodes", "training_job"}
 ROOMS = {
     "__init__": set(),
     "errors": {"secrets"},
@@ -48,8 +49,9 @@ ROOMS = {
     "engine.cpu": ENGINES | {"engine"},
     "engine.gpu": ENGINES | {"engine", "certificate"},
     "measuring": ENGINES | {"engine", "engine.cpu", "engine.gpu"},
-    "verl_plugin": ENGINES | {"dashboards", "engine", "tasks", "patching", "cleanup", "nodes", "own_logs", "preload"},
-    "openrlhf_plugin": ENGINES | {"dashboards", "engine", "tasks", "patching", "cleanup", "nodes"},
+    "training_job": ENGINES | {"engine", "nodes"},
+    "verl_plugin": FRAMEWORKS | {"own_logs", "preload"},
+    "openrlhf_plugin": FRAMEWORKS,
     "bench": PURE,
     "gpu_check": ENGINES | {"engine", "engine.gpu", "measuring", "certificate", "cleanup", "bench", "tasks"},
     "doctor": PURE,
@@ -75,6 +77,7 @@ UPSTREAM = {
     "upstream": {"packaging"},
     "cleanup": {"psutil"},
     "nodes": {"ray"},
+    "training_job": {"ray", "omegaconf", "pyarrow"},
     "doctor": {"packaging"},
     "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock", "gguf"},
     "engine.weights": {"vllm", "torch"},
@@ -90,7 +93,6 @@ UPSTREAM = {
         "torch",
         "transformers",
         "numpy",
-        "pyarrow",
         "psutil",
     },
     "openrlhf_plugin": {"openrlhf", "ray", "torch", "omegaconf", "yaml", "deepspeed"},

@@ -6,7 +6,6 @@ OF_VERL = (
     "verl.plugin.platform:PlatformBase.is_ipc_supported",
     "verl.plugin.platform:PlatformBase.rollout_env_vars",
     "verl.plugin.platform:PlatformRegistry.register",
-    "verl.plugin.platform:get_platform",
     "verl.trainer.constants_ppo:get_ppo_ray_runtime_env",
     "verl.trainer.main_ppo:TaskRunnerV1",
     "verl.trainer.main_ppo:run_ppo",

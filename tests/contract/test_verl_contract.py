@@ -18,8 +18,9 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.patching import describe, state
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.checks import validate
-from efficient_rollout.verl_plugin.compose import compose_config, config_dir, prepare
+from efficient_rollout.verl_plugin.compose import compose_config, config_dir
 from efficient_rollout.verl_plugin.ledger import PATCHES
+from efficient_rollout.verl_plugin.prepare import prepare
 from efficient_rollout.verl_plugin.settings import job_settings
 
 GROUPS = {
@@ -47,7 +48,7 @@ def test_import_verl_alone_makes_a_process_ready_and_again_changes_nothing():
 import importlib, json, sys
 import verl
 register = sys.modules["efficient_rollout.verl_plugin.register"]
-from efficient_rollout.verl_plugin.status import plugin_status
+from efficient_rollout.verl_plugin.ledger import plugin_status
 first = plugin_status()
 finders = len(sys.meta_path)
 importlib.reload(register)

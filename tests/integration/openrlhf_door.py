@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.openrlhf_plugin.worker_extension import CpuWorkerWrap
+from efficient_rollout.openrlhf_plugin.worker_extension import EfficientWorkerWrap
 
 
-class FromDisk(CpuWorkerWrap):
+class FromDisk(EfficientWorkerWrap):
     """Receives what `send` holds instead of a broadcast."""
 
     def _receive(self, weight: Any) -> None:

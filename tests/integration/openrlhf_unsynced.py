@@ -5,10 +5,10 @@ from typing import Any
 
 from efficient_rollout.openrlhf_plugin import engine_actor
 from efficient_rollout.openrlhf_plugin.main import launch
-from efficient_rollout.openrlhf_plugin.worker_extension import CpuWorkerWrap
+from efficient_rollout.openrlhf_plugin.worker_extension import EfficientWorkerWrap
 
 
-class UnsyncedWorkerWrap(CpuWorkerWrap):
+class UnsyncedWorkerWrap(EfficientWorkerWrap):
     """Receives every parameter and drops it."""
 
     def _take(self, name: str, weight: Any, *, is_last: bool) -> None:

@@ -12,16 +12,17 @@ import pytest
 pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: bash scripts/install.sh --openrlhf")
 
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, PatchDriftError
-from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - first: what this machine lacks
+from efficient_rollout.openrlhf_plugin import stand_ins  # first: what this machine lacks
 
 # isort: split
 
-from efficient_rollout.openrlhf_plugin import cpu, seams
-from efficient_rollout.openrlhf_plugin.checks import check_environment, prepare_job
-from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT
+from efficient_rollout.openrlhf_plugin import seams
+from efficient_rollout.openrlhf_plugin.checks import prepare_job
+from efficient_rollout.openrlhf_plugin.main import ENTRY_POINT, start_ray_on_cpu
 from efficient_rollout.openrlhf_plugin.options import parse_options
 from efficient_rollout.tasks import reward_func
 from efficient_rollout.tasks.dataset import write_dataset
+from efficient_rollout.training_job import check_versions
 
 # OpenRLHF's train_prorlv2_math_hybrid_engine.sh in the options of 0.11, its paths and sizes left to the test.
 PRORL_V2 = """
@@ -196,7 +197,7 @@ def test_a_cluster_that_runs_is_joined_with_its_own_slots(prepare: Callable[...,
             raise ValueError("When connecting to an existing cluster, num_cpus and num_gpus must not be provided.")
         return "started"
 
-    assert cpu.start_ray(init, {"runtime_env": {"env_vars": {"A": "1"}}}, prepare()) == "started"
+    assert start_ray_on_cpu(init, {"runtime_env": {"env_vars": {"A": "1"}}}, prepare()) == "started"
     variables = calls[-1]["runtime_env"]["env_vars"]
     assert (variables["A"], variables["DS_ACCELERATOR"]) == ("1", "cpu")
     # An actor, a reference, an engine; the reward is a file, and there is no critic.
@@ -216,8 +217,8 @@ def test_code_that_has_drifted_is_named() -> None:
 
 def test_every_patch_is_documented(repository: Path) -> None:
     text = (repository / "docs" / "openrlhf.md").read_text(encoding="utf-8")
-    assert [patch.name for patch in cpu.PATCHES if f"| `{patch.name}` |" not in text] == []
-    assert text.count("| `openrlhf-") == len(cpu.PATCHES)
+    assert [patch.name for patch in stand_ins.PATCHES if f"| `{patch.name}` |" not in text] == []
+    assert text.count("| `openrlhf-") == len(stand_ins.PATCHES)
 
 
 @pytest.fixture
@@ -229,15 +230,15 @@ def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(platforms, "_current_platform", UnspecifiedPlatform())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.checks.with_profile", lambda *_, **__: pytest.fail("CUDA"))
+    monkeypatch.setattr("efficient_rollout.training_job.with_profile", lambda *_, **__: pytest.fail("CUDA"))
 
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
 def test_on_gpus_a_stock_script_is_taken_as_it_is(
     prepare: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.flash_attention.is_installed", lambda: True)
-    check_environment()
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.stand_ins.has_flash_attention", lambda: True)
+    check_versions("openrlhf")
     args = prepare("--vllm.tensor_parallel_size", "2", "--actor.num_gpus_per_node", "8", "--vllm.num_engines", "4")
     assert [record for record in caplog.records if "without a GPU" in record.getMessage()] == []
     kept = (args.ds.attn_implementation, args.vllm.sync_backend, args.vllm.tensor_parallel_size)
@@ -246,13 +247,12 @@ def test_on_gpus_a_stock_script_is_taken_as_it_is(
 
 
 WITHOUT_FLASH = """
-from efficient_rollout.openrlhf_plugin import flash_attention
+from efficient_rollout.openrlhf_plugin import stand_ins
 
-assert not flash_attention.is_installed()
-flash_attention.stand_in()
+assert not stand_ins.has_flash_attention()
 import flash_attn.bert_padding
 
-assert not flash_attention.is_installed()
+assert not stand_ins.has_flash_attention()
 """
 
 
@@ -275,7 +275,7 @@ def test_what_cannot_work_on_gpus_is_one_message(
     prepare: Callable[..., Any], theirs: str, ours: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_flash = "flash-attn" not in message
-    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.flash_attention.is_installed", lambda: has_flash)
+    monkeypatch.setattr("efficient_rollout.openrlhf_plugin.stand_ins.has_flash_attention", lambda: has_flash)
     with pytest.raises(EfficientRolloutError) as raised:
         prepare(*theirs.split(), ours=ours)
     assert message in str(raised.value)

@@ -14,13 +14,14 @@ from efficient_rollout.engine.checks import check_build, check_device
 from efficient_rollout.errors import (
     ConfigError,
     InputFileError,
-    PluginInactiveError,
     ProfileError,
     UnsupportedDeviceError,
     UnsupportedModelError,
+    ours_behind,
 )
-from efficient_rollout.verl_plugin.checks import check_job, explain, prepare_profile
-from efficient_rollout.verl_plugin.compose import compose_config, prepare
+from efficient_rollout.verl_plugin.checks import check_job, prepare_profile
+from efficient_rollout.verl_plugin.compose import compose_config
+from efficient_rollout.verl_plugin.prepare import prepare
 from efficient_rollout.verl_plugin.settings import job_settings
 
 SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
@@ -89,19 +90,8 @@ def test_an_error_of_ours_is_found_behind_what_ray_carried():
     ours = ConfigError("the fault")
     carried = RuntimeError("remote traceback")
     carried.cause = ours
-    assert explain(carried) is ours
-    assert explain(RuntimeError("something else")) is None
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "ValueError: Unknown rollout mode: efficient_vllm. Available: ['vllm']",
-        "AssertionError: Rollout efficient_vllm with mode async not found",
-    ],
-)
-def test_verl_without_the_plugin_is_called_what_it_is(words):
-    assert isinstance(explain(RuntimeError(words)), PluginInactiveError)
+    assert ours_behind(carried) is ours
+    assert ours_behind(RuntimeError("something else")) is None
 
 
 @pytest.fixture
@@ -126,7 +116,7 @@ def test_a_driver_without_a_gpu_checks_the_job_and_not_the_device(job: list[str]
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
 def test_a_driver_without_a_gpu_measures_no_profile(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efficient_rollout.verl_plugin.checks.with_profile", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("efficient_rollout.training_job.with_profile", lambda *_, **__: pytest.fail("measured"))
     prepare_profile(compose_config(job))
 
 

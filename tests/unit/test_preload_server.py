@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from efficient_rollout.preload import start
-from efficient_rollout.preload.start import preloaded_python
+from efficient_rollout.preload import server
+from efficient_rollout.preload.server import preloaded_python
 
 MODULES = ("numpy", "there.is.no.such.module", "wave")
 SCRIPT = """
@@ -69,7 +69,7 @@ def test_a_server_that_is_gone_is_done_without_and_said(script: Path, monkeypatc
     found, errors = run(command, script, "a")
     assert (found["imported"], found["arguments"]) == (False, ["a"])
     assert PLAIN in errors
-    monkeypatch.setattr(start, "_MODULE", "efficient_rollout.preload.none")
+    monkeypatch.setattr(server, "_MODULE", "efficient_rollout.preload.none")
     with preloaded_python(MODULES, os.environ) as command:
         found, errors = run(command, script)
     assert not found["imported"]
@@ -89,7 +89,7 @@ def test_modules_that_start_a_thread_are_not_forked(script: Path) -> None:
 
 def test_the_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
     code = (
-        "import os, psutil; from efficient_rollout.preload.start import preloaded_python\n"
+        "import os, psutil; from efficient_rollout.preload.server import preloaded_python\n"
         "with preloaded_python(['wave'], os.environ):\n"
         "    print(psutil.Process().children()[0].pid, flush=True)\n"
         "    os._exit(9)"
