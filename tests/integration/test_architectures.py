@@ -36,10 +36,8 @@ SETTINGS = {
 
 def generate(engine: Any, temperature: float) -> list[Any]:
     """Completions with the two best log-probabilities of every token."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=temperature, max_tokens=32, ignore_eos=True, detokenize=False, logprobs=2)
-    return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, params)]
+    given = {"temperature": temperature, "max_tokens": 32, "logprobs": 2}
+    return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, **given)]
 
 
 def packed_layers(worker: Any) -> dict[str, tuple[list[int], list[int] | None, int]]:
@@ -84,9 +82,8 @@ def stock_of(path_of):
 
     @functools.cache
     def run(name):
-        engine = engine_support.start(path_of(name), None, **{**LIMITS, **ENGINES.get(name, {})})
-        completions = generate(engine, 0.0)
-        engine_support.stop(engine)
+        with engine_support.running(path_of(name), None, **LIMITS, **ENGINES.get(name, {})) as engine:
+            completions = generate(engine, 0.0)
         assert len({tuple(completion.token_ids) for completion in completions}) > 3, "the policy must say something"
         return completions
 
@@ -100,20 +97,19 @@ def drafting_of(path_of):
     @functools.cache
     def run(arm):
         name, drafter, arguments = ARMS[arm]
-        engine = engine_support.start(path_of(name), {**SETTINGS, "drafter": drafter}, **{**LIMITS, **arguments})
         row: dict[str, Any] = {"greedy": [], "drafts": []}
-        take_rollout_stats(engine.collective_rpc)
-        # The last on a warm cache, in which windows have given blocks back.
-        for temperature in (0.0, 1.0, *([0.0] if name in WITH_WINDOWS else [])):
-            completions = generate(engine, temperature)
-            stats = take_rollout_stats(engine.collective_rpc)
-            assert stats.num_drafter_faults == 0
-            row["drafts"].append((stats.num_accepted_tokens, stats.num_draft_tokens))
-            if temperature == 0.0:
-                row["greedy"].append(completions)
-        row["packed"] = engine.collective_rpc(packed_layers)[0]
-        row["attention"] = engine.collective_rpc(attention_groups)[0]
-        engine_support.stop(engine)
+        with engine_support.running(path_of(name), {**SETTINGS, "drafter": drafter}, **LIMITS, **arguments) as engine:
+            take_rollout_stats(engine.collective_rpc)
+            # The last on a warm cache, in which windows have given blocks back.
+            for temperature in (0.0, 1.0, *([0.0] if name in WITH_WINDOWS else [])):
+                completions = generate(engine, temperature)
+                stats = take_rollout_stats(engine.collective_rpc)
+                assert stats.num_drafter_faults == 0
+                row["drafts"].append((stats.num_accepted_tokens, stats.num_draft_tokens))
+                if temperature == 0.0:
+                    row["greedy"].append(completions)
+            row["packed"] = engine.collective_rpc(packed_layers)[0]
+            row["attention"] = engine.collective_rpc(attention_groups)[0]
         return row
 
     return run
@@ -153,4 +149,4 @@ def test_windows_are_those_of_the_policy_in_every_group_of_the_cache(drafting_of
 def test_a_window_that_no_layer_would_have_is_refused(path_of):
     name, drafter, arguments = ARMS[REFUSED]
     with pytest.raises(EfficientRolloutError, match="attention_window_tokens"):
-        engine_support.start(path_of(name), {**SETTINGS, "drafter": drafter}, **{**LIMITS, **arguments})
+        engine_support.start(path_of(name), {**SETTINGS, "drafter": drafter}, **LIMITS, **arguments)

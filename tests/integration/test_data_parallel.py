@@ -67,11 +67,7 @@ def server(policy, loop):
 
 async def generate(server, rank, pattern, has_begun=None):
     """Tokens of one greedy response of the engine of this rank; an event to be set with the first."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, extra_args={PATTERN: pattern}
-    )
+    params = engine_support.sampling(max_tokens=NUM_TOKENS, extra_args={PATTERN: pattern})
     name = f"{rank}-{pattern}-{time.monotonic_ns()}"
     async for output in server.generate({"prompt_token_ids": PROMPT}, params, name, data_parallel_rank=rank):
         last = output
@@ -81,9 +77,7 @@ async def generate(server, rank, pattern, has_begun=None):
 
 
 def test_no_two_engines_answer_a_prompt_with_the_same_noise(server, loop):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=1.0, max_tokens=20, ignore_eos=True, detokenize=False)
+    params = engine_support.sampling(temperature=1.0, max_tokens=20)
 
     async def sample(rank, number):
         async for output in server.generate(

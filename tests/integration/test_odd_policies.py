@@ -40,10 +40,7 @@ def settings(drafter):
 
 
 def greedy(engine):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True, detokenize=False, logprobs=2)
-    return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, params)]
+    return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, max_tokens=48, logprobs=2)]
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +50,15 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stock_greedy(policy):
-    engine = engine_support.start(policy, None, dtype="float16")
-    completions = greedy(engine)
-    engine_support.stop(engine)
-    return completions
+    with engine_support.running(policy, None, dtype="float16") as engine:
+        return greedy(engine)
 
 
 @pytest.fixture(scope="module")
 def engine(policy, stock_greedy):
     worker = {"worker_cls": "scripted_engine.FaultyWorker"}
-    engine = engine_support.start(policy, settings(INT4), dtype="float16", **worker)
-    yield engine
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings(INT4), dtype="float16", **worker) as engine:
+        yield engine
 
 
 def test_every_layer_of_it_is_quantized(engine):
@@ -95,10 +89,9 @@ def test_greedy_tokens_equal_stock_and_drafts_are_of_the_scheme(engine, policy, 
 def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_rest(tmp_path, caplog):
     # Padding 24 inputs to 64 would more than double them.
     policy = engine_support.random_policy(tmp_path, **ODD | {"intermediate_size": 24})
-    engine = engine_support.start(policy, settings(INT4), dtype="float16")
-    stats = take_rollout_stats(engine.collective_rpc)
-    status = engine.collective_rpc("plugin_status")[0]
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings(INT4), dtype="float16") as engine:
+        stats = take_rollout_stats(engine.collective_rpc)
+        status = engine.collective_rpc("plugin_status")[0]
     taken = 168 * (2 * (7 * 32 + 160 + 2 * 24) + 192)
     share = taken / (taken + 2 * 168 * 24)
     assert stats.packed_weight_share == status["packed_weight_share"] == pytest.approx(share)

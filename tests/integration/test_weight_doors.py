@@ -85,15 +85,14 @@ def engine(policies, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # Part of the name of the socket that veRL's sender and receiver meet at.
         patch.setenv("VERL_RAY_JOB_ID", tmp_path_factory.getbasetemp().name)
-        engine = engine_support.start(
+        with engine_support.running(
             policies[0],
             SETTINGS,
             worker_cls="scripted_engine.FaultyWorker",
             worker_extension_cls=VERL_EXTENSION if HAS_VERL else "",
             weight_transfer_config={"backend": file_transfer.BACKEND},
-        )
-        yield engine
-        engine_support.stop(engine)
+        ) as engine:
+            yield engine
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +142,12 @@ def test_a_bad_sync_is_told_and_the_next_whole_one_mends_it(engine, policies, fr
 
 
 def test_from_half_new_weights_nothing_is_generated(engine, policies, fresh, checkpoint):
-    from vllm import SamplingParams
-
     def fail_to_sync():
         with pytest.raises(Exception, match="did not get all their values"):
             weight_support.through_buckets(engine, checkpoint(1, DAMAGES["a missing tensor"].change))
 
     core, finished = engine.llm_engine, {}
-    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokenize=False)
+    params = engine_support.sampling(max_tokens=60)
     for i, prompt in enumerate(weight_support.PROMPTS):
         core.add_request(str(i), {"prompt_token_ids": prompt}, params)
     for _ in range(4):
