@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wheel_support import write_package
 
 pytest.importorskip("verl")
 
@@ -87,11 +88,8 @@ def on_a_cpu(environment: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def cuda_build(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
-    (tmp_path / "another_device.py").write_text(CUDA_BUILD)
-    info = tmp_path / "another_device-1.dist-info"
-    info.mkdir()
-    (info / "entry_points.txt").write_text("[torch.backends]\nanother_device = another_device:activate\n")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another_device\nVersion: 1\n")
+    entry_points = "[torch.backends]\nanother_device = another_device:activate\n"
+    write_package(tmp_path, "another_device", CUDA_BUILD, entry_points)
     return environment
 
 

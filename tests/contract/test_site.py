@@ -2,10 +2,10 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -66,22 +66,16 @@ def test_links_lead_to_pages_of_the_site(site: Path) -> None:
     assert 'href="recipes/"' in (site / "index.html").read_text(encoding="utf-8")
 
 
-def reference(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", repository / "scripts" / "reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_references_are_what_the_code_says(repository: Path) -> None:
-    for path, text in reference(repository).pages().items():
+    for path, text in runpy.run_path(str(repository / "scripts" / "reference.py"))["pages"]().items():
         assert path.read_text(encoding="utf-8") == text, "run .venv/bin/python scripts/reference.py"
         assert text.count("\n| `") > 10
 
 
 def test_every_message_that_is_quoted_is_in_the_sources(repository: Path) -> None:
     page = (repository / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    folded = [re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) for path in _sources(repository)]
+    paths = (repository / "efficient_rollout").rglob("*.py")
+    folded = [re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) for path in paths]
     # Strings that go on in the next line are one.
     sources = "\n".join(re.sub(r'" f?"', "", text) for text in folded)
     messages = [quoted for quoted in QUOTED.findall(page) if " " in quoted]
@@ -99,7 +93,3 @@ def test_a_message_of_others_is_in_their_sources(message: str) -> None:
     if spec is None:
         pytest.skip(f"{package} is not installed")
     assert text in (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
-
-
-def _sources(repository: Path) -> list[Path]:
-    return list((repository / "efficient_rollout").rglob("*.py"))
