@@ -15,21 +15,21 @@ from wheel_support import build_wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+def wheel(repository, tmp_path_factory) -> Iterator[zipfile.ZipFile]:
     """The package, built from the checkout without isolation."""
     with zipfile.ZipFile(build_wheel(repository, tmp_path_factory.mktemp("wheel"))) as archive:
         yield archive
 
 
 @pytest.fixture(scope="module")
-def unpacked(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unpacked(wheel, tmp_path_factory) -> Path:
     """The wheel's files in a folder that can stand in front of the import path."""
     folder = tmp_path_factory.mktemp("unpacked")
     wheel.extractall(folder)
     return folder
 
 
-def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path) -> None:
+def test_every_config_and_module_ships(wheel, repository):
     expected = {
         f"efficient_rollout/{path.relative_to(repository)}"
         for folder in ("configs", "recipes")
@@ -43,7 +43,7 @@ def test_every_config_and_module_ships(wheel: zipfile.ZipFile, repository: Path)
     assert expected <= set(wheel.namelist())
 
 
-def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
+def test_nothing_else_ships(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"efficient_rollout", next(top for top in tops if top.endswith(".dist-info"))}
     ours = [Path(name) for name in wheel.namelist() if name.startswith("efficient_rollout/")]
@@ -62,7 +62,7 @@ def test_nothing_else_ships(wheel: zipfile.ZipFile) -> None:
     ]
 
 
-def test_licence_ships(wheel: zipfile.ZipFile) -> None:
+def test_licence_ships(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
     assert b"Apache License" in wheel.read(name)
 
@@ -75,7 +75,7 @@ def entry_points(wheel: zipfile.ZipFile) -> dict[str, dict[str, str]]:
     return {group: dict(parser[group]) for group in parser.sections()}
 
 
-def test_entry_points_are_these_and_resolve(wheel: zipfile.ZipFile) -> None:
+def test_entry_points_are_these_and_resolve(wheel):
     declared = entry_points(wheel)
     assert set(declared) == {"console_scripts", "vllm.general_plugins", "verl.plugins"}
     for group, points in declared.items():
@@ -84,7 +84,7 @@ def test_entry_points_are_these_and_resolve(wheel: zipfile.ZipFile) -> None:
             assert callable(loaded) or loaded is importlib.import_module(value)
 
 
-def test_installed_metadata_is_the_checkout_s(wheel: zipfile.ZipFile) -> None:
+def test_installed_metadata_is_the_checkout_s(wheel):
     # Version ranges and entry points are read from the installed metadata, which an editable install does not follow.
     installed = metadata.distribution("efficient-rollout")
     found: dict[str, dict[str, str]] = {}
@@ -98,7 +98,7 @@ def test_installed_metadata_is_the_checkout_s(wheel: zipfile.ZipFile) -> None:
     assert shipped == {line for line in text.splitlines() if line.startswith("Requires-")}, advice
 
 
-def test_configs_are_found_beside_the_unpacked_modules(unpacked: Path) -> None:
+def test_configs_are_found_beside_the_unpacked_modules(unpacked):
     script = (
         "import efficient_rollout, sys\n"
         "from efficient_rollout.verl_plugin.compose import compose_config, config_dir\n"

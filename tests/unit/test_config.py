@@ -32,12 +32,12 @@ def message_of(raw: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_nothing_given_is_every_default() -> None:
+def test_nothing_given_is_every_default():
     assert Settings.parse(None) == Settings.parse({}) == Settings()
     assert Settings().enabled
 
 
-def test_every_given_value_arrives() -> None:
+def test_every_given_value_arrives():
     settings = Settings.parse(CHANGED)
     assert not settings.enabled
     assert settings.drafter.model_dump() == CHANGED["drafter"]
@@ -46,12 +46,12 @@ def test_every_given_value_arrives() -> None:
 
 
 @pytest.mark.parametrize("raw", [None, CHANGED])
-def test_round_trip(raw: dict[str, Any] | None) -> None:
+def test_round_trip(raw):
     settings = Settings.parse(raw)
     assert Settings.parse(settings.to_dict()) == settings
 
 
-def test_tree_cannot_be_changed() -> None:
+def test_tree_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Settings().enabled = False  # type: ignore[misc]
 
@@ -64,7 +64,7 @@ def test_tree_cannot_be_changed() -> None:
         ({"controller": {"k": 4}}, "controller.k: unknown setting", set(ControllerSettings.model_fields)),
     ],
 )
-def test_unknown_key_is_refused_with_the_legal_ones(raw: dict[str, Any], fault: str, legal: set[str]) -> None:
+def test_unknown_key_is_refused_with_the_legal_ones(raw, fault, legal):
     message = message_of(raw)
     assert "some.place" in message
     line = next(line for line in message.splitlines() if fault in line)
@@ -92,17 +92,17 @@ def test_unknown_key_is_refused_with_the_legal_ones(raw: dict[str, Any], fault: 
         ),
     ],
 )
-def test_bad_value_is_refused_with_the_legal_ones(raw: dict[str, Any], named: list[str]) -> None:
+def test_bad_value_is_refused_with_the_legal_ones(raw, named):
     message = message_of(raw)
     assert [text for text in named if text not in message] == []
 
 
-def test_one_message_lists_every_fault() -> None:
+def test_one_message_lists_every_fault():
     message = message_of({"unknown": 1, "drafter": {"scheme": "fp4"}, "controller": {"max_draft_tokens": 99}})
     assert len(message.splitlines()) == 4
 
 
-def test_copies_are_looked_up_on_a_cpu_and_on_a_gpu_only_where_they_are_asked_for() -> None:
+def test_copies_are_looked_up_on_a_cpu_and_on_a_gpu_only_where_they_are_asked_for():
     drafters = {lookup: Settings.parse({"drafter": {"lookup": lookup}}).drafter for lookup in ("auto", "own", "off")}
     assert {name: drafter.lookup_on("cpu") for name, drafter in drafters.items()} == {
         "auto": "own",
