@@ -195,7 +195,7 @@ def _schemes() -> Iterator[Finding]:
     from efficient_rollout.drafter.cpu.native.library import has_avx512, native_missing
     from efficient_rollout.drafter.schemes import make_scheme
     from efficient_rollout.engine.checks import check_certificate, check_device, check_scheme
-    from efficient_rollout.engine.installed import device_type
+    from efficient_rollout.engine.environment import device_type
 
     try:
         check_device()

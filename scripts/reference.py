@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_rollout.config import Settings
-from efficient_rollout.metrics.exported import all_exported
-from efficient_rollout.metrics.names import PREFIX, all_metrics
+from efficient_rollout.metrics.names import PREFIX, all_exported, all_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = re.compile(r"(<!-- generated: scripts/reference.py -->\n).*?(<!-- end of generated -->)", re.DOTALL)

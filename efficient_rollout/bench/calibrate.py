@@ -101,7 +101,7 @@ def resolve_dtype(args: argparse.Namespace) -> None:
 
 def resolve_engine_arguments(args: argparse.Namespace) -> None:
     """Do as `resolve_dtype` does, and the same for the mode that engines have on this machine."""
-    from efficient_rollout.engine.installed import device_type
+    from efficient_rollout.engine.environment import device_type
 
     resolve_dtype(args)
     args.compile = args.compile or device_type() == "cuda"

@@ -4,8 +4,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 
-from efficient_rollout.controller.rule import Rule, RuleInputs
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Decision, DecodeState, Rule, RuleInputs
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError
 

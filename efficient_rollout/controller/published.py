@@ -7,9 +7,7 @@ rollout's acceptance was at least 0.94 twice in a row, down when it was at most 
 
 from dataclasses import dataclass, field
 
-from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.rule import Rule, RuleInputs, integers
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Decision, DecodeState, Rule, RuleInputs, TickObservation, integers
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError

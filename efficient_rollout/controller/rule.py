@@ -8,14 +8,117 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from efficient_rollout.controller.observation import SpeedupSums, TickObservation
-from efficient_rollout.controller.state import Decision, DecodeState
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES
 
 # How a benchmark calls a rule on its command line, and in its results.
 ALIASES = {"table": "batch_table"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeState:
+    """Describes one engine tick, as the scheduler sees it before it schedules.
+
+    Attributes:
+        num_running_requests: Requests that hold a slot in the running batch.
+        num_waiting_requests: Requests admitted to the engine but not yet running.
+        num_prefill_tokens: Prompt tokens of running requests that are not computed yet.
+        mean_context_tokens: Mean tokens (prompt and response) per running request; 0.0 when none run.
+        max_draft_tokens: Upper bound of the answer: of the settings, and of what any running request wants. 0 is no
+            question to a rule.
+    """
+
+    num_running_requests: int
+    num_waiting_requests: int
+    num_prefill_tokens: int
+    mean_context_tokens: float
+    max_draft_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Holds the draft tokens per request for one tick, and a short machine-readable reason.
+
+    Attributes:
+        num_draft_tokens: 0 is plain decoding.
+        reason: Ends up in the metrics, as `decision_share/<reason>`.
+    """
+
+    num_draft_tokens: int
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class DraftCounts:
+    """Counts what draft passes did.
+
+    Attributes:
+        num_passes: Passes of the drafter.
+        num_chains_fed: The same, summed over requests: each pass gives a request one draw, and the copies before it.
+        num_copies: Copied tokens that passes checked.
+        num_copies_kept: Those that were the drafter's own draws, and went into a chain.
+    """
+
+    num_passes: int = 0
+    num_chains_fed: int = 0
+    num_copies: int = 0
+    num_copies_kept: int = 0
+
+    def add(self, other: "DraftCounts") -> None:
+        """Add another's counts."""
+        self.num_passes += other.num_passes
+        self.num_chains_fed += other.num_chains_fed
+        self.num_copies += other.num_copies
+        self.num_copies_kept += other.num_copies_kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickObservation:
+    """Holds one finished tick.
+
+    Attributes:
+        num_draft_tokens: k the tick was scheduled with; 0 is plain decoding.
+        num_requests: Requests that decoded.
+        mean_context_tokens: Their mean context, in tokens, as it was decided on.
+        attempts_per_position: How often draft position i was reached, that is, all positions before it were accepted.
+        accepted_per_position: How often draft position i was the policy's own draw; same length as
+            `attempts_per_position`.
+        num_tokens: Tokens emitted by the tick, all requests together.
+        seconds: Time between this scheduler update and the previous one; None when it is not known.
+        had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.
+        drafting: What the drafter did in the tick, for the next one.
+    """
+
+    num_draft_tokens: int
+    num_requests: int
+    mean_context_tokens: float
+    attempts_per_position: tuple[int, ...] = ()
+    accepted_per_position: tuple[int, ...] = ()
+    num_tokens: int = 0
+    seconds: float | None = None
+    had_prefill: bool = False
+    drafting: DraftCounts | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class SpeedupSums:
+    """Holds predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
+
+    A speed-up is the time plain decoding would have taken for the same tokens over the time drafting took. Both use
+    the same estimate of a plain tick: the profile's, corrected by the ticks measured so far.
+
+    Attributes:
+        predicted_plain_seconds: Plain decoding, for the tokens that were expected.
+        predicted_tick_seconds: Drafting, as predicted just before each tick's own seconds were learned from.
+        measured_plain_seconds: Plain decoding, for the tokens that were emitted.
+        measured_tick_seconds: Drafting, by the clock.
+    """
+
+    predicted_plain_seconds: float = 0.0
+    predicted_tick_seconds: float = 0.0
+    measured_plain_seconds: float = 0.0
+    measured_tick_seconds: float = 0.0
 
 
 class Rule:

@@ -1,7 +1,6 @@
 """A rule that follows a script, for measuring and for checks: no product chooses it."""
 
-from efficient_rollout.controller.rule import Rule
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Decision, DecodeState, Rule
 
 # Key of a request's `extra_args`, whose value is a script: a list of draft lengths.
 PATTERN = "draft_tokens_per_tick"

@@ -1,20 +1,185 @@
-"""The bookkeeping of one engine's ticks: what was decided, what was verified, what is learned from it."""
+"""The bookkeeping of one engine's ticks: what was decided, what was verified, what is learned from it, what is counted.
 
+It also keeps whether the engine may draft at all: what its worker reports of the drafter, and what acceptance shows.
+"""
+
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from efficient_rollout.controller.drafter_health import DrafterHealth, DrafterReport
-from efficient_rollout.controller.observation import (
-    DraftCounts,
-    FinishedTick,
-    TickObservation,
-    TickSpan,
-    VerifiedDrafts,
-)
-from efficient_rollout.controller.rule import Rule
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Decision, DecodeState, DraftCounts, Rule, SpeedupSums, TickObservation
+
+logger = logging.getLogger(__name__)
+
+_WINDOW_DRAFTS = 256
+# A quantized copy of the policy has its first draft accepted in well over half of the cases, at any temperature.
+# Unrelated weights over a vocabulary of more than a few tokens stay far below.
+_SMALLEST_ACCEPTANCE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterReport:
+    """Says how a worker's weights and its drafter are.
+
+    Attributes:
+        weights_version: Weight syncs that were completed since the engine started.
+        weights_fault: Why the weights in the engine are no policy's; None while they are.
+        drafter_fault: Why the drafter is off; None while it works.
+    """
+
+    weights_version: int = 0
+    weights_fault: str | None = None
+    drafter_fault: str | None = None
+
+    @classmethod
+    def of_all(cls, reports: Sequence["DrafterReport"]) -> "DrafterReport":
+        """Return one report of an engine whose ranks hold a part of the policy each, in order of their ranks.
+
+        It has a fault that one of them has, and new weights once all of them have.
+        """
+        return cls(
+            min(report.weights_version for report in reports),
+            _of_first([report.weights_fault for report in reports]),
+            _of_first([report.drafter_fault for report in reports]),
+        )
+
+
+def _of_first(faults: Sequence[str | None]) -> str | None:
+    for rank, fault in enumerate(faults):
+        if fault is not None:
+            return f"on rank {rank}: {fault}" if rank else fault
+    return None
+
+
+class DrafterHealth:
+    """Keeps the last report, and the acceptance of first drafts since the weights it speaks of arrived.
+
+    Acceptance is looked at in consecutive windows. It trips once, and stays tripped until new weights arrive.
+
+    Attributes:
+        is_stale: Acceptance shows that the drafter does not follow the policy.
+    """
+
+    def __init__(self) -> None:
+        self._report = DrafterReport()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was accepted so far: it says nothing of what comes."""
+        self.is_stale = False
+        self._num_judged = self._num_accepted = 0
+
+    def why_not(self) -> str | None:
+        """Return the reason not to draft, as it stands in the metrics; None where drafting may go on."""
+        if self._report.drafter_fault is not None:
+            return "drafter_fault"
+        return "drafter_stale" if self.is_stale else None
+
+    def take_report(self, report: DrafterReport) -> bool:
+        """Believe the worker.
+
+        Returns:
+            Whether it has other weights than in the report before: what was known of the drafter is then forgotten.
+        """
+        has_new_weights = report.weights_version != self._report.weights_version
+        self._report = report
+        if has_new_weights:
+            self.forget()
+        return has_new_weights
+
+    def observe_first_drafts(self, num_judged: int, num_accepted: int) -> None:
+        """Count one tick's first drafts of requests whose sampling the drafter follows in every respect."""
+        self._num_judged += num_judged
+        self._num_accepted += num_accepted
+        if self._num_judged < _WINDOW_DRAFTS:
+            return
+        share, num_judged = self._num_accepted / self._num_judged, self._num_judged
+        self._num_judged = self._num_accepted = 0
+        if share < _SMALLEST_ACCEPTANCE and not self.is_stale:
+            self.is_stale = True
+            logger.error(
+                "the drafter does not follow the policy: %.0f%% of the last %d first drafts were accepted. Its weights "
+                "are stale or damaged; drafting is off in this engine until the next weight sync.",
+                100 * share,
+                num_judged,
+            )
+
+
+@dataclass(slots=True)
+class VerifiedDrafts:
+    """Holds what one tick verified, by draft position, first draft token first.
+
+    Attributes:
+        num_passes: Requests that had at least one draft token verified.
+        drafted: Draft tokens at each position.
+        judged: Those reached: all drafts before them were the policy's own draws.
+        stood: Those that were the policy's own draws, behind a response's end too: what a drafter is judged by.
+        accepted: Those that a request gained: it got so many tokens more than plain decoding gives in a tick.
+    """
+
+    num_passes: int = 0
+    drafted: list[int] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
+    stood: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def add(self, num_draft_tokens: int, *, num_sampled_tokens: int, num_emitted_tokens: int) -> None:
+        """Count one request's verify pass.
+
+        Args:
+            num_draft_tokens: Its drafts.
+            num_sampled_tokens: The drafts that stood, and the token behind them.
+            num_emitted_tokens: Those that the request got: fewer where its response ended among them.
+        """
+        self.num_passes += 1
+        missing = max(0, num_draft_tokens - len(self.drafted))
+        for counts in (self.drafted, self.judged, self.stood, self.accepted):
+            counts += [0] * missing
+        for position in range(num_draft_tokens):
+            self.drafted[position] += 1
+            self.judged[position] += position < num_sampled_tokens
+            self.stood[position] += position < num_sampled_tokens - 1
+            self.accepted[position] += position < num_emitted_tokens - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickSpan:
+    """Says when one tick ran, and with what.
+
+    Attributes:
+        end_s: Its end, by a clock that never runs backwards.
+        seconds: From the finish of the tick before it to its own.
+        num_requests: Requests that had tokens computed.
+        num_draft_tokens: k it was scheduled with; 0 is plain decoding.
+    """
+
+    end_s: float
+    seconds: float
+    num_requests: int
+    num_draft_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedTick:
+    """Says what a tick adds to the statistics.
+
+    Attributes:
+        reason: Of the decision that was made in it.
+        num_emitted_tokens: Tokens that requests got.
+        verified: The drafts that were verified.
+        speedup: What the rule predicted and measured since the last tick; None from one that predicts nothing.
+        is_drafter_stale: Acceptance shows that the drafter does not follow the policy.
+        span: When it ran; None for the first tick after an idle engine, whose beginning is not known.
+    """
+
+    reason: str
+    num_emitted_tokens: int
+    verified: VerifiedDrafts
+    speedup: SpeedupSums | None
+    is_drafter_stale: bool
+    span: TickSpan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from efficient_rollout.dashboards.packages import REPORT_PACKAGES, require
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError
 from efficient_rollout.files import written_whole
+from efficient_rollout.metrics.rollout_record import TIMELINE_FILE
 from efficient_rollout.metrics.step_file import FILE_NAME
-from efficient_rollout.metrics.timeline import TIMELINE_FILE
 
 REPORT_FILE = "report.html"
 # Between two looks at a run's files; and at least so many times as long as a page took, which is seconds for long runs.

@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from efficient_rollout.dashboards import figures
 from efficient_rollout.dashboards.section import Panel, missing
-from efficient_rollout.metrics.lanes import ACCEPTED, DRAFTED, END, NUM_TOKENS, PASSES, START, Lane, parts_of
-from efficient_rollout.metrics.timeline import StepTimelines
+from efficient_rollout.metrics.rollout_record import StepTimelines
+from efficient_rollout.metrics.timeline import ACCEPTED, DRAFTED, END, NUM_TOKENS, PASSES, START, Lane, parts_of
 
 # In pixels: of a row, of all rows, and of what is around them.
 _MOST_OF_A_ROW, _LEAST_OF_ROWS, _MOST_OF_ROWS, _AROUND = 12.0, 240, 720, 80

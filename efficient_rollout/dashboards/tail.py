@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 from efficient_rollout.dashboards import figures
 from efficient_rollout.dashboards.lanes import lanes_key, lanes_panel
 from efficient_rollout.dashboards.section import Panel, Section, missing
+from efficient_rollout.metrics.rollout_record import StepTimelines
 from efficient_rollout.metrics.timeline import (
     FIRST_LENGTH,
     START,
     TAIL_SHARE,
     Bin,
-    StepTimelines,
     busy_seconds,
     mean_requests,
     seconds_by_length,

@@ -1,8 +1,11 @@
 """Chains of draft tokens of one tick: what each draft pass feeds, and what of it stands.
 
-A pass may check tokens copied from a request's own text: what stood behind the place that reads most like its end.
+A pass may check tokens copied from a request's own text: what stood behind the place that reads most like its end; and
+from responses that have ended, of requests with the same prompt.
 """
 
+import hashlib
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.controller.rule import DraftCounts
 
 Tokens = NDArray[np.int32]
 
@@ -23,6 +26,10 @@ MOST_COPIES = 7
 # Up to so many chains a pass on a CPU takes its time for weights, not for rows. With eight, copies cost what they save
 # (docs/benchmarks.md).
 FEW_CHAINS = 3
+# 64 MiB of int32: a training epoch of many thousand responses, or of fewer long ones.
+_MOST_TOKENS = 16 << 20
+# Read at every lookup of a request.
+_MOST_TOKENS_OF_A_PROMPT = 32 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +188,51 @@ def find_copies(text: Tokens, most: int) -> tuple[Tokens, int]:
         places, length = longer, length + 1
     behind = text[places[-1] + 1 : places[-1] + 1 + most]
     return np.resize(behind, most), length
+
+
+class EndedResponses:
+    """Keeps responses by their prompt: of a group's requests that have ended, and of the epochs before.
+
+    Whose weights they were sampled with makes no difference: a copy that the drafter would not draw does not stand.
+
+    Args:
+        most_tokens: In all. Prompts that nothing was added to for longest are forgotten first.
+        most_tokens_of_a_prompt: Its oldest responses are forgotten first.
+    """
+
+    def __init__(
+        self, most_tokens: int = _MOST_TOKENS, most_tokens_of_a_prompt: int = _MOST_TOKENS_OF_A_PROMPT
+    ) -> None:
+        self._most_tokens, self._most_of_a_prompt = most_tokens, most_tokens_of_a_prompt
+        self._by_prompt: OrderedDict[bytes, deque[Tokens]] = OrderedDict()
+        self.num_tokens = 0
+
+    def add(self, prompt: Tokens, response: Tokens) -> None:
+        """Keep a response.
+
+        Args:
+            prompt: int32 [tokens].
+            response: int32 [tokens]; one that is longer than a prompt may have is left out, as is an empty one.
+        """
+        # With the prompt's end, so that a response's first tokens are found too.
+        text = np.concatenate([prompt[-MOST_MATCHING_TOKENS:], response])
+        if not len(response) or len(text) > min(self._most_of_a_prompt, self._most_tokens):
+            return
+        key = _key(prompt)
+        texts = self._by_prompt.setdefault(key, deque())
+        self._by_prompt.move_to_end(key)
+        texts.append(text)
+        self.num_tokens += len(text)
+        while sum(map(len, texts)) > self._most_of_a_prompt:
+            self.num_tokens -= len(texts.popleft())
+        while self.num_tokens > self._most_tokens:
+            _, forgotten = self._by_prompt.popitem(last=False)
+            self.num_tokens -= sum(map(len, forgotten))
+
+    def texts(self, prompt: Tokens) -> list[Tokens]:
+        """Return what is kept for a prompt, the oldest response first."""
+        return list(self._by_prompt.get(_key(prompt), ()))
+
+
+def _key(prompt: Tokens) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(prompt).tobytes(), digest_size=16).digest()

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from efficient_rollout.drafter import columns
-from efficient_rollout.drafter.packed_linear import PackedLinear
-from efficient_rollout.drafter.scheme import Scheme
+from efficient_rollout.drafter.scheme import PackedLinear, Scheme
 from efficient_rollout.drafter.stopwatch import Stopwatch
 
 

@@ -9,7 +9,7 @@ import torch
 from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.schemes import make_scheme
-from efficient_rollout.engine.installed import device_type, installed_vllm, this_machine, waits_for_gpu
+from efficient_rollout.engine.environment import device_type, installed_vllm, this_machine, waits_for_gpu
 from efficient_rollout.engine.policy import check_heads, check_hf_config, check_widths, read_hf_config
 from efficient_rollout.errors import (
     ConfigError,

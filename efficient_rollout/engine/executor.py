@@ -7,7 +7,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import DraftTokenIds
 
-from efficient_rollout.controller.drafter_health import DrafterReport
+from efficient_rollout.controller.tick import DrafterReport
 from efficient_rollout.engine.record import WorkerReport, record_of, report_on
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.metrics.rollout_stats import RolloutStats

@@ -9,7 +9,7 @@ import torch
 
 from efficient_rollout.config import Settings
 from efficient_rollout.drafter.schemes import require_taken
-from efficient_rollout.engine.installed import device_type
+from efficient_rollout.engine.environment import device_type
 from efficient_rollout.errors import InputFileError, UnsupportedModelError
 
 

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from efficient_rollout.config import CONFIG_KEY
 from efficient_rollout.engine.record import settings_of
 from efficient_rollout.engine.statistics import rollout_totals_by_engine
-from efficient_rollout.metrics.exported import all_exported
+from efficient_rollout.metrics.names import all_exported
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 logger = logging.getLogger(__name__)

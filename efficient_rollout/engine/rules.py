@@ -7,8 +7,7 @@ from efficient_rollout.controller.rule import Rule, RuleInputs, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
-from efficient_rollout.engine.environment import cores_of_first, cores_of_machine
-from efficient_rollout.engine.installed import installed_vllm
+from efficient_rollout.engine.environment import cores_of_first, cores_of_machine, installed_vllm
 from efficient_rollout.provenance import hardware
 
 

@@ -1,25 +1,28 @@
 """The adapter between vLLM's scheduler and the controller: decides, hands on, observes."""
 
+import copy
+import logging
 import uuid
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
-from efficient_rollout.controller.drafter_health import DrafterHealth
-from efficient_rollout.controller.observation import VerifiedDrafts
-from efficient_rollout.controller.state import DecodeState
-from efficient_rollout.controller.tick import TickBook, TickResult
+from efficient_rollout.controller.rule import DecodeState
+from efficient_rollout.controller.tick import DrafterHealth, TickBook, TickResult, VerifiedDrafts
 from efficient_rollout.engine.record import record_of, report_on
 from efficient_rollout.engine.request_word import longest_draft
-from efficient_rollout.engine.responses import end_all_requests, split_by_token
 from efficient_rollout.engine.rules import rule_from
-from efficient_rollout.metrics.lanes import LaneRecorder
+from efficient_rollout.metrics.timeline import LaneRecorder
+
+logger = logging.getLogger(__name__)
 
 # What changes logits between the policy and a draw, and that a captured draft step does not do.
 _UNFOLLOWED = (
@@ -235,3 +238,56 @@ def follows(parameters: SamplingParams) -> bool:
     """
     # A greedy request's truncation is nobody's; vLLM takes it away itself.
     return all((getattr(parameters, name) or 0) == (getattr(_PLAIN, name) or 0) for name in _UNFOLLOWED)
+
+
+def split_by_token(outputs: list[EngineCoreOutput], request_ids: Collection[str]) -> list[EngineCoreOutput]:
+    """Return outputs with those of some requests in pieces of one token each.
+
+    Args:
+        outputs: Of one tick.
+        request_ids: Requests that have stop strings and were given several tokens.
+    """
+    pieces: list[EngineCoreOutput] = []
+    for output in outputs:
+        pieces += _pieces(output) if output.request_id in request_ids else [output]
+    return pieces
+
+
+def _pieces(output: EngineCoreOutput) -> list[EngineCoreOutput]:
+    num_tokens = len(output.new_token_ids)
+    if num_tokens < 2:
+        return [output]
+    pieces = []
+    for i, token in enumerate(output.new_token_ids):
+        piece = copy.copy(output)
+        piece.new_token_ids = [token]
+        if output.new_logprobs is not None:
+            piece.new_logprobs = output.new_logprobs.slice_request(i, 1)
+        if i > 0:
+            # What a request tells once came with its first token.
+            piece.events = piece.prefill_stats = piece.new_prompt_logprobs_tensors = None
+        if i < num_tokens - 1:
+            piece.finish_reason = piece.stop_reason = piece.kv_transfer_params = None
+        pieces.append(piece)
+    return pieces
+
+
+def end_all_requests(scheduler: Scheduler, outputs: dict[int, EngineCoreOutputs], fault: str) -> None:
+    """End every request with vLLM's finish reason "error".
+
+    Args:
+        scheduler: The engine's.
+        outputs: Of the tick, by client; the requests' last outputs are added.
+        fault: Why the weights are no policy's.
+    """
+    ended = [request for request in scheduler.requests.values() if not request.is_finished()]
+    scheduler.finish_requests([request.request_id for request in ended], RequestStatus.FINISHED_ERROR)
+    logger.error("the engine refuses to generate, and ended %d requests with an error: %s", len(ended), fault)
+    for request in ended:
+        outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+            EngineCoreOutput(
+                request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
+            )
+        )
+    # Blocks are entered as soon as they are scheduled, and these were never computed.
+    scheduler.reset_prefix_cache()

@@ -23,10 +23,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
-from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, takes
-from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.cpu.layers import Float32NativeLinear, takes
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.drafter.scheme import FLOAT_DTYPES
+from efficient_rollout.drafter.scheme import FLOAT_DTYPES, PackedLinear
 
 # How the policy's own layers compute: stock; on this package's float32 kernel where that takes them; or with the weight
 # as it was loaded, which a weight sync then writes into.

@@ -9,17 +9,16 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from efficient_rollout import __version__
-from efficient_rollout.controller.drafter_health import DrafterReport, Health
-from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.controller.rule import DraftCounts
+from efficient_rollout.controller.tick import DrafterReport
 from efficient_rollout.engine import ledger
 from efficient_rollout.engine.drafter_model import require_quantized
-from efficient_rollout.engine.installed import installed_vllm
-from efficient_rollout.engine.record import WorkerReport, attach, settings_of
+from efficient_rollout.engine.environment import installed_vllm
+from efficient_rollout.engine.record import Health, WorkerReport, attach, settings_of
 from efficient_rollout.engine.register import is_registered
-from efficient_rollout.engine.responses import without_tokens
 from efficient_rollout.engine.weights.doors import WeightDoors
 from efficient_rollout.errors import PluginInactiveError, WeightSyncError
-from efficient_rollout.metrics.tally import Tally
+from efficient_rollout.metrics.rollout_stats import Tally
 
 
 class ReportingWorker(WeightDoors):
@@ -97,7 +96,7 @@ class ReportingWorker(WeightDoors):
             raise WeightSyncError(f"the engine refuses to generate: {fault}")
         # The runner hears later of requests that ended before this tick, which it does not see.
         self._unseen_finished_ids |= scheduler_output.finished_req_ids
-        self._refused_tick = without_tokens(scheduler_output)
+        self._refused_tick = _without_tokens(scheduler_output)
         self.report_on(self._refused_tick)
 
     def take_refused_tick(self) -> ModelRunnerOutput | None:
@@ -186,3 +185,16 @@ class ReportingWorker(WeightDoors):
             "weights_fault": self.health.weights_fault,
             "patches": {row["name"]: row["state"] for row in ledger.status()},
         }
+
+
+def _without_tokens(scheduled: SchedulerOutput) -> ModelRunnerOutput:
+    """Return the worker's answer to a tick that it does not compute: nothing was sampled."""
+    request_ids = list(scheduled.num_scheduled_tokens)
+    return ModelRunnerOutput(
+        req_ids=request_ids,
+        req_id_to_index={request_id: row for row, request_id in enumerate(request_ids)},
+        sampled_token_ids=[[] for _ in request_ids],
+        logprobs=None,
+        prompt_logprobs_dict={},
+        pooler_output=[],
+    )

@@ -21,7 +21,7 @@ def machine_to_check() -> Machine:
     """
     require_compiler()
     from efficient_rollout.engine.checks import check_vllm_version
-    from efficient_rollout.engine.installed import installed_vllm
+    from efficient_rollout.engine.environment import installed_vllm
 
     name, version = installed_vllm()
     if name != "vllm":
@@ -39,7 +39,7 @@ def machine_to_check() -> Machine:
             "vLLM finds no NVIDIA GPU here: run this where `nvidia-smi` lists one, outside containers without --gpus; "
             "with a GPU listed, the installed vLLM was built without CUDA: install another build"
         )
-    from efficient_rollout.engine.installed import this_machine
+    from efficient_rollout.engine.environment import this_machine
 
     return this_machine()
 

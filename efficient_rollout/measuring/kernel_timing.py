@@ -9,7 +9,7 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms import current_platform
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear
+from efficient_rollout.drafter.cpu.layers import Float32NativeLinear
 from efficient_rollout.drafter.cpu.native.library import native_missing
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.errors import SchemeUnavailableError

@@ -11,9 +11,8 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.drafter.cpu.native.library import has_avx512
 from efficient_rollout.engine.checks import check_device
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.environment import bind_workers, engines_in_this_process
+from efficient_rollout.engine.environment import bind_workers, device_type, engines_in_this_process
 from efficient_rollout.engine.executor import InProcessExecutor
-from efficient_rollout.engine.installed import device_type
 
 # Room beside a request's own tokens: its drafts' slots, and the unused end of its last block.
 _SPARE_TOKENS = 256

@@ -1,14 +1,22 @@
 """What one engine did between two weight syncs, and how that becomes a training step's metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
+from efficient_rollout.errors import InputFileError
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.timeline import StepTimelines
+from efficient_rollout.metrics.timeline import END, START, Bin, Lane, extent, is_lane, is_timeline, moved, selected
 
 VALIDATION_PREFIX = names.PREFIX + "validation/"
+TIMELINE_FILE = "timeline.jsonl"
+# Engines kept of a step: those that ran longest, which the others waited for.
+MAX_ENGINES = 4
+# Lanes kept of a step, of those engines together.
+MAX_STEP_LANES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,72 @@ class Segment:
         if self.first_request_time is None or self.last_response_time is None:
             return None
         return self.last_response_time - self.first_request_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimelines:
+    """Holds a training step's rollout, a line of `TIMELINE_FILE`.
+
+    Attributes:
+        step: Its number.
+        num_engines: Engines that have a timeline; those in `engines` are the `MAX_ENGINES` that ran longest.
+        engines: Their timelines, the longest first, each in seconds since its own first bin, or its first lane's start.
+        lanes: Their lanes, by the same clocks, some of each engine's: `MAX_STEP_LANES` of all at most.
+        num_responses: Responses that ended in the rollout, on any engine.
+    """
+
+    step: int
+    num_engines: int
+    engines: list[list[Bin]]
+    lanes: list[list[Lane]]
+    num_responses: int
+
+    @property
+    def end_s(self) -> float:
+        """Return when the last of its engines and responses ended."""
+        return max((one[END] for of_engine in (*self.engines, *self.lanes) for one in of_engine), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> "StepTimelines":
+        """Rebuild from `to_dict`.
+
+        Raises:
+            InputFileError: It is not what `to_dict` gives.
+        """
+        if not isinstance(raw, dict) or raw.keys() != {item.name for item in fields(cls)}:
+            raise InputFileError("not the timelines of a step")
+        engines, lanes = raw["engines"], raw["lanes"]
+        are_whole = all(type(raw[name]) is int for name in ("step", "num_engines", "num_responses"))
+        are_timelines = isinstance(engines, list) and all(is_timeline(engine) for engine in engines)
+        are_lanes = isinstance(lanes, list) and all(isinstance(one, list) and all(map(is_lane, one)) for one in lanes)
+        if not are_whole or not are_timelines or not are_lanes or len(lanes) != len(engines):
+            raise InputFileError("not the timelines of a step")
+        return cls(**raw)
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        by_engine: Mapping[str, Sequence[Bin]],
+        lanes_by_engine: Mapping[str, Sequence[Lane]] = MappingProxyType({}),
+        num_responses: int = 0,
+    ) -> "StepTimelines":
+        """Make those of a step, from what its engines recorded by clocks of their own."""
+        longest = sorted((name for name, bins in by_engine.items() if bins), key=lambda name: -extent(by_engine[name]))
+        engines: list[list[Bin]] = []
+        lanes: list[list[Lane]] = []
+        for name in longest[:MAX_ENGINES]:
+            bins, responses = by_engine[name], lanes_by_engine.get(name, ())
+            zero = min([bins[0][START], *(lane[START] for lane in responses)])
+            engines.append([[b[START] - zero, b[END] - zero, *b[2:]] for b in bins])
+            lanes.append([moved(lane, zero) for lane in responses])
+        kept = {id(lane) for lane in selected(chain.from_iterable(lanes), MAX_STEP_LANES)}
+        some = [[lane for lane in of_engine if id(lane) in kept] for of_engine in lanes]
+        return cls(step=step, num_engines=len(longest), engines=engines, lanes=some, num_responses=num_responses)
 
 
 def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> dict[str, float]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from operator import add
 from typing import Any, ClassVar
 
-from efficient_rollout.controller.observation import FinishedTick, SpeedupSums
+from efficient_rollout.controller.rule import SpeedupSums
+from efficient_rollout.controller.tick import FinishedTick
 from efficient_rollout.metrics import names, timeline
-from efficient_rollout.metrics.lanes import Lane, add_lane
-from efficient_rollout.metrics.lanes import joined as joined_lanes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +48,7 @@ class RolloutStats:
         measured_plain_seconds: Of the same ticks: plain decoding, for the tokens that were emitted.
         measured_tick_seconds: Of the same ticks: what they took.
         timelines: By engine, its running requests and draft lengths over time, bounded (`metrics/timeline.py`).
-        lanes: By engine, the responses that ended, bounded (`metrics/lanes.py`).
+        lanes: By engine, the responses that ended, bounded (`metrics/timeline.py`).
         num_responses: Those that ended, lanes or none.
     """
 
@@ -84,7 +83,7 @@ class RolloutStats:
     measured_plain_seconds: float = 0.0
     measured_tick_seconds: float = 0.0
     timelines: dict[str, list[timeline.Bin]] = field(default_factory=dict)
-    lanes: dict[str, list[Lane]] = field(default_factory=dict)
+    lanes: dict[str, list[timeline.Lane]] = field(default_factory=dict)
     num_responses: int = 0
 
     # Engines work side by side: these add up to nothing a clock would show, so the slowest engine counts.
@@ -103,7 +102,10 @@ class RolloutStats:
         *sorted(_SMALLEST),
         "weights_checksum",
     )
-    _JOINED: ClassVar[Mapping[str, Callable[..., list[Any]]]] = {"timelines": timeline.joined, "lanes": joined_lanes}
+    _JOINED: ClassVar[Mapping[str, Callable[..., list[Any]]]] = {
+        "timelines": timeline.joined,
+        "lanes": timeline.joined_lanes,
+    }
 
     def add_tick(self, tick: FinishedTick, *, engine: str = "") -> None:
         """Add one tick of this engine, whose name keeps its timeline apart from other engines'."""
@@ -125,10 +127,10 @@ class RolloutStats:
             behind_end = [stood - gained for stood, gained in zip(verified.stood, verified.accepted, strict=True)]
             self.behind_end_per_position = _combine(add, self.behind_end_per_position, behind_end)
 
-    def add_lane(self, lane: Lane, *, engine: str) -> None:
+    def add_lane(self, lane: timeline.Lane, *, engine: str) -> None:
         """Add a response that ended."""
         self.num_responses += 1
-        add_lane(self.lanes.setdefault(engine, []), lane)
+        timeline.add_lane(self.lanes.setdefault(engine, []), lane)
 
     def add_speedup(self, speedup: SpeedupSums | None) -> None:
         """Add what a rule predicted and measured; None from one that predicts nothing."""
@@ -252,3 +254,34 @@ def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
     if ours is None or theirs is None:
         return theirs if ours is None else ours
     return choose(ours, theirs)
+
+
+class Tally:
+    """Keeps statistics that are taken now and then, and all of them since the start.
+
+    Args:
+        num_engines: 0 for a part that is added to an engine's record.
+
+    Attributes:
+        recent: What was counted since `take` was called last.
+    """
+
+    def __init__(self, num_engines: int = 0) -> None:
+        self.recent = RolloutStats(num_engines=num_engines)
+        self._past = RolloutStats(num_engines=num_engines)
+
+    def take(self, **state: Any) -> RolloutStats:
+        """Return what was counted since the last call, with these values of its fields, and count anew."""
+        taken = replace(self.recent, **state)
+        self._past, self.recent = self._after(taken), RolloutStats(num_engines=self.recent.num_engines)
+        return taken
+
+    def total(self, **state: Any) -> RolloutStats:
+        """Return all that was counted, with these values of the recent fields, nothing over time; takes nothing."""
+        return self._after(replace(self.recent, **state))
+
+    def _after(self, later: RolloutStats) -> RolloutStats:
+        total = self._past.followed_by(later)
+        if not later.num_ticks:  # the drafter is as the last tick found it
+            total.num_stale_drafters = self._past.num_stale_drafters
+        return total

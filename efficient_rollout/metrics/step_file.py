@@ -17,8 +17,9 @@ from typing import Any
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import written_whole
+from efficient_rollout.metrics.rollout_record import TIMELINE_FILE, StepTimelines
 from efficient_rollout.metrics.run_id import new_run_id, run_id_of
-from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines, is_sampled
+from efficient_rollout.metrics.timeline import is_sampled
 
 logger = logging.getLogger(__name__)
 

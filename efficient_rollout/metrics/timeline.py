@@ -1,98 +1,39 @@
-"""Running requests and draft lengths of an engine over time, in few numbers however many ticks.
+"""Running requests and draft lengths of an engine over time, and what each of its responses did, in few numbers.
+
+There are few however many ticks and responses there are, and however long.
 
 A timeline is a list of bins in the order of time, and a bin is a list of floats, so that it travels as JSON:
 `[start_s, end_s, request_seconds, seconds at k = 0, seconds at k = 1, ...]`, by a clock of the engine's own.
+
+A lane is a response's: `[start_s, end_s, num_tokens]`, from the tick that its request was first scheduled in to the one
+that it ended in, by the same clock; and behind them, five for each part in which it drafted: `start_s, end_s,
+num_passes, num_drafted, num_accepted`. Between parts it was prefilled, or decoded plainly. Nothing in it names the
+request.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import chain
-from types import MappingProxyType
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from efficient_rollout.controller.observation import TickSpan
-from efficient_rollout.errors import InputFileError
-from efficient_rollout.metrics.lanes import Lane, is_lane, moved, selected
+from efficient_rollout.controller.tick import TickSpan
 
-TIMELINE_FILE = "timeline.jsonl"
 # Bins of one engine at most, and about half as many as are left when there are more: thinning is seldom then.
 MAX_BINS, _SHARES = 256, 64
-# Engines kept of a step: those that ran longest, which the others waited for.
-MAX_ENGINES = 4
-# Lanes kept of a step, of those engines together.
-MAX_STEP_LANES = 256
-START, END, REQUEST_SECONDS, FIRST_LENGTH = 0, 1, 2, 3
-
+# Parts of a lane at most. What fits into a share of the lane's time so far is one part, of whatever draft lengths.
+MAX_PARTS, _LANE_SHARES = 40, 12
+# Lanes of one engine between two reports: all of them up to twice as many.
+MAX_LANES = 512
 # The tail: no more than this share of the most requests that ran at once.
 TAIL_SHARE = 0.25
 
+START, END = 0, 1
+REQUEST_SECONDS, FIRST_LENGTH = 2, 3
+NUM_TOKENS, FIRST_PART = 2, 3
+PASSES, DRAFTED, ACCEPTED, PART = 2, 3, 4, 5
+
 Bin = list[float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTimelines:
-    """Holds a training step's rollout, a line of `TIMELINE_FILE`.
-
-    Attributes:
-        step: Its number.
-        num_engines: Engines that have a timeline; those in `engines` are the `MAX_ENGINES` that ran longest.
-        engines: Their timelines, the longest first, each in seconds since its own first bin, or its first lane's start.
-        lanes: Their lanes, by the same clocks, some of each engine's: `MAX_STEP_LANES` of all at most.
-        num_responses: Responses that ended in the rollout, on any engine.
-    """
-
-    step: int
-    num_engines: int
-    engines: list[list[Bin]]
-    lanes: list[list[Lane]]
-    num_responses: int
-
-    @property
-    def end_s(self) -> float:
-        """Return when the last of its engines and responses ended."""
-        return max((one[END] for of_engine in (*self.engines, *self.lanes) for one in of_engine), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON types only."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Any) -> "StepTimelines":
-        """Rebuild from `to_dict`.
-
-        Raises:
-            InputFileError: It is not what `to_dict` gives.
-        """
-        if not isinstance(raw, dict) or raw.keys() != {item.name for item in fields(cls)}:
-            raise InputFileError("not the timelines of a step")
-        engines, lanes = raw["engines"], raw["lanes"]
-        are_whole = all(type(raw[name]) is int for name in ("step", "num_engines", "num_responses"))
-        are_timelines = isinstance(engines, list) and all(_is_timeline(engine) for engine in engines)
-        are_lanes = isinstance(lanes, list) and all(isinstance(one, list) and all(map(is_lane, one)) for one in lanes)
-        if not are_whole or not are_timelines or not are_lanes or len(lanes) != len(engines):
-            raise InputFileError("not the timelines of a step")
-        return cls(**raw)
-
-    @classmethod
-    def of(
-        cls,
-        step: int,
-        by_engine: Mapping[str, Sequence[Bin]],
-        lanes_by_engine: Mapping[str, Sequence[Lane]] = MappingProxyType({}),
-        num_responses: int = 0,
-    ) -> "StepTimelines":
-        """Make those of a step, from what its engines recorded by clocks of their own."""
-        longest = sorted((name for name, bins in by_engine.items() if bins), key=lambda name: -_extent(by_engine[name]))
-        engines: list[list[Bin]] = []
-        lanes: list[list[Lane]] = []
-        for name in longest[:MAX_ENGINES]:
-            bins, responses = by_engine[name], lanes_by_engine.get(name, ())
-            zero = min([bins[0][START], *(lane[START] for lane in responses)])
-            engines.append([[b[START] - zero, b[END] - zero, *b[2:]] for b in bins])
-            lanes.append([moved(lane, zero) for lane in responses])
-        kept = {id(lane) for lane in selected(chain.from_iterable(lanes), MAX_STEP_LANES)}
-        some = [[lane for lane in of_engine if id(lane) in kept] for of_engine in lanes]
-        return cls(step=step, num_engines=len(longest), engines=engines, lanes=some, num_responses=num_responses)
+Lane = list[float]
 
 
 def add_tick(bins: list[Bin], span: TickSpan) -> None:
@@ -100,13 +41,13 @@ def add_tick(bins: list[Bin], span: TickSpan) -> None:
     at_lengths = [0.0] * span.num_draft_tokens + [span.seconds]
     bins.append([span.end_s - span.seconds, span.end_s, span.seconds * span.num_requests, *at_lengths])
     if len(bins) > MAX_BINS:
-        bins[:] = _thinned(bins)
+        bins[:] = _thinned(bins, extent(bins) / _SHARES)
 
 
 def joined(parts: Iterable[Sequence[Bin]]) -> list[Bin]:
     """Return one engine's timeline from parts of it, in whatever order; the parts stay as they are."""
     bins = sorted((list(one) for part in parts for one in part), key=lambda one: one[START])
-    return _thinned(bins) if len(bins) > MAX_BINS else bins
+    return _thinned(bins, extent(bins) / _SHARES) if len(bins) > MAX_BINS else bins
 
 
 def seconds_by_length(bins: Iterable[Bin]) -> list[float]:
@@ -122,18 +63,17 @@ def is_sampled(step: int) -> bool:
     return step > 0 and step & (step - 1) == 0
 
 
-def _thinned(bins: Sequence[Bin]) -> list[Bin]:
+def _thinned(parts: Sequence[list[float]], share: float) -> list[list[float]]:
     """Put neighbours together where both fit into a share of the whole time.
 
-    Any two neighbours that stay apart span more than a share, so no more than twice as many bins as shares stay, and
-    one. Seconds add up: nothing is lost but when exactly in its bin each was spent.
+    Any two neighbours that stay apart span more than a share, so no more than twice as many parts as shares stay, and
+    one. Numbers add up: nothing is lost but when exactly in its part each was spent.
     """
-    share = (bins[-1][END] - bins[0][START]) / _SHARES
-    kept: list[Bin] = [list(bins[0])]
-    for one in bins[1:]:
+    kept = [list(parts[0])]
+    for one in parts[1:]:
         last = kept[-1]
         if one[END] - last[START] <= share:
-            kept[-1] = [last[START], max(last[END], one[END]), *_added(last[REQUEST_SECONDS:], one[REQUEST_SECONDS:])]
+            kept[-1] = [last[START], max(last[END], one[END]), *_added(last[END + 1 :], one[END + 1 :])]
         else:
             kept.append(list(one))
     return kept
@@ -161,13 +101,122 @@ def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [value + (shorter[index] if index < len(shorter) else 0.0) for index, value in enumerate(longer)]
 
 
-def _extent(bins: Sequence[Bin]) -> float:
+def extent(bins: Sequence[Bin]) -> float:
+    """Return the seconds from the first bin's beginning to the last one's end."""
     return bins[-1][END] - bins[0][START]
 
 
-def _is_timeline(bins: Any) -> bool:
+def is_timeline(bins: Any) -> bool:
+    """Tell whether a value from a file is a timeline."""
+
     def is_bin(one: Any) -> bool:
         is_list = isinstance(one, list) and len(one) > FIRST_LENGTH
         return is_list and all(type(value) in (int, float) and 0.0 <= value < 1e9 for value in one)
 
     return isinstance(bins, list) and len(bins) > 0 and all(is_bin(one) for one in bins)
+
+
+@dataclass(slots=True)
+class _Open:
+    start_s: float
+    parts: list[list[float]] = field(default_factory=list)
+
+
+class LaneRecorder:
+    """Records the lanes of one engine. A tick in which nothing is drafted costs nothing for its requests.
+
+    Args:
+        clock: Seconds that never run backwards, as the timeline's.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._open: dict[str, _Open] = {}
+        self._before = self._now = clock()
+
+    def begin(self, request_ids: Iterable[str]) -> None:
+        """Begin the lanes of requests that are scheduled now; one that was preempted goes on with its own."""
+        now = self._clock()
+        for request_id in request_ids:
+            self._open.setdefault(request_id, _Open(now))
+
+    def end_tick(self) -> None:
+        """End a tick; what is told from here on happened in it."""
+        self._before, self._now = self._now, self._clock()
+
+    def add_pass(self, request_id: str, num_drafted: int, num_accepted: int) -> None:
+        """Add a request's verify pass, of at least one draft token; those that it gained are accepted."""
+        lane = self._open.get(request_id)
+        if lane is None:
+            return
+        parts, now = lane.parts, self._now
+        if parts:
+            last = parts[-1]
+            is_same = last[END] == self._before and last[DRAFTED] == num_drafted * last[PASSES]
+            if is_same or (now - last[START]) * _LANE_SHARES <= now - lane.start_s:
+                last[END] = now
+                last[PASSES] += 1
+                last[DRAFTED] += num_drafted
+                last[ACCEPTED] += num_accepted
+                return
+        parts.append([max(self._before, lane.start_s), now, 1, num_drafted, num_accepted])
+        if len(parts) > MAX_PARTS:
+            lane.parts = _thinned(parts, (now - lane.start_s) / _LANE_SHARES)
+
+    def end(self, request_id: str, num_tokens: int) -> Lane | None:
+        """End a request's lane with the newest tick, and return it; None where it was never scheduled."""
+        lane = self._open.pop(request_id, None)
+        if lane is None:
+            return None
+        # A request that was scheduled and aborted before its tick ended has a lane without length.
+        end_s = max(self._now, lane.start_s)
+        return [lane.start_s, end_s, num_tokens, *(value for part in lane.parts for value in part)]
+
+
+def parts_of(lane: Lane) -> Iterator[list[float]]:
+    """Yield the parts in which a response drafted, `PART` numbers each."""
+    for start in range(FIRST_PART, len(lane), PART):
+        yield lane[start : start + PART]
+
+
+def add_lane(lanes: list[Lane], lane: Lane) -> None:
+    """Append one, in place."""
+    lanes.append(lane)
+    if len(lanes) > 2 * MAX_LANES:
+        lanes[:] = selected(lanes, MAX_LANES)
+
+
+def joined_lanes(parts: Iterable[Sequence[Lane]]) -> list[Lane]:
+    """Return one engine's lanes from parts of them; the parts stay as they are."""
+    lanes = [lane for part in parts for lane in part]
+    return selected(lanes, MAX_LANES) if len(lanes) > 2 * MAX_LANES else lanes
+
+
+def selected(lanes: Iterable[Lane], limit: int) -> list[Lane]:
+    """Return as many lanes as `limit` at most, those that ended last first.
+
+    Half of them are the last to end, which the others waited for; the rest stand evenly for all others.
+    """
+    ordered = sorted(lanes, key=lambda lane: -lane[END])
+    if len(ordered) <= limit:
+        return ordered
+    most = limit // 2
+    return ordered[:most] + ordered[most :: -(-(len(ordered) - most) // (limit - most))]
+
+
+def moved(lane: Lane, zero_s: float) -> Lane:
+    """Return a lane in seconds since another zero, to a tenth of a millisecond: a page shows no more."""
+    found = [_rounded(lane[START] - zero_s), _rounded(lane[END] - zero_s), lane[NUM_TOKENS]]
+    for start_s, end_s, *counts in parts_of(lane):
+        found += [_rounded(start_s - zero_s), _rounded(end_s - zero_s), *counts]
+    return found
+
+
+def is_lane(one: Any) -> bool:
+    """Tell whether a value from a file is a lane."""
+    is_long = isinstance(one, list) and len(one) >= FIRST_PART and (len(one) - FIRST_PART) % PART == 0
+    return is_long and all(type(value) in (int, float) and 0.0 <= value < 1e9 for value in one)
+
+
+def _rounded(seconds: float) -> float:
+    return round(max(0.0, seconds), 4)

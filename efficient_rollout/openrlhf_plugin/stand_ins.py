@@ -3,7 +3,7 @@
 Some of it imports GPU packages, and takes functions out of modules.
 """
 
-from efficient_rollout.engine.installed import device_type
+from efficient_rollout.engine.environment import device_type
 from efficient_rollout.openrlhf_plugin import flash_attention
 
 flash_attention.stand_in()

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.rule import Rule
-from efficient_rollout.controller.state import DecodeState
+from efficient_rollout.controller.rule import DecodeState, Rule, TickObservation
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
 from efficient_rollout.cost_model.table import PLAIN

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import read_json, read_text
 from efficient_rollout.metrics import names
+from efficient_rollout.metrics.rollout_record import TIMELINE_FILE, StepTimelines
 from efficient_rollout.metrics.step_file import FILE_NAME, IS_VALIDATION, RUN_PART
-from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
 from efficient_rollout.training_runs.steps import read_rows, validations
 
 CONFIG_FILE, PROVENANCE_FILE = "config.yaml", "provenance.json"

@@ -18,8 +18,7 @@ from efficient_rollout.engine.checks import (
     check_scheme,
     check_vllm_version,
 )
-from efficient_rollout.engine.environment import bind_workers
-from efficient_rollout.engine.installed import waits_for_gpu
+from efficient_rollout.engine.environment import bind_workers, waits_for_gpu
 from efficient_rollout.engine.profile_cache import with_profile
 from efficient_rollout.engine.rules import check_profile
 from efficient_rollout.errors import (

@@ -153,7 +153,7 @@ def test_module_imports_only_what_its_room_may(source: Source) -> None:
     ("path", "text"),
     [
         ("cost_model/x.py", "import torch"),
-        ("cost_model/x.py", "from efficient_rollout.controller.state import Decision"),
+        ("cost_model/x.py", "from efficient_rollout.controller.rule import Decision"),
         ("cost_model/x.py", "def f():\n    import vllm"),
         ("controller/x.py", "from efficient_rollout import drafter"),
         ("drafter/x.py", "try:\n    from vllm import _custom_ops\nexcept ImportError:\n    pass"),

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from vllm.v1.metrics import loggers
 from vllm.v1.spec_decode import metrics as spec_decode_metrics
 
-from efficient_rollout.metrics.exported import all_exported
+from efficient_rollout.metrics.names import all_exported
 
 QUESTIONS = [
     "Is it faster?",

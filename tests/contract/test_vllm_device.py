@@ -70,7 +70,7 @@ from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.engine import profile_cache
 from efficient_rollout.engine.engine_args import engine_args
-from efficient_rollout.engine.installed import this_machine
+from efficient_rollout.engine.environment import this_machine
 
 policy, table = sys.argv[1:]
 certificate.Certificate(

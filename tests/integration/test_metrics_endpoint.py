@@ -20,7 +20,7 @@ from job_support import is_alive
 from server_support import API_KEY, MODEL, Server, serving, streamed
 
 from efficient_rollout.cleanup import descendants
-from efficient_rollout.metrics.exported import all_exported
+from efficient_rollout.metrics.names import all_exported
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.tasks.policy import ensure_policy
 

@@ -9,8 +9,8 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 from openrlhf_support import DRAFTING, Run, assert_drafted, assert_engine_follows_trainer, train
 
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.lanes import NUM_TOKENS
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
+from efficient_rollout.metrics.timeline import NUM_TOKENS
 from efficient_rollout.summary import render_table
 from efficient_rollout.training_runs.run import read_run
 from efficient_rollout.training_runs.steps import read_steps

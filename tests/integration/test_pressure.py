@@ -4,7 +4,7 @@ import engine_support
 import pytest
 
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.metrics.lanes import ACCEPTED, DRAFTED, END, NUM_TOKENS, PASSES, START, parts_of
+from efficient_rollout.metrics.timeline import ACCEPTED, DRAFTED, END, NUM_TOKENS, PASSES, START, parts_of
 
 pytestmark = pytest.mark.engine
 

@@ -11,9 +11,8 @@ import pytest
 from job_support import log_of, start_job
 
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.lanes import NUM_TOKENS, parts_of
-from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
-from efficient_rollout.metrics.timeline import MAX_BINS, StepTimelines, seconds_by_length
+from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, StepTimelines
+from efficient_rollout.metrics.timeline import MAX_BINS, NUM_TOKENS, parts_of, seconds_by_length
 from efficient_rollout.verl_plugin.compose import config_dir
 
 # bfloat16 rounding between two implementations of the same policy: 1.5e-3 to 2.4e-3 were measured on the nano

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.controller.state import DecodeState
+from efficient_rollout.controller.rule import DecodeState
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.latency import LatencyModel, TickTable
 from efficient_rollout.cost_model.profile import Profile

@@ -7,14 +7,13 @@ from typing import Any
 
 import yaml
 
-from efficient_rollout.controller.observation import TickSpan
+from efficient_rollout.controller.tick import TickSpan
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.lanes import Lane, LaneRecorder
-from efficient_rollout.metrics.rollout_record import Segment, step_metrics
+from efficient_rollout.metrics.rollout_record import Segment, StepTimelines, step_metrics
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 from efficient_rollout.metrics.run_id import mark_checkpoint
 from efficient_rollout.metrics.step_file import StepFiles
-from efficient_rollout.metrics.timeline import StepTimelines, add_tick
+from efficient_rollout.metrics.timeline import Lane, LaneRecorder, add_tick
 
 CONFIG = {
     "actor_rollout_ref": {

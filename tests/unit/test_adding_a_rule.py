@@ -16,7 +16,7 @@ import sys
 from efficient_rollout import __file__ as package
 from efficient_rollout.config import Settings
 from efficient_rollout.controller.rule import RuleInputs, make_rule
-from efficient_rollout.controller.state import DecodeState
+from efficient_rollout.controller.rule import DecodeState
 
 assert package.startswith(sys.argv[1]), package
 chosen = Settings.parse({"controller": {"rule": "taper"}}).controller.rule

@@ -7,8 +7,7 @@ import pytest
 from controller_support import KnownTicks, a100_ticks, state
 
 from efficient_rollout.controller.batch_table import BatchTable, compile_table, make
-from efficient_rollout.controller.rule import RuleInputs
-from efficient_rollout.controller.state import Decision
+from efficient_rollout.controller.rule import Decision, RuleInputs
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError

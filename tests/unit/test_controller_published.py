@@ -3,9 +3,8 @@
 import pytest
 from controller_support import KnownTicks, a100_ticks, state
 
-from efficient_rollout.controller.observation import TickObservation
 from efficient_rollout.controller.published import Published
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Decision, DecodeState, TickObservation
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.errors import ConfigError
 

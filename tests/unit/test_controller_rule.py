@@ -3,8 +3,7 @@
 import pytest
 from controller_support import a100_ticks, state
 
-from efficient_rollout.controller.rule import Always, BatchThreshold, Never, Rule, RuleInputs, make_rule
-from efficient_rollout.controller.state import Decision
+from efficient_rollout.controller.rule import Always, BatchThreshold, Decision, Never, Rule, RuleInputs, make_rule
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES
 

@@ -13,8 +13,8 @@ pytest.importorskip("jinja2")
 from efficient_rollout.dashboards.figures import LENGTH_COLOURS
 from efficient_rollout.dashboards.lanes import lanes_panel
 from efficient_rollout.dashboards.page import render
-from efficient_rollout.metrics.lanes import END, parts_of
-from efficient_rollout.metrics.timeline import MAX_STEP_LANES, StepTimelines
+from efficient_rollout.metrics.rollout_record import MAX_STEP_LANES, StepTimelines
+from efficient_rollout.metrics.timeline import END, parts_of
 from efficient_rollout.training_runs.run import read_run
 
 # Waits for a seat; drafts 4 with success, then 2 without; is plain; runs on alone, with drafts longer than any colour.

@@ -5,8 +5,8 @@ import torch
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter import columns
+from efficient_rollout.drafter.cpu.layers import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.drafter.cpu.quantized_native import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.scheme import Scheme
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme

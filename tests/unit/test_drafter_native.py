@@ -6,9 +6,8 @@ import pytest
 import torch
 from reference_quantizers import quantize_int4, quantize_int8
 
-from efficient_rollout.drafter.cpu.float32_native import Float32NativeLinear, attend, takes
+from efficient_rollout.drafter.cpu.layers import Float32NativeLinear, Int4NativeLinear, Int8NativeLinear, attend, takes
 from efficient_rollout.drafter.cpu.native import library
-from efficient_rollout.drafter.cpu.quantized_native import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.errors import SchemeUnavailableError
 
 if (reason := library.native_missing()) is not None:

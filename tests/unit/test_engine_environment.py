@@ -3,10 +3,12 @@
 import os
 
 import pytest
+import torch
 
+from efficient_rollout.config import Settings
 from efficient_rollout.engine import environment
 from efficient_rollout.engine.environment import bind_workers, choose_runner, cores_of_first, with_cores_of_first
-from efficient_rollout.errors import ConfigError
+from efficient_rollout.errors import ConfigError, SchemeUnavailableError
 
 CORES, RUNNER = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_USE_V2_MODEL_RUNNER"
 
@@ -112,3 +114,33 @@ def test_this_machines_cores_are_those_the_process_may_use():
     cores, num_nodes = environment.cores_of_machine()
     assert set(cores) <= os.sched_getaffinity(0)
     assert num_nodes >= 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "avx512", "missing", "expected"),
+    [
+        ("auto", torch.float32, False, None, True),
+        ("auto", torch.float32, True, None, False),
+        ("auto", torch.bfloat16, False, None, False),
+        ("stock", torch.float32, False, None, False),
+        ("native", torch.float32, True, None, True),
+    ],
+)
+def test_native_products_are_used_where_they_are_faster_or_asked_for(
+    monkeypatch, kernel, dtype, avx512, missing, expected
+):
+    monkeypatch.setattr(environment, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(environment, "native_missing", lambda: missing)
+    assert environment.uses_native_products(Settings(verify_kernel=kernel), dtype) is expected
+
+
+def test_native_products_that_cannot_be_had_are_said_and_never_replaced_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(environment, "has_avx512", lambda: False)
+    monkeypatch.setattr(environment, "native_missing", lambda: "no compiler")
+    assert not environment.uses_native_products(Settings(), torch.float32)
+    assert "no compiler" in caplog.text
+    with pytest.raises(SchemeUnavailableError, match=r"no compiler.*verify_kernel=auto"):
+        environment.uses_native_products(Settings(verify_kernel="native"), torch.float32)
+    monkeypatch.setattr(environment, "native_missing", lambda: None)
+    with pytest.raises(SchemeUnavailableError, match="bfloat16"):
+        environment.uses_native_products(Settings(verify_kernel="native"), torch.bfloat16)

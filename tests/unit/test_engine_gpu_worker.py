@@ -11,14 +11,13 @@ import torch
 
 from efficient_rollout.certificate import Certificate, Machine, certificate_path
 from efficient_rollout.config import DrafterSettings, Settings
-from efficient_rollout.controller.drafter_health import Health
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.stopwatch import Stopwatch
 from efficient_rollout.engine.gpu import worker as gpu_worker
+from efficient_rollout.engine.record import Health
 from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.errors import UnsupportedDeviceError
-from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.tally import Tally
+from efficient_rollout.metrics.rollout_stats import RolloutStats, Tally
 
 HERE = Machine(gpu="NVIDIA H100", capability="9.0", driver="580.1", packages={"vllm": "0.31.0"}, sources="abc")
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from efficient_rollout.config import CONFIG_KEY
 from efficient_rollout.engine import prometheus
 from efficient_rollout.engine.prometheus import MetricsMiddleware, exposition
-from efficient_rollout.metrics.exported import all_exported
+from efficient_rollout.metrics.names import all_exported
 from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 STOCK = b"# TYPE vllm:x gauge\nvllm:x 1.0\n"

@@ -8,13 +8,13 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm import platforms
 
-from efficient_rollout.engine import checks, installed
+from efficient_rollout.engine import checks, environment
 from efficient_rollout.errors import UnsupportedDeviceError, UnsupportedVersionError
 from efficient_rollout.gpu_check.start import machine_of_torch, machine_to_check
 
 
 def install(monkeypatch, name, version):
-    for module in (checks, installed):
+    for module in (checks, environment):
         monkeypatch.setattr(module, "installed_vllm", lambda: (name, version))
 
 

@@ -1,9 +1,14 @@
 import pytest
 
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
+from efficient_rollout.metrics.rollout_record import (
+    VALIDATION_PREFIX,
+    Segment,
+    StepTimelines,
+    step_metrics,
+    step_timelines,
+)
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.timeline import StepTimelines
 
 
 def segment(*, tokens=0, drafts=0, accepted=0, ticks=0, syncs=0, sync_seconds=0.0, start=None, end=None, timelines=()):

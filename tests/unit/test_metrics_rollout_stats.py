@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from efficient_rollout.controller.observation import FinishedTick, SpeedupSums, TickSpan, VerifiedDrafts
+from efficient_rollout.controller.rule import SpeedupSums
+from efficient_rollout.controller.tick import FinishedTick, TickSpan, VerifiedDrafts
 from efficient_rollout.metrics import names
-from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.tally import Tally
+from efficient_rollout.metrics.rollout_stats import RolloutStats, Tally
 
 KEEPS_LARGEST = {"weight_sync_seconds", "requantize_seconds", "num_weight_syncs", "drafter_bytes", "weights_checksum"}
 KEEPS_SMALLEST = {"packed_weight_share", "proven_weight_share", "is_as_sent"}

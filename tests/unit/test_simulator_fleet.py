@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from controller_support import a100_ticks
 
-from efficient_rollout.controller.observation import TickObservation
-from efficient_rollout.controller.rule import Rule, RuleInputs, make_rule
-from efficient_rollout.controller.state import Decision, DecodeState
+from efficient_rollout.controller.rule import Decision, DecodeState, Rule, RuleInputs, TickObservation, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.roofline import PARAMETERS
 from efficient_rollout.cost_model.speedup import expected_tokens

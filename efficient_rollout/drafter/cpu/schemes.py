@@ -1,8 +1,8 @@
 """The schemes on a CPU: this package's own kernels."""
 
 from efficient_rollout.config import DrafterSettings
+from efficient_rollout.drafter.cpu.layers import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.drafter.cpu.native.library import has_vnni, native_missing
-from efficient_rollout.drafter.cpu.quantized_native import Int4NativeLinear, Int8NativeLinear
 from efficient_rollout.drafter.scheme import UNQUANTIZED, Scheme
 
 

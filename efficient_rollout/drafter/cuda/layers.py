@@ -8,7 +8,7 @@ from abc import abstractmethod
 import torch
 
 from efficient_rollout.drafter.cuda import layout, products, quantize
-from efficient_rollout.drafter.packed_linear import PackedLinear
+from efficient_rollout.drafter.scheme import PackedLinear
 
 _CHANNEL_MULTIPLE = 16  # of inputs and of outputs, for products of 8-bit weights
 

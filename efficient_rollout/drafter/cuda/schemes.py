@@ -7,8 +7,7 @@ import torch
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.cuda import products
-from efficient_rollout.drafter.packed_linear import PackedLinear
-from efficient_rollout.drafter.scheme import UNQUANTIZED, Scheme
+from efficient_rollout.drafter.scheme import UNQUANTIZED, PackedLinear, Scheme
 
 
 def cuda_schemes(settings: DrafterSettings, capability: products.Capability | None = None) -> dict[str, Scheme]:

@@ -7,7 +7,7 @@ from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl, CPUAttentionMetadata
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-from efficient_rollout.drafter.cpu.float32_native import attend
+from efficient_rollout.drafter.cpu.layers import attend
 
 _LAYOUT = "vec"  # vLLM's name for keys transposed within a block
 _MULTIPLE = 16

@@ -15,17 +15,15 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from efficient_rollout.config import Lookup
-from efficient_rollout.controller.drafter_health import Health
-from efficient_rollout.controller.observation import DraftCounts
-from efficient_rollout.drafter.chains import MOST_COPIES, Chains, Fed, Tokens
+from efficient_rollout.controller.rule import DraftCounts
+from efficient_rollout.drafter.chains import MOST_COPIES, Chains, EndedResponses, Fed, Tokens
 from efficient_rollout.drafter.packed_weights import PackedWeights
-from efficient_rollout.drafter.responses import EndedResponses
 from efficient_rollout.drafter.stopwatch import Stopwatch
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow, DraftAttention, DraftRows
 from efficient_rollout.engine.cpu.positions import Positions, can_look_ahead
 from efficient_rollout.engine.cpu.sampling import DraftSampler, NoiseSampler
 from efficient_rollout.engine.drafter_model import LinkReport, build_drafter, sharing_kv_cache
-from efficient_rollout.engine.ranks import Ranks, fault_of
+from efficient_rollout.engine.record import Health, Ranks, fault_of
 from efficient_rollout.engine.request_word import longest_draft
 
 

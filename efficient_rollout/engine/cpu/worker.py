@@ -17,8 +17,8 @@ from efficient_rollout.engine.cpu.native_attention import use_native_attention
 from efficient_rollout.engine.cpu.positions import custom_processors_hidden, use_every_processor
 from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.sampling import NoiseSampler, RequestNoise, Verifier
+from efficient_rollout.engine.environment import uses_native_products
 from efficient_rollout.engine.graph_cache import name_policy_graph
-from efficient_rollout.engine.installed import uses_native_products
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.worker import ReportingWorker
 

@@ -13,7 +13,7 @@ import torch
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.controller.rule import DraftCounts
 from efficient_rollout.drafter.chains import MOST_COPIES
 from efficient_rollout.engine.gpu.graphs import DEFAULT_LIMIT
 from efficient_rollout.errors import UnsupportedModelError

@@ -16,14 +16,13 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
-from efficient_rollout.controller.drafter_health import Health
-from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.controller.rule import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.stopwatch import Stopwatch
 from efficient_rollout.engine.drafter_model import LinkReport, build_drafter, sharing_kv_cache
 from efficient_rollout.engine.gpu.chain import ANY_TOKEN, steps_of
 from efficient_rollout.engine.gpu.graphs import complete
-from efficient_rollout.engine.ranks import DrafterFault, Ranks, fault_of
+from efficient_rollout.engine.record import DrafterFault, Health, Ranks, fault_of
 
 try:  # vLLM 0.31
     from vllm.v1.worker.gpu.spec_decode.autoregressive.cudagraph_utils import SpeculatorCudaGraphManager

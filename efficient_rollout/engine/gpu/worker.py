@@ -12,15 +12,15 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
-from efficient_rollout.controller.observation import DraftCounts
+from efficient_rollout.controller.rule import DraftCounts
 from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_drafting_engine
+from efficient_rollout.engine.environment import this_machine
 from efficient_rollout.engine.gpu.graphs import capture_limit
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
-from efficient_rollout.engine.installed import this_machine
 from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.sync import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
