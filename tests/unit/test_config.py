@@ -9,21 +9,11 @@ from efficient_rollout.errors import ConfigError
 
 CHANGED = {
     "enabled": False,
-    "drafter": {
-        "scheme": "int4",
-        "group_size": 32,
-        "lookup": "off",
-        "attention_window_tokens": 512,
-        "quantize_output_head": False,
-    },
-    "controller": {
-        "rule": "always",
-        "max_draft_tokens": 6,
-        "num_draft_tokens": 3,
-        "max_running_requests": 5,
-        "validation_max_draft_tokens": 0,
-    },
-}
+    "drafter": {"scheme": "int4", "group_size": 32, "lookup": "off", "attention_window_tokens": 512,
+                "quantize_output_head": False},
+    "controller": {"rule": "always", "max_draft_tokens": 6, "num_draft_tokens": 3, "max_running_requests": 5,
+                   "validation_max_draft_tokens": 0},
+}  # fmt: skip
 
 
 def message_of(raw: dict[str, Any]) -> str:
@@ -35,6 +25,7 @@ def message_of(raw: dict[str, Any]) -> str:
 def test_nothing_given_is_every_default():
     assert Settings.parse(None) == Settings.parse({}) == Settings()
     assert Settings().enabled
+    assert Settings.parse(Settings().to_dict()) == Settings()
 
 
 def test_every_given_value_arrives():
@@ -43,11 +34,6 @@ def test_every_given_value_arrives():
     assert settings.drafter.model_dump() == CHANGED["drafter"]
     given = CHANGED["controller"]
     assert {name: getattr(settings.controller, name) for name in given} == given
-
-
-@pytest.mark.parametrize("raw", [None, CHANGED])
-def test_round_trip(raw):
-    settings = Settings.parse(raw)
     assert Settings.parse(settings.to_dict()) == settings
 
 
@@ -79,11 +65,6 @@ def test_unknown_key_is_refused_with_the_legal_ones(raw, fault, legal):
         ({"controller": {"rule": "sometimes"}}, ["controller.rule", "'never'", "'batch_threshold'", "'sometimes'"]),
         ({"controller": {"max_draft_tokens": 0}}, ["controller.max_draft_tokens", "greater than or equal to 1", "0"]),
         ({"controller": {"max_draft_tokens": 17}}, ["controller.max_draft_tokens", "less than or equal to 16", "17"]),
-        ({"controller": {"num_draft_tokens": -1}}, ["controller.num_draft_tokens", "greater than or equal to 1"]),
-        (
-            {"controller": {"max_running_requests": 0}},
-            ["controller.max_running_requests", "greater than or equal to 1"],
-        ),
         ({"enabled": "perhaps"}, ["enabled", "'perhaps'"]),
         ({"drafter": "int8"}, ["drafter", "'int8'"]),
         (
@@ -104,9 +85,5 @@ def test_one_message_lists_every_fault():
 
 def test_copies_are_looked_up_on_a_cpu_and_on_a_gpu_only_where_they_are_asked_for():
     drafters = {lookup: Settings.parse({"drafter": {"lookup": lookup}}).drafter for lookup in ("auto", "own", "off")}
-    assert {name: drafter.lookup_on("cpu") for name, drafter in drafters.items()} == {
-        "auto": "own",
-        "own": "own",
-        "off": "off",
-    }
-    assert [drafters[name].lookup_on("cuda") for name in ("auto", "own")] == ["off", "own"]
+    assert [drafter.lookup_on("cpu") for drafter in drafters.values()] == ["own", "own", "off"]
+    assert [drafter.lookup_on("cuda") for drafter in drafters.values()] == ["off", "own", "off"]

@@ -27,11 +27,14 @@ def test_version_outside_the_range_is_bad_and_says_what_to_install(installed, st
     assert ("pip install 'verl<0.10,>=0.9'" in finding.advice) == (state == "bad")
 
 
+Section = Callable[[], Iterator[Finding]]
+
+
 @pytest.fixture
-def only(monkeypatch) -> Callable[[Callable[[], Iterator[Finding]]], None]:
+def only(monkeypatch) -> Callable[[Section], None]:
     """Replaces every section by one."""
 
-    def replace(section: Callable[[], Iterator[Finding]]) -> None:
+    def replace(section: Section) -> None:
         for name in ("_versions", "_plugins", "_schemes", "_patches"):
             monkeypatch.setattr(doctor, name, lambda: iter(()))
         monkeypatch.setattr(doctor, "_machine", section)
@@ -67,17 +70,21 @@ def test_of_a_job_its_last_step_tells_of_weights_and_drafter(only, tmp_path):
     step = {names.ROLLOUT_SECONDS: 4.0}
     synced = {**step, names.PROVEN_WEIGHT_SHARE: 1.0, names.WEIGHTS_CHECKSUM: 123456789, names.WEIGHTS_AS_SENT: 1}
     files = StepFiles(tmp_path)
+
+    def examined() -> dict[str, Finding]:
+        return {finding.name: finding for finding in doctor.examine(tmp_path)}
+
     files.append(1, synced)
-    found = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    found = examined()
     assert found["last step"].value.startswith("1, written ")
     assert (found["weights"].state, found["weights"].advice) == ("ok", "")
     assert "123456789, came with the checksums of the trainer" in found["weights"].value
     files.append(2, synced | {names.PROVEN_WEIGHT_SHARE: 0.5, names.WEIGHTS_AS_SENT: 0, names.STALE_DRAFTER: 1})
-    found = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    found = examined()
     assert (found["weights"].state, found[names.STALE_DRAFTER].state) == ("note", "bad")
     assert "without checksums of the trainer; engines are asked for 50 %" in found["weights"].value
     files.append(3, step)
-    assert "no weight sync" in {finding.name: finding for finding in doctor.examine(tmp_path)}["weights"].value
+    assert "no weight sync" in examined()["weights"].value
     assert doctor.examine(tmp_path / "nowhere")[-1].state == "bad"
 
 
@@ -181,11 +188,15 @@ def test_the_report_has_a_block_per_section_and_advice_below_its_row():
         ({"shared_memory_bytes": None}, "/dev/shm", "missing", "note", "--shm-size=2g"),
         ({"gpus": ["H100", "H100"]}, "gpus", "H100, H100", "ok", ""),
         ({"gpus": []}, "gpus", "none", "ok", ""),
+        ({"gpus": []}, "cpu features", "avx2", "note", "float32"),
+        ({"gpus": [], "flags": {"avx2", "avx512f"}}, "cpu features", "avx2, avx512f", "ok", ""),
+        ({"gpus": ["H100"]}, "cpu features", "avx2", "ok", ""),
     ],
 )
 def test_what_the_machine_lacks_is_noted(monkeypatch, hardware, name, value, state, advice):
     real = doctor.provenance.hardware()
     monkeypatch.setattr(doctor.provenance, "hardware", lambda: real | hardware)
+    monkeypatch.setattr(doctor.provenance, "cpu_flags", lambda: hardware.get("flags", {"avx2"}))
     finding = next(finding for finding in doctor._machine() if finding.name == name)
     assert (finding.value, finding.state) == (value, state)
     assert (advice in finding.advice) if advice else (finding.advice == "")
@@ -197,18 +208,6 @@ def test_a_machine_without_a_compiler_of_c_plus_plus_is_bad(monkeypatch, compile
     finding = next(finding for finding in doctor._machine() if finding.name == "C++ compiler")
     assert finding.state == state
     assert ("install g++" in finding.advice) == (state == "bad")
-
-
-@pytest.mark.parametrize(
-    ("flags", "gpus", "state"), [({"avx2"}, [], "note"), ({"avx2", "avx512f"}, [], "ok"), ({"avx2"}, ["H100"], "ok")]
-)
-def test_a_machine_without_avx512_is_told_to_use_float32(monkeypatch, flags, gpus, state):
-    real = doctor.provenance.hardware()
-    monkeypatch.setattr(doctor.provenance, "hardware", lambda: real | {"gpus": gpus})
-    monkeypatch.setattr(doctor.provenance, "cpu_flags", lambda: frozenset(flags))
-    finding = next(finding for finding in doctor._machine() if finding.name == "cpu features")
-    assert finding.state == state
-    assert ("float32" in finding.advice) == (state == "note")
 
 
 def test_each_scheme_says_which_dtypes_and_shapes_it_takes():

@@ -7,20 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
+from controller_support import a100_profile
 
 pytest.importorskip("vllm")
 
 from efficient_rollout.config import Settings
-from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import Profile, load_profile, save_profile
-from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.engine import profile_cache
 from efficient_rollout.engine.profile_cache import CalibrationRequest, ensure_profile, with_profile
 from efficient_rollout.engine.rules import profile_key
 from efficient_rollout.errors import InputFileError, ProfileError
 from efficient_rollout.measuring.profile_process import probe_settings
 
-SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
 
@@ -40,7 +38,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def profile(policy: str) -> Profile:
-    return dataclasses.replace(calibrate_from_table(read_table(SWEEP)), key=profile_key(policy, "int8"))
+    return dataclasses.replace(a100_profile(), key=profile_key(policy, "int8"))
 
 
 @pytest.fixture
@@ -126,8 +124,7 @@ def _want_it(policy: str, marks: Path) -> None:
     def slowly(request: CalibrationRequest) -> None:
         (marks / str(time.monotonic_ns())).write_text("")
         time.sleep(1.0)
-        profile = calibrate_from_table(read_table(SWEEP), max_points=12)
-        save_profile(dataclasses.replace(profile, key=profile_key(policy, "int8")), Path(request.out))
+        save_profile(dataclasses.replace(a100_profile(), key=profile_key(policy, "int8")), Path(request.out))
 
     profile_cache._measure_in_own_process = slowly  # of this process
     ensure_profile(policy, Settings())

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from controller_support import a100_profile
 
 pytest.importorskip("vllm")
 
@@ -15,14 +16,11 @@ import torch
 
 from efficient_rollout.config import Settings
 from efficient_rollout.controller.rule import Always, BatchThreshold
-from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import Profile, save_profile
-from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.engine import rules
 from efficient_rollout.engine.rules import check_profile, profile_key, rule_from
 from efficient_rollout.errors import ConfigError, ProfileError
 
-SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
 
@@ -37,7 +35,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def profile(policy: str) -> Profile:
     """A profile whose key is this machine's."""
-    return dataclasses.replace(calibrate_from_table(read_table(SWEEP)), key=profile_key(policy, "int8"))
+    return dataclasses.replace(a100_profile(), key=profile_key(policy, "int8"))
 
 
 def settings_with(path: Path, **controller: object) -> Settings:

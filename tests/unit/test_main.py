@@ -26,23 +26,23 @@ def train_with(monkeypatch) -> Callable[[Callable[[list[str]], int]], None]:
     return replace
 
 
-@pytest.fixture
-def train_calls(train_with) -> list[Any]:
-    """Replaces veRL's entry by a record of its arguments; the recorded exit code is 7."""
+@pytest.mark.parametrize(
+    "overrides", [[], ["--cfg", "job", "size=small", "+trainer.x=1", "~data.y", "actor.path='a b'", "--help"]]
+)
+def test_train_hands_every_argument_to_hydra(train_with, overrides):
     calls: list[Any] = []
     train_with(lambda argv: calls.append(list(argv)) or 7)
-    return calls
-
-
-def test_train_hands_every_argument_to_hydra(train_calls):
-    overrides = ["--cfg", "job", "size=small", "+trainer.x=1", "~data.y", "actor.path='a b'", "--help"]
     assert command_line.main(["train", *overrides]) == 7
-    assert train_calls == [overrides]
+    assert calls == [overrides]
 
 
-def test_train_without_arguments_uses_the_defaults(train_calls):
-    assert command_line.main(["train"]) == 7
-    assert train_calls == [[]]
+def raising(fault: BaseException) -> Callable[[list[str]], int]:
+    """A command that ends so."""
+
+    def fail(_argv: list[str]) -> int:
+        raise fault
+
+    return fail
 
 
 @pytest.mark.parametrize(
@@ -53,19 +53,13 @@ def test_train_without_arguments_uses_the_defaults(train_calls):
     ],
 )
 def test_fault_is_one_message_and_an_exit_code(fault, exit_code, text, train_with, capsys):
-    def fail(_: Any) -> int:
-        raise fault
-
-    train_with(fail)
+    train_with(raising(fault))
     assert command_line.main(["train"]) == exit_code
     assert capsys.readouterr() == ("", text)
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(train_with):
-    def fail(_: Any) -> int:
-        raise AssertionError("ours")
-
-    train_with(fail)
+    train_with(raising(AssertionError("ours")))
     with pytest.raises(AssertionError, match="ours"):
         command_line.main(["train"])
 
@@ -100,9 +94,7 @@ def test_help_lists_every_command(capsys):
         command_line.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    assert [
-        name for name, (summary, _) in command_line.COMMANDS.items() if f" {name}" not in listed or summary == ""
-    ] == []
+    assert all(f" {name}" in listed and summary for name, (summary, _) in command_line.COMMANDS.items())
 
 
 @pytest.mark.parametrize("arguments", [[], ["tune"], ["--unknown"]])
