@@ -11,20 +11,13 @@ PYTHON="$ROOT/.venv/bin/python"
 TOOL=("$PYTHON" "$ROOT/scripts/gpu_contract.py")
 source "$ROOT/scripts/heartbeat.sh"
 
-fail() {
-  printf 'gpu_contract: %s\n' "$@" >&2
-  exit 1
-}
-
 # download FOLDER REQUIREMENT PIP_OPTIONS...: one wheel, for a machine with CUDA
 download() {
   local folder="$1" requirement="$2"
   shift 2
-  if ! with_heartbeat "$requirement" "$WORK/pip.log" : "$PYTHON" -m pip download --no-input --disable-pip-version-check \
-    --progress-bar off --no-deps --only-binary :all: --dest "$folder" "$requirement" "$@"; then
-    tail -n 5 "$WORK/pip.log" >&2
-    fail "pip could not download $requirement; see above"
-  fi
+  with_heartbeat "$requirement" "$WORK/pip.log" : "$PYTHON" -m pip download --no-input --disable-pip-version-check \
+    --progress-bar off --no-deps --only-binary :all: --dest "$folder" "$requirement" "$@" ||
+    fail_with_log "$WORK/pip.log" "pip could not download $requirement; see above"
 }
 
 main() {
