@@ -50,14 +50,10 @@ def test_the_check_sees_an_unlisted_import(tmp_path):
     assert unlisted([source], "vllm", ["vllm.a:b.attribute"]) == ["vllm.a:c", "vllm.d:*"]
 
 
-def test_everything_listed_of_vllm_exists():
-    pytest.importorskip("vllm")
-    assert missing(ALL_OF_VLLM) == []
-
-
-def test_everything_listed_of_verl_exists():
-    pytest.importorskip("verl")
-    assert missing(OF_VERL) == []
+@pytest.mark.parametrize(("package", "listed"), [("vllm", ALL_OF_VLLM), ("verl", OF_VERL)], ids=["vllm", "verl"])
+def test_everything_listed_exists(package, listed):
+    pytest.importorskip(package)
+    assert missing(listed) == []
 
 
 @pytest.mark.parametrize("listed", [OF_ENGINES, OF_MEASURING, OF_VERL, OF_OPENRLHF])

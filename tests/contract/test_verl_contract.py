@@ -1,6 +1,5 @@
 """What this package needs of the installed veRL, without starting a job."""
 
-import importlib.metadata
 import itertools
 import json
 import subprocess
@@ -25,13 +24,6 @@ from efficient_rollout.verl_plugin.settings import job_settings
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_dir().iterdir() if group.is_dir()
 }
-
-
-def test_the_entry_point_names_the_plugin():
-    (entry_point,) = (
-        found for found in importlib.metadata.entry_points(group="verl.plugins") if found.name == "efficient_rollout"
-    )
-    assert entry_point.load().__name__ == "efficient_rollout.verl_plugin.register"
 
 
 def test_no_patch_has_drifted():

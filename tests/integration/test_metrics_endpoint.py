@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 from job_support import is_alive
-from server_support import API_KEY, MODEL, Server, serving, streamed
+from server_support import API_KEY, MODEL, Server, free_port, serving, streamed
 
 from efficient_rollout.cleanup import descendants
 from efficient_rollout.metrics.names import all_exported
@@ -199,12 +198,6 @@ def test_a_word_that_is_none_is_a_bad_request(server: Server, wrong: object) -> 
     assert server.client().completions.create(model=MODEL, prompt="1+2=", max_tokens=2).choices
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def _wait_until_healthy(url: str) -> None:
     for _ in range(60):
         try:
@@ -226,7 +219,7 @@ def prometheus(address: str, repository: Path, tmp_path: Path) -> Iterator[str]:
     }  # fmt: skip
     (tmp_path / "prometheus.yml").write_text(json.dumps(config))
     subprocess.run([PROMTOOL, "check", "config", tmp_path / "prometheus.yml"], check=True)
-    url = f"127.0.0.1:{_free_port()}"
+    url = f"127.0.0.1:{free_port()}"
     options = {"config.file": tmp_path / "prometheus.yml", "storage.tsdb.path": tmp_path / "data",
                "web.listen-address": url}  # fmt: skip
     with (tmp_path / "log").open("w") as log:
