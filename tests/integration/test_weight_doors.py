@@ -235,26 +235,17 @@ def test_a_sync_whose_sender_is_gone_is_no_end(engine, policies, fresh, end, doo
 
 def test_closed_doors_say_what_to_use_and_change_nothing(engine, policies, fresh, tmp_path):
     before = status(engine)
-    other = str(policies[1])
-    for call, told in [
-        (
-            lambda: engine.collective_rpc("load_past_every_door", args=(other,)),
-            "outside a weight sync.*Use collective_rpc",
-        ),
-        (
-            lambda: engine.collective_rpc("reload_past_every_door", args=(other,)),
-            "outside a weight sync.*Use collective",
-        ),
-        (
-            lambda: engine.collective_rpc("reload_weights", kwargs={"is_checkpoint_format": False}),
-            "is_checkpoint_format=False.*without that argument",
-        ),
-        (lambda: engine.collective_rpc("start_draft_weight_update"), "call start_weight_update, not"),
-        (lambda: engine.collective_rpc("reset_weights"), "reset_weights writes zeroes"),
-        (lambda: weight_support.through_reload(engine, tmp_path / "nowhere"), "no weights can be read from .*nowhere"),
+    other, nowhere = {"args": (str(policies[1]),)}, {"weights_path": str(tmp_path / "nowhere")}
+    for method, given, told in [
+        ("load_past_every_door", other, "outside a weight sync.*Use collective_rpc"),
+        ("reload_past_every_door", other, "outside a weight sync.*Use collective"),
+        ("reload_weights", {"kwargs": {"is_checkpoint_format": False}}, "_format=False.*without that argument"),
+        ("start_draft_weight_update", {}, "call start_weight_update, not"),
+        ("reset_weights", {}, "reset_weights writes zeroes"),
+        ("reload_weights", {"kwargs": nowhere}, "no weights can be read from .*nowhere"),
     ]:
         with pytest.raises(Exception, match=told):
-            call()
+            engine.collective_rpc(method, **given)
     assert status(engine) == before
     engine.reset_prefix_cache()
     assert (logprobs(engine), fingerprints(engine)) == fresh
