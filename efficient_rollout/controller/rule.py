@@ -105,12 +105,11 @@ class TickObservation:
 class SpeedupSums:
     """Holds predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
 
-    A speed-up is the time plain decoding would have taken for the same tokens over the time drafting took. Both use
-    the same estimate of a plain tick: the profile's, corrected by the ticks measured so far.
+    A speed-up is the time of plain decoding for the same tokens, by the profile, over the time of drafting.
 
     Attributes:
         predicted_plain_seconds: Plain decoding, for the tokens that were expected.
-        predicted_tick_seconds: Drafting, as predicted just before each tick's own seconds were learned from.
+        predicted_tick_seconds: Drafting, by the profile.
         measured_plain_seconds: Plain decoding, for the tokens that were emitted.
         measured_tick_seconds: Drafting, by the clock.
     """
