@@ -1,7 +1,5 @@
 """docs/verl.md says what the code does; `test_site.py` has the pages whose tables are generated."""
 
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("verl")
@@ -12,14 +10,14 @@ from efficient_rollout.verl_plugin.compose import config_dir
 from efficient_rollout.verl_plugin.ledger import PATCHES
 
 
-def test_every_patch_is_documented(repository: Path):
+def test_every_patch_is_documented(repository):
     text = (repository / "docs" / "verl.md").read_text()
     for patch in PATCHES:
         assert f"`{patch.name}`" in text
         assert patch.target.replace(":", ".") in text
 
 
-def test_every_cpu_option_is_documented(repository: Path):
+def test_every_cpu_option_is_documented(repository):
     text = (repository / "docs" / "verl.md").read_text()
     leaves = _leaves(OmegaConf.to_container(OmegaConf.load(config_dir() / "device" / "cpu.yaml")))
     # Counts of one node and one slot, and what stands under a key documented as a whole.

@@ -83,7 +83,7 @@ def run(folder: Path, policy: str, executor: str) -> dict[str, Any]:
     return json.loads(lines[0])
 
 
-def test_two_workers_in_ray_draft_as_two_processes_do(tmp_path: Path) -> None:
+def test_two_workers_in_ray_draft_as_two_processes_do(tmp_path):
     policy = engine_support.random_policy(tmp_path / "policy")
     write_package(tmp_path, "cpu_of_ray", PLATFORM, "[vllm.platform_plugins]\ncpu_of_ray = cpu_of_ray:activate\n")
     (tmp_path / "program.py").write_text(PROGRAM)

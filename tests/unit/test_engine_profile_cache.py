@@ -24,25 +24,25 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "n
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "efficient_rollout" / "profiles"
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+def policy(tmp_path_factory) -> str:
     directory = tmp_path_factory.mktemp("policy")
     (directory / "config.json").write_text(json.dumps(SIZES))
     return str(directory)
 
 
 @pytest.fixture(scope="module")
-def profile(policy: str) -> Profile:
+def profile(policy) -> Profile:
     return dataclasses.replace(a100_profile(), key=profile_key(policy, "int8"))
 
 
 @pytest.fixture
-def requests(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[CalibrationRequest]:
+def requests(profile, monkeypatch) -> list[CalibrationRequest]:
     """What the process that measures was asked for; one that stands for it writes a profile."""
     asked: list[CalibrationRequest] = []
 
@@ -58,9 +58,7 @@ def settings_for(rule_name: str, **more: object) -> Settings:
     return Settings.parse({"controller": {"rule": rule_name}, **more})
 
 
-def test_a_profile_is_measured_once_and_found_again(
-    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
-) -> None:
+def test_a_profile_is_measured_once_and_found_again(policy, tmp_path, requests):
     first = ensure_profile(policy, Settings())
     assert ensure_profile(policy, Settings()) == first
     assert load_profile(first).key == profile_key(policy, "int8")
@@ -70,9 +68,7 @@ def test_a_profile_is_measured_once_and_found_again(
     assert (asked.controller.rule, asked.controller.max_draft_tokens) == ("never", 4)
 
 
-def test_another_engine_has_a_profile_of_its_own(
-    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
-) -> None:
+def test_another_engine_has_a_profile_of_its_own(policy, tmp_path, requests):
     longer = Settings.parse({"controller": {"max_draft_tokens": 7}})
     bare_head = Settings.parse({"drafter": {"quantize_output_head": False}})
     paths = {
@@ -85,9 +81,7 @@ def test_another_engine_has_a_profile_of_its_own(
     assert len(paths) == len(requests) == 5
 
 
-def test_the_policy_s_name_and_place_do_not_matter(
-    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
-) -> None:
+def test_the_policy_s_name_and_place_do_not_matter(policy, tmp_path, requests):
     copy = tmp_path / "checkpoint_of_step_20"
     copy.mkdir()
     (copy / "config.json").write_text(json.dumps(SIZES))
@@ -97,7 +91,7 @@ def test_the_policy_s_name_and_place_do_not_matter(
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 0}'])
-def test_a_damaged_file_in_the_cache_is_made_again(policy: str, requests: list[CalibrationRequest], text: str) -> None:
+def test_a_damaged_file_in_the_cache_is_made_again(policy, requests, text):
     path = ensure_profile(policy, Settings())
     path.write_text(text)
     ensure_profile(policy, Settings())
@@ -105,16 +99,14 @@ def test_a_damaged_file_in_the_cache_is_made_again(policy: str, requests: list[C
     assert len(requests) == 2
 
 
-def test_a_profile_measured_elsewhere_is_not_used(
-    policy: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_profile_measured_elsewhere_is_not_used(policy, profile, monkeypatch):
     other = dataclasses.replace(profile, key=dataclasses.replace(profile.key, hardware="another"))
     monkeypatch.setattr(profile_cache, "_measure_in_own_process", lambda r: save_profile(other, Path(r.out)))
     with pytest.raises(ProfileError, match="hardware: 'another'"):
         ensure_profile(policy, Settings())
 
 
-def test_a_cache_that_cannot_be_written_is_one_message(policy: str, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_one_message(policy, tmp_path):
     (tmp_path / "efficient_rollout").write_text("")
     with pytest.raises(InputFileError, match="XDG_CACHE_HOME"):
         ensure_profile(policy, Settings())
@@ -130,7 +122,7 @@ def _want_it(policy: str, marks: Path) -> None:
     ensure_profile(policy, Settings())
 
 
-def test_of_several_processes_one_measures(policy: str, tmp_path: Path) -> None:
+def test_of_several_processes_one_measures(policy, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
     fork = multiprocessing.get_context("fork")
@@ -143,12 +135,12 @@ def test_of_several_processes_one_measures(policy: str, tmp_path: Path) -> None:
     assert len(list(marks.iterdir())) == 1
 
 
-def test_a_policy_that_needs_no_profile_gets_none(policy: str) -> None:
+def test_a_policy_that_needs_no_profile_gets_none(policy):
     for settings in (settings_for("batch_threshold"), settings_for("never", enabled=False)):
         assert with_profile(policy, settings) == settings
 
 
-def test_a_named_profile_is_checked_and_kept(policy: str, profile: Profile, tmp_path: Path) -> None:
+def test_a_named_profile_is_checked_and_kept(policy, profile, tmp_path):
     path = tmp_path / "p.json"
     save_profile(profile, path)
     settings = Settings.parse({"controller": {"rule": "cost_model", "profile": str(path)}})
@@ -159,7 +151,7 @@ def test_a_named_profile_is_checked_and_kept(policy: str, profile: Profile, tmp_
 
 
 @pytest.mark.usefixtures("requests")
-def test_a_policy_that_needs_one_gets_the_cached_one(policy: str, cache: Path) -> None:
+def test_a_policy_that_needs_one_gets_the_cached_one(policy, cache):
     made = ensure_profile(policy, Settings())
     assert made.parent == cache
     named = Settings.parse({"controller": {"rule": "cost_model", "profile": "unused"}})
@@ -167,7 +159,7 @@ def test_a_policy_that_needs_one_gets_the_cached_one(policy: str, cache: Path) -
     assert with_profile(policy, unnamed).controller.profile == str(made)
 
 
-def test_a_process_that_fails_says_why_and_leaves_its_output(policy: str, cache: Path) -> None:
+def test_a_process_that_fails_says_why_and_leaves_its_output(policy, cache):
     """A directory that is no policy: the engine cannot start."""
     with pytest.raises(ProfileError, match=r"cannot read the policy.s configuration.*batch_threshold") as raised:
         ensure_profile(policy, Settings())
@@ -176,7 +168,7 @@ def test_a_process_that_fails_says_why_and_leaves_its_output(policy: str, cache:
     assert not list(cache.glob("*.json"))
 
 
-def test_points_fit_the_policy_and_reach_the_longest_draft() -> None:
+def test_points_fit_the_policy_and_reach_the_longest_draft():
     probe = probe_settings(4096, 7, dtype="float32", is_compiled=False)
     assert (probe.contexts, probe.lengths) == ((128, 512, 2048), (1, 2, 4, 7))
     assert (probe.max_points, probe.seconds) == (30, 60.0)

@@ -26,14 +26,14 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "n
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+def policy(tmp_path_factory) -> str:
     directory = tmp_path_factory.mktemp("policy")
     (directory / "config.json").write_text(json.dumps(SIZES))
     return str(directory)
 
 
 @pytest.fixture(scope="module")
-def profile(policy: str) -> Profile:
+def profile(policy) -> Profile:
     """A profile whose key is this machine's."""
     return dataclasses.replace(a100_profile(), key=profile_key(policy, "int8"))
 
@@ -42,7 +42,7 @@ def settings_with(path: Path, **controller: object) -> Settings:
     return Settings.parse({"controller": {"rule": "cost_model", "profile": str(path), **controller}})
 
 
-def test_a_fitting_profile_gives_the_policy(policy: str, profile: Profile, tmp_path: Path) -> None:
+def test_a_fitting_profile_gives_the_policy(policy, profile, tmp_path):
     save_profile(profile, tmp_path / "p.json")
     settings = settings_with(tmp_path / "p.json", max_draft_tokens=7)
     assert check_profile(settings, policy) is not None
@@ -50,9 +50,7 @@ def test_a_fitting_profile_gives_the_policy(policy: str, profile: Profile, tmp_p
 
 
 @pytest.mark.parametrize("field", ["hardware", "model_shape", "scheme", "versions", "parallel_layout"])
-def test_a_profile_of_something_else_is_refused_in_one_line(
-    policy: str, profile: Profile, tmp_path: Path, field: str
-) -> None:
+def test_a_profile_of_something_else_is_refused_in_one_line(policy, profile, tmp_path, field):
     other = dataclasses.replace(profile, key=dataclasses.replace(profile.key, **{field: "another"}))
     path = tmp_path / "p.json"
     save_profile(other, path)
@@ -65,9 +63,7 @@ def test_a_profile_of_something_else_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[1"])
-def test_a_missing_or_malformed_profile_is_refused_with_the_command_for_this_policy(
-    policy: str, tmp_path: Path, text: str | None
-) -> None:
+def test_a_missing_or_malformed_profile_is_refused_with_the_command_for_this_policy(policy, tmp_path, text):
     path = tmp_path / "p.json"
     if text is not None:
         path.write_text(text)
@@ -77,12 +73,12 @@ def test_a_missing_or_malformed_profile_is_refused_with_the_command_for_this_pol
     assert f"efficient-rollout calibrate --model {policy}" in str(raised.value)
 
 
-def test_a_disabled_drafter_reads_no_profile(policy: str, tmp_path: Path) -> None:
+def test_a_disabled_drafter_reads_no_profile(policy, tmp_path):
     settings = settings_with(tmp_path / "none.json").model_copy(update={"enabled": False})
     assert check_profile(settings, policy) is None
 
 
-def test_policies_without_a_profile_need_none(policy: str) -> None:
+def test_policies_without_a_profile_need_none(policy):
     made = rule_from(Settings.parse({"controller": {"rule": "always", "num_draft_tokens": 2}}), policy)
     assert made == Always(2)
     threshold = {"rule": "batch_threshold", "max_running_requests": 3}
@@ -93,7 +89,7 @@ def test_policies_without_a_profile_need_none(policy: str) -> None:
         rule_from(without, policy)
 
 
-def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
+def test_the_key_does_not_depend_on_a_process_s_threads(policy):
     """The engine's process runs with other threads than the one that starts it."""
     here, threads = profile_key(policy, "int8"), torch.get_num_threads()
     torch.set_num_threads(threads + 3)
@@ -112,7 +108,7 @@ def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
     assert json.loads(result.stdout.splitlines()[-1]) == dataclasses.asdict(here)
 
 
-def test_the_key_tells_how_many_cores_an_engine_gets(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_tells_how_many_cores_an_engine_gets(policy, monkeypatch):
     monkeypatch.setattr(rules, "cores_of_machine", lambda: ([2, 5, 7], 1))
     assert ", 3 cores" in profile_key(policy, "int8").hardware
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
