@@ -23,9 +23,11 @@ def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
     if settings.scheme == "int8":
         values, scales = quantize_int8(weight)
         return values.float() * scales
-    values, scales, offsets = quantize_int4(weight, settings.group_size, torch.bfloat16)
-    spread = [tensor.float().repeat_interleave(settings.group_size, dim=1) for tensor in (scales, offsets)]
-    return (values.float() - 8) * spread[0] + spread[1]
+    groups = []  # the last may be shorter
+    for group in weight.split(settings.group_size, dim=1):
+        values, scales, offsets = quantize_int4(group, group.shape[1], torch.bfloat16)
+        groups.append((values.float() - 8) * scales.float() + offsets.float())
+    return torch.cat(groups, dim=1)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
