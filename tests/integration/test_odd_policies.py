@@ -3,11 +3,7 @@
 import engine_support
 import pytest
 
-from efficient_rollout.config import Settings
-from efficient_rollout.engine.checks import check_engine
-from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.errors import SchemeUnavailableError
 
 pytestmark = pytest.mark.engine
 
@@ -99,20 +95,3 @@ def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_
     said = caplog.text
     assert f"drafter.scheme=int4 quantizes only {100 * share:.0f} % of the weights a draft step reads; 2 of 9" in said
     assert "model.layers.0.mlp.down_proj (168 x 24), model.layers.1.mlp.down_proj (168 x 24)" in said
-
-
-def test_an_engine_of_which_nothing_would_be_quantized_is_refused(policy, tmp_path):
-    from vllm import EngineArgs
-
-    sizes = ODD | {"hidden_size": 24, "intermediate_size": 24, "num_attention_heads": 1}
-    narrow = engine_support.random_policy(tmp_path, **sizes)
-    wanted = Settings.parse(settings(INT4))
-    refusal = r"drafter.scheme=int4 takes no layer.*24 x 24, 24 x 32.*in float16.*int4 with drafter.group_size=32"
-    with pytest.raises(SchemeUnavailableError, match=refusal):
-        engine_args(str(narrow), wanted, dtype="float16")
-    # Arguments written by hand, as on the command line of a server, meet the same refusal in the worker.
-    by_hand = engine_args(str(policy), wanted) | {"model": str(narrow), "dtype": "float16"}
-    by_hand["speculative_config"]["model"] = str(narrow)
-    engine_config = EngineArgs(**engine_support.ENGINE_LIMITS, **by_hand).create_engine_config()
-    with pytest.raises(SchemeUnavailableError, match=refusal):
-        check_engine(engine_config, wanted)

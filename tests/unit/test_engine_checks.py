@@ -144,6 +144,21 @@ def test_options_that_engine_args_was_not_told_are_refused_by_the_worker(checkpo
         checks.check_engine(by_hand.create_engine_config(), ON)
 
 
+def test_a_policy_too_narrow_for_the_scheme_is_refused_by_the_worker_too(checkpoint):
+    from vllm import EngineArgs
+
+    int4 = Settings(drafter={"scheme": "int4", "group_size": 64})
+    known = {"architectures": ["Qwen3ForCausalLM"], "dtype": "float32"}
+    by_hand = engine_args(checkpoint(**known), int4)
+    path = checkpoint(**known, hidden_size=24, intermediate_size=24, num_attention_heads=1)
+    engine_config = EngineArgs(path, dtype="float16", skip_tokenizer_init=True, **by_hand).create_engine_config()
+    refusal = r"drafter.scheme=int4 takes no layer.*24 x 24, 24 x 32.*in float16.*int4 with drafter.group_size=32"
+    with pytest.raises(SchemeUnavailableError, match=refusal):
+        checks.check_engine(engine_config, int4)
+    with pytest.raises(SchemeUnavailableError, match=refusal):
+        engine_args(path, int4, dtype="float16")
+
+
 def test_options_that_change_nothing_are_vllm_s_own_affair(checkpoint):
     ours = engine_args(checkpoint(), ON)
     options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "fp8", "quantization": None, "max_num_seqs": 3}
