@@ -28,13 +28,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Server:
-    """One that answers.
-
-    Attributes:
-        process: Of the command that started it.
-        address: Its root.
-        log: Of all its processes.
-    """
+    """One that answers: the command's process, the root of its address, and the log of all its processes."""
 
     process: subprocess.Popen[bytes]
     address: str

@@ -70,6 +70,12 @@ def post(url: str, body: dict[str, Any]) -> Any:
         return json.loads(answer.read())
 
 
+def call(address: str, method: str, **kwargs: Any) -> Any:
+    """What the engine's one rank answers."""
+    (answer,) = post(f"{address}/collective_rpc", {"method": method, "kwargs": kwargs})["results"]
+    return answer
+
+
 def generate(address: str, *, num_responses: int, max_tokens: int) -> None:
     """Responses to one prompt, together."""
     post(
@@ -92,8 +98,7 @@ def samples(text: str) -> Samples:
 
 def totals(address: str) -> RolloutStats:
     """The engine's own counts since it started."""
-    (rank,) = post(f"{address}/collective_rpc", {"method": "rollout_totals"})["results"]
-    return RolloutStats.from_dict(rank)
+    return RolloutStats.from_dict(call(address, "rollout_totals"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +147,7 @@ def test_vllm_s_counters_of_drafts_are_right_for_this_engine(address, worked):
 
 
 def test_counters_only_grow_whoever_takes_the_statistics(address, worked):
-    (taken,) = post(f"{address}/collective_rpc", {"method": "take_rollout_stats"})["results"]
+    taken = call(address, "take_rollout_stats")
     assert RolloutStats.from_dict(taken).num_generated_tokens == worked.num_generated_tokens
     after = samples(get(f"{address}/metrics"))
     assert after["efficient_rollout_speculative_ticks_total", ""] == worked.num_speculative_ticks
@@ -151,9 +156,8 @@ def test_counters_only_grow_whoever_takes_the_statistics(address, worked):
 
 def test_a_weight_sync_is_counted(address, worked, policy):
     before = samples(get(f"{address}/metrics"))
-    body = {"method": "reload_weights", "kwargs": {"weights_path": str(policy)}}
-    post(f"{address}/collective_rpc", body)
-    post(f"{address}/collective_rpc", body)
+    for _ in range(2):
+        call(address, "reload_weights", weights_path=str(policy))
     after = samples(get(f"{address}/metrics"))
     assert before["efficient_rollout_weight_syncs_total", ""] == 0
     assert after["efficient_rollout_weight_syncs_total", ""] == 2
@@ -241,8 +245,7 @@ def test_every_panel_s_query_has_data_in_a_real_prometheus(address, prometheus, 
     for max_tokens in (40, 60, 40, 60):
         generate(address, num_responses=1, max_tokens=max_tokens)
         generate(address, num_responses=4, max_tokens=20)
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(policy)}}
-        post(f"{address}/collective_rpc", body)
+        call(address, "reload_weights", weights_path=str(policy))
         time.sleep(1.5)
 
     dashboard = json.loads((repository / "docs" / "grafana" / "efficient_rollout.json").read_text())

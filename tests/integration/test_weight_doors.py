@@ -34,12 +34,7 @@ NORM, DOWN, EMBEDDING = (
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a checkpoint.
-
-    Attributes:
-        change: Takes its tensors by name, and changes them.
-        told: Regular expression of what the error must say.
-    """
+    """What changes a checkpoint's tensors by name, and a regular expression of what the error must say."""
 
     change: Callable[[dict[str, torch.Tensor]], object]
     told: str
