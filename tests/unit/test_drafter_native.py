@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from reference_quantizers import quantize_int4, quantize_int8
+from reference_quantizers import channel_reference, quantize_int4
 
 from efficient_rollout.drafter.cpu.layers import Float32NativeLinear, Int4NativeLinear, Int8NativeLinear, attend, takes
 from efficient_rollout.drafter.cpu.native import library
@@ -58,7 +58,7 @@ def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_int8_packs_the_reference_quantizers_choice_bit_for_bit(dtype):
     weight = uneven_weight(dtype)
-    values, scales = quantize_int8(weight)
+    values, scales = channel_reference(weight, torch.int8)
     assert torch.equal(Int8NativeLinear(weight).dequantize(), values.float() * scales)
 
 

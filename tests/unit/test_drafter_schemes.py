@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from reference_quantizers import quantize_int4, quantize_int8
+from reference_quantizers import channel_reference, quantize_int4
 
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
 from efficient_rollout.drafter.packed_weights import PackedWeights
@@ -21,7 +21,7 @@ def random_weight(seed: int, dtype: torch.dtype, shape: tuple[int, int] = (192, 
 
 def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
     if settings.scheme == "int8":
-        values, scales = quantize_int8(weight)
+        values, scales = channel_reference(weight, torch.int8)
         return values.float() * scales
     groups = []  # the last may be shorter
     for group in weight.split(settings.group_size, dim=1):
