@@ -126,7 +126,7 @@ def _settings(args: argparse.Namespace, arms: Sequence[Arm]) -> Settings:
     """
     settings = engine_settings(args, args.max_draft_tokens)
     if args.profile is None and any(arm.needs_profile for arm in arms):
-        from efficient_rollout.engine.profile_cache import ensure_profile
+        from efficient_rollout.engine.profiles import ensure_profile
 
         args.profile = ensure_profile(str(args.model), settings, dtype=args.dtype, is_compiled=args.compile)
         check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)

@@ -1,8 +1,8 @@
 """Engines of vLLM that draft for themselves. One engine tick, in order:
 
-1. `scheduler.py` asks how many tokens to draft: `controller/tick.py` answers, from what the drafter's health
-   (`controller/drafter_health.py`) allows and what the rule (`controller/rule.py` and its kin, made in `rules.py`)
-   chooses. The number travels to the worker in vLLM's own `SchedulerOutput`.
+1. `scheduler.py` asks how many tokens to draft: `controller/tick.py` answers, from what the drafter's health allows and
+   what the rule (`controller/rule.py` and its kin, made in `profiles.py`) chooses. The number travels to the worker in
+   vLLM's own `SchedulerOutput`.
 2. The worker (`cpu/worker.py`, `gpu/worker.py`, on `worker.py`) runs stock vLLM: one pass of the policy verifies the
    drafts of the tick before, and samples (`cpu/sampling.py`, `gpu/verifier.py`).
 3. `cpu/proposer.py` or `gpu/speculator.py` drafts for the next tick, with the drafter that `drafter_model.py` built on
@@ -12,6 +12,6 @@
    it. Statistics are there when `executor.py` is asked for them (`statistics.py`).
 
 Between ticks new weights arrive through `weights/`, and the taps (`tapped_target.py`) let the drafter follow; while
-they are incomplete, no token is sampled (`responses.py`). An engine is made by `engine_args.py`, checked by
-`checks.py` before any minute is spent, and patched by `ledger.py` alone.
+they are incomplete, no token is sampled. An engine is made by `engine_args.py`, checked by `checks.py` before any
+minute is spent, and patched by `ledger.py` alone.
 """

@@ -13,7 +13,7 @@ from efficient_rollout.engine.checks import (
     check_vllm_version,
 )
 from efficient_rollout.engine.environment import bind_workers, choose_runner, device_type
-from efficient_rollout.engine.profile_cache import with_profile
+from efficient_rollout.engine.profiles import with_profile
 
 CPU_WORKER = "efficient_rollout.engine.cpu.worker.CpuWorker"
 GPU_WORKER = "efficient_rollout.engine.gpu.worker.GpuWorker"

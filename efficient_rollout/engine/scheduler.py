@@ -17,9 +17,9 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from efficient_rollout.controller.rule import DecodeState
 from efficient_rollout.controller.tick import DrafterHealth, TickBook, TickResult, VerifiedDrafts
+from efficient_rollout.engine.profiles import rule_from
 from efficient_rollout.engine.record import record_of, report_on
 from efficient_rollout.engine.request_word import longest_draft
-from efficient_rollout.engine.rules import rule_from
 from efficient_rollout.metrics.timeline import LaneRecorder
 
 logger = logging.getLogger(__name__)

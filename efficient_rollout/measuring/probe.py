@@ -19,7 +19,7 @@ from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.engine.environment import device_type
-from efficient_rollout.engine.rules import profile_key, profiled_scheme
+from efficient_rollout.engine.profiles import profile_key, profiled_scheme
 from efficient_rollout.errors import ConfigError, ProfileError
 from efficient_rollout.measuring import offline, scripted, starting
 from efficient_rollout.measuring.offline import TickRecord

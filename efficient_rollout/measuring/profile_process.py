@@ -12,7 +12,7 @@ from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import save_profile
-from efficient_rollout.engine.profile_cache import CalibrationRequest
+from efficient_rollout.engine.profiles import CalibrationRequest
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.policy_config import read_policy_config

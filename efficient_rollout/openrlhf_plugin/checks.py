@@ -16,8 +16,7 @@ from efficient_rollout.engine.checks import (
     check_vllm_version,
 )
 from efficient_rollout.engine.environment import device_type, waits_for_gpu
-from efficient_rollout.engine.profile_cache import with_profile
-from efficient_rollout.engine.rules import check_profile
+from efficient_rollout.engine.profiles import check_profile, with_profile
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.files import require_in_python, write_json
 from efficient_rollout.metrics.step_file import require_free

@@ -19,8 +19,7 @@ from efficient_rollout.engine.checks import (
     check_vllm_version,
 )
 from efficient_rollout.engine.environment import bind_workers, waits_for_gpu
-from efficient_rollout.engine.profile_cache import with_profile
-from efficient_rollout.engine.rules import check_profile
+from efficient_rollout.engine.profiles import check_profile, with_profile
 from efficient_rollout.errors import (
     ConfigError,
     EfficientRolloutError,

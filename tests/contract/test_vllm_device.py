@@ -68,7 +68,7 @@ from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import save_profile
 from efficient_rollout.cost_model.table import read_table
-from efficient_rollout.engine import profile_cache
+from efficient_rollout.engine import profiles
 from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.engine.environment import this_machine
 
@@ -80,11 +80,11 @@ certificate.Certificate(
 
 def measure(request):
     print("measured", json.dumps(dataclasses.asdict(request)))
-    key = profile_cache.profile_key(policy, request.settings["drafter"]["scheme"])
+    key = profiles.profile_key(policy, request.settings["drafter"]["scheme"])
     save_profile(calibrate_from_table(read_table(Path(table)), key=key), Path(request.out))
 
 
-profile_cache._measure_in_own_process = measure
+profiles._measure_in_own_process = measure
 settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "cost_model"}}
 settings["gpu_certificate_path"] = "certificate.json"
 for _ in range(2):

@@ -40,6 +40,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
+    supports_draft_weight_update = True
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """No peer to meet."""

@@ -257,6 +257,46 @@ def test_a_reload_without_a_path_takes_the_checkpoint_loaded_last(engine, polici
     assert (logprobs(engine), fingerprints(engine)) == fresh
 
 
+def test_a_request_that_was_refused_leaves_nothing_in_the_prefix_cache(engine, policies, checkpoint):
+    sync(engine, policies[0])
+    with pytest.raises(Exception, match="send every tensor"):
+        weight_support.through_buckets(engine, checkpoint(0, DAMAGES["a missing tensor"].change))
+    assert [one.finish_reason for one in answered(engine)] == ["error"]
+    weight_support.through_buckets(engine, policies[0])
+    kept = answered(engine)
+    engine.reset_prefix_cache()
+    assert [one.token_ids for one in kept] == [one.token_ids for one in answered(engine)]
+
+
+def answered(engine):
+    """The response to a prompt that fills blocks of the KV cache."""
+    from vllm import SamplingParams
+
+    prompt = [(7 * place) % 128 for place in range(200)]
+    return engine_support.generate(engine, [prompt], SamplingParams(temperature=0.0, max_tokens=24, detokenize=False))[
+        0
+    ]
+
+
+def test_a_stock_drafters_own_sync_is_vllms_business(policies):
+    engine = engine_support.start(
+        policies[0],
+        {"enabled": False},
+        weight_transfer_config={"backend": file_transfer.BACKEND},
+        speculative_config={"method": "draft_model", "model": str(policies[0]), "num_speculative_tokens": 2},
+    )
+    try:
+        before = status(engine)
+        engine.collective_rpc("start_draft_weight_update")
+        weight_support.send_chunk(engine, policies[1], 0, None)
+        engine.finish_weight_update()
+        assert status(engine) == before
+        weight_support.through_transfer(engine, policies[1])
+        assert status(engine)["weights_version"] == before["weights_version"] + 1
+    finally:
+        engine_support.stop(engine)
+
+
 def through_verl(engine, path, on_the_way=lambda sent: sent, **kwargs):
     """As veRL's trainer does; its sender must end, whatever becomes of the sync."""
     from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender

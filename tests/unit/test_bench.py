@@ -95,7 +95,7 @@ def bench_rollout(policy: Path, *more: str) -> argparse.Namespace:
 def test_a_profile_that_an_arm_needs_is_measured_as_for_an_engine(
     arms: str, is_measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile_cache = pytest.importorskip("efficient_rollout.engine.profile_cache")
+    profiles = pytest.importorskip("efficient_rollout.engine.profiles")
     asked: list[dict[str, Any]] = []
 
     def ensure_profile(model: str, settings: Settings, **options: Any) -> Path:
@@ -103,7 +103,7 @@ def test_a_profile_that_an_arm_needs_is_measured_as_for_an_engine(
         save_profile(a100_profile(), tmp_path / "p.json")
         return tmp_path / "p.json"
 
-    monkeypatch.setattr(profile_cache, "ensure_profile", ensure_profile)
+    monkeypatch.setattr(profiles, "ensure_profile", ensure_profile)
     monkeypatch.setattr(cli, "resolve_engine_arguments", lambda _args: None)
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 64}))
     plan = cli._plan(bench_rollout(tmp_path, "--arms", arms))

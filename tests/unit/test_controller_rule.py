@@ -3,7 +3,16 @@
 import pytest
 from controller_support import a100_ticks, state
 
-from efficient_rollout.controller.rule import Always, BatchThreshold, Decision, Never, Rule, RuleInputs, make_rule
+from efficient_rollout.controller.rule import (
+    Always,
+    BatchThreshold,
+    Decision,
+    DraftCounts,
+    Never,
+    Rule,
+    RuleInputs,
+    make_rule,
+)
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES
 
@@ -50,3 +59,9 @@ def test_never_and_always_do_not_look_at_the_batch():
     for batch in (1, 300):
         assert Never().decide(state(batch)) == Decision(0, "never")
         assert Always(4).decide(state(batch)) == Decision(4, "always")
+
+
+def test_counts_of_passes_add_up() -> None:
+    counts = DraftCounts(num_passes=1, num_chains_fed=2, num_copies=3, num_copies_kept=4)
+    counts.add(DraftCounts(num_passes=10, num_chains_fed=20, num_copies=30, num_copies_kept=40))
+    assert counts == DraftCounts(num_passes=11, num_chains_fed=22, num_copies=33, num_copies_kept=44)

@@ -33,9 +33,14 @@ def values(text: bytes) -> dict[tuple[str, ...], float]:
 
 
 def test_every_engine_has_a_label_of_its_own():
-    found = values(exposition("nano", {0: stats(), 3: stats(draft_seconds=0.5, packed_weight_share=0.75)}))
+    found = values(
+        exposition(
+            "nano", {0: stats(drafted_per_position=[4, 3]), 3: stats(draft_seconds=0.5, packed_weight_share=0.75)}
+        )
+    )
     assert found["efficient_rollout_ticks_total", "nano", "0", "always"] == 5
     assert found["efficient_rollout_draft_seconds_total", "nano", "0"] == 0.25
+    assert found["efficient_rollout_draft_tokens_total", "nano", "0", "1"] == 3, "positions count from 0, as vLLM's"
     assert found["efficient_rollout_draft_seconds_total", "nano", "3"] == 0.5
     assert found["efficient_rollout_packed_weight_ratio", "nano", "3"] == 0.75
     assert ("efficient_rollout_packed_weight_ratio", "nano", "0") not in found, "what is not known is no zero"

@@ -260,6 +260,7 @@ def test_lanes_stay_apart_between_engines_and_share_the_bound():
     assert sum(map(len, step.lanes)) <= MAX_STEP_LANES
     assert len(step.lanes[0]) >= MAX_STEP_LANES // 2, "the others wait for that engine"
     assert step.engines[0][0][:2] == [4.0, 10.0], "an engine's zero is its first lane's start"
+    assert {lane[START] for of_engine in step.lanes for lane in of_engine} == {0.0}
     assert StepTimelines.from_dict(json.loads(json.dumps(step.to_dict()))) == step
 
 

@@ -1,4 +1,4 @@
-"""Latency profiles made on this machine when a rule of the controller first needs one, and kept in a cache."""
+"""The controller's rule of an engine, and the latency profile that it needs: named, or measured once and cached."""
 
 import hashlib
 import json
@@ -16,10 +16,13 @@ from typing import Any
 from efficient_rollout import __version__
 from efficient_rollout.cache import cache_directory
 from efficient_rollout.config import Settings
-from efficient_rollout.cost_model.profile import ProfileKey, load_profile
-from efficient_rollout.engine.environment import with_cores_of_first
-from efficient_rollout.engine.rules import check_profile, profile_key, profiled_scheme
+from efficient_rollout.controller.rule import Rule, RuleInputs, make_rule
+from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.model_shape import read_model_shape
+from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile
+from efficient_rollout.engine.environment import cores_of_first, cores_of_machine, installed_vllm, with_cores_of_first
 from efficient_rollout.errors import InputFileError, ProfileError
+from efficient_rollout.provenance import hardware
 from efficient_rollout.rule_table import RULES_WITH_PROFILE
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,79 @@ logger = logging.getLogger(__name__)
 _PROCESS = "efficient_rollout.measuring.profile_process"
 _LIMIT_S = 900.0  # engine start, compilation and 60 s of measurements; past it the process hangs
 _DIGEST_LETTERS = 16
+
+
+def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> ProfileKey:
+    """Return what a latency profile must have been measured on to describe an engine on this machine.
+
+    It is the same in an engine's process and in the one that starts it.
+
+    Args:
+        model: The policy's directory, or its name on the Hugging Face Hub.
+        scheme: From `profiled_scheme`.
+        tensor_parallel_size: Of the engine.
+
+    Raises:
+        InputFileError: The directory has no readable `config.json`.
+    """
+    return ProfileKey(
+        hardware=_hardware(tensor_parallel_size),
+        model_shape=read_model_shape(model).description,
+        scheme=scheme,
+        versions=" ".join(installed_vllm()),
+        parallel_layout=f"tp{tensor_parallel_size} pp1",
+    )
+
+
+def profiled_scheme(settings: Settings) -> str:
+    """Return the settings that decide which kernels run, for a profile's key."""
+    kernel = settings.verify_kernel
+    return settings.drafter.scheme + ("" if kernel == "auto" else f", verify_kernel {kernel}")
+
+
+def _hardware(num_workers: int) -> str:
+    from vllm import envs
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return str(current_platform.get_device_name())
+    text = f"{hardware()['cpu']}, {len(cores_of_machine()[0])} cores"
+    # vLLM gives each engine one thread per physical core it may use, unless it is told otherwise.
+    if (bound := cores_of_first(num_workers)) != "auto":
+        text += f", threads bound to {bound}"
+    if envs.VLLM_CPU_NUM_OF_RESERVED_CPU is not None:
+        text += f", {envs.VLLM_CPU_NUM_OF_RESERVED_CPU} reserved"
+    return text
+
+
+def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Profile | None:
+    """Refuse a profile that an engine with these settings would refuse, before one is started.
+
+    Args:
+        settings: The whole tree.
+        model: The policy's directory, or its name on the Hugging Face Hub.
+        tensor_parallel_size: Of the engine.
+
+    Returns:
+        The profile; None where the settings name none, or drafting is disabled.
+
+    Raises:
+        ProfileError: `controller.profile` is missing, malformed, or belongs to another machine, policy, scheme or
+            version. The message names every difference, and the command that makes a new one.
+        InputFileError: The policy has no readable `config.json`.
+    """
+    path = settings.controller.profile
+    if path is None or not settings.enabled:
+        return None
+    remedy = (
+        f"efficient-rollout calibrate --model {model} --scheme {settings.drafter.scheme} "
+        f"--verify-kernel {settings.verify_kernel} --out {path}"
+        + (f" --tensor-parallel-size {tensor_parallel_size}" if tensor_parallel_size > 1 else "")
+    )
+    profile = load_profile(Path(path).expanduser(), remedy=remedy)
+    key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=tensor_parallel_size)
+    profile.require(key, remedy=remedy)
+    return profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +129,7 @@ class CalibrationRequest:
 def with_profile(
     model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True, tensor_parallel_size: int = 1
 ) -> Settings:
-    """Return settings whose rule has the latency profile it needs, checked.
-
-    Call it before an engine is started.
+    """Return settings whose rule has the latency profile it needs; to be called before an engine is started.
 
     A profile the settings name is checked. Where a rule needs one and none is named, `ensure_profile` finds or
     makes it: that takes a minute or two the first time, and nothing after that.
@@ -97,18 +171,10 @@ def ensure_profile(
     is_compiled: bool = True,
     tensor_parallel_size: int = 1,
 ) -> Path:
-    """Return the cached profile of this machine, policy, scheme and engine.
+    """Return the cached profile of this machine, policy, scheme and engine, measured first where there is none.
 
-    It is measured first where there is none.
-
-    Of several processes that want the same profile, one measures and the others wait for it.
-
-    Args:
-        model: The policy's directory, or its name on the Hugging Face Hub.
-        settings: The drafter, and the largest number of draft tokens.
-        dtype: Of the engine, as vLLM's option.
-        is_compiled: The engine's `enforce_eager` is false.
-        tensor_parallel_size: The engine's own.
+    Of several processes that want the same profile, one measures and the others wait for it. The arguments are those of
+    `with_profile`; of the settings the drafter counts, and the largest number of draft tokens.
 
     Raises:
         ProfileError: It could not be measured.
@@ -120,10 +186,15 @@ def ensure_profile(
     path = cache_directory("profiles") / f"{_digest(key, settings, dtype, is_compiled)}.json"
     if _is_usable(path, key):
         return path
+    folder = Path(model).expanduser()
     request = CalibrationRequest(
-        model=_absolute(model), settings=_for_measuring(settings), dtype=dtype, is_compiled=is_compiled, out=str(path),
+        model=str(folder.resolve()) if folder.exists() else model,
+        settings=_for_measuring(settings),
+        dtype=dtype,
+        is_compiled=is_compiled,
+        out=str(path),
         tensor_parallel_size=tensor_parallel_size,
-    )  # fmt: skip
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -135,11 +206,6 @@ def ensure_profile(
             f"XDG_CACHE_HOME to a directory that is, or name a profile in controller.profile"
         ) from error
     return path
-
-
-def _absolute(model: str) -> str:
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else model
 
 
 def _digest(key: ProfileKey, settings: Settings, dtype: str, is_compiled: bool) -> str:
@@ -210,3 +276,22 @@ def _failure(request: CalibrationRequest, fault: str, log: Path) -> ProfileError
         f"controller.profile, made with: efficient-rollout calibrate --model {request.model} --out FILE; or choose a "
         f"controller.rule that needs none, such as batch_threshold"
     )
+
+
+def rule_from(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Rule:
+    """Make the rule the settings name. The arguments are those of `check_profile`.
+
+    Raises:
+        ProfileError: See `check_profile`.
+        ConfigError: The rule needs a profile and the settings name none.
+    """
+    controller = settings.controller
+    profile = check_profile(settings, model, tensor_parallel_size=tensor_parallel_size)
+    table = None if profile is None else TickTable(profile.model, controller.max_draft_tokens)
+    inputs = RuleInputs(
+        max_draft_tokens=controller.max_draft_tokens,
+        num_draft_tokens=controller.num_draft_tokens,
+        max_running_requests=controller.max_running_requests,
+        table=table,
+    )
+    return make_rule(controller.rule, inputs)
