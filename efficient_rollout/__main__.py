@@ -11,33 +11,24 @@ from efficient_rollout import __version__
 from efficient_rollout.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, EfficientRolloutError
 from efficient_rollout.secrets import DiscreetParser
 
-# Name -> one line of help, and the function that adds the command's parser; of a command with a parser of its own, that
-# runs it.
+# Name -> one line of help, and the function of this package that adds the command's parser; of a command with a parser
+# of its own, that runs it.
 COMMANDS = {
-    "train": ("train with veRL; the arguments are hydra overrides", "efficient_rollout.verl_plugin.main:train"),
-    "openrlhf": (
-        "train with OpenRLHF; the arguments are settings, --, and OpenRLHF's own",
-        "efficient_rollout.openrlhf_plugin.main:launch",
-    ),
-    "demo": (
-        "see plain vLLM and self-drafting beside each other, in a minute",
-        "efficient_rollout.bench.demo:add_demo_command",
-    ),
-    "serve": ("serve a model with vLLM's own server, drafting for itself", "efficient_rollout.serve:serve"),
-    "doctor": ("say what is installed, and what is wrong", "efficient_rollout.doctor:add_doctor_command"),
-    "policy": ("say where an embedded policy is, or train one", "efficient_rollout.tasks.cli:add_policy_command"),
-    "data": ("write the embedded task's data set", "efficient_rollout.tasks.cli:add_data_command"),
-    "summary": ("print a run's metrics, a row per step", "efficient_rollout.summary:add_summary_command"),
-    "report": ("write a run's page of figures", "efficient_rollout.dashboards.cli:add_report_command"),
-    "dashboard": ("save a view of a tracker's runs", "efficient_rollout.dashboards.cli:add_dashboard_command"),
-    "calibrate": ("fit a latency profile", "efficient_rollout.bench.calibrate:add_calibrate_command"),
-    "explain": ("say what the controller would do, and why", "efficient_rollout.controller.cli:add_explain_command"),
-    "gpu-check": (
-        "prove on a GPU that drafting changes no sample, and certify it",
-        "efficient_rollout.gpu_check.cli:add_gpu_check_command",
-    ),
-    "bench": ("measure rollouts side by side", "efficient_rollout.bench.cli:add_bench_command"),
-    "simulate": ("replay a rollout under a rule", "efficient_rollout.simulator.cli:add_simulate_command"),
+    "train": ("train with veRL; arguments are hydra overrides", "verl_plugin.main:train"),
+    "openrlhf": ("train with OpenRLHF; arguments are settings, --, and OpenRLHF's own", "openrlhf_plugin.main:launch"),
+    "demo": ("see plain vLLM and self-drafting beside each other, in a minute", "bench.demo:add_demo_command"),
+    "serve": ("serve a model with vLLM's own server, drafting for itself", "serve:serve"),
+    "doctor": ("say what is installed, and what is wrong", "doctor:add_doctor_command"),
+    "policy": ("say where an embedded policy is, or train one", "tasks.cli:add_policy_command"),
+    "data": ("write the embedded task's data set", "tasks.cli:add_data_command"),
+    "summary": ("print a run's metrics, a row per step", "summary:add_summary_command"),
+    "report": ("write a run's page of figures", "dashboards.cli:add_report_command"),
+    "dashboard": ("save a view of a tracker's runs", "dashboards.cli:add_dashboard_command"),
+    "calibrate": ("fit a latency profile", "bench.calibrate:add_calibrate_command"),
+    "explain": ("say what the controller would do, and why", "controller.cli:add_explain_command"),
+    "gpu-check": ("prove on a GPU that drafting changes no sample; certify it", "gpu_check.cli:add_gpu_check_command"),
+    "bench": ("measure rollouts side by side", "bench.cli:add_bench_command"),
+    "simulate": ("replay a rollout under a rule", "simulator.cli:add_simulate_command"),
 }
 # To their parsers goes everything behind their names untouched, dashes and help included.
 WITH_OWN_PARSER = ("train", "openrlhf", "serve")
@@ -83,7 +74,7 @@ def command_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             subparsers.add_parser(name, help=summary)
             continue
         module_name, _, function_name = target.partition(":")
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(importlib.import_module(f"efficient_rollout.{module_name}"), function_name)
         if name in WITH_OWN_PARSER:
             command = subparsers.add_parser(name, prefix_chars="\0", add_help=False)
             command.add_argument("arguments", nargs=argparse.REMAINDER)

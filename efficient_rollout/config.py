@@ -159,18 +159,15 @@ def _explain(error: ValidationError, where: str) -> str:
     for fault in error.errors():
         location = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            legal = ", ".join(_group_at(fault["loc"][:-1]).model_fields)
+            legal = ", ".join(_settings_at(fault["loc"][:-1]))
             lines.append(f"  {location}: unknown setting; legal here: {legal}")
         else:
             lines.append(f"  {location or '(whole tree)'}: {fault['msg']}, got {fault['input']!r}")
     return "\n".join(lines)
 
 
-def _group_at(path: tuple[int | str, ...]) -> type[BaseModel]:
-    group: type[BaseModel] = Settings
+def _settings_at(path: tuple[int | str, ...]) -> list[str]:
+    group: Any = Settings
     for part in path:
-        annotation = group.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        group = annotation
-    return group
+        group = group.model_fields[part].annotation
+    return list(group.model_fields)

@@ -37,19 +37,15 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "am
 CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 _UNPROVEN = "of the others, loaded by a loader of the model's own, it is only known that all their values came"
 _LOG = "the job's log says what happened"
+_FLOAT32 = "run policies in float32 (dtype: float32): without AVX512, bfloat16 products are very much slower"
+_MEMORY = "the quickstart needs about 8 GiB"
+_SHARED_MEMORY = "Ray's object store lives there; in a container, give it --shm-size=2g or more"
+_GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Is one row of the report.
-
-    Attributes:
-        section: What the row belongs to.
-        name: What was looked at.
-        value: What was found.
-        state: `bad` is unusable, and makes the exit code 1; `note` is worth knowing.
-        advice: What to do about it.
-    """
+    """Is one row of the report: `bad` is unusable, and makes the exit code 1; `note` is worth knowing."""
 
     section: str
     name: str
@@ -99,21 +95,23 @@ def examine(run: Path | None = None) -> list[Finding]:
 def render(findings: list[Finding]) -> str:
     """Return the findings as aligned text, a block per section; advice under its row."""
     rows: list[list[str]] = []
-    headings: dict[int, str] = {}
+    headings: dict[str, int] = {}
     for finding in findings:
-        if finding.section not in headings.values():
-            headings[len(rows)] = finding.section
+        headings.setdefault(finding.section, len(rows))
         rows.append(["", finding.state, finding.name, finding.value])
         if finding.advice:
             rows.append(["", "", "", f"-> {finding.advice}"])
-    lines: list[str] = []
-    for number, line in enumerate(aligned(rows, left=range(4)).splitlines()):
-        if number in headings:
-            lines += ["", headings[number]] if lines else [headings[number]]
-        lines.append(line)
+    lines = aligned(rows, left=range(4)).splitlines()
+    for section, number in reversed(headings.items()):
+        lines[number:number] = ["", section] if number else [section]
     num_bad = sum(finding.state == "bad" for finding in findings)
-    verdict = "everything is usable" if num_bad == 0 else f"{num_bad} unusable, marked bad"
+    verdict = f"{num_bad} unusable, marked bad" if num_bad else "everything is usable"
     return "\n".join([*lines, "", verdict])
+
+
+def _judged(section: str, name: str, value: str, advice: str, state: State = "bad") -> Finding:
+    """Return a row that is well where there is no advice, and in that state where there is."""
+    return Finding(section, name, value, state if advice else "ok", advice)
 
 
 def _versions() -> Iterator[Finding]:
@@ -135,37 +133,25 @@ def _versions() -> Iterator[Finding]:
 
 def _version(name: str, installed: str | None, supported: SpecifierSet) -> Finding:
     value = f"{installed or 'not installed'} (supported: {supported or 'any'})"
-    if installed is not None and is_supported(installed, supported):
-        return Finding("versions", name, value)
-    return Finding("versions", name, value, "bad", f"pip install '{name}{supported}'")
+    fits = installed is not None and is_supported(installed, supported)
+    return _judged("versions", name, value, "" if fits else f"pip install '{name}{supported}'")
 
 
 def _machine() -> Iterator[Finding]:
-    found = provenance.hardware()
-    flags = provenance.cpu_flags()
-    gib = 2.0**30
+    found, flags = provenance.hardware(), provenance.cpu_flags()
     yield Finding("machine", "cpu", f"{found['cpu']}, {found['num_cores']} cores usable")
-    features = ", ".join(name for name in CPU_FEATURES if name in flags) or "none of " + ", ".join(CPU_FEATURES)
+    features = ", ".join(name for name in CPU_FEATURES if name in flags) or f"none of {', '.join(CPU_FEATURES)}"
     slow = "avx512f" not in flags and not found["gpus"]
-    advice = "run policies in float32 (dtype: float32): without AVX512, bfloat16 products are very much slower"
-    yield Finding("machine", "cpu features", features, "note" if slow else "ok", advice if slow else "")
+    yield _judged("machine", "cpu features", features, _FLOAT32 if slow else "", "note")
     yield Finding("machine", "gpus", ", ".join(found["gpus"]) or "none")
-    small = found["memory_bytes"] < 7 * gib
-    advice = "the quickstart needs about 8 GiB" if small else ""
-    yield Finding("machine", "memory", f"{found['memory_bytes'] / gib:.1f} GiB", "note" if small else "ok", advice)
+    memory = found["memory_bytes"] / _GIB
+    yield _judged("machine", "memory", f"{memory:.1f} GiB", _MEMORY if memory < 7 else "", "note")
     shared = found["shared_memory_bytes"]
-    small = shared is None or shared < 2 * gib
-    advice = "Ray's object store lives there; in a container, give it --shm-size=2g or more" if small else ""
-    yield Finding(
-        "machine",
-        "/dev/shm",
-        "missing" if shared is None else f"{shared / gib:.1f} GiB",
-        "note" if small else "ok",
-        advice,
-    )
+    value = "missing" if shared is None else f"{shared / _GIB:.1f} GiB"
+    yield _judged("machine", "/dev/shm", value, _SHARED_MEMORY if (shared or 0) < 2 * _GIB else "", "note")
     compiler = shutil.which("g++") or shutil.which("clang++")
     advice = "" if compiler else "install g++: torch compiles kernels with it"
-    yield Finding("machine", "C++ compiler", compiler or "none", "ok" if compiler else "bad", advice)
+    yield _judged("machine", "C++ compiler", compiler or "none", advice)
 
 
 def _job(directory: Path) -> Iterator[Finding]:
@@ -177,26 +163,25 @@ def _job(directory: Path) -> Iterator[Finding]:
     age = max(time.time() - last["time"], 0.0)
     yield Finding(section, "last step", f"{last['step']}, written {age:.0f} s ago")
     if names.PROVEN_WEIGHT_SHARE in last:
-        sent = (
-            "with the checksums of the trainer" if last[names.WEIGHTS_AS_SENT] else "without checksums of the trainer"
-        )
         share, checksum = last[names.PROVEN_WEIGHT_SHARE], last[names.WEIGHTS_CHECKSUM]
-        value = f"{checksum:.0f}, came {sent}; engines are asked for {100 * share:.0f} % of them, in turn"
-        yield Finding(section, "weights", value, "ok" if share == 1.0 else "note", "" if share == 1.0 else _UNPROVEN)
+        sent = "with the checksums" if last[names.WEIGHTS_AS_SENT] else "without checksums"
+        value = (
+            f"{checksum:.0f}, came {sent} of the trainer; engines are asked for {100 * share:.0f} % of them, in turn"
+        )
+        yield _judged(section, "weights", value, "" if share == 1.0 else _UNPROVEN, "note")
     else:
         yield Finding(section, "weights", "the last step reports no weight sync of a drafting engine", "note")
     for name in (names.DRAFTER_FAULTS, names.STALE_DRAFTER, names.UNCERTIFIED):
-        bad = bool(last.get(name))
-        yield Finding(section, name, f"{last.get(name, 0):.0f}", "bad" if bad else "ok", _LOG if bad else "")
+        value = last.get(name, 0)
+        yield _judged(section, name, f"{value:.0f}", _LOG if value else "")
 
 
 def _plugins() -> Iterator[Finding]:
     for group, module in ENTRY_POINTS.items():
         entries = [entry for entry in metadata.entry_points(group=group) if entry.value.partition(":")[0] == module]
         if not entries:
-            yield Finding(
-                "plugins", group, "not registered", "bad", "install the package: pip install -e . in a checkout"
-            )
+            advice = "install the package: pip install -e . in a checkout"
+            yield Finding("plugins", group, "not registered", "bad", advice)
             continue
         try:
             entries[0].load()
@@ -233,8 +218,8 @@ def _schemes() -> Iterator[Finding]:
             yield Finding("schemes", name, f"available, kernel: {scheme.kernel}; takes {scheme.what_it_takes}")
     if not has_avx512():
         problem = native_missing()
-        value = "native for float32 policies" if problem is None else "vLLM's, which verify slowly here"
-        yield Finding("schemes", "the policy's own", value, "ok" if problem is None else "note", problem or "")
+        value = "vLLM's, which verify slowly here" if problem else "native for float32 policies"
+        yield _judged("schemes", "the policy's own", value, problem or "", "note")
 
 
 def _patches() -> Iterator[Finding]:
@@ -245,6 +230,5 @@ def _patches() -> Iterator[Finding]:
         for row in describe(ledger.PATCHES):
             drifted = row["state"] == "drifted"
             advice = f"install a tested version: {row['tested_versions']}" if drifted else row["reason"]
-            yield Finding(
-                "patches", row["name"], f"{row['state']}: {row['target']}", "bad" if drifted else "ok", advice
-            )
+            value = f"{row['state']}: {row['target']}"
+            yield Finding("patches", row["name"], value, "bad" if drifted else "ok", advice)

@@ -36,10 +36,7 @@ def read_text(
 def read_json(
     path: Path, *, what: str, remedy: str = "check the path", error: type[EfficientRolloutError] = InputFileError
 ) -> Any:
-    """Return a JSON file's content.
-
-    It takes the arguments and raises the errors of `read_text`. It raises `error` too where the file is not JSON.
-    """
+    """Return a JSON file's content; arguments and errors are those of `read_text`, `error` also where it is no JSON."""
     try:
         return json.loads(read_text(path, what=what, remedy=remedy, error=error))
     except json.JSONDecodeError as fault:
@@ -48,14 +45,9 @@ def read_json(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield where to write a file that takes the place of `path` when the block ends.
-
-    It is dropped where the block raises.
+    """Yield where to write a file that takes the place of `path` when the block ends; dropped where the block raises.
 
     A reader, and another process that writes the same file, sees the old one or the whole new one.
-
-    Yields:
-        A path of the same name in a folder beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Callable
 
 import ray
 from ray._private.utils import read_ray_address
@@ -56,7 +55,7 @@ def require_on_every_node() -> None:
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    asked = {_name(node): _ask(node["NodeID"]) for node in others}
+    asked = {f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})": _ask(node["NodeID"]) for node in others}
     faults = []
     for name, answer in asked.items():
         try:
@@ -76,21 +75,8 @@ def require_on_every_node() -> None:
         )
 
 
-def _name(node: dict[str, str]) -> str:
-    return f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-
-
 def _ask(node_id: str) -> ray.ObjectRef:
-    where = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return ray.remote(_question()).options(num_cpus=0, scheduling_strategy=where).remote()
-
-
-def _question() -> Callable[[], str | None]:
-    """Return a function that Ray ships whole: one of a module would be imported there.
-
-    There the package may be missing.
-    """
-
+    # Ray ships it whole: one of a module would be imported there, where the package may be missing.
     def version_here() -> str | None:
         from importlib import metadata
 
@@ -99,4 +85,5 @@ def _question() -> Callable[[], str | None]:
         except metadata.PackageNotFoundError:
             return None
 
-    return version_here
+    where = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    return ray.remote(version_here).options(num_cpus=0, scheduling_strategy=where).remote()

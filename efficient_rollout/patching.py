@@ -25,12 +25,10 @@ class Patch:
     """Is one ledger entry.
 
     Attributes:
-        name: Short, unique.
         target: `module:attribute.path` of the function to replace.
         make_replacement: Gets the original, returns its replacement.
         reason: The upstream fault, and why the replacement is safe.
-        tested_versions: Upstream versions whose target this patch was tested against.
-        source_sha256: `source_sha256()` of the target in those versions.
+        tested_versions: Upstream versions whose target has a `source_sha256()` that is listed.
         remove_when: What must have happened upstream before this entry can go.
         is_needed: False where upstream does not show the fault, None to apply always.
     """
@@ -109,17 +107,8 @@ def apply_patches(patches: Sequence[Patch], *, leave_drifted: bool = False) -> N
 
 def describe(patches: Iterable[Patch]) -> list[dict[str, str]]:
     """Return one row per patch for `doctor` and the docs."""
-    return [
-        {
-            "name": patch.name,
-            "target": patch.target,
-            "state": state(patch),
-            "reason": patch.reason,
-            "tested_versions": patch.tested_versions,
-            "remove_when": patch.remove_when,
-        }
-        for patch in patches
-    ]
+    told = ("name", "target", "reason", "tested_versions", "remove_when")
+    return [{"state": state(patch)} | {key: getattr(patch, key) for key in told} for patch in patches]
 
 
 def resolve(target: str) -> tuple[Any, str, Any]:

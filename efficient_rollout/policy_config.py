@@ -17,12 +17,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """Holds what a policy's `config.json` says.
-
-    Attributes:
-        path: The file, for messages.
-        values: Its entries.
-    """
+    """Holds what a policy's `config.json` says, and where it is, for messages."""
 
     path: Path
     values: Mapping[str, Any]
@@ -61,12 +56,10 @@ class PolicyConfig:
 
 
 def find_policy_config(policy: Path | str) -> Path:
-    """Return where a policy's `config.json` is.
-
-    That of one on the Hugging Face Hub is in the Hub's cache, fetched if need be.
+    """Return where a policy's `config.json` is; that of one on the Hub in the Hub's cache, fetched if need be.
 
     Args:
-        policy: Its directory, its `config.json`, or its name on the Hub.
+        policy: Its directory, its `config.json`, or its name on the Hugging Face Hub.
 
     Raises:
         InputFileError: It looks like a name on the Hub, and nothing can be had under it.
@@ -91,10 +84,7 @@ def _from_hub(name: str) -> Path:
 
 
 def read_policy_config(policy: Path | str) -> PolicyConfig:
-    """Read a policy's configuration.
-
-    Args:
-        policy: Its directory, its `config.json`, or its name on the Hugging Face Hub.
+    """Read a policy's configuration, found as by `find_policy_config`.
 
     Raises:
         InputFileError: The file is missing, or is no JSON object.

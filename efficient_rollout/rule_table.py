@@ -5,12 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RuleEntry:
-    """Describes one rule of the controller.
-
-    Attributes:
-        maker: `module:function` in `controller/`, which makes it.
-        needs_profile: Whether it predicts from a latency profile.
-    """
+    """Names the `module:function` in `controller/` that makes a rule, and whether it predicts from a profile."""
 
     maker: str
     needs_profile: bool = False

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +26,20 @@ LOG_FILE = "train.log"
 _OTHER_QUESTIONS = "Each step asks other questions: its reward and lengths do not compare with another step's.\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Is one column of the table.
-
-    Attributes:
-        title: Two lines, the unit in the second.
-        metric: Key in `metrics.jsonl`; ours, or one that veRL logs.
-        format_spec: How a number is shown.
-    """
-
-    title: tuple[str, str]
-    metric: str
-    format_spec: str
-
-
-_REWARD = Column(("reward", "mean"), REWARD_MEAN, ".3f")
-COLUMNS = (
-    Column(("step", ""), "step", ".0f"),
-    _REWARD,
-    Column(("response", "mean tok"), RESPONSE_LENGTH_MEAN, ".1f"),
-    Column(("response", "max tok"), RESPONSE_LENGTH_MAX, ".0f"),
-    Column(("rollout", "s"), names.ROLLOUT_SECONDS, ".2f"),
-    Column(("generated", "tok/s"), names.TOKENS_PER_SECOND, ".0f"),
-    Column(("accepted", "length"), names.MEAN_ACCEPTED_LENGTH, ".2f"),
-    Column(("drafting", "of ticks"), names.SPECULATIVE_TICK_SHARE, ".0%"),
-    Column(("requantize", "s"), names.REQUANTIZE_SECONDS, ".3f"),
-    Column(("sync", "s"), names.WEIGHT_SYNC_SECONDS, ".3f"),
+# Two lines of title, the key in `metrics.jsonl`, which may be one that veRL logs, and how a number is shown.
+_COLUMNS = (
+    ("step", "", "step", ".0f"),
+    ("reward", "mean", REWARD_MEAN, ".3f"),
+    ("response", "mean tok", RESPONSE_LENGTH_MEAN, ".1f"),
+    ("response", "max tok", RESPONSE_LENGTH_MAX, ".0f"),
+    ("rollout", "s", names.ROLLOUT_SECONDS, ".2f"),
+    ("generated", "tok/s", names.TOKENS_PER_SECOND, ".0f"),
+    ("accepted", "length", names.MEAN_ACCEPTED_LENGTH, ".2f"),
+    ("drafting", "of ticks", names.SPECULATIVE_TICK_SHARE, ".0%"),
+    ("requantize", "s", names.REQUANTIZE_SECONDS, ".3f"),
+    ("sync", "s", names.WEIGHT_SYNC_SECONDS, ".3f"),
 )
+_PLACE_OF_BASELINE = 2  # behind the run's own reward
 
 
 def add_summary_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -90,14 +75,13 @@ def render_table(steps: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[
         steps: Records of the run.
         baseline: Of another, whose reward of each step stands beside the run's own.
     """
-    titles = [[column.title[line] for column in COLUMNS] for line in (0, 1)]
-    rows = [[_cell(step.get(column.metric), column.format_spec) for column in COLUMNS] for step in steps]
+    titles = [[column[line] for column in _COLUMNS] for line in (0, 1)]
+    rows = [[_cell(step.get(metric), format_spec) for _, _, metric, format_spec in _COLUMNS] for step in steps]
     if baseline:
         rewards = {step["step"]: step.get(REWARD_MEAN) for step in baseline}
-        place = COLUMNS.index(_REWARD) + 1
-        cells = ["reward", "baseline", *(_cell(rewards.get(step["step"]), _REWARD.format_spec) for step in steps)]
+        cells = ["reward", "baseline", *(_cell(rewards.get(step["step"]), ".3f") for step in steps)]
         for row, cell in zip([*titles, *rows], cells, strict=True):
-            row.insert(place, cell)
+            row.insert(_PLACE_OF_BASELINE, cell)
     return _OTHER_QUESTIONS + aligned([*titles, *rows], left=())
 
 
@@ -109,17 +93,15 @@ def compare(own: Run, baseline: Run) -> str:
     """
     notes = comparison_notes(own, baseline)
     estimates = [tokens_per_tick(own, baseline), *speedups(own, baseline), untouched(own, baseline)]
-    lines = [["", "this run", "baseline", "times as good", "steps"]]
-    lines += [
+    rows = [
         [found.label, f"{found.own:.2f}", f"{found.baseline:.2f}", found.text(), str(found.num_steps)]
         for found in estimates
         if found is not None
     ]
+    table = aligned([["", "this run", "baseline", "times as good", "steps"], *rows]) if rows else ""
     told = [*speed_verdicts(own, baseline), f"Rewards: {reward_verdict(own, baseline)}", *notes]
-    table = aligned(lines) if len(lines) > 1 else ""
-    return f"\nagainst {baseline.directory}, means of the steps that both have, without the first:\n{table}" + "".join(
-        f"{sentence}\n" for sentence in told
-    )
+    heading = f"against {baseline.directory}, means of the steps that both have, without the first:"
+    return f"\n{heading}\n{table}" + "".join(f"{sentence}\n" for sentence in told)
 
 
 def _validation(runs: Mapping[str, Path]) -> str:

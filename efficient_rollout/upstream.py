@@ -22,8 +22,7 @@ def _supported_versions() -> dict[str, SpecifierSet]:
             f"{DISTRIBUTION} is not installed, only importable: vLLM and veRL cannot find its plugins. "
             f"Install it (pip install -e . in a checkout)."
         ) from error
-    requirements = [Requirement(line) for line in lines]
-    return {canonicalize_name(requirement.name): requirement.specifier for requirement in requirements}
+    return {canonicalize_name(need.name): need.specifier for need in map(Requirement, lines)}
 
 
 def supported_versions(distribution: str) -> SpecifierSet:
@@ -41,11 +40,7 @@ def is_supported(version: str, supported: SpecifierSet) -> bool:
 
 
 def check_version(distribution: str, installed: str | None) -> None:
-    """Refuse a distribution that is missing, or was not tested.
-
-    Args:
-        distribution: Its name.
-        installed: Its version, None where there is none.
+    """Refuse a distribution whose version was not tested, or that is missing: None is installed.
 
     Raises:
         UnsupportedVersionError: Names both versions and what to install.

@@ -15,11 +15,6 @@ ENGINE_TESTS=(test_shared_kv test_same_samples test_requests test_pressure test_
 VERL_TESTS=(test_verl_training)
 source "$ROOT/scripts/heartbeat.sh"
 
-fail() {
-  printf 'compat: %s\n' "$@" >&2
-  exit 1
-}
-
 write_table() { "${TOOL[@]}" table "$ROOT/docs/compatibility.md" "$RESULTS"; }
 
 # resolve FOLDER WHEEL UV_OPTIONS...: requirements.txt for this vLLM, with as few other versions changed as can be
@@ -27,11 +22,9 @@ resolve() {
   local folder="$1" wheel="$2"
   shift 2
   "${TOOL[@]}" inputs "$wheel" "$folder"
-  if ! "$folder/.venv/bin/uv" pip compile --quiet --python-version 3.11 --no-header --no-annotate "$folder/requirements.in" \
-    --override "$folder/overrides.txt" --output-file "$folder/requirements.txt" "$@" >"$folder/resolve.log" 2>&1; then
-    tail -n 15 "$folder/resolve.log" >&2
-    fail "no set of packages fits; see above"
-  fi
+  "$folder/.venv/bin/uv" pip compile --quiet --python-version 3.11 --no-header --no-annotate "$folder/requirements.in" \
+    --override "$folder/overrides.txt" --output-file "$folder/requirements.txt" "$@" >"$folder/resolve.log" 2>&1 ||
+    fail_with_log "$folder/resolve.log" "no set of packages fits; see above"
 }
 
 # install FOLDER VERSION UV_OPTIONS...
@@ -49,11 +42,8 @@ install() {
   fi
   resolve "$folder" "$wheel" "$@"
   local uv=("$folder/.venv/bin/uv" pip install --python "$python" --no-deps)
-  if ! with_heartbeat packages "$folder/install.log" : "${uv[@]}" "$@" \
-    -r "$folder/requirements.txt" -r "$ROOT/requirements/dev.txt"; then
-    tail -n 15 "$folder/install.log" >&2
-    fail "uv could not install the packages; see above"
-  fi
+  with_heartbeat packages "$folder/install.log" : "${uv[@]}" "$@" -r "$folder/requirements.txt" -r "$ROOT/requirements/dev.txt" ||
+    fail_with_log "$folder/install.log" "uv could not install the packages; see above"
   with_heartbeat efficient-rollout "$folder/install.log" : "${uv[@]}" --no-build-isolation --reinstall --editable "$ROOT" ||
     fail "uv could not install efficient-rollout itself; see $folder/install.log"
 }

@@ -1,7 +1,6 @@
 """What `scripts/gpu_contract.sh` does in Python: hold a CUDA wheel of vLLM against what the GPU path stands on, no GPU.
 
-gpu_contract.py check VERSION WHEEL LIBCUDART FOLDER   check one wheel, unpacked into FOLDER; write FOLDER.json
-gpu_contract.py compare JSON JSON...                   what changed between them, in what the GPU path touches
+gpu_contract.py VERSION WHEEL LIBCUDART FOLDER   check one wheel, unpacked into FOLDER
 
 The wheel is unpacked, not installed, and its Python comes before that of the environment's own vLLM. Its extension
 links against libcuda and libtorch_cuda, but registering operators needs none of their symbols: two empty libraries
@@ -10,16 +9,13 @@ stand in, and symbols are bound lazily. So operators have their real schemas her
 
 import argparse
 import ctypes
-import json
 import os
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 EXTENSION = "_C_stable_libtorch.abi3.so"
 # What the GPU path stands on is listed beside the tests.
@@ -76,24 +72,8 @@ def operator_breaches() -> Iterator[str]:
             yield f"operator {name} takes {', '.join(arguments) or 'nothing: it is missing'}, not {wanted}"
 
 
-def snapshot() -> dict[str, str]:
-    """Parameters of everything the GPU path calls or overrides, and arguments of its operators."""
-    from checked_names import parameters
-    from names_of_vllm_v2 import CALLED, MOVED, OVERRIDDEN
-
-    from efficient_rollout.gpu_check.operators import OPERATORS
-
-    taken = {}
-    for target in (*CALLED, *OVERRIDDEN, *(name for names in MOVED for name in names)):
-        try:
-            taken[target] = " ".join(str(value).partition(":")[0] for value in parameters(target).values())
-        except ImportError:
-            taken[target] = "(missing)"
-    return taken | {f"operator {name}": " ".join(operator_arguments(name)) for name in OPERATORS}
-
-
 def check(version: str, wheel: Path, runtime: Path, folder: Path) -> list[str]:
-    """Everything that the wheel has otherwise, a sentence each; writes the snapshot beside the folder."""
+    """Everything that the wheel has otherwise, a sentence each."""
     unpack(wheel, folder)
     sys.path[:0] = [str(folder), str(TABLES)]
     import vllm
@@ -105,48 +85,22 @@ def check(version: str, wheel: Path, runtime: Path, folder: Path) -> list[str]:
     found = list(breaches())
     load_cuda_runtime(runtime, folder)
     problem = register_operators(folder / "vllm" / EXTENSION, folder)
-    found += [f"{EXTENSION} cannot be loaded: {problem}"] if problem else operator_breaches()
-    folder.with_suffix(".json").write_text(json.dumps({"version": version, "takes": snapshot()}, indent=1) + "\n")
-    return found
-
-
-def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """What changed between two snapshots, one line for each target."""
-    for target in old["takes"]:
-        before, after = old["takes"][target].split(), new["takes"][target].split()
-        gone, come = [name for name in before if name not in after], [name for name in after if name not in before]
-        if before != after:
-            what = [f"- {' '.join(gone)}"] * bool(gone) + [f"+ {' '.join(come)}"] * bool(come)
-            yield f"{target}: {'; '.join(what) or 'another order'}"
-
-
-def say(lines: Iterable[str]) -> None:
-    """Write lines for whoever runs the script."""
-    for line in lines:
-        sys.stdout.write(f"gpu_contract: {line}\n")
+    return found + ([f"{EXTENSION} cannot be loaded: {problem}"] if problem else [*operator_breaches()])
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the commands in the module's docstring. Returns the exit code: 1 for a breach."""
+    """Check one wheel, and say what was found. Returns the exit code: 1 for a breach."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("check")
-    one.add_argument("version")
+    parser.add_argument("version")
     for name in ("wheel", "runtime", "folder"):
-        one.add_argument(name, type=Path)
-    several = commands.add_parser("compare")
-    several.add_argument("snapshots", type=Path, nargs="+")
+        parser.add_argument(name, type=Path)
     given = parser.parse_args(arguments)
-    if given.command == "compare":
-        for old, new in pairwise(json.loads(path.read_text()) for path in given.snapshots):
-            found = list(changes(old, new))
-            say([f"{old['version']} -> {new['version']}: {len(found)} changes in what the GPU path touches"])
-            say(f"  {line}" for line in found)
-        return 0
     started = time.monotonic()
     found = check(given.version, given.wheel, given.runtime, given.folder)
-    say(f"{given.version} BREACH: {what}" for what in found)
-    say([f"{given.version}: {len(found) or 'no'} breaches, {time.monotonic() - started:.0f} s"])
+    for what in found:
+        sys.stdout.write(f"gpu_contract: {given.version} BREACH: {what}\n")
+    seconds = time.monotonic() - started
+    sys.stdout.write(f"gpu_contract: {given.version}: {len(found) or 'no'} breaches, {seconds:.0f} s\n")
     return 1 if found else 0
 
 

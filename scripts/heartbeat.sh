@@ -1,4 +1,15 @@
-# Sourced by the other scripts: run a long command with its output in a file, and a line here every 5 seconds.
+# Sourced by the other scripts: run a long command with its output in a file, and a line here every 5 seconds; and
+# end with a message.
+
+fail() { # line of the message...
+  printf '%s\n' "${@/#/$(basename "$0" .sh): }" >&2
+  exit 1
+}
+
+fail_with_log() { # log, line of the message...
+  tail -n 20 "$1" >&2
+  fail "${@:2}"
+}
 
 # with_heartbeat LABEL LOG PROGRESS COMMAND...
 #   PROGRESS is a function that prints how far the command is; `:` for none. The exit code is the command's.

@@ -24,11 +24,6 @@ LOG="$VENV/install.log"
 
 source "$ROOT/scripts/heartbeat.sh"
 
-fail() {
-  printf 'install: %s\n' "$@" >&2
-  exit 1
-}
-
 is_supported() { # does "$1" run, as Python 3.11 or 3.12?
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
@@ -115,8 +110,7 @@ build_deepspeed() {
   "$VENV/bin/python" -m venv "$bare"
   if ! with_heartbeat "deepspeed" "$LOG" : env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$bare/bin/python" -m pip wheel \
     --no-input --disable-pip-version-check --progress-bar off --no-deps --use-pep517 --wheel-dir "$WHEELS" "$pin"; then
-    tail -n 15 "$LOG" >&2
-    fail "pip could not build $pin; see above"
+    fail_with_log "$LOG" "pip could not build $pin; see above"
   fi
   rm -r "$bare"
 }
@@ -127,17 +121,9 @@ install_onto() {
   site="$(echo "$ONTO"/lib/python*/site-packages)"
   if grep -q '^deepspeed==' "${REQUIREMENTS[0]}"; then build_deepspeed; fi
   if ! with_heartbeat "packages" "$LOG" : "${PIP_INSTALL[@]}" --find-links "$WHEELS" -r "${REQUIREMENTS[0]}"; then
-    tail -n 15 "$LOG" >&2
-    fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
+    fail_with_log "$LOG" "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi
   echo "import site; site.addsitedir('$site')" >"$(echo "$VENV"/lib/python*/site-packages)/onto.pth"
-}
-
-install_package() { # this one, editable, and its command
-  if ! with_heartbeat "efficient-rollout" "$LOG" : "${PIP_INSTALL[@]}" --no-build-isolation --editable "$ROOT"; then
-    tail -n 15 "$LOG" >&2
-    fail "pip could not install efficient-rollout itself; see above"
-  fi
 }
 
 install_packages() {
@@ -151,15 +137,13 @@ install_packages() {
   # First alone, so that a missing CPU build shows before the other downloads.
   if ! with_heartbeat "torch" "$LOG" : "${PIP_INSTALL[@]}" "$torch_pin"; then
     if grep -q 'No matching distribution found for torch' "$LOG"; then explain_missing_torch "$torch_pin"; fi
-    tail -n 15 "$LOG" >&2
-    fail "pip could not install $torch_pin; see above"
+    fail_with_log "$LOG" "pip could not install $torch_pin; see above"
   fi
   # The pins are whole and need no resolving: several pips share them out, and none waits for another's download.
   pins >"$VENV/pins.txt"
   if ! with_heartbeat "packages" "$LOG" packages_progress xargs -a "$VENV/pins.txt" \
     -P "$NUM_PIPS" -n "$(((NUM_PACKAGES + NUM_PIPS - 1) / NUM_PIPS))" "${PIP_INSTALL[@]}"; then
-    tail -n 15 "$LOG" >&2
-    fail "pip could not install the pinned packages; see above. Run this script again to go on from here"
+    fail_with_log "$LOG" "pip could not install the pinned packages; see above. Run this script again to go on from here"
   fi
   # Some packages ship files that do not compile, which is no fault. What is seldom imported is compiled when it is.
   with_heartbeat "bytecode" "$LOG" : "$VENV/bin/python" -m compileall -q -j 0 -x "$SELDOM_IMPORTED" "$VENV/lib" || true
@@ -197,7 +181,8 @@ main() {
   done
   NUM_PACKAGES="$(pins | wc -l)"
   install_packages
-  install_package
+  with_heartbeat "efficient-rollout" "$LOG" : "${PIP_INSTALL[@]}" --no-build-isolation --editable "$ROOT" ||
+    fail_with_log "$LOG" "pip could not install efficient-rollout itself; see above"
   echo "$wanted" >"$STAMP"
   echo "install: done in $((SECONDS - started)) s"
 }

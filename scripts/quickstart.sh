@@ -11,12 +11,6 @@ COMMAND="$ROOT/.venv/bin/efficient-rollout"
 STEPS=4
 source "$ROOT/scripts/heartbeat.sh"
 
-fail() { # message, log
-  tail -n 25 "$2" >&2
-  printf 'quickstart: %s; the whole log is %s\n' "$1" "$2" >&2
-  exit 1
-}
-
 demo_progress() { tail -n 1 "$RUN/demo.txt"; }
 
 train_progress() { # of the arm that runs
@@ -34,7 +28,7 @@ mkdir -p "$RUN"
 echo "quickstart: SmolLM2-135M, plain vLLM and self-drafting in turns, the same questions and seeds"
 : >"$RUN/demo.txt"
 with_heartbeat demo "$RUN/demo.log" demo_progress bash -c '"$0" demo >"$1"' "$COMMAND" "$RUN/demo.txt" ||
-  fail "the demo failed" "$RUN/demo.log"
+  fail_with_log "$RUN/demo.log" "the demo failed; the whole log is $RUN/demo.log"
 cat "$RUN/demo.txt"
 
 for arm in threshold off; do
@@ -44,7 +38,7 @@ for arm in threshold off; do
   echo "quickstart: $STEPS GRPO steps, $what"
   with_heartbeat "train, $what" "$RUN/$arm/train.log" train_progress "$COMMAND" train recipe=grpo_quickstart \
     "efficient_rollout=$arm" "trainer.total_training_steps=$STEPS" "trainer.default_local_dir=$RUN/$arm" "$@" ||
-    fail "training failed" "$RUN/$arm/train.log"
+    fail_with_log "$RUN/$arm/train.log" "training failed; the whole log is $RUN/$arm/train.log"
 done
 
 "$COMMAND" summary "$RUN/threshold" --against "$RUN/off"

@@ -12,12 +12,6 @@ STEPS=5
 PROMPTS=16 # a step
 source "$ROOT/scripts/heartbeat.sh"
 
-fail() { # message, log
-  tail -n 25 "$2" >&2
-  printf 'quickstart: %s; the whole log is %s\n' "$1" "$2" >&2
-  exit 1
-}
-
 train_progress() {
   if [[ -f "$RUN/metrics.jsonl" ]]; then
     echo "$(wc -l <"$RUN/metrics.jsonl") of $STEPS steps"
@@ -40,7 +34,7 @@ rm -f "$RUN/metrics.jsonl"
 
 POLICY="$("$COMMAND" policy --size small | sed -n 1p)"
 "$COMMAND" data --size small --out "$RUN" --num-train $((STEPS * PROMPTS)) --num-validation 16 >"$RUN/data.log" 2>&1 ||
-  fail "the data could not be written" "$RUN/data.log"
+  fail_with_log "$RUN/data.log" "the data could not be written; the whole log is $RUN/data.log"
 
 echo "quickstart: $STEPS GRPO steps of OpenRLHF, self-drafting on"
 with_heartbeat train "$RUN/train.log" train_progress "$COMMAND" openrlhf \
@@ -53,7 +47,7 @@ with_heartbeat train "$RUN/train.log" train_progress "$COMMAND" openrlhf \
   --rollout.max_new_tokens 256 --rollout.batch_size $PROMPTS --rollout.n_samples_per_prompt 4 \
   --rollout.micro_batch_size 16 --train.batch_size $((PROMPTS * 4)) --train.micro_batch_size 16 \
   --actor.adam.lr 1e-4 --actor.lr_scheduler constant --ckpt.output_dir "$RUN" "$@" ||
-  fail "training failed" "$RUN/train.log"
+  fail_with_log "$RUN/train.log" "training failed; the whole log is $RUN/train.log"
 
 "$COMMAND" summary "$RUN"
 "$COMMAND" report "$RUN"

@@ -12,14 +12,7 @@ PACKAGE = REPOSITORY / "efficient_rollout"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One module.
-
-    Attributes:
-        path: Relative to the repository.
-        room: Folder in the package, `engine.cpu` for one of the engine; or the name of a module beside the folders.
-        text: The file's text.
-        tree: Its syntax tree.
-    """
+    """One module; `path` is relative to the repository, `room` as `room_of` says."""
 
     path: Path
     room: str
@@ -42,7 +35,10 @@ def parse(path: Path, text: str) -> Source:
 
 
 def room_of(below: Sequence[str]) -> str:
-    """The room of a module, from its names below the package; the engine's folders are rooms of their own."""
+    """The room of a module, from its names below the package: a folder there, or a module beside the folders.
+
+    The engine's folders are rooms of their own, such as `engine.cpu`.
+    """
     if not below:
         return "__init__"
     is_nested = below[0] == "engine" and len(below) > 1 and (PACKAGE / "engine" / below[1]).is_dir()

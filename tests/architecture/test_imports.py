@@ -146,7 +146,7 @@ def _reached(start: str, modules: Mapping[str, Source]) -> set[str]:
 
 
 @pytest.mark.parametrize("source", package_sources(), ids=lambda source: str(source.path))
-def test_module_imports_only_what_its_room_may(source: Source) -> None:
+def test_module_imports_only_what_its_room_may(source):
     assert source.room in ROOMS, f"{source.path}: a new room; add it to ROOMS, and to the design"
     assert faults(source) == []
 
@@ -173,22 +173,22 @@ def test_module_imports_only_what_its_room_may(source: Source) -> None:
         ("dashboards/x.py", "import efficient_rollout.engine"),
     ],
 )
-def test_the_check_sees_a_forbidden_import(path: str, text: str) -> None:
+def test_the_check_sees_a_forbidden_import(path, text):
     assert len(faults(parse(Path("efficient_rollout") / path, text))) == 1
 
 
-def test_the_check_allows_lazy_and_type_only_imports() -> None:
+def test_the_check_allows_lazy_and_type_only_imports():
     lazy = "def run():\n    from efficient_rollout.verl_plugin.main import train\n"
     assert faults(parse(Path("efficient_rollout/__main__.py"), lazy)) == []
     typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vllm\n"
     assert faults(parse(Path("efficient_rollout/drafter/x.py"), typed)) == []
 
 
-def test_no_modules_import_one_another() -> None:
+def test_no_modules_import_one_another():
     assert circles(package_sources()) == []
 
 
-def test_the_check_sees_a_circle_through_a_function() -> None:
+def test_the_check_sees_a_circle_through_a_function():
     texts = {
         "a/x.py": "from efficient_rollout.a.y import f",
         "a/y.py": "def f():\n    from efficient_rollout.a import z",
@@ -201,7 +201,7 @@ def test_the_check_sees_a_circle_through_a_function() -> None:
     assert circles(sources) == [[f"efficient_rollout.a.{name}" for name in "xyz"]]
 
 
-def test_names_that_tests_and_scripts_import_exist() -> None:
+def test_names_that_tests_and_scripts_import_exist():
     """Part of the tests run in environments of their own: a name that moved would be seen there alone, and late."""
     missing = [
         f"{path.relative_to(REPOSITORY)}:{imported.line}: {imported.module}"

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,7 @@ sys.stdout.write(" ".join(sorted(outside)))
 
 
 @pytest.mark.parametrize("room", ["cost_model", "controller", "simulator", "metrics"])
-def test_room_imports_without_frameworks(room: str, repository: Path) -> None:
+def test_room_imports_without_frameworks(room, repository):
     command = [sys.executable, "-c", SCRIPT, f"efficient_rollout.{room}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=repository)
     assert result.returncode == 0, result.stderr
@@ -35,7 +34,7 @@ def test_room_imports_without_frameworks(room: str, repository: Path) -> None:
     assert not loaded & {"torch", "vllm", "verl", "ray", "pydantic"}
 
 
-def test_help_needs_no_framework(repository: Path) -> None:
+def test_help_needs_no_framework(repository):
     script = (
         "import sys; from efficient_rollout.__main__ import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
     )

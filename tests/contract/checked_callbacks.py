@@ -4,65 +4,37 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from checked_names import found_at
 
 
-@dataclass(frozen=True, slots=True)
-class CallbackCall:
-    """One call of a function that was given as an argument.
-
-    Attributes:
-        num_positional: Arguments by position.
-        keywords: Names of those by keyword, of which some may be passed in some cases alone.
-    """
-
-    num_positional: int
-    keywords: tuple[str, ...]
-
-
-def callback_calls(target: str, parameter: str) -> list[CallbackCall]:
-    """Every call of a parameter in a function's source.
+def callback_breaches(target: str, parameter: str, ours: str) -> Iterator[str]:
+    """What of stock's calls of a function that it is given ours does not take, a phrase each.
 
     Args:
         target: `module:Class.method` of stock's.
         parameter: Its parameter that is called.
-
-    Raises:
-        ImportError: There is no such function.
-    """
-    tree = ast.parse(textwrap.dedent(inspect.getsource(found_at(target))))
-    made = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [
-        CallbackCall(len(call.args), tuple(_keywords(call, tree)))
-        for call in made
-        if isinstance(call.func, ast.Name) and call.func.id == parameter
-    ]
-
-
-def callback_breaches(target: str, parameter: str, ours: str) -> Iterator[str]:
-    """What of stock's calls our function does not take, a phrase each.
-
-    Args:
-        target: As in `callback_calls`.
-        parameter: The same.
         ours: `module:Class.method` that is given for it.
     """
     try:
-        calls, signature = callback_calls(target, parameter), inspect.signature(found_at(ours))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(found_at(target))))
+        signature = inspect.signature(found_at(ours))
     except ImportError as error:
         yield f"is missing: {error}"
         return
+    made = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [call for call in made if isinstance(call.func, ast.Name) and call.func.id == parameter]
     if not calls:
         yield f"never calls {parameter} by its name"
     for call in calls:
+        keywords = list(_keywords(call, tree))
+        # One for `self`; what is passed in some cases alone must be optional, and bind either way.
+        positional = [None] * (len(call.args) + 1)
         try:
-            # One for `self`; what is passed in some cases alone must be optional, and bind either way.
-            signature.bind(*[None] * (call.num_positional + 1), **dict.fromkeys(call.keywords))
-            signature.bind(*[None] * (call.num_positional + 1))
+            signature.bind(*positional, **dict.fromkeys(keywords))
+            signature.bind(*positional)
         except TypeError as error:
-            given = ", ".join([f"{call.num_positional} arguments", *call.keywords])
+            given = ", ".join([f"{len(call.args)} arguments", *keywords])
             yield f"calls {parameter} with {given}, which {ours.partition(':')[2]} does not take: {error}"
 
 

@@ -3,10 +3,20 @@
 import dis
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from types import CodeType
 from typing import Any
+
+
+def names(listing: str) -> tuple[str, ...]:
+    """Names of a listing: `module:name`, and behind it attributes, which become `module:name.attribute`."""
+    found, owner = [], ""
+    for word in re.sub(r"#.*", "", listing).split():
+        owner = word if ":" in word else owner
+        found.append(word if word == owner else f"{owner}.{word}")
+    return tuple(found)
 
 
 def missing(names: Iterable[str]) -> list[str]:

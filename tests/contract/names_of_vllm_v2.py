@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterator
 
 from checked_callbacks import callback_breaches
-from checked_names import call_breaches, missing, override_breaches
+from checked_names import call_breaches, missing, names, override_breaches
 
 from efficient_rollout.engine.gpu.graphs import MANAGER_ATTRIBUTES
 
@@ -21,76 +21,49 @@ _WORKER = "vllm.v1.worker.gpu_worker:Worker"
 _OURS = "efficient_rollout.engine.gpu."
 _FLASH = "vllm.v1.attention.backends.flash_attn:FlashAttentionMetadataBuilder"
 
-
-def _of(owner: str, attributes: str) -> Iterator[str]:
-    yield owner
-    yield from (f"{owner}.{attribute}" for attribute in attributes.split())
-
-
-OF_V2 = (
-    *_of("vllm.config:CompilationConfig", "cudagraph_capture_sizes max_cudagraph_capture_size static_forward_context"),
-    *_of(
-        "vllm.config.compilation:CUDAGraphMode",
-        "FULL FULL_AND_PIECEWISE FULL_DECODE_ONLY NONE decode_mode separate_routine",
-    ),
-    *_of("vllm.config:SpeculativeConfig", "draft_model_config draft_parallel_config num_speculative_tokens"),
-    "vllm.compilation.backends:set_model_tag",
-    "vllm.config:replace",
-    "vllm.utils.import_utils:import_pynvml",
-    "vllm.utils.torch_utils:set_random_seed",
+OF_V2 = names(f"""
+    vllm.config:CompilationConfig cudagraph_capture_sizes max_cudagraph_capture_size static_forward_context
+    vllm.config.compilation:CUDAGraphMode FULL FULL_AND_PIECEWISE FULL_DECODE_ONLY NONE decode_mode separate_routine
+    vllm.config:SpeculativeConfig draft_model_config draft_parallel_config num_speculative_tokens
+    vllm.compilation.backends:set_model_tag
+    vllm.config:replace
+    vllm.utils.import_utils:import_pynvml
+    vllm.utils.torch_utils:set_random_seed
     # Runner and worker.
-    *_of(
-        _RUNNER,
-        "adaptive_verification block_tables capture_model cudagraph_manager device execute_model get_kv_cache_spec "
-        "initialize_kv_cache input_buffers load_model model model_state rejection_sampler req_states sample_tokens "
-        "sampler speculator",
-    ),
-    *_of(
-        _WORKER,
-        "compile_or_warm_up_model determine_available_memory device execute_model init_device initialize_from_config "
-        "load_model model_runner rank sample_tokens shutdown sleep vllm_config wake_up",
-    ),
-    *_of("vllm.device_allocator.cumem:CuMemAllocator", "discard get_instance sleep use_memory_pool wake_up"),
-    "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
-    *_of(
-        "vllm.sampling_params:SamplingParams",
-        "allowed_token_ids bad_words frequency_penalty logit_bias min_p min_tokens presence_penalty repetition_penalty "
-        "top_k top_p",
-    ),
-    "vllm.v1.kv_cache_interface:KVCacheConfig",
-    "vllm.v1.outputs:AsyncModelRunnerOutput.get_output",
+    {_RUNNER} adaptive_verification block_tables capture_model cudagraph_manager device execute_model
+        get_kv_cache_spec initialize_kv_cache input_buffers load_model model model_state rejection_sampler req_states
+        sample_tokens sampler speculator
+    {_WORKER} compile_or_warm_up_model determine_available_memory device execute_model init_device
+        initialize_from_config load_model model_runner rank sample_tokens shutdown sleep vllm_config wake_up
+    vllm.device_allocator.cumem:CuMemAllocator discard get_instance sleep use_memory_pool wake_up
+    vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule
+    vllm.sampling_params:SamplingParams allowed_token_ids bad_words frequency_penalty logit_bias min_p min_tokens
+        presence_penalty repetition_penalty top_k top_p
+    vllm.v1.kv_cache_interface:KVCacheConfig
+    vllm.v1.outputs:AsyncModelRunnerOutput.get_output
     # Graphs.
-    *_of(f"{_GPU}cudagraph_utils:CudaGraphManager", " ".join((*MANAGER_ATTRIBUTES, "dispatch", "run_fullgraph"))),
-    f"{_GPU}cudagraph_utils:ModelCudaGraphManager",
-    *_of(
-        f"{_GPU}cudagraph_utils:BatchExecutionDescriptor",
-        "cg_mode max_query_len num_active_loras num_reqs num_tokens num_ubatches uniform_token_count",
-    ),
+    {_GPU}cudagraph_utils:CudaGraphManager {" ".join(MANAGER_ATTRIBUTES)} dispatch run_fullgraph
+    {_GPU}cudagraph_utils:ModelCudaGraphManager
+    {_GPU}cudagraph_utils:BatchExecutionDescriptor cg_mode max_query_len num_active_loras num_reqs num_tokens
+        num_ubatches uniform_token_count
     # Drafting.
-    *_of(
-        _SPECULATOR,
-        "_build_uniform_attn_metadata _copy_request_inputs attn_groups block_tables capture dp_rank dp_size "
-        "draft_logits draft_model_config draft_tokens idx_mapping init_cudagraph_manager input_buffers "
-        "kv_cache_config load_draft_model max_model_len max_num_reqs max_num_tokens model model_state "
-        "num_speculative_steps propose sample_draft seeds set_attn speculative_config temperature use_fp64_gumbel "
-        "vllm_config vocab_size",
-    ),
-    *_of(f"{_GPU}input_batch:InputBuffers", "input_ids positions query_start_loc seq_lens"),
-    *_of(
-        f"{_GPU}input_batch:InputBatch",
-        "cu_num_logits cu_num_logits_np expanded_idx_mapping expanded_local_pos idx_mapping idx_mapping_np input_ids "
-        "logits_indices num_reqs positions seq_lens seq_lens_cpu_upper_bound",
-    ),
-    *_of("vllm.v1.worker.utils:AttentionGroup", "layer_names supports_draft_decode_metadata_update"),
-    f"{_FLASH}.supports_draft_decode_metadata_update",
+    {_SPECULATOR} _build_uniform_attn_metadata _copy_request_inputs attn_groups block_tables capture dp_rank dp_size
+        draft_logits draft_model_config draft_tokens idx_mapping init_cudagraph_manager input_buffers kv_cache_config
+        load_draft_model max_model_len max_num_reqs max_num_tokens model model_state num_speculative_steps propose
+        sample_draft seeds set_attn speculative_config temperature use_fp64_gumbel vllm_config vocab_size
+    {_GPU}input_batch:InputBuffers input_ids positions query_start_loc seq_lens
+    {_GPU}input_batch:InputBatch cu_num_logits cu_num_logits_np expanded_idx_mapping expanded_local_pos idx_mapping
+        idx_mapping_np input_ids logits_indices num_reqs positions seq_lens seq_lens_cpu_upper_bound
+    vllm.v1.worker.utils:AttentionGroup layer_names supports_draft_decode_metadata_update
+    {_FLASH}.supports_draft_decode_metadata_update
     # Sampling.
-    *_of(_REJECTION, "_get_logprobs_tensors _verify num_speculative_steps sampler"),
-    *_of(_SAMPLER, "apply_sampling_params compute_nans logprobs_mode req_states sample sampling_states use_flashinfer"),
-    *_of(f"{_GPU}sample.states:SamplingStates", "max_num_logprobs seeds temperature"),
-    "vllm.v1.attention.backends.utils:PAD_SLOT_ID",
-    f"{_GPU}buffer_utils:StagedWriteTensor.gpu",
-    *_of(f"{_GPU}states:RequestState", "all_token_ids draft_tokens last_sampled_tokens prefill_len"),
-)
+    {_REJECTION} _get_logprobs_tensors _verify num_speculative_steps sampler
+    {_SAMPLER} apply_sampling_params compute_nans logprobs_mode req_states sample sampling_states use_flashinfer
+    {_GPU}sample.states:SamplingStates max_num_logprobs seeds temperature
+    vllm.v1.attention.backends.utils:PAD_SLOT_ID
+    {_GPU}buffer_utils:StagedWriteTensor.gpu
+    {_GPU}states:RequestState all_token_ids draft_tokens last_sampled_tokens prefill_len
+""")
 # Names that moved: one of a row must be there. From 0.32 on, the later ones are.
 MOVED = (
     (
@@ -139,18 +112,14 @@ CALLED = {
 }
 # What we override -> with what.
 OVERRIDDEN = {
-    f"{_SPECULATOR}.propose": f"{_OURS}speculator:SelfDraftSpeculator.propose",
-    f"{_SPECULATOR}.load_draft_model": f"{_OURS}speculator:SelfDraftSpeculator.load_draft_model",
-    f"{_SPECULATOR}.init_cudagraph_manager": f"{_OURS}speculator:SelfDraftSpeculator.init_cudagraph_manager",
-    f"{_SPECULATOR}.capture": f"{_OURS}speculator:SelfDraftSpeculator.capture",
-    f"{_REJECTION}._verify": f"{_OURS}verifier:SharedNoiseVerifier._verify",
-    f"{_WORKER}.init_device": f"{_OURS}worker:V2Worker.init_device",
-    f"{_WORKER}.load_model": f"{_OURS}worker:V2Worker.load_model",
-    f"{_WORKER}.initialize_from_config": f"{_OURS}worker:V2Worker.initialize_from_config",
-    f"{_WORKER}.execute_model": f"{_OURS}worker:V2Worker.execute_model",
-    f"{_WORKER}.sample_tokens": f"{_OURS}worker:V2Worker.sample_tokens",
-    f"{_WORKER}.shutdown": f"{_OURS}worker:V2Worker.shutdown",
-    f"{_WORKER}.sleep": f"{_OURS}worker:V2Worker.sleep",
+    f"{theirs}.{method}": f"{_OURS}{ours}.{method}"
+    for theirs, ours, methods in (
+        (_SPECULATOR, "speculator:SelfDraftSpeculator", "propose load_draft_model init_cudagraph_manager capture"),
+        (_REJECTION, "verifier:SharedNoiseVerifier", "_verify"),
+        (_WORKER, "worker:V2Worker", "init_device load_model initialize_from_config execute_model"),
+        (_WORKER, "worker:V2Worker", "sample_tokens shutdown sleep"),
+    )
+    for method in methods.split()
 }
 # What stock calls back, and under which parameter's name -> what it is given. One of a row's first must be there.
 CALLBACKS = (
@@ -171,7 +140,7 @@ def breaches() -> Iterator[str]:
     Imports the runner's modules, and ours that override them.
     """
     yield from (f"{name} is missing" for name in missing(OF_V2))
-    yield from (f"{' or '.join(names)} is missing" for names in MOVED if len(missing(names)) == len(names))
+    yield from (f"{' or '.join(moved)} is missing" for moved in MOVED if len(missing(moved)) == len(moved))
     for target, passed in CALLED.items():
         yield from (f"{target} {what}" for what in call_breaches(target, passed))
     for module in sorted({ours.partition(":")[0] for ours in OVERRIDDEN.values()}):

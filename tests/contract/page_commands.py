@@ -23,12 +23,9 @@ ELLIPSIS = "..."
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command.
+    """The arguments of one on a page, relative to the repository.
 
-    Attributes:
-        page: Relative to the repository.
-        arguments: Behind the program's name.
-        is_whole: It can be given as it stands; otherwise it is named in a sentence, or leaves something out.
+    A whole one can be given as it stands; another is named in a sentence, or leaves something out.
     """
 
     page: str

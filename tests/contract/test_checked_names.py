@@ -47,14 +47,14 @@ def give(other: Record) -> None:
 HERE = __name__
 
 
-def test_attributes_of_instances_are_found_without_one() -> None:
+def test_attributes_of_instances_are_found_without_one():
     names = ("annotated", "constant", "assigned", "second", "read", "computed", "given", "inner", "set_later")
     there = [f"{HERE}:Child.{name}" for name in names]
     there += [f"{HERE}:Record.declared", f"{HERE}:give.given", f"{HERE}:HERE", f"{HERE}:HERE.upper"]
     assert missing(there) == []
 
 
-def test_what_is_missing_is_named() -> None:
+def test_what_is_missing_is_named():
     gone = [
         "os:no_such_thing", "no.such.module:x", f"{HERE}:Child.never_assigned", f"{HERE}:Record.other",
         f"{HERE}:give.other", f"{HERE}:Absent.x",
@@ -76,7 +76,7 @@ def stock(first, second=0, *, third=None):
         ("* third", "needs first too"),
     ],
 )
-def test_a_call_that_would_fail_is_named(passed: str, breach: str | None):
+def test_a_call_that_would_fail_is_named(passed, breach):
     found = list(call_breaches(f"{HERE}:stock", passed))
     assert found == ([breach] if breach else [])
 
@@ -92,7 +92,7 @@ def test_a_call_that_would_fail_is_named(passed: str, breach: str | None):
         ("first, second, third, fourth", "is called without fourth"),
     ],
 )
-def test_an_override_that_would_fail_is_named(monkeypatch: pytest.MonkeyPatch, ours: str, breach: str | None):
+def test_an_override_that_would_fail_is_named(monkeypatch, ours, breach):
     monkeypatch.setitem(globals(), "ours_of_this_test", eval(f"lambda {ours}: None"))
     found = list(override_breaches(f"{HERE}:stock", f"{HERE}:ours_of_this_test"))
     assert [what.partition(",")[0] for what in found] == ([breach] if breach else [])

@@ -4,7 +4,6 @@ import argparse
 import functools
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from page_commands import PAGES, REPOSITORY, Command, commands_in, commands_of, commands_of_text
@@ -69,14 +68,14 @@ def require_nothing(parser: argparse.ArgumentParser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _of_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def _of_no_machine(monkeypatch) -> None:
     # A page's file of settings is the reader's; and a cluster that runs here would be joined.
     monkeypatch.setattr(options, "_read", lambda _path: {})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND, ids=lambda command: str(command)[:MAX_ID_LENGTH])
-def test_it_parses(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_parses(command, capsys):
     try:
         take(command)
     except SystemExit as end:
@@ -86,7 +85,7 @@ def test_it_parses(command: Command, capsys: pytest.CaptureFixture[str]) -> None
         pytest.fail(str(error))
 
 
-def test_no_command_is_overlooked() -> None:
+def test_no_command_is_overlooked():
     named = Counter(command.arguments[0] for command in EVERY_COMMAND)
     whole = Counter(command.arguments[0] for command in EVERY_COMMAND if command.is_whole)
     benches = Counter(command.arguments[1] for command in EVERY_COMMAND if command.arguments[0] == "bench")
@@ -101,7 +100,7 @@ def test_no_command_is_overlooked() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_scripts_exist(page: Path) -> None:
+def test_scripts_exist(page):
     scripts = SCRIPT.findall(page.read_text(encoding="utf-8"))
     assert [script for script in scripts if not (REPOSITORY / script).is_file()] == []
 
@@ -120,7 +119,7 @@ def test_scripts_exist(page: Path) -> None:
         ("pip install efficient-rollout, or\n\n    pip install efficient-rollout\n", []),
     ],
 )
-def test_what_is_a_command(text: str, commands: list[tuple[str, ...]]) -> None:
+def test_what_is_a_command(text, commands):
     assert [command.arguments for command in commands_of_text("page.md", text)] == commands
 
 
@@ -140,13 +139,13 @@ def test_what_is_a_command(text: str, commands: list[tuple[str, ...]]) -> None:
         "efficient-rollout openrlhf --efficient_rollout.drafter.schema=int8 -- ARGUMENTS",
     ],
 )
-def test_the_check_sees(line: str) -> None:
+def test_the_check_sees(line):
     with pytest.raises((SystemExit, ConfigError)) as caught:
         take(Command("", *commands_in(line), is_whole=True))
     assert getattr(caught.value, "code", 2) == 2
 
 
-def test_the_check_sees_an_option_in_a_sentence() -> None:
+def test_the_check_sees_an_option_in_a_sentence():
     take(Command("", ("bench", "rollout", "--json", "FILE"), is_whole=False))
     with pytest.raises(SystemExit):
         take(Command("", ("bench", "rollout", "--jsonl", "FILE"), is_whole=False))

@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,17 +27,17 @@ LABELS = {"model_name", "engine", "position", "reason"}
 
 
 @pytest.fixture(scope="module")
-def dashboard(repository: Path) -> dict[str, Any]:
+def dashboard(repository) -> dict[str, Any]:
     return json.loads((repository / "docs" / "grafana" / "efficient_rollout.json").read_text())
 
 
-def test_its_rows_are_the_questions(dashboard: dict[str, Any]) -> None:
+def test_its_rows_are_the_questions(dashboard):
     assert [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"] == QUESTIONS
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
 
 
-def test_every_query_asks_for_what_engines_export(dashboard: dict[str, Any]) -> None:
+def test_every_query_asks_for_what_engines_export(dashboard):
     vllms = inspect.getsource(loggers) + inspect.getsource(spec_decode_metrics)
     asked = set()
     for panel in dashboard["panels"]:
@@ -52,14 +51,14 @@ def test_every_query_asks_for_what_engines_export(dashboard: dict[str, Any]) -> 
     assert [name for name in asked - ours if f'"{name.removesuffix("_total")}"' not in vllms] == []
 
 
-def test_every_alert_asks_for_what_engines_export(repository: Path) -> None:
+def test_every_alert_asks_for_what_engines_export(repository):
     (group,) = yaml.safe_load((repository / "docs" / "grafana" / "efficient_rollout_rules.yaml").read_text())["groups"]
     for rule in group["rules"]:
         assert set(METRIC.findall(rule["expr"])) <= set(all_exported())
         assert rule["annotations"]["summary"].endswith(".")
 
 
-def test_every_panel_explains_itself_and_takes_the_chosen_source(dashboard: dict[str, Any]) -> None:
+def test_every_panel_explains_itself_and_takes_the_chosen_source(dashboard):
     drawn = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     for panel in drawn:
         assert panel["description"].endswith(".")

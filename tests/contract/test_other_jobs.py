@@ -8,10 +8,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from wheel_support import write_package
 
 pytest.importorskip("verl")
 
@@ -72,7 +72,7 @@ def torch_is_for_an_accelerator() -> bool:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path) -> dict[str, str]:
     """Of a process that finds what a test writes to its folder, and no variable of veRL's."""
     return {name: value for name, value in os.environ.items() if not name.startswith("VERL_")} | {
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -80,23 +80,20 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def on_a_cpu(environment: dict[str, str]) -> dict[str, str]:
+def on_a_cpu(environment) -> dict[str, str]:
     """What a job on a CPU runs with: veRL has to be told only where torch was built for an accelerator."""
     return environment | ({"VERL_PLATFORM": "cpu"} if torch_is_for_an_accelerator() else {})
 
 
 @pytest.fixture
-def cuda_build(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
-    (tmp_path / "another_device.py").write_text(CUDA_BUILD)
-    info = tmp_path / "another_device-1.dist-info"
-    info.mkdir()
-    (info / "entry_points.txt").write_text("[torch.backends]\nanother_device = another_device:activate\n")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another_device\nVersion: 1\n")
+def cuda_build(tmp_path, environment) -> dict[str, str]:
+    entry_points = "[torch.backends]\nanother_device = another_device:activate\n"
+    write_package(tmp_path, "another_device", CUDA_BUILD, entry_points)
     return environment
 
 
 @pytest.fixture
-def drifted(tmp_path: Path) -> dict[str, str]:
+def drifted(tmp_path) -> dict[str, str]:
     (tmp_path / "another_verl.py").write_text(DRIFTED)
     return {"VERL_USE_EXTERNAL_MODULES": "another_verl"}
 
@@ -108,7 +105,7 @@ def ask(environment: dict[str, str], script: str = ASK + REPORT) -> tuple[dict[s
     return json.loads(done.stdout.splitlines()[-1]), done.stderr + done.stdout
 
 
-def test_only_the_registries_know_of_us_where_torch_has_an_accelerator(cuda_build: dict[str, str]) -> None:
+def test_only_the_registries_know_of_us_where_torch_has_an_accelerator(cuda_build):
     told, logged = ask(cuda_build)
     assert told == {
         "vllm_unchanged": True, "finders_of_ours": [], "engine_device": None, "platform_is_open": True,
@@ -119,7 +116,7 @@ def test_only_the_registries_know_of_us_where_torch_has_an_accelerator(cuda_buil
 
 
 @pytest.mark.slow
-def test_a_drifted_verl_is_no_error_in_another_s_job(cuda_build: dict[str, str], drifted: dict[str, str]) -> None:
+def test_a_drifted_verl_is_no_error_in_another_s_job(cuda_build, drifted):
     told, logged = ask(cuda_build | drifted)
     assert told["patched"] == []
     assert "efficient_vllm" in told["names"]
@@ -127,9 +124,7 @@ def test_a_drifted_verl_is_no_error_in_another_s_job(cuda_build: dict[str, str],
 
 
 @pytest.mark.slow
-def test_a_drifted_verl_stops_a_job_of_ours_where_its_engines_are_started(
-    on_a_cpu: dict[str, str], drifted: dict[str, str]
-) -> None:
+def test_a_drifted_verl_stops_a_job_of_ours_where_its_engines_are_started(on_a_cpu, drifted):
     told, logged = ask(on_a_cpu | drifted, ASK + LOAD + REPORT)
     assert "efficient_vllm" in told["names"]
     assert told["patched"] == ["load_valuehead_model"], "others' jobs on a CPU keep what can be had"
@@ -138,7 +133,7 @@ def test_a_drifted_verl_stops_a_job_of_ours_where_its_engines_are_started(
 
 
 @pytest.mark.slow
-def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu: dict[str, str]) -> None:
+def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu):
     pytest.importorskip("vllm")
     told, _ = ask(on_a_cpu, ASK + LOAD + REPORT)
     assert told["replica"] == "EfficientReplica"
@@ -146,7 +141,7 @@ def test_the_logger_is_there_once_a_job_of_ours_starts_its_engines(on_a_cpu: dic
 
 
 @pytest.mark.slow
-def test_a_cpu_gets_what_stock_verl_lacks_there(environment: dict[str, str]) -> None:
+def test_a_cpu_gets_what_stock_verl_lacks_there(environment):
     if torch_is_for_an_accelerator():
         pytest.skip("torch was built for an accelerator")
     told, _ = ask(environment)

@@ -2,10 +2,10 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -30,7 +30,7 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(repository, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=repository)
@@ -38,7 +38,7 @@ def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_page_is_there(site: Path, repository: Path) -> None:
+def test_every_page_is_there(site, repository):
     names = [path.stem for path in (repository / "docs").glob("*.md")] + ["get_started", "changelog"]
     missing = [name for name in names if name != "index" and not (site / name / "index.html").is_file()]
     missing += [
@@ -50,7 +50,7 @@ def test_every_page_is_there(site: Path, repository: Path) -> None:
     assert (site / "index.html").is_file()
 
 
-def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+def test_no_page_loads_anything_from_another_host(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) > 25
     assert [page for page in pages if LOADED.search(page.read_text(encoding="utf-8"))] == []
@@ -58,7 +58,7 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     assert LOADED.search('<link rel="stylesheet" href="//fonts.example/x.css">')
 
 
-def test_links_lead_to_pages_of_the_site(site: Path) -> None:
+def test_links_lead_to_pages_of_the_site(site):
     recipes = (site / "recipes" / "index.html").read_text(encoding="utf-8")
     assert 'href="grpo_quickstart/"' in recipes
     quickstart = (site / "recipes" / "grpo_quickstart" / "index.html").read_text(encoding="utf-8")
@@ -66,22 +66,16 @@ def test_links_lead_to_pages_of_the_site(site: Path) -> None:
     assert 'href="recipes/"' in (site / "index.html").read_text(encoding="utf-8")
 
 
-def reference(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", repository / "scripts" / "reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_references_are_what_the_code_says(repository: Path) -> None:
-    for path, text in reference(repository).pages().items():
+def test_the_references_are_what_the_code_says(repository):
+    for path, text in runpy.run_path(str(repository / "scripts" / "reference.py"))["pages"]().items():
         assert path.read_text(encoding="utf-8") == text, "run .venv/bin/python scripts/reference.py"
         assert text.count("\n| `") > 10
 
 
-def test_every_message_that_is_quoted_is_in_the_sources(repository: Path) -> None:
+def test_every_message_that_is_quoted_is_in_the_sources(repository):
     page = (repository / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    folded = [re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) for path in _sources(repository)]
+    paths = (repository / "efficient_rollout").rglob("*.py")
+    folded = [re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) for path in paths]
     # Strings that go on in the next line are one.
     sources = "\n".join(re.sub(r'" f?"', "", text) for text in folded)
     messages = [quoted for quoted in QUOTED.findall(page) if " " in quoted]
@@ -93,13 +87,9 @@ def test_every_message_that_is_quoted_is_in_the_sources(repository: Path) -> Non
 
 
 @pytest.mark.parametrize("message", OTHERS)
-def test_a_message_of_others_is_in_their_sources(message: str) -> None:
+def test_a_message_of_others_is_in_their_sources(message):
     package, file, text = OTHERS[message]
     spec = importlib.util.find_spec(package)
     if spec is None:
         pytest.skip(f"{package} is not installed")
     assert text in (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
-
-
-def _sources(repository: Path) -> list[Path]:
-    return list((repository / "efficient_rollout").rglob("*.py"))

@@ -38,28 +38,24 @@ def unlisted(sources: Collection[Path], package: str, listed: Collection[str]) -
         ("openrlhf_plugin/*.py", "openrlhf", OF_OPENRLHF),
     ],
 )
-def test_every_import_is_listed(repository: Path, folder: str, package: str, listed: Collection[str]) -> None:
+def test_every_import_is_listed(repository, folder, package, listed):
     sources = list((repository / "efficient_rollout").glob(folder))
     assert len(sources) > 3
     assert unlisted(sources, package, listed) == []
 
 
-def test_the_check_sees_an_unlisted_import(tmp_path: Path) -> None:
+def test_the_check_sees_an_unlisted_import(tmp_path):
     source = tmp_path / "x.py"
     source.write_text("def f():\n    from vllm.a import b, c\n    import vllm.d\n    from vllm_other import e\n")
     assert unlisted([source], "vllm", ["vllm.a:b.attribute"]) == ["vllm.a:c", "vllm.d:*"]
 
 
-def test_everything_listed_of_vllm_exists() -> None:
-    pytest.importorskip("vllm")
-    assert missing(ALL_OF_VLLM) == []
-
-
-def test_everything_listed_of_verl_exists() -> None:
-    pytest.importorskip("verl")
-    assert missing(OF_VERL) == []
+@pytest.mark.parametrize(("package", "listed"), [("vllm", ALL_OF_VLLM), ("verl", OF_VERL)], ids=["vllm", "verl"])
+def test_everything_listed_exists(package, listed):
+    pytest.importorskip(package)
+    assert missing(listed) == []
 
 
 @pytest.mark.parametrize("listed", [OF_ENGINES, OF_MEASURING, OF_VERL, OF_OPENRLHF])
-def test_no_name_is_listed_twice(listed: Collection[str]) -> None:
+def test_no_name_is_listed_twice(listed):
     assert len(set(listed)) == len(listed)

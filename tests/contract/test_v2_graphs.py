@@ -141,14 +141,6 @@ def test_completed_takes_fewer_graphs_than_stock_with_every_k(engine):
     assert tokens == sorted(tokens, reverse=True), "stock's buffer of outputs is as large as the first graph"
 
 
-@pytest.mark.parametrize("max_num_seqs", [1, 3, 64, 300])
-def test_an_engine_without_drafts_keeps_stocks_graphs(engine, max_num_seqs):
-    manager = of_policy(*engine(0, max_num_seqs))
-    before = dict(manager._capture_descs)
-    complete(manager)
-    assert manager._capture_descs == before
-
-
 @pytest.mark.parametrize(("most", "max_num_seqs"), SIZES)
 def test_the_draft_chain_has_a_graph_for_every_number_of_requests(engine, most, max_num_seqs):
     chain = of_chain(engine(most, max_num_seqs)[0])
@@ -253,9 +245,13 @@ def test_adapters_have_graphs_of_their_own(engine):
         assert (found.cg_mode, found.num_tokens, found.num_active_loras) == (FULL, 16, case)
 
 
-@pytest.mark.parametrize("mode", [CUDAGraphMode.NONE, PIECEWISE])
-def test_a_manager_without_full_graphs_gets_none(engine, mode):
-    manager = of_policy(*engine(4, 64, mode=mode))
+WITHOUT_DRAFTS = [(0, max_num_seqs, {}) for max_num_seqs in (1, 3, 64, 300)]
+WITHOUT_FULL_GRAPHS = [(4, 64, {"mode": mode}) for mode in (CUDAGraphMode.NONE, PIECEWISE)]
+
+
+@pytest.mark.parametrize(("most", "max_num_seqs", "options"), [*WITHOUT_DRAFTS, *WITHOUT_FULL_GRAPHS])
+def test_an_engine_without_drafts_or_without_full_graphs_keeps_stocks(engine, most, max_num_seqs, options):
+    manager = of_policy(*engine(most, max_num_seqs, **options))
     before = dict(manager._capture_descs)
     complete(manager)
     assert manager._capture_descs == before

@@ -1,6 +1,5 @@
 """What this package needs of the installed veRL, without starting a job."""
 
-import importlib.metadata
 import itertools
 import json
 import subprocess
@@ -26,13 +25,6 @@ from efficient_rollout.verl_plugin.settings import job_settings
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_dir().iterdir() if group.is_dir()
 }
-
-
-def test_the_entry_point_names_the_plugin():
-    (entry_point,) = (
-        found for found in importlib.metadata.entry_points(group="verl.plugins") if found.name == "efficient_rollout"
-    )
-    assert entry_point.load().__name__ == "efficient_rollout.verl_plugin.register"
 
 
 def test_no_patch_has_drifted():
@@ -105,11 +97,10 @@ def test_a_policy_of_ones_own_is_trained_with_verls_defaults():
     own = compose_config(["actor_rollout_ref.model.path=/own", "data.train_files=a", "data.val_files=b"])
     with initialize_config_module("verl.trainer.config", version_base=None):
         stock = compose("ppo_trainer", overrides=["actor_rollout_ref.model.path=/own"])
-    assert own.data.train_batch_size == stock.data.train_batch_size
-    assert own.data.max_prompt_length == stock.data.max_prompt_length
-    assert own.data.max_response_length == stock.data.max_response_length
-    assert own.actor_rollout_ref.actor.optim == stock.actor_rollout_ref.actor.optim
-    assert own.actor_rollout_ref.actor.ppo_mini_batch_size == stock.actor_rollout_ref.actor.ppo_mini_batch_size
+    for name in ("train_batch_size", "max_prompt_length", "max_response_length"):
+        assert own.data[name] == stock.data[name]
+    for name in ("optim", "ppo_mini_batch_size"):
+        assert own.actor_rollout_ref.actor[name] == stock.actor_rollout_ref.actor[name]
     named = compose_config(["size=nano", "actor_rollout_ref.model.path=/own"])
     assert named.data.max_response_length != stock.data.max_response_length, "a size that is named is kept"
 
@@ -128,18 +119,11 @@ def test_a_policy_of_ones_own_is_not_asked_the_embedded_tasks_questions(override
 
 
 def test_the_groups_reach_the_settings():
-    config = compose_config(
-        [
-            "drafter=int4",
-            "controller=always",
-            "+actor_rollout_ref.rollout.custom.efficient_rollout.controller.max_draft_tokens=3",
-        ]
-    )
-    settings = job_settings(config)
+    more = "+actor_rollout_ref.rollout.custom.efficient_rollout.controller.max_draft_tokens=3"
+    settings = job_settings(compose_config(["drafter=int4", "controller=always", more]))
     assert settings.enabled
     assert settings.drafter.scheme == "int4"
-    assert settings.controller.rule == "always"
-    assert settings.controller.max_draft_tokens == 3
+    assert (settings.controller.rule, settings.controller.max_draft_tokens) == ("always", 3)
 
 
 def test_all_of_verls_options_stay_available():
@@ -147,11 +131,3 @@ def test_all_of_verls_options_stay_available():
     assert config.actor_rollout_ref.actor.clip_ratio_high == 0.28
     assert config.trainer.save_freq == 7
     assert OmegaConf.select(config, "critic.optim.lr") is not None
-
-
-@pytest.mark.parametrize("override", ["no.such.option=1", "drafter=int5", "not an override", "trainer.save_freq="])
-def test_a_bad_override_is_one_line(override):
-    with pytest.raises(ConfigError) as raised:
-        compose_config([override, "trainer.nnodes=${no_such_resolver:1}"] if override.endswith("=") else [override])
-    assert "\n" not in str(raised.value)
-    assert "cannot compose the configuration" in str(raised.value)

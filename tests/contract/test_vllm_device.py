@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from wheel_support import write_package
+
+pytest.importorskip("vllm")
 
 PLATFORM = """
 from vllm.platforms.interface import Platform, PlatformEnum
@@ -109,17 +112,19 @@ for start in (
 
 
 @pytest.fixture
-def other_device(tmp_path: Path) -> dict[str, str]:
+def other_device(tmp_path) -> dict[str, str]:
     """Environment of a process whose vLLM finds that platform."""
     return environment_with(tmp_path, PLATFORM)
 
 
+@pytest.fixture
+def nvidia(tmp_path) -> dict[str, str]:
+    """The same of one that calls itself CUDA, on a machine without a certificate."""
+    return environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
 def environment_with(tmp_path: Path, platform: str) -> dict[str, str]:
-    (tmp_path / "another_device.py").write_text(platform)
-    info = tmp_path / "another_device-1.dist-info"
-    info.mkdir()
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another_device\nVersion: 1\n")
+    write_package(tmp_path, "another_device", platform, ENTRY_POINTS)
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
@@ -129,14 +134,13 @@ def run(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -
 
 
 @pytest.mark.slow
-def test_no_engine_is_started_with_drafting_or_without(other_device: dict[str, str]) -> None:
-    pytest.importorskip("vllm")
+def test_no_engine_is_started_with_drafting_or_without(other_device):
     refusals = [line for line in run(other_device, "-c", BY_HAND).stdout.splitlines() if line.startswith(REFUSAL)]
     assert len(refusals) == 3
 
 
 @pytest.mark.slow
-def test_training_is_refused_in_one_line(other_device: dict[str, str], tmp_path: Path) -> None:
+def test_training_is_refused_in_one_line(other_device, tmp_path):
     pytest.importorskip("verl")
     run_directory = tmp_path / "run"
     command = ["-m", "efficient_rollout", "train", "size=nano", f"trainer.default_local_dir={run_directory}"]
@@ -147,32 +151,26 @@ def test_training_is_refused_in_one_line(other_device: dict[str, str], tmp_path:
 
 
 @pytest.mark.slow
-def test_the_doctor_says_so_and_offers_no_scheme(other_device: dict[str, str]) -> None:
-    pytest.importorskip("vllm")
+def test_the_doctor_says_so_and_offers_no_scheme(other_device):
     done = run(other_device, "-m", "efficient_rollout", "doctor", "--json")
     schemes = [row for row in json.loads(done.stdout) if row["section"] == "schemes"]
     assert [(row["state"], REFUSAL in row["advice"]) for row in schemes] == [("bad", True)]
     assert done.returncode == 1
 
 
-def test_a_gpu_without_a_certificate_is_refused_with_the_command(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
-    environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    told = [line for line in run(environment, "-c", ON_NVIDIA).stdout.splitlines() if line.startswith(UNCHECKED)]
+def test_a_gpu_without_a_certificate_is_refused_with_the_command(nvidia):
+    told = [line for line in run(nvidia, "-c", ON_NVIDIA).stdout.splitlines() if line.startswith(UNCHECKED)]
     assert len(told) == 2, "where one is required; else the worker warns, and without drafting an engine is stock"
     assert all("efficient-rollout gpu-check" in line and "gpu_certificate=warn" in line for line in told)
 
 
 @pytest.mark.slow
-def test_the_doctor_misses_the_certificate(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
-    environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    doctor = run(environment, "-m", "efficient_rollout", "doctor", "--json")
+def test_the_doctor_misses_the_certificate(nvidia):
+    doctor = run(nvidia, "-m", "efficient_rollout", "doctor", "--json")
     assert any(row["state"] == "bad" and UNCHECKED in row["advice"] for row in json.loads(doctor.stdout))
 
 
-def test_a_rule_that_needs_a_latency_profile_has_this_gpu_measured_once(tmp_path: Path, repository: Path) -> None:
-    pytest.importorskip("vllm")
+def test_a_rule_that_needs_a_latency_profile_has_this_gpu_measured_once(nvidia, tmp_path, repository):
     from transformers import Qwen3Config
 
     from efficient_rollout.engine.engine_args import GPU_WORKER
@@ -183,9 +181,8 @@ def test_a_rule_that_needs_a_latency_profile_has_this_gpu_measured_once(tmp_path
         vocab_size=96, head_dim=64, architectures=["Qwen3ForCausalLM"],
     ).save_pretrained(policy)  # fmt: skip
     (policy / "model.safetensors").touch()
-    environment = environment_with(tmp_path, NVIDIA) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     table = repository / "tests" / "data" / "sweep_a100_tp1_qwen257b.csv"
-    done = run(environment, "-c", MEASURED_ON_NVIDIA, str(policy), str(table), cwd=tmp_path)
+    done = run(nvidia, "-c", MEASURED_ON_NVIDIA, str(policy), str(table), cwd=tmp_path)
     lines = [line.partition(" ") for line in done.stdout.splitlines() if line.startswith(("measured ", "arguments "))]
     assert [kind for kind, _, _ in lines] == ["measured", "arguments", "arguments"], done.stderr
     request, *arguments = (json.loads(text) for _, _, text in lines)

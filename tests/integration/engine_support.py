@@ -3,8 +3,8 @@
 An engine is in the test's own process where processes prove nothing: it starts in a tenth of the time.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,22 +108,27 @@ def stop(engine: Any) -> None:
     engine.llm_engine.engine_core.shutdown()
 
 
-def is_in_process(engine: Any) -> bool:
-    """Whether an engine is in this process."""
-    return hasattr(engine.llm_engine.engine_core, "engine_core")
+@contextmanager
+def running(model: Path, settings: dict[str, Any] | None, **options: Any) -> Iterator[Any]:
+    """An engine, started as by `start` and ended with the block."""
+    engine = start(model, settings, **options)
+    try:
+        yield engine
+    finally:
+        stop(engine)
 
 
-def call_core(engine: Any, method: str, *arguments: Any) -> Any:
-    """Call a method of the engine's core, in whichever process it is."""
-    core = engine.llm_engine.engine_core
-    if is_in_process(engine):
-        return getattr(core.engine_core, method)(*arguments)
-    return core.call_utility(method, *arguments)
+def sampling(**given: Any) -> Any:
+    """vLLM's parameters of a request that is greedy, and goes on to its `max_tokens`, unless told otherwise."""
+    from vllm import SamplingParams
+
+    return SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "detokenize": False, **given})
 
 
-def generate(engine: Any, prompts: Sequence[Sequence[int]], params: Any) -> list[list[Any]]:
-    """Completions per prompt: objects with `token_ids` and `logprobs`."""
-    outputs = engine.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+def generate(engine: Any, prompts: Sequence[Sequence[int]], params: Any = None, **given: Any) -> list[list[Any]]:
+    """Completions per prompt: objects with `token_ids` and `logprobs`; without `params`, of `sampling(**given)`."""
+    texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    outputs = engine.generate(texts, sampling(**given) if params is None else params, use_tqdm=False)
     return [list(output.outputs) for output in outputs]
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import interpreter  # noqa: F401 - first: vLLM looks for Triton once
+import pytest
 from vllm import LLM, SamplingParams
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.sample.ops import topk_topp_sampler
@@ -80,20 +81,15 @@ def answers(engine: LLM, prompts: Sequence[list[int]], parameters: Sequence[Samp
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-class _scheduling:
+@contextmanager
+def _scheduling(*, asynchronous: bool) -> Iterator[None]:
     """Meanwhile, vLLM's CPU platform leaves scheduling as it is wanted; it would always turn it synchronous."""
+    stock = CpuPlatform.check_and_update_config
 
-    def __init__(self, *, asynchronous: bool) -> None:
-        self._asynchronous = asynchronous
+    def check_and_update_config(config: Any) -> None:
+        stock(config)
+        config.scheduler_config.async_scheduling = asynchronous
 
-    def __enter__(self) -> None:
-        self._stock = stock = CpuPlatform.check_and_update_config
-
-        def check_and_update_config(config: Any) -> None:
-            stock(config)
-            config.scheduler_config.async_scheduling = self._asynchronous
-
-        CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
-
-    def __exit__(self, *_: Any) -> None:
-        CpuPlatform.check_and_update_config = self._stock
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(check_and_update_config))
+        yield

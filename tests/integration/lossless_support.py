@@ -38,7 +38,7 @@ DRAFTERS = {
 def faulty_engine(policy, settings, **arguments):
     """An engine of its own processes with the coarsest drafter, whose ticks requests decide and which can be faulty."""
     controller = {"rule": "always", "max_draft_tokens": 4}
-    engine = engine_support.start(
+    with engine_support.running(
         policy,
         {"drafter": COARSEST, "controller": controller, **settings},
         scheduler_cls="scripted_engine.ScriptedScheduler",
@@ -46,9 +46,8 @@ def faulty_engine(policy, settings, **arguments):
         block_size=BLOCK_SIZE,
         processes=True,
         **arguments,
-    )
-    yield engine
-    engine_support.stop(engine)
+    ) as engine:
+        yield engine
 
 
 @contextmanager
@@ -68,30 +67,17 @@ def facts(completions):
 
 def greedy(engine, pattern):
     """Greedy completions of `GREEDY_PROMPTS`, with the two best log-probabilities of every token."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        temperature=0.0, max_tokens=48, ignore_eos=True, detokenize=False, logprobs=2, extra_args={PATTERN: pattern}
-    )
-    return [outputs[0] for outputs in engine_support.generate(engine, GREEDY_PROMPTS, params)]
+    given = {"max_tokens": 48, "logprobs": 2, "extra_args": {PATTERN: pattern}}
+    return [outputs[0] for outputs in engine_support.generate(engine, GREEDY_PROMPTS, **given)]
 
 
 def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prompt=PROMPT, num_tokens=3):
     """Second and third tokens of many responses to one prompt."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        n=num_samples,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        max_tokens=num_tokens,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args={PATTERN: pattern},
-        **extra,
-    )
-    return [tuple(output.token_ids[1:3]) for output in engine_support.generate(engine, [prompt], params)[0]]
+    (outputs,) = engine_support.generate(
+        engine, [prompt], n=num_samples, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        max_tokens=num_tokens, extra_args={PATTERN: pattern}, **extra,
+    )  # fmt: skip
+    return [tuple(output.token_ids[1:3]) for output in outputs]
 
 
 def assert_equal(completions, stock_greedy):

@@ -23,14 +23,7 @@ MAX_PROBABILITY_DIFFERENCE = 1e-3
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
-
-    Attributes:
-        directory: Its `--ckpt.output_dir`.
-        steps: Records of its metrics file that trained, by step.
-        evaluations: Records of an evaluation, by step.
-        log: Everything printed.
-    """
+    """A finished run: its `--ckpt.output_dir`, records of its metrics file by step, and everything printed."""
 
     directory: Path
     steps: dict[int, dict[str, Any]]

@@ -211,18 +211,7 @@ def capture_draft_steps(worker: Any, sizes: tuple[int, ...]) -> None:
         decode_query_len=drafter.num_speculative_steps + 1,
     )
     drafter.init_cudagraph_manager(CUDAGraphMode.FULL_AND_PIECEWISE)
-    with types_of_graphs():
+    offloader = types.SimpleNamespace(sync_prev_onload=lambda: None, join_after_forward=lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cudagraph_utils, "get_offloader", lambda: offloader)
         drafter.capture()
-
-
-@contextmanager
-def types_of_graphs() -> Iterator[None]:
-    """Meanwhile, the offloader of a GPU is none."""
-    stock = cudagraph_utils.get_offloader
-    cudagraph_utils.get_offloader = lambda: types.SimpleNamespace(
-        sync_prev_onload=lambda: None, join_after_forward=lambda: None
-    )
-    try:
-        yield
-    finally:
-        cudagraph_utils.get_offloader = stock

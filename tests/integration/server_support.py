@@ -28,13 +28,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Server:
-    """One that answers.
-
-    Attributes:
-        process: Of the command that started it.
-        address: Its root.
-        log: Of all its processes.
-    """
+    """One that answers: the command's process, the root of its address, and the log of all its processes."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -47,6 +41,13 @@ class Server:
         return OpenAI(base_url=f"{self.address}/v1", api_key=API_KEY, max_retries=0)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextlib.contextmanager
 def serving(command: list[str], log: Path) -> Iterator[Server]:
     """Start a server with `OPTIONS` on a free port of this machine, and end it.
@@ -55,9 +56,7 @@ def serving(command: list[str], log: Path) -> Iterator[Server]:
         command: Arguments of Python that vLLM's options may follow.
         log: File to write.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(

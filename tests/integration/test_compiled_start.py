@@ -103,12 +103,9 @@ def test_what_is_loaded_computes_with_the_weights_that_a_sync_brings(engine, pol
 
 
 def test_a_loaded_drafter_of_the_policys_own_layers_is_always_right(engine, scheme):
-    from vllm import SamplingParams
-
     take_rollout_stats(engine.collective_rpc)
     for temperature in (0.0, 1.0):
-        params = SamplingParams(temperature=temperature, max_tokens=60, ignore_eos=True, detokenize=False)
-        engine_support.generate(engine, PROMPTS, params)
+        engine_support.generate(engine, PROMPTS, temperature=temperature, max_tokens=60)
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_draft_tokens > 400
     if scheme == "unquantized":

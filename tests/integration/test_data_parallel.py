@@ -65,13 +65,9 @@ def server(policy, loop):
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
-async def generate(server, rank, pattern, has_begun=None):
-    """Tokens of one greedy response of the engine of this rank; an event to be set with the first."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, extra_args={PATTERN: pattern}
-    )
+async def generate(server, rank, pattern, has_begun=None, **given):
+    """Tokens of one response of the engine of this rank, greedy unless told; an event to be set with the first."""
+    params = engine_support.sampling(max_tokens=NUM_TOKENS, extra_args={PATTERN: pattern}, **given)
     name = f"{rank}-{pattern}-{time.monotonic_ns()}"
     async for output in server.generate({"prompt_token_ids": PROMPT}, params, name, data_parallel_rank=rank):
         last = output
@@ -81,21 +77,10 @@ async def generate(server, rank, pattern, has_begun=None):
 
 
 def test_no_two_engines_answer_a_prompt_with_the_same_noise(server, loop):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=1.0, max_tokens=20, ignore_eos=True, detokenize=False)
-
-    async def sample(rank, number):
-        async for output in server.generate(
-            {"prompt_token_ids": PROMPT}, params, f"sample-{rank}-{number}", data_parallel_rank=rank
-        ):
-            last = output
-        return tuple(last.outputs[0].token_ids)
-
     async def all_of_them():
-        return await asyncio.gather(*(sample(rank, number) for rank in (0, 1) for number in range(4)))
+        return await asyncio.gather(*(generate(server, rank, [0], temperature=1.0) for rank in [0, 1] * 4))
 
-    assert len(set(loop.run_until_complete(all_of_them()))) == 8
+    assert len(set(map(tuple, loop.run_until_complete(all_of_them())))) == 8
 
 
 def test_engines_choose_their_own_draft_lengths_and_all_are_counted(server, loop):

@@ -18,16 +18,13 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(policy):
     settings = {"drafter": {"scheme": "int8"}, "controller": {"rule": "always", "max_draft_tokens": 3}}
-    engine = engine_support.start(policy, settings, worker_cls="scripted_engine.FaultyWorker")
-    yield engine
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings, worker_cls="scripted_engine.FaultyWorker") as engine:
+        yield engine
 
 
 def texts(engine, temperature=0.0):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=temperature, seed=1, max_tokens=40, ignore_eos=True, detokenize=False)
-    return [output.token_ids for (output,) in engine_support.generate(engine, PROMPTS, params)]
+    outputs = engine_support.generate(engine, PROMPTS, temperature=temperature, seed=1, max_tokens=40)
+    return [output.token_ids for (output,) in outputs]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

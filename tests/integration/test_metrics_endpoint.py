@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 from job_support import is_alive
-from server_support import API_KEY, MODEL, Server, serving, streamed
+from server_support import API_KEY, MODEL, Server, free_port, serving, streamed
 
 from efficient_rollout.cleanup import descendants
 from efficient_rollout.metrics.names import all_exported
@@ -44,7 +43,7 @@ def policy() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(policy, tmp_path_factory) -> Iterator[Server]:
     """As docs/vllm.md starts it; vLLM's development mode lets the test call its workers."""
     log = tmp_path_factory.mktemp("server") / "log"
     with serving(["-m", "efficient_rollout", "serve", str(policy), *SETTINGS, "--"], log) as server:
@@ -52,7 +51,7 @@ def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def address(server: Server) -> str:
+def address(server) -> str:
     return server.address
 
 
@@ -69,6 +68,12 @@ def post(url: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.loads(answer.read())
+
+
+def call(address: str, method: str, **kwargs: Any) -> Any:
+    """What the engine's one rank answers."""
+    (answer,) = post(f"{address}/collective_rpc", {"method": method, "kwargs": kwargs})["results"]
+    return answer
 
 
 def generate(address: str, *, num_responses: int, max_tokens: int) -> None:
@@ -93,12 +98,11 @@ def samples(text: str) -> Samples:
 
 def totals(address: str) -> RolloutStats:
     """The engine's own counts since it started."""
-    (rank,) = post(f"{address}/collective_rpc", {"method": "rollout_totals"})["results"]
-    return RolloutStats.from_dict(rank)
+    return RolloutStats.from_dict(call(address, "rollout_totals"))
 
 
 @pytest.fixture(scope="module")
-def worked(address: str) -> RolloutStats:
+def worked(address) -> RolloutStats:
     """The engine's record after ticks above the threshold and below it, responses that end within a draft included."""
     generate(address, num_responses=4, max_tokens=30)
     for max_tokens in (23, 41, 58):
@@ -112,7 +116,7 @@ def worked(address: str) -> RolloutStats:
     pytest.fail(f"counted {stats.num_generated_tokens} tokens")
 
 
-def test_every_exported_number_is_the_engine_s_own(address: str, worked: RolloutStats) -> None:
+def test_every_exported_number_is_the_engine_s_own(address, worked):
     found = samples(get(f"{address}/metrics"))
     expected = {
         (name, label): value for name, one in all_exported().items() for label, value in one.values(worked).items()
@@ -128,7 +132,7 @@ def test_every_exported_number_is_the_engine_s_own(address: str, worked: Rollout
     }
 
 
-def test_vllm_s_counters_of_drafts_are_right_for_this_engine(address: str, worked: RolloutStats) -> None:
+def test_vllm_s_counters_of_drafts_are_right_for_this_engine(address, worked):
     found = samples(get(f"{address}/metrics"))
     assert found["vllm:spec_decode_num_drafts_total", ""] == worked.num_verify_passes
     assert found["vllm:spec_decode_num_draft_tokens_total", ""] == worked.num_draft_tokens
@@ -142,19 +146,18 @@ def test_vllm_s_counters_of_drafts_are_right_for_this_engine(address: str, worke
     assert worked.drafted_per_position[-1] < worked.num_verify_passes
 
 
-def test_counters_only_grow_whoever_takes_the_statistics(address: str, worked: RolloutStats) -> None:
-    (taken,) = post(f"{address}/collective_rpc", {"method": "take_rollout_stats"})["results"]
+def test_counters_only_grow_whoever_takes_the_statistics(address, worked):
+    taken = call(address, "take_rollout_stats")
     assert RolloutStats.from_dict(taken).num_generated_tokens == worked.num_generated_tokens
     after = samples(get(f"{address}/metrics"))
     assert after["efficient_rollout_speculative_ticks_total", ""] == worked.num_speculative_ticks
     assert after["efficient_rollout_draft_seconds_total", ""] == pytest.approx(worked.draft_seconds)
 
 
-def test_a_weight_sync_is_counted(address: str, worked: RolloutStats, policy: Path) -> None:
+def test_a_weight_sync_is_counted(address, worked, policy):
     before = samples(get(f"{address}/metrics"))
-    body = {"method": "reload_weights", "kwargs": {"weights_path": str(policy)}}
-    post(f"{address}/collective_rpc", body)
-    post(f"{address}/collective_rpc", body)
+    for _ in range(2):
+        call(address, "reload_weights", weights_path=str(policy))
     after = samples(get(f"{address}/metrics"))
     assert before["efficient_rollout_weight_syncs_total", ""] == 0
     assert after["efficient_rollout_weight_syncs_total", ""] == 2
@@ -165,7 +168,7 @@ def test_a_weight_sync_is_counted(address: str, worked: RolloutStats, policy: Pa
     assert after["efficient_rollout_requantize_seconds_total", ""] > 0.0
 
 
-def test_the_answer_is_whole_for_whoever_asks(address: str, worked: RolloutStats) -> None:
+def test_the_answer_is_whole_for_whoever_asks(address, worked):
     """As Prometheus asks: for another text format, and for a packed answer."""
     asked = get(
         f"{address}/metrics",
@@ -179,7 +182,7 @@ def test_the_answer_is_whole_for_whoever_asks(address: str, worked: RolloutStats
     assert "# TYPE" not in get(f"{address}/v1/models", Authorization=f"Bearer {API_KEY}")
 
 
-def test_a_client_streams_the_same_text_with_drafts_and_without(server: Server) -> None:
+def test_a_client_streams_the_same_text_with_drafts_and_without(server):
     client = server.client()
     given = {"prompt": "12+7+9+30=", "seed": 4, "temperature": 1.0, "max_tokens": 40, "stop": ["3"]}
     at_once = client.completions.create(model=MODEL, **given).choices[0]
@@ -190,19 +193,13 @@ def test_a_client_streams_the_same_text_with_drafts_and_without(server: Server) 
 
 
 @pytest.mark.parametrize("wrong", [MAX_DRAFT_TOKENS + 1, -1, "2"])
-def test_a_word_that_is_none_is_a_bad_request(server: Server, wrong: object) -> None:
+def test_a_word_that_is_none_is_a_bad_request(server, wrong):
     from openai import BadRequestError
 
     word = {"vllm_xargs": {"efficient_rollout_max_draft_tokens": wrong}}
     with pytest.raises(BadRequestError, match=rf"from 0 \(no drafts\) to 4, .* got {wrong!r}"):
         server.client().completions.create(model=MODEL, prompt="1+2=", extra_body=word)
     assert server.client().completions.create(model=MODEL, prompt="1+2=", max_tokens=2).choices
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _wait_until_healthy(url: str) -> None:
@@ -217,7 +214,7 @@ def _wait_until_healthy(url: str) -> None:
 
 
 @pytest.fixture
-def prometheus(address: str, repository: Path, tmp_path: Path) -> Iterator[str]:
+def prometheus(address, repository, tmp_path) -> Iterator[str]:
     """A real one that scrapes the server each second, with this package's rules."""
     rules = repository / "docs" / "grafana" / "efficient_rollout_rules.yaml"
     config = {
@@ -226,7 +223,7 @@ def prometheus(address: str, repository: Path, tmp_path: Path) -> Iterator[str]:
     }  # fmt: skip
     (tmp_path / "prometheus.yml").write_text(json.dumps(config))
     subprocess.run([PROMTOOL, "check", "config", tmp_path / "prometheus.yml"], check=True)
-    url = f"127.0.0.1:{_free_port()}"
+    url = f"127.0.0.1:{free_port()}"
     options = {"config.file": tmp_path / "prometheus.yml", "storage.tsdb.path": tmp_path / "data",
                "web.listen-address": url}  # fmt: skip
     with (tmp_path / "log").open("w") as log:
@@ -241,17 +238,14 @@ def prometheus(address: str, repository: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(PROMETHEUS is None or PROMTOOL is None, reason="apt-get install prometheus")
-def test_every_panel_s_query_has_data_in_a_real_prometheus(
-    address: str, prometheus: str, policy: Path, repository: Path
-) -> None:
+def test_every_panel_s_query_has_data_in_a_real_prometheus(address, prometheus, policy, repository):
     text = get(f"{address}/metrics")
     ours = text[text.index("# HELP efficient_rollout_") :]
     subprocess.run([PROMTOOL, "check", "metrics"], input=ours.encode(), check=True)
     for max_tokens in (40, 60, 40, 60):
         generate(address, num_responses=1, max_tokens=max_tokens)
         generate(address, num_responses=4, max_tokens=20)
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(policy)}}
-        post(f"{address}/collective_rpc", body)
+        call(address, "reload_weights", weights_path=str(policy))
         time.sleep(1.5)
 
     dashboard = json.loads((repository / "docs" / "grafana" / "efficient_rollout.json").read_text())
@@ -269,14 +263,14 @@ def test_every_panel_s_query_has_data_in_a_real_prometheus(
     assert {rule["state"] for rule in group["rules"]} == {"inactive"}
 
 
-def test_the_key_is_vllm_s_own(server: Server) -> None:
+def test_the_key_is_vllm_s_own(server):
     from openai import AuthenticationError
 
     with pytest.raises(AuthenticationError):
         server.client().with_options(api_key="another").models.list()
 
 
-def test_ctrl_c_ends_every_process_and_is_told_by_the_exit_code(server: Server) -> None:
+def test_ctrl_c_ends_every_process_and_is_told_by_the_exit_code(server):
     started = descendants(server.process.pid)
     assert len(started) >= 2, "the server's, and the engine's"
     server.process.send_signal(signal.SIGINT)

@@ -42,15 +42,10 @@ def without_weights(policy):
 
 
 def greedy(policy, settings, options):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
     # vLLM's Transformers backend changes transformers' own classes, in the process that it is in.
-    engine = engine_support.start(policy, settings, processes="model_impl" in options, **options)
-    tokens = [output.token_ids for (output,) in engine_support.generate(engine, PROMPTS, params)]
-    stats = None if settings is None else take_rollout_stats(engine.collective_rpc)
-    engine_support.stop(engine)
-    return tokens, stats
+    with engine_support.running(policy, settings, processes="model_impl" in options, **options) as engine:
+        tokens = [output.token_ids for (output,) in engine_support.generate(engine, PROMPTS, max_tokens=40)]
+        return tokens, None if settings is None else take_rollout_stats(engine.collective_rpc)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,7 @@
 import engine_support
 import pytest
 
-from efficient_rollout.config import Settings
-from efficient_rollout.engine.checks import check_engine
-from efficient_rollout.engine.engine_args import engine_args
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.errors import SchemeUnavailableError
 
 pytestmark = pytest.mark.engine
 
@@ -40,10 +36,7 @@ def settings(drafter):
 
 
 def greedy(engine):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True, detokenize=False, logprobs=2)
-    return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, params)]
+    return [outputs[0] for outputs in engine_support.generate(engine, PROMPTS, max_tokens=48, logprobs=2)]
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +46,15 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stock_greedy(policy):
-    engine = engine_support.start(policy, None, dtype="float16")
-    completions = greedy(engine)
-    engine_support.stop(engine)
-    return completions
+    with engine_support.running(policy, None, dtype="float16") as engine:
+        return greedy(engine)
 
 
 @pytest.fixture(scope="module")
 def engine(policy, stock_greedy):
     worker = {"worker_cls": "scripted_engine.FaultyWorker"}
-    engine = engine_support.start(policy, settings(INT4), dtype="float16", **worker)
-    yield engine
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings(INT4), dtype="float16", **worker) as engine:
+        yield engine
 
 
 def test_every_layer_of_it_is_quantized(engine):
@@ -95,10 +85,9 @@ def test_greedy_tokens_equal_stock_and_drafts_are_of_the_scheme(engine, policy, 
 def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_rest(tmp_path, caplog):
     # Padding 24 inputs to 64 would more than double them.
     policy = engine_support.random_policy(tmp_path, **ODD | {"intermediate_size": 24})
-    engine = engine_support.start(policy, settings(INT4), dtype="float16")
-    stats = take_rollout_stats(engine.collective_rpc)
-    status = engine.collective_rpc("plugin_status")[0]
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings(INT4), dtype="float16") as engine:
+        stats = take_rollout_stats(engine.collective_rpc)
+        status = engine.collective_rpc("plugin_status")[0]
     taken = 168 * (2 * (7 * 32 + 160 + 2 * 24) + 192)
     share = taken / (taken + 2 * 168 * 24)
     assert stats.packed_weight_share == status["packed_weight_share"] == pytest.approx(share)
@@ -106,20 +95,3 @@ def test_what_a_scheme_does_not_take_is_said_at_the_start_with_the_share_of_the_
     said = caplog.text
     assert f"drafter.scheme=int4 quantizes only {100 * share:.0f} % of the weights a draft step reads; 2 of 9" in said
     assert "model.layers.0.mlp.down_proj (168 x 24), model.layers.1.mlp.down_proj (168 x 24)" in said
-
-
-def test_an_engine_of_which_nothing_would_be_quantized_is_refused(policy, tmp_path):
-    from vllm import EngineArgs
-
-    sizes = ODD | {"hidden_size": 24, "intermediate_size": 24, "num_attention_heads": 1}
-    narrow = engine_support.random_policy(tmp_path, **sizes)
-    wanted = Settings.parse(settings(INT4))
-    refusal = r"drafter.scheme=int4 takes no layer.*24 x 24, 24 x 32.*in float16.*int4 with drafter.group_size=32"
-    with pytest.raises(SchemeUnavailableError, match=refusal):
-        engine_args(str(narrow), wanted, dtype="float16")
-    # Arguments written by hand, as on the command line of a server, meet the same refusal in the worker.
-    by_hand = engine_args(str(policy), wanted) | {"model": str(narrow), "dtype": "float16"}
-    by_hand["speculative_config"]["model"] = str(narrow)
-    engine_config = EngineArgs(**engine_support.ENGINE_LIMITS, **by_hand).create_engine_config()
-    with pytest.raises(SchemeUnavailableError, match=refusal):
-        check_engine(engine_config, wanted)

@@ -9,7 +9,7 @@ from efficient_rollout.metrics.timeline import ACCEPTED, DRAFTED, END, NUM_TOKEN
 pytestmark = pytest.mark.engine
 
 PROMPTS = [[8 + (5 * i) % 90, 9 + (11 * i) % 80, 40 + i, 17] * 6 for i in range(12)]
-GREEDY = {"temperature": 0.0, "max_tokens": 80, "ignore_eos": True, "logprobs": 1}
+GREEDY = {"max_tokens": 80, "logprobs": 1, "detokenize": True}
 ROUNDING = 2e-4
 # Log-probabilities after temperature and penalties; a cache that holds a third of what prompts and responses need.
 OPTIONS = {"logprobs_mode": "processed_logprobs", "skip_tokenizer_init": False}
@@ -25,15 +25,9 @@ REGEX = "[a-f]{6}[0-9]{20}"
 
 
 def completions(engine, prompts=PROMPTS, **params):
-    from vllm import SamplingParams
-
-    return facts_of(engine_support.generate(engine, prompts, SamplingParams(**{**GREEDY, **params})))
-
-
-def facts_of(outputs):
     return [
         (list(output.token_ids), [p[t].logprob for t, p in zip(output.token_ids, output.logprobs, strict=True)])
-        for (output,) in outputs
+        for (output,) in engine_support.generate(engine, prompts, **{**GREEDY, **params})
     ]
 
 
@@ -58,11 +52,8 @@ def policies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stock(policies):
-    engine = engine_support.start(policies[0], None, **OPTIONS)
-    facts = {name: completions(engine, **params) for name, params in KINDS.items()}
-    facts["structured"] = completions(engine, **structured())
-    engine_support.stop(engine)
-    return facts
+    with engine_support.running(policies[0], None, **OPTIONS) as engine:
+        return {name: completions(engine, **params) for name, params in (KINDS | {"structured": structured()}).items()}
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +62,9 @@ def engine(policies, stock):
         "drafter": {"scheme": "int4", "group_size": 128},
         "controller": {"rule": "always", "max_draft_tokens": 4},
     }
-    engine = engine_support.start(
-        policies[0], settings, worker_cls="scripted_engine.FaultyWorker", **OPTIONS, **PRESSED
-    )
-    yield engine
-    engine_support.stop(engine)
+    classes = {"worker_cls": "scripted_engine.FaultyWorker"}
+    with engine_support.running(policies[0], settings, **classes, **OPTIONS, **PRESSED) as engine:
+        yield engine
 
 
 def assert_equal(ours, theirs):
@@ -125,10 +114,8 @@ def test_structured_output_equals_stock(engine, stock):
 
 def run_with(engine, between, *, after_ticks):
     """Roll out, with an interruption after some ticks; finished outputs by prompt, those of unfinished ones absent."""
-    from vllm import SamplingParams
-
     for i, prompt in enumerate(PROMPTS):
-        engine.llm_engine.add_request(str(i), {"prompt_token_ids": prompt}, SamplingParams(**GREEDY))
+        engine.llm_engine.add_request(str(i), {"prompt_token_ids": prompt}, engine_support.sampling(**GREEDY))
     finished, ticks = {}, 0
     while engine.llm_engine.has_unfinished_requests():
         for output in engine.llm_engine.step():
@@ -155,9 +142,10 @@ def test_a_pause_with_a_weight_sync_in_between(engine, stock, policies):
 
     def sync(path):
         def pause_sync_resume(_core):
-            engine_support.call_core(engine, "pause_scheduler", "keep", True)
+            core = engine.llm_engine.engine_core.engine_core
+            core.pause_scheduler("keep", True)
             engine.collective_rpc("sync_from", args=(str(path),))
-            engine_support.call_core(engine, "resume_scheduler")
+            core.resume_scheduler()
 
         return pause_sync_resume
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import engine_support
 import pytest
+from wheel_support import write_package
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.several_cores]
 
@@ -82,14 +83,10 @@ def run(folder: Path, policy: str, executor: str) -> dict[str, Any]:
     return json.loads(lines[0])
 
 
-def test_two_workers_in_ray_draft_as_two_processes_do(tmp_path: Path) -> None:
+def test_two_workers_in_ray_draft_as_two_processes_do(tmp_path):
     policy = engine_support.random_policy(tmp_path / "policy")
-    (tmp_path / "cpu_of_ray.py").write_text(PLATFORM)
+    write_package(tmp_path, "cpu_of_ray", PLATFORM, "[vllm.platform_plugins]\ncpu_of_ray = cpu_of_ray:activate\n")
     (tmp_path / "program.py").write_text(PROGRAM)
-    info = tmp_path / "cpu_of_ray-1.dist-info"
-    info.mkdir()
-    (info / "entry_points.txt").write_text("[vllm.platform_plugins]\ncpu_of_ray = cpu_of_ray:activate\n")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cpu_of_ray\nVersion: 1\n")
     in_ray, in_processes = (run(tmp_path, policy, executor) for executor in ("ray", "processes"))
     assert in_ray["tokens"] == in_processes["tokens"]
     assert in_ray["faults"] == [None, None]

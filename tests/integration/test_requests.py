@@ -16,7 +16,7 @@ PROMPTS = [[8 + (5 * i) % 90, 9 + (11 * i) % 80, 40 + i, 17] for i in range(12)]
 # Longer than the drafting engines' ticks, which are also too small for twelve requests with drafts.
 LONG_PROMPT = [7 + (13 * i) % 110 for i in range(200)]
 SMALL_TICKS = {"max_num_batched_tokens": 56, "max_num_seqs": 24}
-GREEDY = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, "logprobs": 0}
+GREEDY = {"max_tokens": 40, "logprobs": 0, "detokenize": True}
 ROUNDING = 2e-4
 FALSE_ALARM_RATE = 1e-3
 
@@ -59,8 +59,6 @@ def stops(texts):
 
 
 def completions(engine, prompts=PROMPTS, **params):
-    from vllm import SamplingParams
-
     return [
         (
             list(output.token_ids),
@@ -69,7 +67,7 @@ def completions(engine, prompts=PROMPTS, **params):
             output.finish_reason,
             output.stop_reason,
         )
-        for (output,) in engine_support.generate(engine, prompts, SamplingParams(**{**GREEDY, **params}))
+        for (output,) in engine_support.generate(engine, prompts, **{**GREEDY, **params})
     ]
 
 
@@ -86,43 +84,33 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stock(policy):
     """Completions by request, of stock vLLM without a trace of this package in its arguments; prompts in one tick."""
-    engine = engine_support.start(policy, None, **PROCESSORS)
-    facts = {name: completions(engine, **params) for name, params in REQUESTS.items()}
-    facts["texts"] = [text for _, _, text, _, _ in facts["plain"]]
-    for name, params in stops(facts["texts"]).items():
-        facts[f"stop-{name}"] = completions(engine, **params)
-    facts["seeded"] = completions(engine, PROMPTS[:6], seed=5, temperature=1.0)
-    facts["long-prompt"] = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
-    engine_support.stop(engine)
+    with engine_support.running(policy, None, **PROCESSORS) as engine:
+        facts = {name: completions(engine, **params) for name, params in REQUESTS.items()}
+        facts["texts"] = [text for _, _, text, _, _ in facts["plain"]]
+        for name, params in stops(facts["texts"]).items():
+            facts[f"stop-{name}"] = completions(engine, **params)
+        facts["seeded"] = completions(engine, PROMPTS[:6], seed=5, temperature=1.0)
+        facts["long-prompt"] = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
     return facts
 
 
 @pytest.fixture(scope="module")
 def plain_engine_seeded(policy, stock):
     """Of an engine of this package that drafts nothing, whose ticks are smaller than the prompt."""
-    engine = engine_support.start(policy, {"enabled": False}, **PROCESSORS, **SMALL_TICKS)
-    facts = completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
-    engine_support.stop(engine)
-    return facts
-
-
-def first_requests(engine):
-    """Draft tokens, those accepted, and faults, of requests with penalties and with bad words."""
-    completions(engine, **REQUESTS["all-penalties"], **REQUESTS["bad-words"])
-    stats = take_rollout_stats(engine.collective_rpc)
-    return stats.num_draft_tokens, stats.num_accepted_tokens, stats.num_drafter_faults
+    with engine_support.running(policy, {"enabled": False}, **PROCESSORS, **SMALL_TICKS) as engine:
+        return completions(engine, [LONG_PROMPT], seed=3, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
 def engine(policy, plain_engine_seeded):
     settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
-    engine = engine_support.start(policy, settings, disable_log_stats=False, **PROCESSORS, **SMALL_TICKS)
-    # An engine's very first requests: what the runner keeps of a batch was never put in order yet.
-    drafted, accepted, faults = first_requests(engine)
-    assert faults == 0
-    assert accepted == drafted > 100
-    yield engine
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings, disable_log_stats=False, **PROCESSORS, **SMALL_TICKS) as engine:
+        # An engine's very first requests: what the runner keeps of a batch was never put in order yet.
+        completions(engine, **REQUESTS["all-penalties"], **REQUESTS["bad-words"])
+        stats = take_rollout_stats(engine.collective_rpc)
+        assert stats.num_drafter_faults == 0
+        assert stats.num_accepted_tokens == stats.num_draft_tokens > 100
+        yield engine
 
 
 def assert_equal(ours, theirs):
@@ -174,11 +162,9 @@ def test_accepted_drafts_are_those_that_requests_gained(engine):
 
 
 def test_several_sampled_responses_each_end_behind_their_stop_string(engine, stock):
-    from vllm import SamplingParams
-
-    params = SamplingParams(n=24, temperature=1.0, max_tokens=60, stop=["=", "a", "b"], logprobs=0, ignore_eos=True)
+    given = {"n": 24, "temperature": 1.0, "max_tokens": 60, "stop": ["=", "a", "b"]}
     take_rollout_stats(engine.collective_rpc)
-    (outputs,) = engine_support.generate(engine, PROMPTS[:1], params)
+    (outputs,) = engine_support.generate(engine, PROMPTS[:1], **GREEDY | given)
     assert take_rollout_stats(engine.collective_rpc).num_accepted_tokens > 0
     tokenizer = engine.get_tokenizer()
     stopped = [output for output in outputs if output.finish_reason == "stop"]
@@ -200,11 +186,9 @@ def test_drafts_go_through_the_requests_own_processing(engine, request_name, tem
 
 
 def test_one_kind_of_request_does_not_turn_drafting_off_for_the_others(engine, stock):
-    from vllm import SamplingParams
-
     take_rollout_stats(engine.collective_rpc)
     kinds = ["plain", "allowed", "bias", "repetition", "custom", "bad-words"]
-    params = [SamplingParams(**{**GREEDY, **REQUESTS[kinds[i % 6]]}) for i in range(12)]
+    params = [engine_support.sampling(**GREEDY, **REQUESTS[kinds[i % 6]]) for i in range(12)]
     outputs = engine_support.generate(engine, PROMPTS, params)
     for i, (output,) in enumerate(outputs):
         assert list(output.token_ids) == stock[kinds[i % 6]][i][0], kinds[i % 6]
@@ -219,12 +203,10 @@ def word(longest):
 
 
 def test_a_request_is_drafted_for_as_far_as_it_wants(engine, stock):
-    from vllm import SamplingParams
-
     wanted = [0, 1, 2, 3, 4, None]
     take_rollout_stats(engine.collective_rpc)
     common = {**GREEDY, "seed": 5, "temperature": 1.0}
-    params = [SamplingParams(**common, extra_args=None if most is None else word(most)) for most in wanted]
+    params = [engine_support.sampling(**common, extra_args=None if most is None else word(most)) for most in wanted]
     responses = engine_support.generate(engine, PROMPTS[:6], params)
     assert [list(output.token_ids) for (output,) in responses] == [tokens for tokens, *_ in stock["seeded"]]
     stats = take_rollout_stats(engine.collective_rpc)
@@ -261,14 +243,13 @@ BIASED = Sampling(bias=((50, 2.0), (51, -3.0)))
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(min_p=0.15), BIASED], ids=["min-p", "bias"])
 def test_its_distribution_is_exact_beside_requests_that_are_drafted_for(engine, policy, sampling):
-    from vllm import SamplingParams
-
     num_samples = 4096
     joint = joint_of_second_and_third(policy, PROMPTS[0], sampling)
     assert smallest_power(joint, num_samples, 0.03, FALSE_ALARM_RATE) > 0.95
-    common = {"temperature": 1.0, "max_tokens": 3, "ignore_eos": True, "detokenize": False}
-    params = SamplingParams(n=num_samples, min_p=sampling.min_p, logit_bias=dict(sampling.bias) or None, **common)
-    beside = SamplingParams(n=num_samples // 4, **common)
+    common = {"temperature": 1.0, "max_tokens": 3}
+    bias = dict(sampling.bias) or None
+    params = engine_support.sampling(n=num_samples, min_p=sampling.min_p, logit_bias=bias, **common)
+    beside = engine_support.sampling(n=num_samples // 4, **common)
     take_rollout_stats(engine.collective_rpc)
     outputs, _ = engine_support.generate(engine, [PROMPTS[0], PROMPTS[1]], [params, beside])
     assert take_rollout_stats(engine.collective_rpc).num_draft_tokens > 0

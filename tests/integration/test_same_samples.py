@@ -40,18 +40,9 @@ CONDITIONS = {
 
 def sampled(engine, pattern, prompts=PROMPTS, *, seeds=True, first_seed=100, logprobs=VOCABULARY, **condition):
     """Responses at temperature 1 unless told, each request with a seed of its own."""
-    from vllm import SamplingParams
-
+    given = {"temperature": 1.0, "max_tokens": NUM_TOKENS, "logprobs": logprobs, "extra_args": {PATTERN: pattern}}
     params = [
-        SamplingParams(
-            seed=first_seed + number if seeds else None,
-            max_tokens=NUM_TOKENS,
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=logprobs,
-            extra_args={PATTERN: pattern},
-            **{"temperature": 1.0, **condition},
-        )
+        engine_support.sampling(seed=first_seed + number if seeds else None, **{**given, **condition})
         for number in range(len(prompts))
     ]
     return [outputs[0] for outputs in engine_support.generate(engine, prompts, params)]
@@ -90,11 +81,9 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stock(policy):
     """Of stock vLLM without speculation, and without a trace of this package in its arguments."""
-    engine = engine_support.start(policy, None, max_logprobs=VOCABULARY)
-    responses = {name: sampled(engine, OFF, **condition) for name, condition in CONDITIONS.items()}
-    responses["greedy"] = greedy(engine, OFF)
-    engine_support.stop(engine)
-    return responses
+    with engine_support.running(policy, None, max_logprobs=VOCABULARY) as engine:
+        responses = {name: sampled(engine, OFF, **condition) for name, condition in CONDITIONS.items()}
+        return responses | {"greedy": greedy(engine, OFF)}
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +168,14 @@ def test_drafting_changes_no_bit_of_greedy_responses(engine):
 
 @pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
 def test_greedy_and_sampled_requests_with_and_without_seeds_beside_each_other(engine):
-    from vllm import SamplingParams
-
     def run(pattern):
         engine.collective_rpc("forget_requests")
+        given = {"temperature": 1.0, "logprobs": 1, "extra_args": {PATTERN: pattern}}
         kinds = [{"temperature": 0.0}, {"seed": 4}, {}, {"seed": 5, "top_k": 9}, {"temperature": 0.6, "min_p": 0.1}]
         params = [
-            SamplingParams(
-                max_tokens=4 + 3 * number, ignore_eos=True, detokenize=False, logprobs=1,
-                extra_args={PATTERN: pattern}, **kinds[number % len(kinds)],
-            )
-            for number in range(len(PROMPTS[:20]))
-        ]  # fmt: skip
+            engine_support.sampling(max_tokens=4 + 3 * number, **{**given, **kinds[number % len(kinds)]})
+            for number in range(20)
+        ]
         return facts(outputs[0] for outputs in engine_support.generate(engine, PROMPTS[:20], params))
 
     assert run(TOGGLING) == run(OFF)
@@ -223,10 +208,7 @@ def test_a_verifier_that_believes_the_drafter_is_noticed(engine, stock):
 
 
 def test_several_responses_to_one_prompt_have_noise_of_their_own(engine):
-    from vllm import SamplingParams
-
-    params = SamplingParams(n=16, seed=9, temperature=1.0, max_tokens=12, ignore_eos=True, detokenize=False)
-    (outputs,) = engine_support.generate(engine, PROMPTS[:1], params)
+    (outputs,) = engine_support.generate(engine, PROMPTS[:1], n=16, seed=9, temperature=1.0, max_tokens=12)
     assert len({tuple(output.token_ids) for output in outputs}) > 12
 
 

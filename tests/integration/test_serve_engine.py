@@ -42,14 +42,14 @@ def answers(server: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def stock(tmp_path_factory) -> dict[str, Any]:
     module = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(ensure_policy("nano")), "--host", "127.0.0.1"]
     with serving(module, tmp_path_factory.mktemp("stock") / "log") as server:
         return answers(server)
 
 
 @pytest.fixture(scope="module")
-def ours(stock: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def ours(stock, tmp_path_factory) -> dict[str, Any]:
     command = ["-m", "efficient_rollout", "serve", str(ensure_policy("nano")), "controller.rule=always", "--"]
     with serving(command, tmp_path_factory.mktemp("ours") / "log") as server:
         found = answers(server)
@@ -61,19 +61,19 @@ def ours(stock: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_streamed_text_is_that_of_stock(ours: dict[str, Any], stock: dict[str, Any], case: str) -> None:
+def test_streamed_text_is_that_of_stock(ours, stock, case):
     assert ours[case] == stock[case]
     assert all(text for responses in stock[case] for text, _ in responses) or case == "stop"
 
 
-def test_a_server_whose_engine_died_ends_and_says_so(ours: dict[str, Any]) -> None:
+def test_a_server_whose_engine_died_ends_and_says_so(ours):
     code, log, started = ours["end"]
     assert code == 1
     assert "efficient-rollout serve: error: the server has ended by itself" in log
     assert not any(map(is_alive, started))
 
 
-def test_log_probabilities_are_those_of_stock(ours: dict[str, Any], stock: dict[str, Any]) -> None:
+def test_log_probabilities_are_those_of_stock(ours, stock):
     for (tokens, logprobs, text), (expected, expected_logprobs, expected_text) in zip(
         ours["logprobs"], stock["logprobs"], strict=True
     ):

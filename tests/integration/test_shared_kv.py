@@ -18,10 +18,8 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kv_cache_without_speculation(policy):
-    engine = engine_support.start(policy, {"enabled": False}, **WORKER)
-    facts = engine.collective_rpc("kv_cache_facts")[0]
-    engine_support.stop(engine)
-    return facts
+    with engine_support.running(policy, {"enabled": False}, **WORKER) as engine:
+        return engine.collective_rpc("kv_cache_facts")[0]
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,8 @@ def engine(policy, kv_cache_without_speculation):
     drafter = {"scheme": "unquantized", "lookup": "group"}
     settings = {"drafter": drafter, "controller": {"rule": "always", "max_draft_tokens": 4}}
     # Few tokens a tick: long prompts are computed in chunks, beside requests that decode.
-    engine = engine_support.start(policy, settings, max_num_batched_tokens=64, max_num_seqs=8, **WORKER)
-    yield engine
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings, max_num_batched_tokens=64, max_num_seqs=8, **WORKER) as engine:
+        yield engine
 
 
 def test_memory_for_kv_is_the_same_with_and_without_speculation(engine, kv_cache_without_speculation):
@@ -42,11 +39,8 @@ def test_memory_for_kv_is_the_same_with_and_without_speculation(engine, kv_cache
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_unquantized_drafter_has_every_draft_accepted(engine, temperature):
-    from vllm import SamplingParams
-
     take_rollout_stats(engine.collective_rpc)
-    params = SamplingParams(temperature=temperature, max_tokens=60, ignore_eos=True, detokenize=False)
-    engine_support.generate(engine, PROMPTS, params)
+    engine_support.generate(engine, PROMPTS, temperature=temperature, max_tokens=60)
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_draft_tokens > 500
     assert stats.num_accepted_tokens == stats.num_draft_tokens
@@ -55,12 +49,10 @@ def test_an_unquantized_drafter_has_every_draft_accepted(engine, temperature):
 
 
 def test_copies_stand_and_save_passes_and_an_ended_response_saves_most(engine):
-    from vllm import SamplingParams
-
     def rolled_out():
         take_rollout_stats(engine.collective_rpc)
-        params = SamplingParams(temperature=1.0, seed=5, max_tokens=60, ignore_eos=True, detokenize=False)
-        ((output,),) = engine_support.generate(engine, [[11, 12, 13, 14]], params)
+        given = {"temperature": 1.0, "seed": 5, "max_tokens": 60}
+        ((output,),) = engine_support.generate(engine, [[11, 12, 13, 14]], **given)
         stats = take_rollout_stats(engine.collective_rpc)
         assert stats.num_accepted_tokens == stats.num_draft_tokens
         assert stats.num_copies >= stats.num_copies_kept
@@ -75,24 +67,16 @@ def test_copies_stand_and_save_passes_and_an_ended_response_saves_most(engine):
 
 
 def test_requests_that_reach_the_maximum_length_end_like_plain_ones(engine):
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True, detokenize=False)
-    outputs = engine_support.generate(engine, PROMPTS[:3], params)
+    outputs = engine_support.generate(engine, PROMPTS[:3], max_tokens=400)
     for prompt, (output,) in zip(PROMPTS, outputs, strict=False):
         assert len(prompt) + len(output.token_ids) == engine_support.ENGINE_LIMITS["max_model_len"]
         assert output.finish_reason == "length"
 
 
 def test_no_request_is_given_more_drafts_than_it_may_emit(engine):
-    from vllm import SamplingParams
-
     def drafted(*max_tokens):
         take_rollout_stats(engine.collective_rpc)
-        params = [
-            SamplingParams(temperature=0.0, max_tokens=number, ignore_eos=True, detokenize=False)
-            for number in max_tokens
-        ]
+        params = [engine_support.sampling(max_tokens=number) for number in max_tokens]
         outputs = engine_support.generate(engine, PROMPTS[: len(params)], params)
         assert [len(output.token_ids) for (output,) in outputs] == list(max_tokens)
         stats = take_rollout_stats(engine.collective_rpc)
@@ -107,25 +91,18 @@ def test_no_request_is_given_more_drafts_than_it_may_emit(engine):
 
 
 def test_chunked_prompts_beside_decoding_requests_still_accept_everything(engine):
-    from vllm import SamplingParams
-
     take_rollout_stats(engine.collective_rpc)
-    params = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True, detokenize=False)
     prompts = [[7 + i] * (3 if i % 2 else 150 + i) for i in range(16)]
-    engine_support.generate(engine, prompts, params)
+    engine_support.generate(engine, prompts, temperature=1.0, max_tokens=40)
     stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_accepted_tokens == stats.num_draft_tokens > 300
 
 
 def test_compiled_code_writes_the_drafts_kv_too(policy):
-    from vllm import SamplingParams
-
     settings = {"drafter": {"scheme": "unquantized"}, "controller": {"rule": "always", "max_draft_tokens": 4}}
     # Traced as vLLM always does, before there is a KV cache; then run as traced, which saves the compiler's minute.
     traced = {"enforce_eager": False, "compilation_config": {"backend": "eager"}}
-    engine = engine_support.start(policy, settings, max_num_seqs=8, **traced)
-    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokenize=False)
-    engine_support.generate(engine, PROMPTS, params)
-    stats = take_rollout_stats(engine.collective_rpc)
-    engine_support.stop(engine)
+    with engine_support.running(policy, settings, max_num_seqs=8, **traced) as engine:
+        engine_support.generate(engine, PROMPTS, max_tokens=60)
+        stats = take_rollout_stats(engine.collective_rpc)
     assert stats.num_accepted_tokens == stats.num_draft_tokens > 500

@@ -3,11 +3,10 @@
 import os
 import signal
 import threading
-import time
 
 import engine_support
-import psutil
 import pytest
+from job_support import is_alive, wait_until
 from lossless_support import (
     COARSEST,
     FALSE_ALARM_RATE,
@@ -58,10 +57,8 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stock_greedy(policy):
     """Greedy completions of stock vLLM with one worker."""
-    engine = engine_support.start(policy, None)
-    completions = greedy(engine, OFF)
-    engine_support.stop(engine)
-    return completions
+    with engine_support.running(policy, None) as engine:
+        return greedy(engine, OFF)
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +112,11 @@ def test_ticks_and_drafts_are_counted_once(engine):
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("mode", [pytest.param("raise", marks=pytest.mark.slow), "product"])
 def test_a_fault_on_one_rank_turns_drafting_off_on_all(engine, policy, stock_greedy, mode, rank):
-    from vllm import SamplingParams
-
     engine.collective_rpc("set_fault", args=(mode, rank))
     take_rollout_stats(engine.collective_rpc)
     # Seeded: a rank whose generator had stayed behind would sample other tokens than the other rank.
-    params = SamplingParams(
-        temperature=1.0, seed=5, max_tokens=24, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON}
-    )
-    outputs = engine_support.generate(engine, [PROMPT] * 4, params)
+    given = {"temperature": 1.0, "seed": 5, "max_tokens": 24, "extra_args": {PATTERN: ON}}
+    outputs = engine_support.generate(engine, [PROMPT] * 4, **given)
     assert [len(output.token_ids) for (output,) in outputs] == [24] * 4
     assert_equal(greedy(engine, ON), stock_greedy)
     stats = take_rollout_stats(engine.collective_rpc)
@@ -170,58 +163,36 @@ def test_a_sync_is_complete_only_when_every_ranks_is(engine, policy, stock_greed
 
 def test_one_tick_costs_no_more_messages_than_stocks(engine):
     """Stock asks for drafts after every tick. How the other ranks are is asked once after a call between ticks."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON})
     engine.collective_rpc("take_calls")
     for _ in range(2):
-        engine_support.generate(engine, [PROMPT], params)
+        engine_support.generate(engine, [PROMPT], max_tokens=20, extra_args={PATTERN: ON})
     assert engine.collective_rpc("take_calls") == [{"take_report_of_all_ranks": 1}] * 2
 
 
-def generate_for_ever(engine, params):
+def generate_for_ever(engine):
     while True:
-        engine_support.generate(engine, [PROMPT] * 8, params)
+        engine_support.generate(engine, [PROMPT] * 8, temperature=1.0, max_tokens=200, extra_args={PATTERN: ON})
 
 
 # The last: nothing is left of the engine.
-def is_running(pid):
-    """Whether it does anything still: what init has not taken away yet does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_a_worker_that_is_killed_ends_the_engine_and_leaves_nothing(engine):
-    from vllm import SamplingParams
     from vllm.v1.engine.exceptions import EngineDeadError
 
     pids = [status["process_id"] for status in engine.collective_rpc("plugin_status")]
-    params = SamplingParams(
-        temperature=1.0, max_tokens=200, ignore_eos=True, detokenize=False, extra_args={PATTERN: ON}
-    )
     killer = threading.Timer(1.0, os.kill, (pids[1], signal.SIGKILL))
     killer.start()
     with pytest.raises(EngineDeadError):
-        generate_for_ever(engine, params)
-    deadline = time.monotonic() + 60
-    while any(map(is_running, pids)):
-        assert time.monotonic() < deadline, "a worker was left behind"
-        time.sleep(0.2)
+        generate_for_ever(engine)
+    wait_until(lambda: not any(map(is_alive, pids)), seconds=60, what="the workers to end")
 
 
 @pytest.mark.slow
 def test_an_output_head_of_its_own_is_split_too(tmp_path):
     policy = engine_support.random_policy(tmp_path / "policy", architecture="Llama", tied=False, vocab_size=131)
-    stock = engine_support.start(policy, None)
-    expected = greedy(stock, OFF)
-    engine_support.stop(stock)
+    with engine_support.running(policy, None) as stock:
+        expected = greedy(stock, OFF)
     settings = {"drafter": DRAFTERS["unquantized"], "controller": {"rule": "always"}}
-    engine = engine_support.start(policy, settings, tensor_parallel_size=2, processes=True)
-    try:
+    with engine_support.running(policy, settings, tensor_parallel_size=2, processes=True) as engine:
         assert_equal(greedy(engine, ON), expected)
         stats = take_rollout_stats(engine.collective_rpc)
         assert stats.num_accepted_tokens == stats.num_draft_tokens > 0
-    finally:
-        engine_support.stop(engine)

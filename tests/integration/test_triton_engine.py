@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
+import engine_support
 import interpreted
 import numpy as np
 import torch
 from rare_cases import cases
 from small_policies import SIZES, save_policy
-from vllm import SamplingParams
 
 from efficient_rollout.config import Settings
 from efficient_rollout.engine import engine_args
@@ -80,26 +80,21 @@ def settings(scheme="int8", rule="always"):
 
 def sampled(engine, seeds=True, wanted=(None,) * 4, **condition):
     """Token ids and log-probabilities of each prompt's response; `wanted` is the longest draft of each."""
+    given = {"temperature": 1.0, "max_tokens": NUM_TOKENS, "logprobs": 0, **condition}
     parameters = [
-        SamplingParams(
+        engine_support.sampling(
             seed=100 + number if seeds else None,
-            max_tokens=NUM_TOKENS,
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=0,
             extra_args=None if longest is None else with_word(None, longest),
-            **{"temperature": 1.0, **condition},
+            **given,
         )
         for number, longest in enumerate(wanted)
     ]
-    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters, use_tqdm=False)
-    responses = [output.outputs[0] for output in outputs]
     return [
         (
             list(response.token_ids),
             [at[token].logprob for at, token in zip(response.logprobs, response.token_ids, strict=True)],
         )
-        for response in responses
+        for (response,) in engine_support.generate(engine, PROMPTS, parameters)
     ]
 
 
@@ -264,10 +259,8 @@ def test_weights_that_are_no_policys_generate_nothing(engine, stock, policies):
     worker = worker_of(engine)
     with pytest.raises(WeightSyncError, match="18 of the policy's 19 parameters did not get"):
         worker.reload_weights(iter([("model.norm.weight", torch.ones(SIZES["hidden_size"]))]))
-    (output, *_) = engine.generate(
-        [{"prompt_token_ids": PROMPTS[0]}], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False
-    )
-    assert output.outputs[0].finish_reason == "error"
+    ((response,),) = engine_support.generate(engine, PROMPTS[:1], max_tokens=4)
+    assert response.finish_reason == "error"
     engine.collective_rpc("reload_weights", kwargs={"weights_path": policies["qwen3"]})
     assert_same(sampled(engine), stock("qwen3", "temperature-1"))
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
 import interpreted
+from engine_support import sampling
 from recorded_graphs import capture_draft_steps, record_graphs
 from small_policies import SIZES, save_policy
-from vllm import SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 
 from efficient_rollout.engine.statistics import take_rollout_stats
@@ -40,12 +40,9 @@ def sampled(engine, num_requests=4, num_tokens=14):
         [(7 * number + place) % VOCABULARY for place in range(5 + 9 * (number % 4))] for number in range(num_requests)
     ]
     parameters = [
-        SamplingParams(
-            temperature=float(number % 2), seed=100 + number, max_tokens=num_tokens - number % 3, ignore_eos=True,
-            detokenize=False,
-        )
+        sampling(temperature=float(number % 2), seed=100 + number, max_tokens=num_tokens - number % 3)
         for number in range(num_requests)
-    ]  # fmt: skip
+    ]
     return interpreted.answers(engine, prompts, parameters)
 
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash scripts/install.sh --triton")
 
 import interpreted
+from engine_support import sampling
 from recorded_graphs import capture_draft_steps, record_graphs
 from small_policies import save_policy
-from vllm import SamplingParams
 
 from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.gpu_check.stand import worker_of
@@ -45,13 +45,11 @@ def running(policy, lookup=None, most=6, scheme="unquantized", **options):
 
 
 def sampled(engine, prompts=PROMPTS, num_tokens=40):
+    temperatures, longest = (0.0, 0.5, 1.0), [min(num_tokens, LONGEST - len(prompt)) for prompt in prompts]
     parameters = [
-        SamplingParams(
-            temperature=(0.0, 0.5, 1.0)[number % 3], seed=100 + number, ignore_eos=True, detokenize=False,
-            max_tokens=min(num_tokens, LONGEST - len(prompt)),
-        )
-        for number, prompt in enumerate(prompts)
-    ]  # fmt: skip
+        sampling(temperature=temperatures[number % 3], seed=100 + number, max_tokens=most)
+        for number, most in enumerate(longest)
+    ]
     return interpreted.answers(engine, prompts, parameters)
 
 

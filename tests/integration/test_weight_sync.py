@@ -46,19 +46,15 @@ def settings(case):
 @pytest.fixture(scope="module")
 def of_a_fresh_engine(policies, settings):
     """Log-probabilities and drafter fingerprints of an engine started on the new weights."""
-    engine = engine_support.start(policies[1], settings, **CLASSES)
-    facts = logprobs(engine), fingerprints(engine)
-    engine_support.stop(engine)
-    return facts
+    with engine_support.running(policies[1], settings, **CLASSES) as engine:
+        return logprobs(engine), fingerprints(engine)
 
 
 @pytest.fixture(scope="module")
 def engine(policies, settings, of_a_fresh_engine):
-    engine = engine_support.start(
-        policies[0], settings, **CLASSES, weight_transfer_config={"backend": file_transfer.BACKEND}
-    )
-    yield engine
-    engine_support.stop(engine)
+    transfer = {"weight_transfer_config": {"backend": file_transfer.BACKEND}}
+    with engine_support.running(policies[0], settings, **CLASSES, **transfer) as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -12,7 +12,7 @@ os.environ.pop("TORCHDYNAMO_DISABLE")
 os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
 
 import interpreted
-from vllm import SamplingParams
+from engine_support import generate, sampling
 from vllm.config import set_current_vllm_config
 
 from efficient_rollout.config import Settings
@@ -64,11 +64,8 @@ def main(policy):
     drafter = worker.self_drafter
     writes = count_kv_writes(worker)
     engine.collective_rpc("take_rollout_stats")
-    parameters = [
-        SamplingParams(temperature=float(number), seed=number, max_tokens=16, ignore_eos=True, detokenize=False)
-        for number in range(2)
-    ]
-    engine.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters, use_tqdm=False)
+    parameters = [sampling(temperature=float(number), seed=number, max_tokens=16) for number in range(2)]
+    generate(engine, PROMPTS, parameters)
     (stats,) = engine.collective_rpc("take_rollout_stats")
     inner = drafter.model.model
     found = {

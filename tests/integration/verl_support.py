@@ -23,14 +23,9 @@ MAX_KL = 2e-3
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run: its `trainer.default_local_dir`, and everything printed.
 
-    Attributes:
-        directory: Its `trainer.default_local_dir`.
-        steps: Records of its metrics file that trained, by step.
-        validations: Records that validated, by step.
-        tracked: What veRL's own file logger wrote, by step.
-        log: Everything printed.
+    By step: records of its metrics file that trained, those that validated, and what veRL's own file logger wrote.
     """
 
     directory: Path

@@ -48,10 +48,7 @@ def sync(engine: Any, path: Path, door: Callable[[Any, Path], None] = through_bu
 
 def logprobs(engine: Any) -> list[list[list[tuple[int, float]]]]:
     """The four likeliest tokens with their log-probabilities at every position of greedy completions."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=4)
-    outputs = engine_support.generate(engine, PROMPTS, params)
+    outputs = engine_support.generate(engine, PROMPTS, max_tokens=24, logprobs=4)
     return [
         [sorted((token, entry.logprob) for token, entry in position.items()) for position in output.logprobs]
         for (output,) in outputs

@@ -1,4 +1,4 @@
-"""The wheel that users install, and environments with and without it."""
+"""The wheel that users install, environments with and without it, and packages that stand in for others."""
 
 import site
 import subprocess
@@ -15,6 +15,15 @@ def build_wheel(repository: Path, folder: Path) -> Path:
     subprocess.run([*_PIP, "wheel", *options, str(repository)], check=True, cwd=folder)
     (path,) = folder.glob("*.whl")
     return path
+
+
+def write_package(folder: Path, name: str, source: str, entry_points: str) -> None:
+    """Files of an installed package of one module, in a folder that is to be on the import path."""
+    (folder / f"{name}.py").write_text(source)
+    info = folder / f"{name}-1.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text(entry_points)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
 
 
 def make_environment(folder: Path, wheel: Path | None) -> Path:

@@ -3,18 +3,21 @@
 import torch
 
 
-def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def channel_reference(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Round to nearest, symmetric, one scale per output channel.
 
     Args:
         weight: [out_features, in_features], any float dtype.
+        dtype: int8 or float8_e4m3fn.
 
     Returns:
-        int8 values [out_features, in_features] and float32 scales [out_features, 1]; weight ~ values * scales.
+        Values [out_features, in_features] and float32 scales [out_features, 1]; weight ~ values * scales.
     """
-    weight = weight.float()
-    scales = (weight.abs().amax(dim=1, keepdim=True) / 127.0).clamp_min(torch.finfo(torch.float32).tiny)
-    return (weight / scales).round_().clamp_(-127.0, 127.0).to(torch.int8), scales
+    largest = 127.0 if dtype == torch.int8 else 448.0
+    weight = weight.cpu().float()
+    scales = (weight.abs().amax(1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    values = (weight / scales).clamp(-largest, largest)
+    return (values.round() if dtype == torch.int8 else values).to(dtype), scales
 
 
 def quantize_int4(

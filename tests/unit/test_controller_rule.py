@@ -17,14 +17,14 @@ from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES
 
 
-def test_a_decision_never_exceeds_the_state_or_the_rule() -> None:
+def test_a_decision_never_exceeds_the_state_or_the_rule():
     for name in RULES:
         rule = make_rule(name, RuleInputs(max_draft_tokens=7, table=a100_ticks(), prior_acceptance=0.99))
         for _ in range(30):
             assert 0 <= rule.decide(state(2, limit=3)).num_draft_tokens <= 3
 
 
-def test_the_registry_makes_every_rule_and_names_faults() -> None:
+def test_the_registry_makes_every_rule_and_names_faults():
     inputs = RuleInputs(max_draft_tokens=7, table=a100_ticks())
     rules: dict[str, Rule] = {name: make_rule(name, inputs) for name in RULES}
     for rule in rules.values():
@@ -50,12 +50,12 @@ def test_the_registry_makes_every_rule_and_names_faults() -> None:
 
 
 @pytest.mark.parametrize(("running", "waiting", "k"), [(8, 0, 4), (9, 0, 0), (5, 3, 4), (5, 4, 0)])
-def test_batch_threshold_counts_running_and_waiting_requests(running: int, waiting: int, k: int) -> None:
+def test_batch_threshold_counts_running_and_waiting_requests(running, waiting, k):
     decision = BatchThreshold(4, 8).decide(state(running, waiting=waiting))
     assert decision == Decision(k, "batch_below_threshold" if k else "batch_above_threshold")
 
 
-def test_never_and_always_do_not_look_at_the_batch() -> None:
+def test_never_and_always_do_not_look_at_the_batch():
     for batch in (1, 300):
         assert Never().decide(state(batch)) == Decision(0, "never")
         assert Always(4).decide(state(batch)) == Decision(4, "always")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from reference_quantizers import quantize_int4, quantize_int8
+from reference_quantizers import channel_reference, quantize_int4
 
 from efficient_rollout.drafter.cpu.layers import Float32NativeLinear, Int4NativeLinear, Int8NativeLinear, attend, takes
 from efficient_rollout.drafter.cpu.native import library
@@ -37,12 +37,18 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtype):
+def uneven_weight(dtype: torch.dtype) -> torch.Tensor:
+    """Rows of very different sizes, one constant and one of zeros."""
     weight = (draw(0, 48, 384) * torch.logspace(-9, 3, 48).unsqueeze(1)).to(dtype)
     weight[5] = 0.25
     weight[6] = 0.0
+    return weight
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtype):
+    weight = uneven_weight(dtype)
     values, scales, offsets = quantize_int4(weight, group_size, torch.bfloat16)
     expected = (values.float() - 8) * scales.float().repeat_interleave(group_size, 1)
     expected += offsets.float().repeat_interleave(group_size, 1)
@@ -51,10 +57,8 @@ def test_int4_packs_the_reference_quantizers_choice_bit_for_bit(group_size, dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_int8_packs_the_reference_quantizers_choice_bit_for_bit(dtype):
-    weight = (draw(0, 48, 384) * torch.logspace(-9, 3, 48).unsqueeze(1)).to(dtype)
-    weight[5] = 0.25
-    weight[6] = 0.0
-    values, scales = quantize_int8(weight)
+    weight = uneven_weight(dtype)
+    values, scales = channel_reference(weight, torch.int8)
     assert torch.equal(Int8NativeLinear(weight).dequantize(), values.float() * scales)
 
 

@@ -1,6 +1,5 @@
 """What a refresh reports: on a GPU, seconds of its device, which goes on while the host only launches."""
 
-import pytest
 import torch
 
 from efficient_rollout.config import DrafterSettings
@@ -33,7 +32,7 @@ class DeviceEvent:
         return 2000.0 * (end.place - self.place)
 
 
-def test_seconds_are_the_device_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_the_device_s(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", DeviceEvent)
     monkeypatch.setattr(packed_weights, "Stopwatch", lambda _: Stopwatch(torch.device("cuda")))
     packed = PackedWeights(make_scheme(DrafterSettings(scheme="int4"), "cpu"), quantize_output_head=True)
@@ -44,7 +43,7 @@ def test_seconds_are_the_device_s(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packed.take_report() == (0.0, None)
 
 
-def test_a_refresh_that_fails_is_a_fault_and_said_once() -> None:
+def test_a_refresh_that_fails_is_a_fault_and_said_once():
     packed = PackedWeights(make_scheme(DrafterSettings(scheme="int4"), "cpu"), quantize_output_head=True)
     packed.refresh("a", torch.randn(64, 64), None)
     packed.refresh("a", torch.randn(128, 64), None)

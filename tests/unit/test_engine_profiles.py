@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from controller_support import a100_profile
 
 pytest.importorskip("vllm")
 
@@ -17,9 +18,7 @@ import torch
 
 from efficient_rollout.config import Settings
 from efficient_rollout.controller.rule import Always, BatchThreshold
-from efficient_rollout.cost_model.calibration import calibrate_from_table
 from efficient_rollout.cost_model.profile import Profile, load_profile, save_profile
-from efficient_rollout.cost_model.table import read_table
 from efficient_rollout.engine import profiles
 from efficient_rollout.engine.profiles import (
     CalibrationRequest,
@@ -32,31 +31,30 @@ from efficient_rollout.engine.profiles import (
 from efficient_rollout.errors import ConfigError, InputFileError, ProfileError
 from efficient_rollout.measuring.profile_process import probe_settings
 
-SWEEP = Path(__file__).parent.parent / "data" / "sweep_a100_tp1_qwen257b.csv"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "efficient_rollout" / "profiles"
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+def policy(tmp_path_factory) -> str:
     directory = tmp_path_factory.mktemp("policy")
     (directory / "config.json").write_text(json.dumps(SIZES))
     return str(directory)
 
 
 @pytest.fixture(scope="module")
-def profile(policy: str) -> Profile:
-    return dataclasses.replace(calibrate_from_table(read_table(SWEEP)), key=profile_key(policy, "int8"))
+def profile(policy) -> Profile:
+    return dataclasses.replace(a100_profile(), key=profile_key(policy, "int8"))
 
 
 @pytest.fixture
-def requests(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> list[CalibrationRequest]:
+def requests(profile, monkeypatch) -> list[CalibrationRequest]:
     """What the process that measures was asked for; one that stands for it writes a profile."""
     asked: list[CalibrationRequest] = []
 
@@ -72,9 +70,7 @@ def settings_for(rule_name: str, **more: object) -> Settings:
     return Settings.parse({"controller": {"rule": rule_name}, **more})
 
 
-def test_a_profile_is_measured_once_and_found_again(
-    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
-) -> None:
+def test_a_profile_is_measured_once_and_found_again(policy, tmp_path, requests):
     first = ensure_profile(policy, Settings())
     assert ensure_profile(policy, Settings()) == first
     assert load_profile(first).key == profile_key(policy, "int8")
@@ -84,9 +80,7 @@ def test_a_profile_is_measured_once_and_found_again(
     assert (asked.controller.rule, asked.controller.max_draft_tokens) == ("never", 4)
 
 
-def test_another_engine_has_a_profile_of_its_own(
-    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
-) -> None:
+def test_another_engine_has_a_profile_of_its_own(policy, tmp_path, requests):
     longer = Settings.parse({"controller": {"max_draft_tokens": 7}})
     bare_head = Settings.parse({"drafter": {"quantize_output_head": False}})
     paths = {
@@ -99,9 +93,7 @@ def test_another_engine_has_a_profile_of_its_own(
     assert len(paths) == len(requests) == 5
 
 
-def test_the_policy_s_name_and_place_do_not_matter(
-    policy: str, tmp_path: Path, requests: list[CalibrationRequest]
-) -> None:
+def test_the_policy_s_name_and_place_do_not_matter(policy, tmp_path, requests):
     copy = tmp_path / "checkpoint_of_step_20"
     copy.mkdir()
     (copy / "config.json").write_text(json.dumps(SIZES))
@@ -111,7 +103,7 @@ def test_the_policy_s_name_and_place_do_not_matter(
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 0}'])
-def test_a_damaged_file_in_the_cache_is_made_again(policy: str, requests: list[CalibrationRequest], text: str) -> None:
+def test_a_damaged_file_in_the_cache_is_made_again(policy, requests, text):
     path = ensure_profile(policy, Settings())
     path.write_text(text)
     ensure_profile(policy, Settings())
@@ -119,16 +111,14 @@ def test_a_damaged_file_in_the_cache_is_made_again(policy: str, requests: list[C
     assert len(requests) == 2
 
 
-def test_a_profile_measured_elsewhere_is_not_used(
-    policy: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_profile_measured_elsewhere_is_not_used(policy, profile, monkeypatch):
     other = dataclasses.replace(profile, key=dataclasses.replace(profile.key, hardware="another"))
     monkeypatch.setattr(profiles, "_measure_in_own_process", lambda r: save_profile(other, Path(r.out)))
     with pytest.raises(ProfileError, match="hardware: 'another'"):
         ensure_profile(policy, Settings())
 
 
-def test_a_cache_that_cannot_be_written_is_one_message(policy: str, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_one_message(policy, tmp_path):
     (tmp_path / "efficient_rollout").write_text("")
     with pytest.raises(InputFileError, match="XDG_CACHE_HOME"):
         ensure_profile(policy, Settings())
@@ -138,14 +128,13 @@ def _want_it(policy: str, marks: Path) -> None:
     def slowly(request: CalibrationRequest) -> None:
         (marks / str(time.monotonic_ns())).write_text("")
         time.sleep(1.0)
-        profile = calibrate_from_table(read_table(SWEEP), max_points=12)
-        save_profile(dataclasses.replace(profile, key=profile_key(policy, "int8")), Path(request.out))
+        save_profile(dataclasses.replace(a100_profile(), key=profile_key(policy, "int8")), Path(request.out))
 
     profiles._measure_in_own_process = slowly  # of this process
     ensure_profile(policy, Settings())
 
 
-def test_of_several_processes_one_measures(policy: str, tmp_path: Path) -> None:
+def test_of_several_processes_one_measures(policy, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
     fork = multiprocessing.get_context("fork")
@@ -158,12 +147,12 @@ def test_of_several_processes_one_measures(policy: str, tmp_path: Path) -> None:
     assert len(list(marks.iterdir())) == 1
 
 
-def test_a_policy_that_needs_no_profile_gets_none(policy: str) -> None:
+def test_a_policy_that_needs_no_profile_gets_none(policy):
     for settings in (settings_for("batch_threshold"), settings_for("never", enabled=False)):
         assert with_profile(policy, settings) == settings
 
 
-def test_a_named_profile_is_checked_and_kept(policy: str, profile: Profile, tmp_path: Path) -> None:
+def test_a_named_profile_is_checked_and_kept(policy, profile, tmp_path):
     path = tmp_path / "p.json"
     save_profile(profile, path)
     settings = Settings.parse({"controller": {"rule": "cost_model", "profile": str(path)}})
@@ -174,7 +163,7 @@ def test_a_named_profile_is_checked_and_kept(policy: str, profile: Profile, tmp_
 
 
 @pytest.mark.usefixtures("requests")
-def test_a_policy_that_needs_one_gets_the_cached_one(policy: str, cache: Path) -> None:
+def test_a_policy_that_needs_one_gets_the_cached_one(policy, cache):
     made = ensure_profile(policy, Settings())
     assert made.parent == cache
     named = Settings.parse({"controller": {"rule": "cost_model", "profile": "unused"}})
@@ -182,7 +171,7 @@ def test_a_policy_that_needs_one_gets_the_cached_one(policy: str, cache: Path) -
     assert with_profile(policy, unnamed).controller.profile == str(made)
 
 
-def test_a_process_that_fails_says_why_and_leaves_its_output(policy: str, cache: Path) -> None:
+def test_a_process_that_fails_says_why_and_leaves_its_output(policy, cache):
     """A directory that is no policy: the engine cannot start."""
     with pytest.raises(ProfileError, match=r"cannot read the policy.s configuration.*batch_threshold") as raised:
         ensure_profile(policy, Settings())
@@ -191,7 +180,7 @@ def test_a_process_that_fails_says_why_and_leaves_its_output(policy: str, cache:
     assert not list(cache.glob("*.json"))
 
 
-def test_points_fit_the_policy_and_reach_the_longest_draft() -> None:
+def test_points_fit_the_policy_and_reach_the_longest_draft():
     probe = probe_settings(4096, 7, dtype="float32", is_compiled=False)
     assert (probe.contexts, probe.lengths) == ((128, 512, 2048), (1, 2, 4, 7))
     assert (probe.max_points, probe.seconds) == (30, 60.0)
@@ -204,7 +193,7 @@ def settings_with(path: Path, **controller: object) -> Settings:
     return Settings.parse({"controller": {"rule": "cost_model", "profile": str(path), **controller}})
 
 
-def test_a_fitting_profile_gives_the_policy(policy: str, profile: Profile, tmp_path: Path) -> None:
+def test_a_fitting_profile_gives_the_policy(policy, profile, tmp_path):
     save_profile(profile, tmp_path / "p.json")
     settings = settings_with(tmp_path / "p.json", max_draft_tokens=7)
     assert check_profile(settings, policy) is not None
@@ -212,9 +201,7 @@ def test_a_fitting_profile_gives_the_policy(policy: str, profile: Profile, tmp_p
 
 
 @pytest.mark.parametrize("field", ["hardware", "model_shape", "scheme", "versions", "parallel_layout"])
-def test_a_profile_of_something_else_is_refused_in_one_line(
-    policy: str, profile: Profile, tmp_path: Path, field: str
-) -> None:
+def test_a_profile_of_something_else_is_refused_in_one_line(policy, profile, tmp_path, field):
     other = dataclasses.replace(profile, key=dataclasses.replace(profile.key, **{field: "another"}))
     path = tmp_path / "p.json"
     save_profile(other, path)
@@ -227,9 +214,7 @@ def test_a_profile_of_something_else_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[1"])
-def test_a_missing_or_malformed_profile_is_refused_with_the_command_for_this_policy(
-    policy: str, tmp_path: Path, text: str | None
-) -> None:
+def test_a_missing_or_malformed_profile_is_refused_with_the_command_for_this_policy(policy, tmp_path, text):
     path = tmp_path / "p.json"
     if text is not None:
         path.write_text(text)
@@ -239,12 +224,12 @@ def test_a_missing_or_malformed_profile_is_refused_with_the_command_for_this_pol
     assert f"efficient-rollout calibrate --model {policy}" in str(raised.value)
 
 
-def test_a_disabled_drafter_reads_no_profile(policy: str, tmp_path: Path) -> None:
+def test_a_disabled_drafter_reads_no_profile(policy, tmp_path):
     settings = settings_with(tmp_path / "none.json").model_copy(update={"enabled": False})
     assert check_profile(settings, policy) is None
 
 
-def test_policies_without_a_profile_need_none(policy: str) -> None:
+def test_policies_without_a_profile_need_none(policy):
     made = rule_from(Settings.parse({"controller": {"rule": "always", "num_draft_tokens": 2}}), policy)
     assert made == Always(2)
     threshold = {"rule": "batch_threshold", "max_running_requests": 3}
@@ -255,7 +240,7 @@ def test_policies_without_a_profile_need_none(policy: str) -> None:
         rule_from(without, policy)
 
 
-def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
+def test_the_key_does_not_depend_on_a_process_s_threads(policy):
     """The engine's process runs with other threads than the one that starts it."""
     here, threads = profile_key(policy, "int8"), torch.get_num_threads()
     torch.set_num_threads(threads + 3)
@@ -274,7 +259,7 @@ def test_the_key_does_not_depend_on_a_process_s_threads(policy: str) -> None:
     assert json.loads(result.stdout.splitlines()[-1]) == dataclasses.asdict(here)
 
 
-def test_the_key_tells_how_many_cores_an_engine_gets(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_tells_how_many_cores_an_engine_gets(policy, monkeypatch):
     monkeypatch.setattr(profiles, "cores_of_machine", lambda: ([2, 5, 7], 1))
     assert ", 3 cores" in profile_key(policy, "int8").hardware
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)

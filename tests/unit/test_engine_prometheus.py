@@ -32,7 +32,7 @@ def values(text: bytes) -> dict[tuple[str, ...], float]:
     return found
 
 
-def test_every_engine_has_a_label_of_its_own() -> None:
+def test_every_engine_has_a_label_of_its_own():
     found = values(
         exposition(
             "nano", {0: stats(drafted_per_position=[4, 3]), 3: stats(draft_seconds=0.5, packed_weight_share=0.75)}
@@ -46,7 +46,7 @@ def test_every_engine_has_a_label_of_its_own() -> None:
     assert ("efficient_rollout_packed_weight_ratio", "nano", "0") not in found, "what is not known is no zero"
 
 
-def test_what_is_exported_is_named_as_prometheus_asks() -> None:
+def test_what_is_exported_is_named_as_prometheus_asks():
     families = {one.name: one for one in text_string_to_metric_families(exposition("nano", {0: stats()}).decode())}
     for sample, one in all_exported().items():
         assert (families[one.name].type, families[one.name].documentation) == (one.kind, one.meaning)
@@ -95,7 +95,7 @@ def ask(
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> dict[int, RolloutStats]:
+def engines(monkeypatch) -> dict[int, RolloutStats]:
     """What the engines behind a server answer."""
     answer = {0: stats()}
 
@@ -108,7 +108,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[int, RolloutStats]:
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
 @pytest.mark.parametrize("root_path", ["", "/behind/a/proxy"])
-def test_the_engine_s_numbers_follow_vllm_s_own(path: str, root_path: str, engines: dict[int, RolloutStats]) -> None:
+def test_the_engine_s_numbers_follow_vllm_s_own(path, root_path, engines):
     seen, body = ask(OURS, path=path, root_path=root_path)
     assert body == STOCK + exposition("nano", engines)
     assert set(seen) == {b"host"}, "no other format, and nothing packed"
@@ -124,21 +124,17 @@ def test_the_engine_s_numbers_follow_vllm_s_own(path: str, root_path: str, engin
         (Server({CONFIG_KEY: {"enabled": False}}), "/metrics"),
     ],
 )
-def test_every_other_request_passes_untouched(
-    server: Server | None, path: str, engines: dict[int, RolloutStats]
-) -> None:
+def test_every_other_request_passes_untouched(server, path, engines):
     seen, body = ask(server, path=path)
     assert body == STOCK
     assert set(seen) == {b"host", b"accept", b"accept-encoding"}
 
 
-def test_an_answer_that_is_no_list_of_metrics_stays_as_it_is(engines: dict[int, RolloutStats]) -> None:
+def test_an_answer_that_is_no_list_of_metrics_stays_as_it_is(engines):
     assert ask(OURS, status=401)[1] == STOCK
 
 
-def test_an_engine_that_does_not_answer_leaves_vllm_s_own(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_engine_that_does_not_answer_leaves_vllm_s_own(monkeypatch, caplog):
     async def never(_server: Any) -> dict[int, RolloutStats]:
         await asyncio.sleep(60)
         raise AssertionError

@@ -14,7 +14,7 @@ from efficient_rollout.engine import record
 
 
 @pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> PackedWeights:
+def packed(monkeypatch) -> PackedWeights:
     """Of the second of two ranks."""
     monkeypatch.setattr(record, "get_tensor_model_parallel_world_size", lambda: 2)
     monkeypatch.setattr(record, "get_tensor_model_parallel_rank", lambda: 1)
@@ -22,13 +22,13 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> PackedWeights:
     return PackedWeights(make_scheme(DrafterSettings(), "cpu"), quantize_output_head=True)
 
 
-def test_votes_are_on_the_gpu_whose_collectives_take_them(packed: PackedWeights) -> None:
+def test_votes_are_on_the_gpu_whose_collectives_take_them(packed):
     with FakeTensorMode():
         votes = record.Ranks(packed, torch.device("cuda")).votes()
     assert (votes.device.type, votes.shape) == ("cuda", (2,))
 
 
-def test_a_fault_of_this_rank_is_its_vote(packed: PackedWeights) -> None:
+def test_a_fault_of_this_rank_is_its_vote(packed):
     chain = record.Ranks(packed)
     chain.begin()
     assert chain.votes().tolist() == [0.0, 0.0]

@@ -12,7 +12,7 @@ from efficient_rollout.engine.scheduler import follows
 @pytest.mark.parametrize(
     "parameters", [{}, {"temperature": 0.0}, {"temperature": 0.3, "seed": 5}, {"stop_token_ids": [3], "logprobs": 1}]
 )
-def test_requests_with_a_temperature_alone_tell(parameters: dict) -> None:
+def test_requests_with_a_temperature_alone_tell(parameters):
     assert follows(SamplingParams(**parameters))
 
 
@@ -24,5 +24,5 @@ def test_requests_with_a_temperature_alone_tell(parameters: dict) -> None:
         {"bad_words": ["x"]},
     ],
 )  # fmt: skip
-def test_others_do_not(parameters: dict) -> None:
+def test_others_do_not(parameters):
     assert not follows(SamplingParams(**parameters))

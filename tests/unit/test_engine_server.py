@@ -28,7 +28,7 @@ def arguments(policy: Path, *options: str, settings: Settings = SETTINGS) -> Nam
     return server_arguments(str(policy), settings, ["--dtype", "float32", "--port", "0", *options])
 
 
-def test_it_is_what_engine_args_says_beside_the_users_own(policy: Path) -> None:
+def test_it_is_what_engine_args_says_beside_the_users_own(policy):
     found = arguments(policy, "--additional-config", '{"mine": 1}', "--middleware", "my.Own", "--enforce-eager")
     assert (found.worker_cls, found.scheduler_cls) == (CPU_WORKER, SCHEDULER)
     assert (found.distributed_executor_backend, found.async_scheduling) == (EXECUTOR, False)
@@ -38,7 +38,7 @@ def test_it_is_what_engine_args_says_beside_the_users_own(policy: Path) -> None:
     assert (found.model, found.host, found.enforce_eager) == (str(policy), "127.0.0.1", True)
 
 
-def test_without_drafting_it_is_plain_vllm(policy: Path) -> None:
+def test_without_drafting_it_is_plain_vllm(policy):
     found = arguments(policy, "--host", "0.0.0.0", settings=Settings(enabled=False))
     assert found.worker_cls == CPU_WORKER
     assert (found.scheduler_cls, found.distributed_executor_backend, found.speculative_config) == (None, None, None)
@@ -58,12 +58,12 @@ def test_without_drafting_it_is_plain_vllm(policy: Path) -> None:
         (["--host", "no-such-host.invalid"], "cannot listen on no-such-host.invalid"),
     ],
 )
-def test_what_does_not_fit_is_refused(policy: Path, options: list[str], told: str) -> None:
+def test_what_does_not_fit_is_refused(policy, options, told):
     with pytest.raises(EfficientRolloutError, match=told):
         arguments(policy, *options)
 
 
-def test_a_taken_port_is_one_message_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_one_message_before_the_model_is_looked_for(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -75,6 +75,6 @@ def test_a_taken_port_is_one_message_before_the_model_is_looked_for(capsys: pyte
     assert message.startswith(f"efficient-rollout serve: error: cannot listen on 127.0.0.1, port {port}: ")
 
 
-def test_a_missing_model_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_one_message(capsys):
     assert main(["/no/such/model", json.dumps(SETTINGS.to_dict()), "--port", "0"]) == 2
     assert "serve: error: no policy at /no/such/model" in capsys.readouterr().err

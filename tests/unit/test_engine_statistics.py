@@ -24,7 +24,7 @@ async def answer(*_: Any, **__: Any) -> list[dict[str, Any]]:
     return [RolloutStats(num_engines=1, num_generated_tokens=26, timelines={"0": TIMELINE}).to_dict()]
 
 
-def test_a_rollout_and_its_tail_end_with_its_last_response(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_and_its_tail_end_with_its_last_response(monkeypatch):
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr(otel.trace, "get_tracer", provider.get_tracer)

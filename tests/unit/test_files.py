@@ -16,7 +16,7 @@ def fail_half_way(path: Path) -> None:
         raise RuntimeError("half-way")
 
 
-def test_a_written_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+def test_a_written_file_is_whole_or_the_old_one(tmp_path):
     path = tmp_path / "folder" / "result.json"
     write_json(path, {"value": 1})
     with pytest.raises(TypeError):
@@ -27,7 +27,7 @@ def test_a_written_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
-def test_a_file_appears_only_when_it_is_whole_and_readable_by_others(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_whole_and_readable_by_others(tmp_path):
     path = tmp_path / "result.bin"
     with written_whole(path) as staged:
         staged.write_text("half")
@@ -39,7 +39,7 @@ def test_a_file_appears_only_when_it_is_whole_and_readable_by_others(tmp_path: P
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff"])
-def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path: Path, content: bytes | None) -> None:
+def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path, content):
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content)

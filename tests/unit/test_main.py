@@ -15,7 +15,7 @@ from efficient_rollout.errors import ConfigError
 
 
 @pytest.fixture
-def train_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], int]], None]:
+def train_with(monkeypatch) -> Callable[[Callable[[list[str]], int]], None]:
     """Puts a function in the place of veRL's entry."""
 
     def replace(train: Callable[[list[str]], int]) -> None:
@@ -26,23 +26,23 @@ def train_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]
     return replace
 
 
-@pytest.fixture
-def train_calls(train_with: Any) -> list[Any]:
-    """Replaces veRL's entry by a record of its arguments; the recorded exit code is 7."""
+@pytest.mark.parametrize(
+    "overrides", [[], ["--cfg", "job", "size=small", "+trainer.x=1", "~data.y", "actor.path='a b'", "--help"]]
+)
+def test_train_hands_every_argument_to_hydra(train_with, overrides):
     calls: list[Any] = []
     train_with(lambda argv: calls.append(list(argv)) or 7)
-    return calls
-
-
-def test_train_hands_every_argument_to_hydra(train_calls: list[Any]) -> None:
-    overrides = ["--cfg", "job", "size=small", "+trainer.x=1", "~data.y", "actor.path='a b'", "--help"]
     assert command_line.main(["train", *overrides]) == 7
-    assert train_calls == [overrides]
+    assert calls == [overrides]
 
 
-def test_train_without_arguments_uses_the_defaults(train_calls: list[Any]) -> None:
-    assert command_line.main(["train"]) == 7
-    assert train_calls == [[]]
+def raising(fault: BaseException) -> Callable[[list[str]], int]:
+    """A command that ends so."""
+
+    def fail(_argv: list[str]) -> int:
+        raise fault
+
+    return fail
 
 
 @pytest.mark.parametrize(
@@ -52,31 +52,19 @@ def test_train_without_arguments_uses_the_defaults(train_calls: list[Any]) -> No
         (KeyboardInterrupt(), 130, "efficient-rollout: interrupted\n"),
     ],
 )
-def test_fault_is_one_message_and_an_exit_code(
-    fault: BaseException,
-    exit_code: int,
-    text: str,
-    train_with: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail(_: Any) -> int:
-        raise fault
-
-    train_with(fail)
+def test_fault_is_one_message_and_an_exit_code(fault, exit_code, text, train_with, capsys):
+    train_with(raising(fault))
     assert command_line.main(["train"]) == exit_code
     assert capsys.readouterr() == ("", text)
 
 
-def test_a_bug_is_not_dressed_up_as_bad_input(train_with: Any) -> None:
-    def fail(_: Any) -> int:
-        raise AssertionError("ours")
-
-    train_with(fail)
+def test_a_bug_is_not_dressed_up_as_bad_input(train_with):
+    train_with(raising(AssertionError("ours")))
     with pytest.raises(AssertionError, match="ours"):
         command_line.main(["train"])
 
 
-def test_sigterm_lets_a_command_end_what_it_started(train_with: Any) -> None:
+def test_sigterm_lets_a_command_end_what_it_started(train_with):
     ended = []
 
     def train(_argv: list[str]) -> int:
@@ -94,25 +82,23 @@ def test_sigterm_lets_a_command_end_what_it_started(train_with: Any) -> None:
     assert (exit_.value.code, ended, signal.getsignal(signal.SIGTERM)) == (143, [True], before)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capsys):
     with pytest.raises(SystemExit) as caught:
         command_line.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"efficient-rollout {__version__}\n"
 
 
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit) as caught:
         command_line.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    assert [
-        name for name, (summary, _) in command_line.COMMANDS.items() if f" {name}" not in listed or summary == ""
-    ] == []
+    assert all(f" {name}" in listed and summary for name, (summary, _) in command_line.COMMANDS.items())
 
 
 @pytest.mark.parametrize("arguments", [[], ["tune"], ["--unknown"]])
-def test_unknown_command_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         command_line.main(arguments)
     assert caught.value.code == 2
@@ -120,7 +106,7 @@ def test_unknown_command_is_refused(arguments: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)
-def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself(name, capsys):
     if name == "train":
         pytest.importorskip("hydra")
     try:

@@ -44,7 +44,7 @@ def random_speedup(draw: random.Random) -> SpeedupSums:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_merge_adds_every_count_exactly(seed: int) -> None:
+def test_merge_adds_every_count_exactly(seed):
     parts = [random_stats(seed * 10 + engine) for engine in range(4)]
     merged = RolloutStats.merge(parts)
     for item in fields(RolloutStats):
@@ -61,7 +61,7 @@ def test_merge_adds_every_count_exactly(seed: int) -> None:
         assert getattr(merged, item.name) == expected, item.name
 
 
-def test_merge_keeps_the_slowest_engine_of_what_runs_side_by_side() -> None:
+def test_merge_keeps_the_slowest_engine_of_what_runs_side_by_side():
     fast = RolloutStats(weight_sync_seconds=1.0, requantize_seconds=0.5, num_weight_syncs=1, drafter_bytes=10)
     slow = RolloutStats(weight_sync_seconds=3.0, requantize_seconds=0.25, num_weight_syncs=1, drafter_bytes=20)
     fast.weights_checksum = 7
@@ -75,7 +75,7 @@ def test_merge_keeps_the_slowest_engine_of_what_runs_side_by_side() -> None:
     }
 
 
-def test_merge_keeps_the_smallest_share_of_the_engines_that_have_one() -> None:
+def test_merge_keeps_the_smallest_share_of_the_engines_that_have_one():
     shares = [None, 0.75, 0.0, None, 1.0]
     parts = [RolloutStats(num_engines=1, packed_weight_share=share) for share in shares]
     assert RolloutStats.merge(parts).to_metrics()[names.PACKED_WEIGHT_SHARE] == 0.0
@@ -83,7 +83,7 @@ def test_merge_keeps_the_smallest_share_of_the_engines_that_have_one() -> None:
     assert names.PACKED_WEIGHT_SHARE not in RolloutStats.merge([parts[0], parts[3]]).to_metrics()
 
 
-def test_what_the_last_sync_left_stays_until_the_next() -> None:
+def test_what_the_last_sync_left_stays_until_the_next():
     tally, totals = Tally(num_engines=1), []
     for checksum in (None, 7, None, 9, None):
         tally.recent.weights_checksum = checksum
@@ -92,7 +92,7 @@ def test_what_the_last_sync_left_stays_until_the_next() -> None:
     assert totals == [None, 7, 7, 9, 9]
 
 
-def test_merge_does_not_change_or_share_its_parts() -> None:
+def test_merge_does_not_change_or_share_its_parts():
     parts = [random_stats(1), random_stats(2)]
     before = [part.to_dict() for part in parts]
     merged = RolloutStats.merge(parts)
@@ -101,14 +101,14 @@ def test_merge_does_not_change_or_share_its_parts() -> None:
     assert [part.to_dict() for part in parts] == before
 
 
-def test_merge_order_and_grouping_do_not_matter() -> None:
+def test_merge_order_and_grouping_do_not_matter():
     a, b, c = (random_stats(seed) for seed in (3, 4, 5))
     left = RolloutStats.merge([RolloutStats.merge([a, b]), c])
     right = RolloutStats.merge([c, RolloutStats.merge([b, a])])
     assert left == right
 
 
-def test_ratios_are_weighted_by_tokens_not_by_engines() -> None:
+def test_ratios_are_weighted_by_tokens_not_by_engines():
     busy, idle = RolloutStats(num_engines=1), RolloutStats(num_engines=1)
     for _ in range(99):
         busy.add_tick(tick((4, 4)))
@@ -119,7 +119,7 @@ def test_ratios_are_weighted_by_tokens_not_by_engines() -> None:
     assert metrics[names.NUM_ENGINES] == 2
 
 
-def test_an_engine_that_never_drafted_dilutes_no_ratio_of_drafts() -> None:
+def test_an_engine_that_never_drafted_dilutes_no_ratio_of_drafts():
     drafting, plain = RolloutStats(), RolloutStats(num_ticks=1000, num_generated_tokens=5000)
     drafting.add_tick(tick((4, 2)))
     alone = drafting.to_metrics()
@@ -128,7 +128,7 @@ def test_an_engine_that_never_drafted_dilutes_no_ratio_of_drafts() -> None:
         assert merged[name] == alone[name]
 
 
-def test_speed_ups_are_weighted_by_seconds_not_by_engines() -> None:
+def test_speed_ups_are_weighted_by_seconds_not_by_engines():
     slow, fast = RolloutStats(num_engines=1), RolloutStats(num_engines=1)
     for _ in range(3):
         slow.add_speedup(SpeedupSums(predicted_plain_seconds=4.0, predicted_tick_seconds=2.0,
@@ -140,7 +140,7 @@ def test_speed_ups_are_weighted_by_seconds_not_by_engines() -> None:
     assert metrics[names.MEASURED_SPEEDUP] == pytest.approx((9.0 + 2.0) / (9.0 + 1.0))
 
 
-def test_acceptance_is_reported_by_position_of_the_verified_drafts() -> None:
+def test_acceptance_is_reported_by_position_of_the_verified_drafts():
     stats = RolloutStats()
     for drafted, accepted in ((3, 3), (3, 1), (2, 0), (1, 1)):
         stats.add_tick(tick((drafted, accepted)))
@@ -154,7 +154,7 @@ def test_acceptance_is_reported_by_position_of_the_verified_drafts() -> None:
     }
 
 
-def test_ratio_without_a_denominator_is_absent() -> None:
+def test_ratio_without_a_denominator_is_absent():
     metrics = RolloutStats(num_engines=1).to_metrics()
     ratios = {
         names.ACCEPTANCE_RATE,
@@ -170,7 +170,7 @@ def test_ratio_without_a_denominator_is_absent() -> None:
     assert not ratios & set(metrics)
 
 
-def test_every_metric_is_what_its_name_says() -> None:
+def test_every_metric_is_what_its_name_says():
     stats = RolloutStats(num_engines=2, num_ticks=10, num_speculative_ticks=4, num_generated_tokens=90,
                          ticks_by_reason={"below": 4, "above": 6}, draft_seconds=0.5, weight_sync_seconds=3.0,
                          requantize_seconds=0.75, num_weight_syncs=1, drafter_bytes=1000, num_drafter_faults=1,
@@ -204,7 +204,7 @@ def test_every_metric_is_what_its_name_says() -> None:
     }
 
 
-def test_every_reported_name_is_declared() -> None:
+def test_every_reported_name_is_declared():
     stats = random_stats(7)
     stats.num_weight_syncs = 1
     reported = stats.to_metrics(rollout_seconds=2.0)
@@ -214,7 +214,7 @@ def test_every_reported_name_is_declared() -> None:
     assert sum(shares) == pytest.approx(1.0)
 
 
-def test_a_tick_adds_what_it_verified_and_emitted() -> None:
+def test_a_tick_adds_what_it_verified_and_emitted():
     stats = RolloutStats()
     stats.add_tick(tick((2, 1), num_emitted_tokens=2))
     stats.add_tick(tick((4, 3), (4, 0), num_emitted_tokens=5))
@@ -233,7 +233,7 @@ def span(end_s: float, num_draft_tokens: int = 0) -> TickSpan:
     return TickSpan(end_s=end_s, seconds=0.5, num_requests=2, num_draft_tokens=num_draft_tokens)
 
 
-def test_a_timeline_goes_on_within_an_engine_and_stays_apart_between_engines() -> None:
+def test_a_timeline_goes_on_within_an_engine_and_stays_apart_between_engines():
     early, late, other = RolloutStats(), RolloutStats(), RolloutStats()
     early.add_tick(tick(span=span(1.0)), engine="a")
     late.add_tick(tick(span=span(1.5, num_draft_tokens=1)), engine="a")
@@ -247,14 +247,14 @@ def test_a_timeline_goes_on_within_an_engine_and_stays_apart_between_engines() -
     assert early.timelines == {"a": [[0.5, 1.0, 1.0, 0.5]]}
 
 
-def test_round_trip_through_json() -> None:
+def test_round_trip_through_json():
     stats = random_stats(8)
     assert RolloutStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
     with pytest.raises(TypeError, match="unexpected"):
         RolloutStats.from_dict({"unknown": 1})
 
 
-def test_the_ranks_of_one_engine_count_once() -> None:
+def test_the_ranks_of_one_engine_count_once():
     first = RolloutStats(
         num_engines=1, num_ticks=5, num_draft_tokens=8, drafter_bytes=100, weight_sync_seconds=1.0, num_weight_syncs=1,
         requantize_seconds=0.5, draft_seconds=0.25, packed_weight_share=0.9, drafted_per_position=[4, 4],
@@ -265,7 +265,7 @@ def test_the_ranks_of_one_engine_count_once() -> None:
     assert RolloutStats.of_ranks([first]) == first
 
 
-def test_one_engine_s_record_goes_on() -> None:
+def test_one_engine_s_record_goes_on():
     earlier = RolloutStats(
         num_engines=1, num_ticks=5, num_weight_syncs=2, weight_sync_seconds=0.5, requantize_seconds=0.25,
         ticks_by_reason={"below": 5}, drafter_bytes=10, num_stale_drafters=1, timelines={"a": [[0.0, 1.0, 1.0, 1.0]]},
@@ -281,7 +281,7 @@ def test_one_engine_s_record_goes_on() -> None:
     assert earlier.timelines, "the parts stay as they are"
 
 
-def test_a_tally_is_taken_once_and_keeps_the_total_and_the_last_ticks_state() -> None:
+def test_a_tally_is_taken_once_and_keeps_the_total_and_the_last_ticks_state():
     tally = Tally(num_engines=1)
     tally.recent.num_ticks, tally.recent.num_draft_tokens, tally.recent.num_stale_drafters = 3, 12, 1
     assert tally.total().num_draft_tokens == 12

@@ -41,12 +41,12 @@ def saved(directory: Path, step: int, run_id: str | None) -> Path:
     return folder
 
 
-def test_sampled_steps_and_the_newest_are_kept(tmp_path: Path) -> None:
+def test_sampled_steps_and_the_newest_are_kept(tmp_path):
     write(StepFiles(tmp_path), *range(1, 101))
     assert kept_steps(tmp_path / TIMELINE) == [1, 2, 4, 8, 16, 32, 64, 100]
 
 
-def test_a_step_without_a_timeline_leaves_the_file(tmp_path: Path) -> None:
+def test_a_step_without_a_timeline_leaves_the_file(tmp_path):
     files = StepFiles(tmp_path)
     files.append(1, {}, StepTimelines.of(1, {}))
     assert not (tmp_path / TIMELINE).exists()
@@ -55,7 +55,7 @@ def test_a_step_without_a_timeline_leaves_the_file(tmp_path: Path) -> None:
     assert kept_steps(tmp_path / TIMELINE) == [3]
 
 
-def test_a_run_that_is_resumed_twice_is_one_file(tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_twice_is_one_file(tmp_path):
     first = StepFiles(tmp_path)
     write(first, 1, 2, 3, 4, loss=0.5)
     checkpoint = saved(tmp_path, 2, first.run_id)
@@ -75,7 +75,7 @@ def test_a_run_that_is_resumed_twice_is_one_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.1.jsonl"))
 
 
-def test_a_run_that_begins_anew_sets_both_files_aside(tmp_path: Path) -> None:
+def test_a_run_that_begins_anew_sets_both_files_aside(tmp_path):
     ids = []
     for loss in (0.5, 0.25, 0.125):
         files = StepFiles(tmp_path)
@@ -88,13 +88,13 @@ def test_a_run_that_begins_anew_sets_both_files_aside(tmp_path: Path) -> None:
         assert kept_steps(tmp_path / f"timeline{name}.jsonl") == [1, 2]
 
 
-def test_rows_without_an_id_belong_to_an_earlier_run_where_one_begins(tmp_path: Path) -> None:
+def test_rows_without_an_id_belong_to_an_earlier_run_where_one_begins(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n')
     write(StepFiles(tmp_path), 1)
     assert kept_steps(tmp_path / METRICS) == kept_steps(tmp_path / "metrics.1.jsonl") == [1]
 
 
-def test_validating_first_begins_a_run_too(tmp_path: Path) -> None:
+def test_validating_first_begins_a_run_too(tmp_path):
     for _ in range(2):
         files = StepFiles(tmp_path)
         files.append(0, {"val-core/acc": 0.5}, is_validation=True)
@@ -102,7 +102,7 @@ def test_validating_first_begins_a_run_too(tmp_path: Path) -> None:
     assert kept_steps(tmp_path / METRICS) == kept_steps(tmp_path / "metrics.1.jsonl") == [0, 1]
 
 
-def test_validating_after_a_resume_takes_the_place_of_the_same_validation(tmp_path: Path) -> None:
+def test_validating_after_a_resume_takes_the_place_of_the_same_validation(tmp_path):
     first = StepFiles(tmp_path)
     write(first, 1, 2)
     checkpoint = saved(tmp_path, 1, first.run_id)
@@ -118,7 +118,7 @@ def test_validating_after_a_resume_takes_the_place_of_the_same_validation(tmp_pa
     ]  # fmt: skip
 
 
-def test_evaluations_between_steps_all_stay(tmp_path: Path) -> None:
+def test_evaluations_between_steps_all_stay(tmp_path):
     files = StepFiles(tmp_path)
     for step in (1, 2):
         write(files, step)
@@ -128,7 +128,7 @@ def test_evaluations_between_steps_all_stay(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_run_that_resumes_from_another_runs_checkpoint_sets_this_ones_rows_aside(tmp_path: Path) -> None:
+def test_a_run_that_resumes_from_another_runs_checkpoint_sets_this_ones_rows_aside(tmp_path):
     first = StepFiles(tmp_path)
     write(first, 1, 2)
     checkpoint = saved(tmp_path, 2, first.run_id)
@@ -139,7 +139,7 @@ def test_a_run_that_resumes_from_another_runs_checkpoint_sets_this_ones_rows_asi
 
 
 @pytest.mark.parametrize("lies_here", [True, False])
-def test_a_checkpoint_without_a_mark_belongs_to_the_directory_it_lies_in(tmp_path: Path, lies_here: bool) -> None:
+def test_a_checkpoint_without_a_mark_belongs_to_the_directory_it_lies_in(tmp_path, lies_here):
     write(StepFiles(tmp_path / "run"), 1, 2)
     (tmp_path / "elsewhere").mkdir()
     checkpoint = saved(tmp_path / ("run" if lies_here else "elsewhere"), 2, None)
@@ -147,14 +147,14 @@ def test_a_checkpoint_without_a_mark_belongs_to_the_directory_it_lies_in(tmp_pat
     assert kept_steps(tmp_path / "run" / METRICS) == ([1, 2, 3] if lies_here else [3])
 
 
-def test_rows_without_an_id_are_gone_on_with(tmp_path: Path) -> None:
+def test_rows_without_an_id_are_gone_on_with(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     write(StepFiles(tmp_path, saved(tmp_path, 2, None)), 3)
     assert kept_steps(tmp_path / METRICS) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2, "loss": 0.5}'])
-def test_a_torn_last_line_does_not_spoil_the_next(tmp_path: Path, torn: str) -> None:
+def test_a_torn_last_line_does_not_spoil_the_next(tmp_path, torn):
     first = StepFiles(tmp_path)
     write(first, 1)
     with (tmp_path / METRICS).open("a") as file:
@@ -173,7 +173,7 @@ sys.stdin.read()
 """
 
 
-def test_two_jobs_at_once_in_one_directory_are_refused(tmp_path: Path) -> None:
+def test_two_jobs_at_once_in_one_directory_are_refused(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         try:
@@ -187,7 +187,7 @@ def test_two_jobs_at_once_in_one_directory_are_refused(tmp_path: Path) -> None:
     write(StepFiles(tmp_path), 1)
 
 
-def test_a_number_is_a_number_whatever_framework_logs_it(tmp_path: Path) -> None:
+def test_a_number_is_a_number_whatever_framework_logs_it(tmp_path):
     import torch
 
     values = {
@@ -202,7 +202,7 @@ def test_a_number_is_a_number_whatever_framework_logs_it(tmp_path: Path) -> None
     assert all(type(row[name]) in (int, float) for name in values)
 
 
-def test_what_is_no_number_is_left_out_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_number_is_left_out_with_one_warning(tmp_path, caplog):
     import torch
 
     values = {"a": torch.zeros(2), "b": {"d": 1}, "c": np.zeros(2), "d": "tensor(0.5)", "e": np.datetime64("now")}
@@ -216,7 +216,7 @@ def test_what_is_no_number_is_left_out_with_one_warning(tmp_path: Path, caplog: 
     assert message.endswith("these are none: a, b, c, d, e")
 
 
-def test_files_set_aside_together_share_a_number(tmp_path: Path) -> None:
+def test_files_set_aside_together_share_a_number(tmp_path):
     paths = (tmp_path / METRICS, tmp_path / TIMELINE)
     for content in ("first", "second"):
         for path in paths:
@@ -228,16 +228,14 @@ def test_files_set_aside_together_share_a_number(tmp_path: Path) -> None:
     assert not (tmp_path / "timeline.1.jsonl").exists()
 
 
-def test_a_checkpoint_keeps_the_id_of_its_run(tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_the_id_of_its_run(tmp_path):
     mark_checkpoint(tmp_path / "missing", "some")
     assert run_id_of(tmp_path / "missing") is None
     assert run_id_of(saved(tmp_path, 1, "some")) == "some"
 
 
 @pytest.mark.parametrize("users", [{}, {"WANDB_RUN_ID": "mine"}, {"WANDB_RESUME": "never"}])
-def test_wandb_goes_on_with_the_run_unless_its_user_names_one(
-    monkeypatch: pytest.MonkeyPatch, users: dict[str, str]
-) -> None:
+def test_wandb_goes_on_with_the_run_unless_its_user_names_one(monkeypatch, users):
     import os
 
     names = ("WANDB_RUN_ID", "WANDB_RESUME")

@@ -56,7 +56,7 @@ def exact_seconds(ticks: list[TickSpan]) -> list[float]:
 
 
 @pytest.mark.parametrize("num_ticks", [100, MAX_BINS, MAX_BINS + 1, 20_000])
-def test_a_timeline_is_bounded_and_keeps_the_seconds_of_every_draft_length(num_ticks: int) -> None:
+def test_a_timeline_is_bounded_and_keeps_the_seconds_of_every_draft_length(num_ticks):
     ticks = spans(num_ticks)
     bins: list[Bin] = []
     most = 0
@@ -70,7 +70,7 @@ def test_a_timeline_is_bounded_and_keeps_the_seconds_of_every_draft_length(num_t
     assert (bins[0][START], bins[-1][END]) == (ticks[0].end_s - ticks[0].seconds, ticks[-1].end_s)
 
 
-def test_parts_that_arrive_one_after_another_keep_a_resolution_that_is_the_same_early_and_late() -> None:
+def test_parts_that_arrive_one_after_another_keep_a_resolution_that_is_the_same_early_and_late():
     ticks, total = spans(20_000), []
     for start in range(0, len(ticks), 32):
         total = timeline.joined([total, timeline_of(ticks[start : start + 32])])
@@ -81,12 +81,12 @@ def test_parts_that_arrive_one_after_another_keep_a_resolution_that_is_the_same_
     assert len(total) > 64
 
 
-def test_bins_are_in_order_and_do_not_overlap() -> None:
+def test_bins_are_in_order_and_do_not_overlap():
     bins = timeline_of(spans(5_000))
     assert all(before[END] <= after[START] for before, after in itertools.pairwise(bins))
 
 
-def test_joining_neither_minds_the_order_nor_changes_its_parts() -> None:
+def test_joining_neither_minds_the_order_nor_changes_its_parts():
     early, late = timeline_of(spans(20)), timeline_of(spans(20, seed=1, start_s=2000.0))
     before = json.dumps([early, late])
     both = timeline.joined([late, early])
@@ -95,7 +95,7 @@ def test_joining_neither_minds_the_order_nor_changes_its_parts() -> None:
     assert json.dumps([early, late]) == before
 
 
-def test_a_step_keeps_the_engines_that_ran_longest_each_from_its_own_zero() -> None:
+def test_a_step_keeps_the_engines_that_ran_longest_each_from_its_own_zero():
     engines = {str(number): timeline_of(spans(10 * number, start_s=1e6 * number)) for number in range(1, 8)}
     step = StepTimelines.of(4, engines | {"idle": []})
     assert (step.step, step.num_engines, len(step.engines)) == (4, 7, MAX_ENGINES)
@@ -130,13 +130,13 @@ WHOLE: dict[str, Any] = {
         WHOLE | {"engines": [[[0.0, -1.0, 4.0, 1.0]]]},
     ],
 )
-def test_what_is_no_timeline_is_refused(raw: Any) -> None:
+def test_what_is_no_timeline_is_refused(raw):
     assert StepTimelines.from_dict(WHOLE).step == 1
     with pytest.raises(InputFileError, match="not the timelines of a step"):
         StepTimelines.from_dict(raw)
 
 
-def test_steps_that_are_kept_for_good_are_powers_of_two() -> None:
+def test_steps_that_are_kept_for_good_are_powers_of_two():
     assert [step for step in range(-4, 70) if timeline.is_sampled(step)] == [1, 2, 4, 8, 16, 32, 64]
 
 
@@ -161,7 +161,7 @@ def total(lane: Lane) -> list[float]:
     return [sum(part[place] for part in parts) for place in (PASSES, DRAFTED, ACCEPTED)]
 
 
-def test_a_lane_holds_its_runs_of_equal_draft_length_and_nothing_of_plain_decoding() -> None:
+def test_a_lane_holds_its_runs_of_equal_draft_length_and_nothing_of_plain_decoding():
     engine = Engine(0.0)
     engine.recorder.begin(["a"])
     engine.tick({}, num=128)
@@ -181,7 +181,7 @@ def test_a_lane_holds_its_runs_of_equal_draft_length_and_nothing_of_plain_decodi
 
 
 @pytest.mark.parametrize("most_length", [1, 4, 8])
-def test_a_response_of_a_million_tokens_is_few_numbers_and_loses_no_draft(most_length: int) -> None:
+def test_a_response_of_a_million_tokens_is_few_numbers_and_loses_no_draft(most_length):
     draw, engine, told = random.Random(most_length), Engine(), [0, 0, 0]
     engine.recorder.begin(["a"])
     for _ in range(250_000):
@@ -200,7 +200,7 @@ def test_a_response_of_a_million_tokens_is_few_numbers_and_loses_no_draft(most_l
     assert len(json.dumps(lane)) < 4000
 
 
-def test_a_request_that_waits_is_preempted_or_aborted() -> None:
+def test_a_request_that_waits_is_preempted_or_aborted():
     engine = Engine(0.0)
     engine.recorder.begin(["a"])
     engine.tick({"a": (2, 0)}, num=2)
@@ -227,7 +227,7 @@ def simple(ends: Sequence[float]) -> list[Lane]:
 
 
 @pytest.mark.parametrize("num_lanes", [10, 2 * MAX_LANES, 2 * MAX_LANES + 1, 10_000])
-def test_responses_are_bounded_and_those_that_ended_last_are_kept(num_lanes: int) -> None:
+def test_responses_are_bounded_and_those_that_ended_last_are_kept(num_lanes):
     ends = [2.0 + number for number in range(num_lanes)]
     random.Random(0).shuffle(ends)
     stats = RolloutStats()
@@ -244,7 +244,7 @@ def test_responses_are_bounded_and_those_that_ended_last_are_kept(num_lanes: int
     )  # fmt: skip
 
 
-def test_lanes_stay_apart_between_engines_and_share_the_bound() -> None:
+def test_lanes_stay_apart_between_engines_and_share_the_bound():
     parts = []
     for engine in range(6):
         stats = RolloutStats(num_engines=1, timelines={str(engine): [[5.0, 6.0 + engine, 1.0, 1.0]]})
@@ -264,7 +264,7 @@ def test_lanes_stay_apart_between_engines_and_share_the_bound() -> None:
     assert StepTimelines.from_dict(json.loads(json.dumps(step.to_dict()))) == step
 
 
-def test_lanes_are_no_part_of_what_is_kept_since_the_start() -> None:
+def test_lanes_are_no_part_of_what_is_kept_since_the_start():
     stats = RolloutStats()
     stats.add_lane([0.0, 1.0, 2], engine="a")
     assert (stats.followed_by(stats).lanes, stats.followed_by(stats).num_responses) == ({}, 2)
@@ -277,6 +277,6 @@ def test_lanes_are_no_part_of_what_is_kept_since_the_start() -> None:
         [0.0, 1e9, 5], [0.0, 1.0, 5, 0.0, 1.0, 1, 2, "<img src=x onerror=alert(1)>"],
     ],
 )  # fmt: skip
-def test_what_is_no_lane_is_none(lane: Any) -> None:
+def test_what_is_no_lane_is_none(lane):
     assert is_lane([0.0, 1.0, 5, 0.0, 1.0, 1, 4, 2])
     assert not is_lane(lane)

@@ -21,7 +21,7 @@ def gone() -> str:
 
 
 @pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def record(monkeypatch, tmp_path):
     """Ray's record of the last `ray start`, elsewhere than in the folder that other jobs look into."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(
@@ -31,7 +31,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path):
 
 
 @pytest.mark.parametrize("address", [None, "auto"])
-def test_a_record_of_a_cluster_that_is_gone(record, gone: str, address: str | None) -> None:
+def test_a_record_of_a_cluster_that_is_gone(record, gone, address):
     record.write_text(gone)
     with pytest.raises(
         ClusterError, match=rf"{gone} does not answer .* record of the last `ray start`.*RAY_ADDRESS=local"
@@ -39,7 +39,7 @@ def test_a_record_of_a_cluster_that_is_gone(record, gone: str, address: str | No
         require_running_cluster(address)
 
 
-def test_an_address_in_the_variable_comes_first(record, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_in_the_variable_comes_first(record, gone, monkeypatch):
     record.write_text("127.0.0.1:1")
     monkeypatch.setenv("RAY_ADDRESS", gone)
     with pytest.raises(ClusterError, match=f"{gone} does not answer .*; RAY_ADDRESS names it"):
@@ -49,14 +49,14 @@ def test_an_address_in_the_variable_comes_first(record, gone: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("address", ["local", "ray://127.0.0.1:1"])
-def test_what_joins_none_is_not_asked(record, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_joins_none_is_not_asked(record, address, monkeypatch):
     record.write_text("127.0.0.1:1")
     require_running_cluster(address)
     monkeypatch.setenv("RAY_ADDRESS", address)
     require_running_cluster(None)
 
 
-def test_one_that_answers(record) -> None:
+def test_one_that_answers(record):
     require_running_cluster(None)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -27,7 +27,7 @@ logging.getLogger("efficient_rollout.engine.x").error("seen %d", 2)
 """
 
 
-def test_warnings_of_the_server_are_seen_once() -> None:
+def test_warnings_of_the_server_are_seen_once():
     result = subprocess.run([sys.executable, "-c", SERVER], capture_output=True, text=True, check=True)
     for text in ("seen 1", "seen 2"):
         assert (result.stdout + result.stderr).count(text) == 1

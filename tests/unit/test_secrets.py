@@ -5,7 +5,6 @@ import contextlib
 import logging
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -37,7 +36,7 @@ PLANTED = "s3cr3t-Planted"
         "client_secret",
     ],
 )
-def test_names_of_secrets(name: str) -> None:
+def test_names_of_secrets(name):
     assert is_secret(name)
 
 
@@ -46,11 +45,11 @@ def test_names_of_secrets(name: str) -> None:
     ["data.prompt_key", "--data.input_key", "eos_token", "eos_token_id", "max_tokens", "num_draft_tokens", "key.names",
      "tokenizer", "reward_fn_key", "is_correction_level", "loss_agg_mode", "monkey"],
 )  # fmt: skip
-def test_other_names(name: str) -> None:
+def test_other_names(name):
     assert not is_secret(name)
 
 
-def test_arguments_keep_their_names() -> None:
+def test_arguments_keep_their_names():
     asked = [
         "train",
         "--wandb.key",
@@ -69,7 +68,7 @@ def test_arguments_keep_their_names() -> None:
     ]  # fmt: skip
 
 
-def test_trees_keep_their_shape() -> None:
+def test_trees_keep_their_shape():
     tree = {"a": [{"token": "abc", "steps": 3}], "secret": None, "wandb": {"key": "abc", "project": "p"}}
     assert without_secrets(tree) == {
         "a": [{"token": LEFT_OUT, "steps": 3}], "secret": None, "wandb": {"key": LEFT_OUT, "project": "p"},
@@ -93,20 +92,20 @@ def test_trees_keep_their_shape() -> None:
         ("data.prompt_key=p, the key: b, --key", None),
     ],
 )  # fmt: skip
-def test_texts_keep_all_but_secrets(text: str, told: str | None) -> None:
+def test_texts_keep_all_but_secrets(text, told):
     told = text if told is None else told
     assert text_without_secrets(text) == told
     assert text_without_secrets(told) == told, "an error may quote another"
 
 
-def test_what_this_process_was_given_is_left_out_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_this_process_was_given_is_left_out_wherever_it_stands(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", f"{PLANTED}-1")
     monkeypatch.setattr(sys, "argv", ["x", f"a.key='{PLANTED}-2'", "--token", f"{PLANTED}-3", "--key", "--verbose"])
     error = ConfigError(f"{PLANTED}-1, {PLANTED}-2 and {PLANTED}-3 with --verbose")
     assert str(error) == f"{LEFT_OUT}, {LEFT_OUT} and {LEFT_OUT} with --verbose"
 
 
-def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor(monkeypatch, capsys):
     finding = Finding("plugins", "x", f"failed at http://a:{PLANTED}@b", "bad", f"unset a.key={PLANTED}")
     monkeypatch.setattr(doctor, "examine", lambda _run: [finding])
     for as_json in (True, False):
@@ -146,9 +145,7 @@ OPENRLHF = pytest.mark.skipif(find_spec("omegaconf") is None, reason="needs omeg
         ["data", f"{ADDRESS}/x", "--api-key", PLANTED],
     ],
 )  # fmt: skip
-def test_no_command_says_a_secret(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_no_command_says_a_secret(arguments, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", PLANTED)
     monkeypatch.setattr(sys, "argv", ["efficient-rollout", *arguments])
@@ -162,9 +159,7 @@ def test_no_command_says_a_secret(
 
 
 @VERL
-def test_the_address_of_a_cluster_is_told_without_its_password(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_address_of_a_cluster_is_told_without_its_password(monkeypatch, caplog):
     from efficient_rollout.verl_plugin.compose import compose_config
 
     monkeypatch.setenv("RAY_ADDRESS", f"ray://me:{PLANTED}@host:1")
@@ -175,7 +170,7 @@ def test_the_address_of_a_cluster_is_told_without_its_password(
 
 
 @VERL
-def test_jobs_of_one_command_are_told_apart_without_secrets() -> None:
+def test_jobs_of_one_command_are_told_apart_without_secrets():
     from efficient_rollout.verl_plugin.compose import job_hydra
     from efficient_rollout.verl_plugin.multirun import jobs_of
 
@@ -188,6 +183,6 @@ def test_jobs_of_one_command_are_told_apart_without_secrets() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["--wandb-key"]])
-def test_a_command_line_of_any_length_is_looked_through(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_line_of_any_length_is_looked_through(arguments, monkeypatch):
     monkeypatch.setattr("sys.argv", ["program", *arguments])
     assert text_without_secrets("nothing to hide") == "nothing to hide"

@@ -11,7 +11,7 @@ from efficient_rollout.__main__ import main
 from efficient_rollout.config import Settings
 
 
-def test_settings_stand_before_the_dashes_and_vllm_s_options_behind() -> None:
+def test_settings_stand_before_the_dashes_and_vllm_s_options_behind():
     ours = "drafter.scheme=int4 drafter.group_size=32 controller.max_draft_tokens=6 enabled=false"
     model, settings, options = serve.parse(["M", *ours.split(), "--", "--port", "1", "--x=a"])
     drafter, controller = {"scheme": "int4", "group_size": 32}, {"max_draft_tokens": 6}
@@ -36,9 +36,7 @@ def test_settings_stand_before_the_dashes_and_vllm_s_options_behind() -> None:
         (["M", "drafter.scheme=int4", "drafter=int4"], "drafter is given twice"),
     ],
 )
-def test_bad_input_is_told_before_anything_starts(
-    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_told_before_anything_starts(arguments, told, monkeypatch, capsys):
     monkeypatch.setattr(serve.subprocess, "Popen", None)
     try:
         assert main(["serve", *arguments]) == 2
@@ -61,7 +59,7 @@ def test_bad_input_is_told_before_anything_starts(
         ("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", 143),
     ],
 )
-def test_the_exit_code_is_the_server_s_or_the_signal_s(script: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_is_the_server_s_or_the_signal_s(script, code, monkeypatch):
     stock = serve.subprocess.Popen
 
     def popen(command: list[str], **given: Any) -> Any:

@@ -32,22 +32,22 @@ def write(path: Path, *records: object) -> Path:
     return path
 
 
-def test_row_shows_every_number_in_its_column() -> None:
+def test_row_shows_every_number_in_its_column():
     *_, row = render_table([STEP]).splitlines()
     assert row.split() == ["3", "0.500", "70.2", "201", "4.12", "1234", "3.50", "25%", "0.062", "0.750"]
 
 
-def test_a_number_that_was_not_reported_is_a_dash() -> None:
+def test_a_number_that_was_not_reported_is_a_dash():
     *_, row = render_table([{"step": 1, "critic/score/mean": 0.5}]).splitlines()
     assert row.split() == ["1", "0.500", *["-"] * 8]
 
 
-def test_columns_line_up() -> None:
+def test_columns_line_up():
     lines = render_table([STEP, STEP | {"step": 10, "response_length/max": 12345}]).splitlines()
     assert len({len(line) for line in lines[2:]}) == 1
 
 
-def test_openrlhfs_steps_have_the_same_columns(tmp_path: Path) -> None:
+def test_openrlhfs_steps_have_the_same_columns(tmp_path):
     theirs = {
         "step": 3,
         "rollout/reward_mean": 0.5,
@@ -63,12 +63,12 @@ def test_openrlhfs_steps_have_the_same_columns(tmp_path: Path) -> None:
     assert step["training/rollout_probs_diff_mean"] == 1e-6
 
 
-def test_a_record_of_validation_alone_is_no_step(tmp_path: Path) -> None:
+def test_a_record_of_validation_alone_is_no_step(tmp_path):
     path = write(tmp_path / "metrics.jsonl", {"step": 0, "is_validation": True, "val-core/acc": 0.4}, STEP)
     assert [step["step"] for step in read_steps(path)] == [3]
 
 
-def test_command_prints_the_table_and_where_the_rest_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_table_and_where_the_rest_is(tmp_path, capsys):
     write(tmp_path / "metrics.jsonl", STEP)
     (tmp_path / "train.log").write_text("")
     assert main(["summary", str(tmp_path)]) == 0
@@ -90,9 +90,7 @@ def test_command_prints_the_table_and_where_the_rest_is(tmp_path: Path, capsys: 
         ("[1]\n", "line 1: not the record of a step"),
     ],
 )
-def test_bad_file_is_one_clear_error(
-    text: str | None, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_file_is_one_clear_error(text, named, tmp_path, capsys):
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     assert main(["summary", str(tmp_path)]) == 2
@@ -124,9 +122,7 @@ def printed(capsys: pytest.CaptureFixture[str], *directories: Path) -> list[str]
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_run_is_compared_with_its_baseline_in_the_steps_both_have_but_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_compared_with_its_baseline_in_the_steps_both_have_but_the_first(tmp_path, capsys):
     baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0)
     ours = run_of(tmp_path / "ours", tokens=150, rollout_s=2.0, step_s=6.0, num_steps=9)
     told = printed(capsys, ours, baseline)
@@ -141,7 +137,7 @@ def test_a_run_is_compared_with_its_baseline_in_the_steps_both_have_but_the_firs
     assert told[start + 7].startswith("Rollouts: cannot tell yet, 3.00 times as fast in 2 shared steps")
 
 
-def test_the_same_step_of_both_runs_asks_the_same_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_step_of_both_runs_asks_the_same_questions(tmp_path, capsys):
     baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=2)
     ours = run_of(tmp_path / "ours", tokens=100, rollout_s=4.0, step_s=8.0)
     steps = [json.loads(line) for line in (baseline / "metrics.jsonl").read_text().splitlines()]
@@ -155,7 +151,7 @@ def test_the_same_step_of_both_runs_asks_the_same_questions(tmp_path: Path, caps
     ]
 
 
-def test_the_terminal_says_what_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_says_what_the_page_says(tmp_path, capsys):
     pytest.importorskip("yaml")
     runs = [write_run(tmp_path / "own", num_steps=5), write_run(tmp_path / "plain", num_steps=5, speed=400.0, seed=1)]
     own, plain = map(read_run, runs)
@@ -165,22 +161,20 @@ def test_the_terminal_says_what_the_page_says(tmp_path: Path, capsys: pytest.Cap
     assert verdicts[0].startswith("Rollouts: cannot tell yet")
 
 
-def test_runs_that_share_no_step_are_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_share_no_step_are_no_comparison(tmp_path, capsys):
     baseline = run_of(tmp_path / "plain", tokens=100, rollout_s=4.0, step_s=8.0, num_steps=1)
     ours = run_of(tmp_path / "ours", tokens=100, rollout_s=4.0, step_s=8.0)
     assert "Cannot tell: the runs share no step after the first" in "\n".join(printed(capsys, ours, baseline))
 
 
-def test_another_recipe_is_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_recipe_is_no_baseline(tmp_path, capsys):
     pytest.importorskip("yaml")
     ours, other = write_run(tmp_path / "own"), write_run(tmp_path / "other", algorithm={"adv_estimator": "gae"})
     assert main(["summary", str(ours), "--against", str(other)]) == 2
     assert "algorithm.adv_estimator" in capsys.readouterr().err
 
 
-def test_the_first_and_the_last_validation_stand_beside_the_baselines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_and_the_last_validation_stand_beside_the_baselines(tmp_path, capsys):
     runs = []
     for name, last in (("plain", 0.75), ("ours", 0.7)):
         directory = run_of(tmp_path / name, tokens=100, rollout_s=4.0, step_s=8.0)
@@ -201,9 +195,7 @@ def test_the_first_and_the_last_validation_stand_beside_the_baselines(
     ]
 
 
-def test_a_run_that_validated_once_has_nothing_to_set_beside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_validated_once_has_nothing_to_set_beside(tmp_path, capsys):
     directory = run_of(tmp_path / "run", tokens=100, rollout_s=4.0, step_s=8.0)
     write(directory / "metrics.jsonl", {"step": 1, names.ROLLOUT_SECONDS: 1.0, "val-core/sums/acc/mean@1": 0.5})
     assert main(["summary", str(directory)]) == 0

@@ -5,12 +5,12 @@ import importlib.util
 
 import pytest
 import torch
+from reference_quantizers import channel_reference
 from triton_support import (
     DEVICE,
     DTYPES,
     KINDS,
     assert_same_bits,
-    channel_reference,
     fill_with_garbage,
     int4_reference,
     triton,

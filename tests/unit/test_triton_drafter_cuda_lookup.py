@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_drafter_chains import drafter, drawn_alone
 from triton_support import DEVICE
 
 from efficient_rollout.drafter.chains import find_copies
@@ -10,18 +11,6 @@ from efficient_rollout.drafter.cuda import lookup
 from efficient_rollout.drafter.cuda.lookup import CopyingChains
 
 VOCABULARY, MOST_TOKENS = 30, 160
-
-
-def drafter(text):
-    """A token that depends on the three before it, so that texts repeat now and then."""
-    return int(sum(text[-3:]) * 7 + len(text) // 11) % 5
-
-
-def drawn_alone(text, num_tokens):
-    chain = list(text)
-    for _ in range(num_tokens):
-        chain.append(drafter(chain))
-    return chain[len(text) :]
 
 
 class Batch:

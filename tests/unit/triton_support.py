@@ -59,15 +59,6 @@ def int4_reference(weight: torch.Tensor, group_size: int, scale_dtype: torch.dty
     return values.int().flatten(1), scales, zeros.int()
 
 
-def channel_reference(weight: torch.Tensor, dtype: torch.dtype):
-    """What int8 and fp8 choose, in torch: values [outputs, inputs] and float32 scales [outputs, 1]."""
-    largest = 127.0 if dtype == torch.int8 else 448.0
-    weight = weight.cpu().float()
-    scales = (weight.abs().amax(1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float32).tiny)
-    values = (weight / scales).clamp(-largest, largest)
-    return (values.round() if dtype == torch.int8 else values).to(dtype), scales
-
-
 def assert_same_bits(tensor: torch.Tensor, expected: torch.Tensor) -> None:
     """The same shape, dtype and bytes."""
     tensor, expected = tensor.cpu().contiguous(), expected.cpu().contiguous()
