@@ -24,22 +24,14 @@ _DIGITS = 16
 
 
 class Machine(BaseModel):
-    """Says what a certificate is for.
-
-    Attributes:
-        gpu: Its name, as the driver says it.
-        capability: Of its instructions, such as "9.0".
-        driver: Version.
-        packages: Versions of vLLM, torch and Triton.
-        sources: Digest of what this package's kernels and runner on a GPU do; not of their docstrings.
-    """
+    """Says what a certificate is for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    gpu: str
-    capability: str
-    driver: str
-    packages: dict[str, str]
-    sources: str
+    gpu: str  # its name, as the driver says it
+    capability: str  # of its instructions, such as "9.0"
+    driver: str  # version
+    packages: dict[str, str]  # versions of vLLM, torch and Triton
+    sources: str  # digest of what this package's kernels and runner on a GPU do; not of their docstrings
 
     @classmethod
     def of(cls, gpu: str, capability: str, driver: str) -> "Machine":
@@ -61,26 +53,16 @@ class Machine(BaseModel):
 
 
 class Certificate(BaseModel):
-    """Says what was proved.
-
-    Attributes:
-        schema_version: Of this file.
-        machine: Where.
-        outcome: "failed" refuses.
-        steps: Names of the steps that passed, in their order.
-        failed_step: The first that did not; None where all passed.
-        time: UTC, ISO 8601.
-        commit: Of this package's checkout; None outside one.
-    """
+    """Says what was proved."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
-    machine: Machine
-    outcome: Literal["passed", "failed"]
-    steps: tuple[str, ...]
-    failed_step: str | None
-    time: str
-    commit: str | None
+    schema_version: Literal[1] = 1  # of this file
+    machine: Machine  # where
+    outcome: Literal["passed", "failed"]  # "failed" refuses
+    steps: tuple[str, ...]  # names of the steps that passed, in their order
+    failed_step: str | None  # the first that did not; None where all passed
+    time: str  # UTC, ISO 8601
+    commit: str | None  # of this package's checkout; None outside one
 
     def write(self, path: Path) -> None:
         """Write it whole, or not at all."""

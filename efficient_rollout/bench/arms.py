@@ -20,21 +20,13 @@ EngineKind = Literal["plain", "vllm_lookup", "self_drafting"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Stands for one column of the comparison.
+    """Stands for one column of the comparison."""
 
-    Attributes:
-        name: As given on the command line.
-        engine: Which engine serves it; arms of one engine take turns in it.
-        rule: Of the controller, where the engine has one.
-        num_draft_tokens: Of vLLM's own method of lookup, at most.
-        lookup: Where the drafter's copies are taken from: with it, the rule has an engine of its own. None: as by
-            default.
-    """
-
-    name: str
-    engine: EngineKind
-    rule: str | None = None
-    num_draft_tokens: int = 0
+    name: str  # as given on the command line
+    engine: EngineKind  # which engine serves it; arms of one engine take turns in it
+    rule: str | None = None  # of the controller, where the engine has one
+    num_draft_tokens: int = 0  # of vLLM's own method of lookup, at most
+    # Where the drafter's copies are taken from: with it, the rule has an engine of its own. None: as by default.
     lookup: Lookup | None = None
 
     @property

@@ -28,23 +28,20 @@ def summarize(results: Mapping[str, Sequence[RoundResult]], *, is_greedy: bool) 
 
 
 def _arm(rounds: Sequence[RoundResult], plain: Sequence[RoundResult], is_greedy: bool) -> dict[str, Any]:
-    ratios = [mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in zip(rounds, plain, strict=True)]
+    pairs = list(zip(rounds, plain, strict=True))
     # The same round of every arm, for rounds may differ in their work.
     shown = rounds[sorted(range(len(plain)), key=lambda i: plain[i].seconds)[(len(plain) - 1) // 2]]
     summary: dict[str, Any] = {
         "seconds": spread([result.seconds for result in rounds]),
         "tokens_per_second": spread([result.tokens_per_second for result in rounds]),
-        "speedup": spread(ratios),
+        "speedup": spread([mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in pairs]),
         "rounds": [_round(result) for result in rounds],
         "active_requests": active_curve(shown.finish_seconds),
         "draft_tokens_over_time": draft_token_steps(shown),
     }
     if is_greedy:
-        pairs = [
-            pair for mine, theirs in zip(rounds, plain, strict=True)
-            for pair in zip(mine.token_ids, theirs.token_ids, strict=True)
-        ]  # fmt: skip
-        summary["identical_to_plain"] = sum(mine == theirs for mine, theirs in pairs) / len(pairs)
+        equal = [a == b for mine, theirs in pairs for a, b in zip(mine.token_ids, theirs.token_ids, strict=True)]
+        summary["identical_to_plain"] = sum(equal) / len(equal)
     return summary
 
 
@@ -61,37 +58,26 @@ def _round(result: RoundResult) -> dict[str, Any]:
 
 def active_curve(finish_seconds: Sequence[float]) -> dict[str, list[float]]:
     """Return the requests that still run after each moment at which one finished."""
-    times = sorted(finish_seconds)
-    return {
-        "seconds": [0.0, *(round(seconds, 4) for seconds in times)],
-        "requests": [float(len(times) - i) for i in range(len(times) + 1)],
-    }
+    times = [round(seconds, 4) for seconds in sorted(finish_seconds)]
+    return {"seconds": [0.0, *times], "requests": [float(count) for count in range(len(times), -1, -1)]}
 
 
 def draft_token_steps(result: RoundResult) -> dict[str, list[float]]:
     """Return the chosen k over time, one entry per change."""
-    seconds: list[float] = []
-    chosen: list[float] = []
-    for start, k in result.ticks:
-        if not chosen or chosen[-1] != k:
-            seconds.append(round(start, 4))
-            chosen.append(float(k))
-    return {"seconds": seconds, "draft_tokens": chosen}
+    before = [None, *(k for _, k in result.ticks)]
+    changes = [(start, k) for (start, k), last in zip(result.ticks, before, strict=False) if k != last]
+    return {
+        "seconds": [round(start, 4) for start, _ in changes],
+        "draft_tokens": [float(k) for _, k in changes],
+    }
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> str:
     """Return one line per arm, and who loses."""
     lines = [["arm", "seconds", "tokens/s", "over plain", ""]]
-    lines += [
-        [
-            name,
-            bracketed(arm["seconds"], digits=2),
-            f"{arm['tokens_per_second']['median']:.1f}",
-            bracketed(arm["speedup"], digits=3),
-            _verdict(name, arm["speedup"]),
-        ]
-        for name, arm in arms.items()
-    ]
+    for name, arm in arms.items():
+        seconds, speed = bracketed(arm["seconds"], digits=2), f"{arm['tokens_per_second']['median']:.1f}"
+        lines.append([name, seconds, speed, bracketed(arm["speedup"], digits=3), _verdict(name, arm["speedup"])])
     return aligned(lines, left=(0, 4))
 
 

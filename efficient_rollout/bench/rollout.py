@@ -16,27 +16,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROLLOUT = "rollout"
+_LEAST_TICK_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """Holds one arm's rollout.
+    """Holds one arm's rollout; the last three fields of self-drafting arms only."""
 
-    Attributes:
-        seconds: Makespan.
-        finish_seconds: Per request, in the order of the work.
-        token_ids: Emitted tokens per request.
-        ticks: (start in seconds, draft tokens per request), self-drafting arms only.
-        seconds_by_draft_tokens: Time by chosen k, self-drafting arms only.
-        metrics: Of the engine, self-drafting arms only.
-    """
-
-    seconds: float
-    finish_seconds: list[float]
-    token_ids: list[list[int]]
-    ticks: list[tuple[float, int]] = field(default_factory=list)
-    seconds_by_draft_tokens: dict[int, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float  # makespan
+    finish_seconds: list[float]  # per request, in the order of the work
+    token_ids: list[list[int]]  # emitted tokens per request
+    ticks: list[tuple[float, int]] = field(default_factory=list)  # (start in seconds, draft tokens per request)
+    seconds_by_draft_tokens: dict[int, float] = field(default_factory=dict)  # time by chosen k
+    metrics: dict[str, float] = field(default_factory=dict)  # of the engine
 
     @property
     def num_tokens(self) -> int:
@@ -51,31 +43,19 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """Says what is run.
+    """Says what is run."""
 
-    Attributes:
-        model: The policy's directory.
-        arms: `plain` first.
-        rounds: The work of each round of `ROLLOUT`; further rounds by their name, in the same engines.
-        settings: Of the self-drafting engine.
-        temperature: 0 is greedy.
-        eos_token_ids: Natural ends; empty forces every response to its length.
-        dtype: Of the policy.
-        is_compiled: Compiled mode for every engine.
-        first_seed: Of each round's requests, the next number for each; None: without seeds.
-        warm_up_tokens: Of each request, before the first round.
-    """
-
-    model: str
-    arms: Sequence[Arm]
+    model: str  # the policy's directory
+    arms: Sequence[Arm]  # `plain` first
+    # The work of each round of `ROLLOUT`; further rounds by their name, in the same engines.
     rounds: Mapping[str, Sequence[Sequence[Request]]]
-    settings: Settings
-    temperature: float = 1.0
-    eos_token_ids: tuple[int, ...] = ()
-    dtype: str = "bfloat16"
-    is_compiled: bool = False
-    first_seed: int | None = None
-    warm_up_tokens: int = 24
+    settings: Settings  # of the self-drafting engine
+    temperature: float = 1.0  # 0 is greedy
+    eos_token_ids: tuple[int, ...] = ()  # natural ends; empty forces every response to its length
+    dtype: str = "bfloat16"  # of the policy
+    is_compiled: bool = False  # compiled mode for every engine
+    first_seed: int | None = None  # of each round's requests, the next number for each; None: without seeds
+    warm_up_tokens: int = 24  # of each request, before the first round
 
 
 def run_plan(
@@ -94,22 +74,23 @@ def run_plan(
     from efficient_rollout.measuring import starting
 
     engines: dict[str, Any] = {}
+    names = {arm: arm.name if arm.engine == "vllm_lookup" else f"{arm.engine}:{arm.lookup}" for arm in plan.arms}
+    results: dict[str, dict[str, list[RoundResult]]] = {
+        name: {arm.name: [] for arm in plan.arms} for name in plan.rounds
+    }
     try:
-        for arm in plan.arms:
-            if _engine_name(arm) not in engines:
-                engines[_engine_name(arm)] = _start(plan, arm, start)
-        for arm in plan.arms:
-            _warm_up(plan, engines[_engine_name(arm)])
+        for arm, engine_name in names.items():
+            if engine_name not in engines:
+                engines[engine_name] = _start(plan, arm, start or starting.start_engine)
+        for engine_name in names.values():
+            _warm_up(plan, engines[engine_name])
         runs = itertools.count()
-        results: dict[str, dict[str, list[RoundResult]]] = {
-            name: {arm.name: [] for arm in plan.arms} for name in plan.rounds
-        }
         for name, works in plan.rounds.items():
             for number, requests in enumerate(works):
                 # Each round begins with another arm: none is always first after a pause.
                 first = number % len(plan.arms)
                 for arm in (*plan.arms[first:], *plan.arms[:first]):
-                    result = _roll_out(plan, arm, engines[_engine_name(arm)], next(runs), requests)
+                    result = _roll_out(plan, arm, engines[names[arm]], next(runs), requests)
                     results[name][arm.name].append(result)
                     on_result(f"{name}, round {number + 1}", arm, result)
     finally:
@@ -118,11 +99,7 @@ def run_plan(
     return results
 
 
-def _engine_name(arm: Arm) -> str:
-    return arm.name if arm.engine == "vllm_lookup" else f"{arm.engine}:{arm.lookup}"
-
-
-def _start(plan: BenchPlan, arm: Arm, start: "StartEngine | None") -> Any:
+def _start(plan: BenchPlan, arm: Arm, start: "StartEngine") -> Any:
     from efficient_rollout.measuring import starting
 
     # Every round's work runs at once, without preemption, in any engine.
@@ -130,10 +107,10 @@ def _start(plan: BenchPlan, arm: Arm, start: "StartEngine | None") -> Any:
     # Stock vLLM on a CPU ends where a request with a seed has its prompt computed in pieces.
     prompt_tokens = max(sum(len(r.prompt_token_ids) for r in requests) for requests in works)
     limits = starting.EngineLimits(
-        least_tick_tokens=2048 if plan.first_seed is None else max(2048, prompt_tokens),
+        least_tick_tokens=_LEAST_TICK_TOKENS if plan.first_seed is None else max(_LEAST_TICK_TOKENS, prompt_tokens),
         max_requests=max(map(len, works)),
-        max_context_tokens=max(len(r.prompt_token_ids) + r.max_tokens for requests in works for r in requests),
-        kv_cache_tokens=max(sum(len(r.prompt_token_ids) + r.max_tokens for r in requests) for requests in works),
+        max_context_tokens=max(r.num_tokens for requests in works for r in requests),
+        kv_cache_tokens=max(sum(r.num_tokens for r in requests) for requests in works),
         dtype=plan.dtype,
         is_compiled=plan.is_compiled,
     )
@@ -141,7 +118,7 @@ def _start(plan: BenchPlan, arm: Arm, start: "StartEngine | None") -> Any:
     if arm.engine == "vllm_lookup":
         return starting.start_vllm_lookup(plan.model, limits, arm.method, arm.num_draft_tokens)
     settings = plan.settings if arm.lookup is None else plan.settings.with_lookup(arm.lookup)
-    return (start or starting.start_engine)(plan.model, limits, settings if arm.engine == "self_drafting" else None)
+    return start(plan.model, limits, settings if arm.engine == "self_drafting" else None)
 
 
 def _warm_up(plan: BenchPlan, engine: Any) -> None:
@@ -177,12 +154,12 @@ def _roll_out(plan: BenchPlan, arm: Arm, engine: Any, run: int, requests: Sequen
     ours: dict[str, Any] = {}
     if is_ours:
         ticks = offline.take_ticks(engine)
-        by_k: dict[int, float] = {}
-        for tick in ticks:
-            by_k[tick.num_drafted] = by_k.get(tick.num_drafted, 0.0) + tick.seconds
+        lengths = dict.fromkeys(tick.num_drafted for tick in ticks)
         ours = {
             "ticks": [(tick.started - ticks[0].started, tick.num_drafted) for tick in ticks],
-            "seconds_by_draft_tokens": by_k,
+            "seconds_by_draft_tokens": {
+                k: sum(tick.seconds for tick in ticks if tick.num_drafted == k) for k in lengths
+            },
             "metrics": take_rollout_stats(engine.collective_rpc).to_metrics(rollout_seconds=result.seconds),
         }
     return RoundResult(seconds=result.seconds, finish_seconds=result.finish_seconds, token_ids=result.token_ids, **ours)

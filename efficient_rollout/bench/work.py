@@ -19,26 +19,22 @@ Prompt = tuple[int, ...]
 
 
 class Request(NamedTuple):
-    """Holds one request of the trace.
+    """Holds one request of the trace."""
 
-    Attributes:
-        prompt_token_ids: What the policy is given.
-        max_tokens: What it emits, or, with natural ends, at most emits.
-    """
+    prompt_token_ids: Prompt  # what the policy is given
+    max_tokens: int  # what it emits, or, with natural ends, at most emits
 
-    prompt_token_ids: Prompt
-    max_tokens: int
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of prompt and response together, at most."""
+        return len(self.prompt_token_ids) + self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class RandomPrompts:
-    """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little.
+    """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little."""
 
-    Attributes:
-        vocab_size: Of the policy.
-    """
-
-    vocab_size: int
+    vocab_size: int  # of the policy
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         """Return a prompt of each length."""
@@ -48,13 +44,9 @@ class RandomPrompts:
 
 @dataclass(frozen=True, slots=True)
 class FixedPrompts:
-    """Holds prompts in hand, shuffled by the seed and used again once all were used.
+    """Holds prompts in hand, shuffled by the seed and used again once all were used."""
 
-    Attributes:
-        prompts: At least one.
-    """
-
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...]  # at least one
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         """Return one per entry, whatever the lengths."""
@@ -64,17 +56,11 @@ class FixedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompts:
-    """Asks questions of the embedded task, new ones for each seed.
+    """Asks questions of the embedded task, new ones for each seed."""
 
-    Attributes:
-        size: Of the embedded policy, which sets the difficulty.
-        model: Its directory, for the tokenizer.
-        min_response_tokens: Only questions whose worked answers are at least this long.
-    """
-
-    size: str
-    model: str
-    min_response_tokens: int = 0
+    size: str  # of the embedded policy, which sets the difficulty
+    model: str  # its directory, for the tokenizer
+    min_response_tokens: int = 0  # only questions whose worked answers are at least this long
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         """Return one per entry, whatever the lengths."""

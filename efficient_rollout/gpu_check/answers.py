@@ -17,32 +17,20 @@ ROUNDING = {"float32": 2e-4, "float16": 2.0**-6, "bfloat16": 2.0**-3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Describes one request.
+    """Describes one request."""
 
-    Attributes:
-        prompt: Token ids.
-        seed: Of its noise.
-        temperature: 0 is greedy.
-        ends: Tokens that end an answer; without any it has all tokens that are asked for.
-    """
-
-    prompt: tuple[int, ...]
-    seed: int
-    temperature: float = 1.0
-    ends: tuple[int, ...] = ()
+    prompt: tuple[int, ...]  # token ids
+    seed: int  # of its noise
+    temperature: float = 1.0  # 0 is greedy
+    ends: tuple[int, ...] = ()  # tokens that end an answer; without any it has all tokens that are asked for
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Holds what an engine said.
+    """Holds what an engine said."""
 
-    Attributes:
-        tokens: Token ids.
-        logprobs: float32 [tokens, vocab], the policy's; None where they were not asked for.
-    """
-
-    tokens: list[int]
-    logprobs: torch.Tensor | None
+    tokens: list[int]  # token ids
+    logprobs: torch.Tensor | None  # float32 [tokens, vocab], the policy's; None where they were not asked for
 
 
 def questions(stand: Stand, temperature: float) -> list[Question]:

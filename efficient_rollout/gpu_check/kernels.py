@@ -40,21 +40,13 @@ _COPIED_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Describes a weight to be packed.
+    """Describes a weight to be packed."""
 
-    Attributes:
-        scheme: That packs it.
-        group_size: Of int4.
-        dtype: Of the weight.
-        shape: Outputs, inputs.
-        has_bias: Whether its layer has a bias.
-    """
-
-    scheme: str
-    group_size: int
-    dtype: torch.dtype
-    shape: tuple[int, int]
-    has_bias: bool
+    scheme: str  # that packs it
+    group_size: int  # of int4
+    dtype: torch.dtype  # of the weight
+    shape: tuple[int, int]  # outputs, inputs
+    has_bias: bool  # whether its layer has a bias
 
     @property
     def name(self) -> str:

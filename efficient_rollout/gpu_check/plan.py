@@ -5,21 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Describes one step, in a process of its own.
+    """Describes one step, in a process of its own."""
 
-    Attributes:
-        name: Of its log and its results.
-        function: "module:function", of a stand.
-        limit_s: Seconds after which it is ended, and has failed.
-        certifies: Whether drafting is refused where it fails; the others only measure.
-        engines_apart: Whether its engines, which stand beside each other, have processes of their own.
-    """
-
-    name: str
-    function: str
-    limit_s: float
-    certifies: bool = True
-    engines_apart: bool = False
+    name: str  # of its log and its results
+    function: str  # "module:function", of a stand
+    limit_s: float  # seconds after which it is ended, and has failed
+    certifies: bool = True  # whether drafting is refused where it fails; the others only measure
+    engines_apart: bool = False  # whether its engines, which stand beside each other, have processes of their own
 
 
 _ROOM = "efficient_rollout.gpu_check."

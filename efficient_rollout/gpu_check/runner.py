@@ -34,31 +34,20 @@ class DiskError(EfficientRolloutError):
 
 
 class PassedStep(BaseModel):
-    """Records a step that passed.
-
-    Attributes:
-        seconds: It took.
-        measured: What it returned, JSON types.
-    """
+    """Records a step that passed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    seconds: float
-    measured: dict[str, Any]
+    seconds: float  # it took
+    measured: dict[str, Any]  # what it returned, JSON types
 
 
 class State(BaseModel):
-    """Records what is known so far.
-
-    Attributes:
-        schema_version: Of this file.
-        machine: Where the steps passed.
-        steps: Those that passed, by name.
-    """
+    """Records what is known so far."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
-    machine: Machine
-    steps: dict[str, PassedStep] = {}
+    schema_version: Literal[1] = 1  # of this file
+    machine: Machine  # where the steps passed
+    steps: dict[str, PassedStep] = {}  # those that passed, by name
 
 
 def read_state(folder: Path) -> State | None:
@@ -80,23 +69,14 @@ def read_state(folder: Path) -> State | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Says what became of a step.
+    """Says what became of a step."""
 
-    Attributes:
-        step: Which.
-        seconds: It took.
-        measured: What it returned; None where it failed.
-        problem: Why it failed; None where it passed.
-        is_old: It passed in an earlier run.
-        log: Its output.
-    """
-
-    step: Step
-    seconds: float
-    measured: Measured | None
-    problem: str | None
-    is_old: bool
-    log: Path
+    step: Step  # which
+    seconds: float  # it took
+    measured: Measured | None  # what it returned; None where it failed
+    problem: str | None  # why it failed; None where it passed
+    is_old: bool  # it passed in an earlier run
+    log: Path  # its output
 
 
 @contextmanager

@@ -42,74 +42,45 @@ def require(holds: bool, what: str, *, where: str, expected: Any, found: Any) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Says how much a step does.
+    """Says how much a step does."""
 
-    Attributes:
-        hidden_size: Of the policies that are made for it, with four heads.
-        num_layers: Of those policies.
-        vocabulary: Words of those policies.
-        policies: Architectures that are compared, names of `policies.POLICIES`.
-        most_schemes: Of those that can run, so many have engines of their own where each needs one.
-        num_requests: Requests of a comparison.
-        num_tokens: Tokens of each response of a comparison.
-        max_num_seqs: Requests that run at once.
-        num_samples: Samples of a test of distributions.
-        trained_policy: Size of the embedded policy that answers the questions of its task.
-        num_prompts: Of those questions, each answered in so many tokens at most:
-        response_tokens: See above.
-        large_weight: [outputs, inputs] of the largest weight that is quantized.
-        limit_bytes: Memory of an engine's KV cache.
-        layers: [outputs, inputs, layers] of the weights whose requantizing is timed.
-        draws: [requests, words] of the draws that are timed.
-    """
-
-    hidden_size: int = 256
-    num_layers: int = 2
-    vocabulary: int = 128
+    hidden_size: int = 256  # of the policies that are made for it, with four heads
+    num_layers: int = 2  # of those policies
+    vocabulary: int = 128  # words of those policies
+    # Architectures that are compared, names of `policies.POLICIES`.
     policies: tuple[str, ...] = ("qwen3", "qwen2-tied", "llama")
-    most_schemes: int = 3
-    num_requests: int = 8
-    num_tokens: int = 48
-    max_num_seqs: int = 64
-    num_samples: int = 8192
-    trained_policy: str = "small"
-    num_prompts: int = 256
-    response_tokens: int = 384
+    most_schemes: int = 3  # of those that can run, so many have engines of their own where each needs one
+    num_requests: int = 8  # requests of a comparison
+    num_tokens: int = 48  # tokens of each response of a comparison
+    max_num_seqs: int = 64  # requests that run at once
+    num_samples: int = 8192  # samples of a test of distributions
+    trained_policy: str = "small"  # size of the embedded policy that answers the questions of its task
+    num_prompts: int = 256  # of those questions, each answered in so many tokens at most:
+    response_tokens: int = 384  # see above
     # More than 2**31 weights.
-    large_weight: tuple[int, int] = (152064, 16384)
-    limit_bytes: int = 1 << 28
-    layers: tuple[tuple[int, int, int], ...] = (
+    large_weight: tuple[int, int] = (152064, 16384)  # [outputs, inputs] of the largest weight that is quantized
+    limit_bytes: int = 1 << 28  # memory of an engine's KV cache
+    layers: tuple[tuple[int, int, int], ...] = (  # [outputs, inputs, layers] of the weights whose requantizing is timed
         # Of Qwen2.5-7B; the last is the output head.
         (4608, 3584, 28), (3584, 3584, 28), (37888, 3584, 28), (3584, 18944, 28), (152064, 3584, 1),
     )  # fmt: skip
-    draws: tuple[int, int] = (64, 152064)
+    draws: tuple[int, int] = (64, 152064)  # [requests, words] of the draws that are timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stand:
-    """Describes where a step runs.
+    """Describes where a step runs."""
 
-    Attributes:
-        device: "cuda", or "cpu", where Triton's interpreter runs the kernels.
-        folder: For files that a step makes.
-        dtype: Of the policies, as vLLM names it.
-        sizes: How much to do.
-        worker: Dotted path of the worker class of engines that draft.
-        recording_worker: The same, of engines that are measured.
-        start: `vllm.LLM`, or what stands for it; none of the three where steps start no engine.
-        operators: Where the compiled operators of vLLM are.
-        shapes: Names of the shapes that are measured.
-    """
-
-    device: str
-    folder: Path
-    dtype: str
-    sizes: Sizes
-    worker: str = ""
-    recording_worker: str = ""
+    device: str  # "cuda", or "cpu", where Triton's interpreter runs the kernels
+    folder: Path  # for files that a step makes
+    dtype: str  # of the policies, as vLLM names it
+    sizes: Sizes  # how much to do
+    worker: str = ""  # dotted path of the worker class of engines that draft
+    recording_worker: str = ""  # the same, of engines that are measured
+    # `vllm.LLM`, or what stands for it; none of the three where steps start no engine.
     start: Callable[..., Any] | None = None
-    operators: Any = None
-    shapes: tuple[str, ...] = ()
+    operators: Any = None  # where the compiled operators of vLLM are
+    shapes: tuple[str, ...] = ()  # names of the shapes that are measured
 
     @property
     def is_gpu(self) -> bool:

@@ -17,45 +17,28 @@ Work = tuple[tuple[int, ...], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickRecord:
-    """Records one engine tick.
+    """Records one engine tick."""
 
-    Attributes:
-        started: Seconds on the engine's own clock.
-        seconds: From its beginning to the next tick's.
-        draft_seconds: Of them, inside the drafter.
-        num_requests: Requests with tokens in the tick.
-        num_verified: Draft tokens verified, all requests together.
-        num_drafted: Draft tokens per request drafted at the end of the tick.
-        had_prefill: Prompt tokens were computed.
-        mean_context_tokens: Mean tokens per running request, prompt included.
-        part_seconds: Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
-    """
-
-    started: float
-    seconds: float
-    draft_seconds: float
-    num_requests: int
-    num_verified: int
-    num_drafted: int
-    had_prefill: bool
-    mean_context_tokens: float
+    started: float  # seconds on the engine's own clock
+    seconds: float  # from its beginning to the next tick's
+    draft_seconds: float  # of them, inside the drafter
+    num_requests: int  # requests with tokens in the tick
+    num_verified: int  # draft tokens verified, all requests together
+    num_drafted: int  # draft tokens per request drafted at the end of the tick
+    had_prefill: bool  # prompt tokens were computed
+    mean_context_tokens: float  # mean tokens per running request, prompt included
+    # Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
     part_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult:
-    """Records what an engine did with a batch of work.
+    """Records what an engine did with a batch of work."""
 
-    Attributes:
-        seconds: From the first submission to the last token.
-        finish_seconds: When each request finished, in the order of the work.
-        token_ids: Emitted tokens, in the order of the work.
-        answer_seconds: When each of the engine's answers came, one a tick: stock engines leave no other record.
-    """
-
-    seconds: float
-    finish_seconds: list[float]
-    token_ids: list[list[int]]
+    seconds: float  # from the first submission to the last token
+    finish_seconds: list[float]  # when each request finished, in the order of the work
+    token_ids: list[list[int]]  # emitted tokens, in the order of the work
+    # When each of the engine's answers came, one a tick: stock engines leave no other record.
     answer_seconds: list[float]
 
 

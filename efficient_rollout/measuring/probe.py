@@ -46,28 +46,18 @@ _MAX_KV_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
-    """Says what is measured, and for how long.
+    """Says what is measured, and for how long."""
 
-    Attributes:
-        batches: Running requests.
-        contexts: Mean context tokens.
-        lengths: Draft tokens.
-        max_points: Upper bound of the measured points.
-        seconds: Budget of the measurements, engine start not included: points that do not fit it any more are left
-            out. The twelve cheapest of the fixed start are measured however long they take.
-        dtype: Of the policy.
-        is_compiled: Compiled mode instead of eager.
-        tensor_parallel_size: Of the engine.
-    """
-
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    contexts: tuple[int, ...] = (128, 512, 2048)
-    lengths: tuple[int, ...] = (1, 2, 4, 8)
-    max_points: int = 30
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # running requests
+    contexts: tuple[int, ...] = (128, 512, 2048)  # mean context tokens
+    lengths: tuple[int, ...] = (1, 2, 4, 8)  # draft tokens
+    max_points: int = 30  # upper bound of the measured points
+    # Budget of the measurements, engine start not included: points that do not fit it any more are left out. The twelve
+    # cheapest of the fixed start are measured however long they take.
     seconds: float = 60.0
-    dtype: str = "bfloat16"
-    is_compiled: bool = False
-    tensor_parallel_size: int = 1
+    dtype: str = "bfloat16"  # of the policy
+    is_compiled: bool = False  # compiled mode instead of eager
+    tensor_parallel_size: int = 1  # of the engine
 
 
 def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens: int) -> list[Point]:
@@ -138,20 +128,13 @@ def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dic
 
 @dataclass(slots=True)
 class Prober:
-    """Measures seconds of points on a running engine; a draft point brings its verify point along.
+    """Measures seconds of points on a running engine; a draft point brings its verify point along."""
 
-    Attributes:
-        engine: One that drafts, without prefix caching.
-        probe: What is measured.
-        seconds_spent: Measuring, so far.
-        num_ticks: Recorded, so far.
-        spreads: Per measured point, the middle half of its ticks' seconds over their median.
-    """
-
-    engine: Any
-    probe: ProbeSettings
-    seconds_spent: float = 0.0
-    num_ticks: int = 0
+    engine: Any  # one that drafts, without prefix caching
+    probe: ProbeSettings  # what is measured
+    seconds_spent: float = 0.0  # measuring, so far
+    num_ticks: int = 0  # recorded, so far
+    # Per measured point, the middle half of its ticks' seconds over their median.
     spreads: list[float] = field(default_factory=list)
     _known: dict[Point, float] = field(default_factory=dict)
     _num_asked: int = 0

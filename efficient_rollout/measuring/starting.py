@@ -37,27 +37,16 @@ _FREE_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """Says what every engine of one measurement shares.
+    """Says what every engine of one measurement shares."""
 
-    Attributes:
-        max_requests: Requests that run at once.
-        max_context_tokens: Longest prompt and response together.
-        kv_cache_tokens: Tokens the KV cache holds, all requests together.
-        dtype: Of the policy.
-        is_compiled: Compiled mode instead of eager.
-        keeps_prefixes: Prefix caching, as by default in vLLM.
-        tensor_parallel_size: Workers, a part of the policy each.
-        least_tick_tokens: Tokens that a tick computes where there are as many, or more.
-    """
-
-    max_requests: int
-    max_context_tokens: int
-    kv_cache_tokens: int
-    dtype: str = "bfloat16"
-    is_compiled: bool = False
-    keeps_prefixes: bool = True
-    tensor_parallel_size: int = 1
-    least_tick_tokens: int = 2048
+    max_requests: int  # requests that run at once
+    max_context_tokens: int  # longest prompt and response together
+    kv_cache_tokens: int  # tokens the KV cache holds, all requests together
+    dtype: str = "bfloat16"  # of the policy
+    is_compiled: bool = False  # compiled mode instead of eager
+    keeps_prefixes: bool = True  # prefix caching, as by default in vLLM
+    tensor_parallel_size: int = 1  # workers, a part of the policy each
+    least_tick_tokens: int = 2048  # tokens that a tick computes where there are as many, or more
 
     def to_args(self, model: str) -> dict[str, Any]:
         """Return keyword arguments of `vllm.LLM`."""

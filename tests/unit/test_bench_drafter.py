@@ -12,9 +12,8 @@ import pytest
 from efficient_rollout.bench import calibrate
 from efficient_rollout.bench.acceptance import acceptance, acceptance_table, check_checkpoints, unfinished
 from efficient_rollout.bench.cli import add_bench_command
-from efficient_rollout.bench.drafter import plain_passes
+from efficient_rollout.bench.drafter import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, Measured, Run, plain_passes
 from efficient_rollout.bench.drafter_cli import drafters_of, plan_of
-from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, Measured, Run, SyncRun
 from efficient_rollout.bench.drafter_report import baseline_of, summarize, table
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
@@ -87,11 +86,13 @@ def measured() -> Measured:
             drafting(4, 0.3 * slowness, 1.3 * slowness, 5.0, number),
         ]
         found.syncs.append(
-            SyncRun(
-                arm="int8", weight_sync_seconds=5.0 * slowness, requantize_seconds=1.0 * slowness,
-                plain_reload_seconds=2.0 * slowness,
-            )
-        )  # fmt: skip
+            {
+                "arm": "int8",
+                "weight_sync_seconds": 5.0 * slowness,
+                "requantize_seconds": 1.0 * slowness,
+                "plain_reload_seconds": 2.0 * slowness,
+            }
+        )
     return found
 
 
@@ -210,7 +211,9 @@ def test_drafters_are_told_apart(policy: Path) -> None:
         for run in other.runs
         if run.arm == "int8"
     ]
-    found.syncs += [replace(run, arm="other", requantize_seconds=0.5 * run.requantize_seconds) for run in other.syncs]
+    found.syncs += [
+        run | {"arm": "other", "requantize_seconds": 0.5 * run["requantize_seconds"]} for run in other.syncs
+    ]
     found.memory["other"] = found.memory["int8"]
     summary = summarize(plan(policy, drafters={"int8": Settings(), "other": Settings()}), found)
     assert [(row["drafter"], row["best_draft_tokens"]) for row in summary["headline"]] == [("int8", 4), ("other", 4)]
