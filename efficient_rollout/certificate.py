@@ -7,7 +7,7 @@ for others, and says nothing about speed. Nodes of one kind share one, so a GPU'
 import ast
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,13 +23,44 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DIGITS = 16
 
 
+class JsonFile(BaseModel):
+    """Is the base of what a check leaves in a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, path: Path, *, what: str, remedy: str) -> Self:
+        """Read one.
+
+        Args:
+            path: The file.
+            what: It is, for the message: "certificate".
+            remedy: What to do where it is none.
+
+        Raises:
+            InputFileError: It is not there, cannot be read, or is of another kind.
+        """
+        text = read_text(path, what=f"the {what}", remedy=remedy)
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "the file"
+            raise InputFileError(f"{path} is no {what}: {where}: {fault['msg']}; {remedy}") from error
+
+    def write(self, path: Path) -> None:
+        """Write it whole, or not at all."""
+        with written_whole(path) as staged:
+            staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
 class Machine(BaseModel):
     """Says what a certificate is for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gpu: str  # its name, as the driver says it
     capability: str  # of its instructions, such as "9.0"
-    driver: str  # version
+    driver: str
     packages: dict[str, str]  # versions of vLLM, torch and Triton
     sources: str  # digest of what this package's kernels and runner on a GPU do; not of their docstrings
 
@@ -52,23 +83,16 @@ class Machine(BaseModel):
         ]
 
 
-class Certificate(BaseModel):
+class Certificate(JsonFile):
     """Says what was proved."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1  # of this file
-    machine: Machine  # where
+    schema_version: Literal[1] = 1
+    machine: Machine
     outcome: Literal["passed", "failed"]  # "failed" refuses
     steps: tuple[str, ...]  # names of the steps that passed, in their order
     failed_step: str | None  # the first that did not; None where all passed
     time: str  # UTC, ISO 8601
     commit: str | None  # of this package's checkout; None outside one
-
-    def write(self, path: Path) -> None:
-        """Write it whole, or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as staged:
-            staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def sources_digest(package: Path) -> str:
@@ -93,18 +117,8 @@ def certificate_path(machine: Machine) -> Path:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Read one.
-
-    Raises:
-        InputFileError: It is not there, cannot be read, or is no certificate.
-    """
-    text = read_text(path, what="the certificate", remedy=f"make one: {COMMAND}")
-    try:
-        return Certificate.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputFileError(f"{path} is no certificate: {where}: {fault['msg']}; make one: {COMMAND}") from error
+    """Read one, as `JsonFile.read` does."""
+    return Certificate.read(path, what="certificate", remedy=f"make one: {COMMAND}")
 
 
 def certificate_gap(machine: Machine, path: str | None = None) -> str | None:

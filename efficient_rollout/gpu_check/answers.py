@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from efficient_rollout.controller.script import PATTERN
-from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand
+from efficient_rollout.gpu_check.stand import Measured, Stand, require
 
 # Two engines' log-probabilities of one token may differ by this much, and a tie by twice that falls either way. Passes
 # over other numbers of rows add in other orders; a tiny policy's largest logits are of order 4 to 8, whose bfloat16
@@ -44,12 +44,7 @@ def questions(stand: Stand, temperature: float) -> list[Question]:
 
 
 def ask(
-    engine: Any,
-    asked: Sequence[Question],
-    num_tokens: int,
-    *,
-    drafts: Sequence[int] = (0,),
-    tells_logprobs: bool = False,
+    engine: Any, asked: Sequence[Question], num_tokens: int, *, drafts: Sequence[int], tells_logprobs: bool = False
 ) -> list[Answer]:
     """Ask for answers of so many tokens, at most.
 
@@ -119,20 +114,24 @@ def compare(
         if theirs.tokens == ours.tokens:
             num_tokens += len(theirs.tokens)
             continue
-        pairs = zip(theirs.tokens, ours.tokens, strict=True)
-        place = next((i for i, (their, our) in enumerate(pairs) if their != our))
+        pairs = enumerate(zip(theirs.tokens, ours.tokens, strict=True))
+        place, their, our = next((place, their, our) for place, (their, our) in pairs if their != our)
+        logprobs = theirs.logprobs[place]
+        require(
+            _is_tie(stand, question, logprobs, place, their, our, limit),
+            "tokens",
+            f"{where}, request {number} at temperature {question.temperature:g}, token {place}",
+            f"{their} (log-probability {logprobs[their]:.5f})",
+            f"{our} ({logprobs[our]:.5f}), which no rounding of {limit:g} explains",
+        )
         num_tokens += place
-        assert theirs.logprobs is not None
-        if not _is_tie(stand, question, theirs.logprobs[place], place, theirs.tokens[place], ours.tokens[place], limit):
-            their, our = (float(theirs.logprobs[place, each.tokens[place]]) for each in (theirs, ours))
-            raise CheckFailed(
-                "tokens",
-                where=f"{where}, request {number} at temperature {question.temperature:g}, token {place}",
-                expected=f"{theirs.tokens[place]} (log-probability {their:.5f})",
-                found=f"{ours.tokens[place]} ({our:.5f}), which no rounding of {limit:g} explains",
-            )
         num_ties += 1
     return {"tokens": num_tokens, "ties": num_ties}
+
+
+def added(measured: Measured, result: Measured) -> Measured:
+    """Return what was measured so far, with the tokens and ties of one more `compare` added."""
+    return measured | {key: measured.get(key, 0) + result[key] for key in ("tokens", "ties")}
 
 
 def _is_tie(
@@ -148,10 +147,7 @@ def _is_tie(
 
 
 def redrawn(stand: Stand, question: Question, logprobs: torch.Tensor, places: Sequence[int]) -> list[int]:
-    """Draw what vLLM draws from log-probabilities [n, vocab] at places of an answer.
-
-    It draws with the noise that belongs there.
-    """
+    """Draw what vLLM draws from log-probabilities [n, vocab] at places of an answer, with the noise of those."""
     from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
     n, device = len(places), stand.device

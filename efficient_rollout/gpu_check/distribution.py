@@ -28,13 +28,10 @@ _DRAFTS = (2, 1)
 
 def check_distribution(stand: Stand) -> Measured:
     """Check with a quantized drafter, and with one of other weights, which is mostly wrong."""
-    policy = make_policy(stand.folder, "qwen3", stand.sizes)
+    policy, num_samples = make_policy(stand.folder, "qwen3", stand.sizes), stand.sizes.num_samples
     joint = joint_of_second_and_third(policy, list(_PROMPT), Sampling())
-    num_samples = stand.sizes.num_samples
-    measured: Measured = {
-        "samples": num_samples,
-        "power": round(smallest_power(joint, num_samples, _SHIFT, LEAST_P), 3),
-    }
+    power = smallest_power(joint, num_samples, _SHIFT, LEAST_P)
+    measured: Measured = {"samples": num_samples, "power": round(power, 3)}
     with stand.engine(policy, drafting(runnable_schemes()[0], max(_DRAFTS))) as engine:
         measured |= _check(engine, stand, joint, "quantized")
         for number, layer in enumerate(worker_of(engine).self_drafter.packed.layers.values()):
@@ -45,21 +42,17 @@ def check_distribution(stand: Stand) -> Measured:
 
 
 def _check(engine: Any, stand: Stand, joint: np.ndarray, drafter: str) -> Measured:
-    found = []
+    found: list[float] = []
+    where = f"{drafter} drafter"
     drafted_and_accepted(engine)
     for first_seed in (0, stand.sizes.num_samples):
         found.append(p_value(_pairs(engine, first_seed, stand.sizes.num_samples), joint))
         if found[-1] > LEAST_P:
             break
-    require(
-        found[-1] > LEAST_P,
-        "p of the sampled distribution, and of its repeat",
-        where=f"{drafter} drafter",
-        expected=f"above {LEAST_P:g}",
-        found=found,
-    )
+    what = "p of the sampled distribution, and of its repeat"
+    require(found[-1] > LEAST_P, what, where, f"above {LEAST_P:g}", found)
     drafted, accepted = drafted_and_accepted(engine)
-    require(sum(drafted) > 0, "verified drafts", where=f"{drafter} drafter", expected="some", found=drafted)
+    require(sum(drafted) > 0, "verified drafts", where, "some", drafted)
     return {f"{drafter}_p": round(found[-1], 4), f"{drafter}_accepted": round(sum(accepted) / sum(drafted), 3)}
 
 
@@ -130,9 +123,7 @@ def next_token_probabilities(policy: Any, token_ids: torch.Tensor, sampling: Sam
 
 
 def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:
-    """Return the number of the cell of each (t2, t3).
-
-    Pairs are put in order of probability, and cut into cells of about equal mass.
+    """Return the number of the cell of each (t2, t3): pairs in order of probability, cut into cells of equal mass.
 
     Faults of acceptance move mass between likely and unlikely tokens, which these cells tell apart best.
     """
@@ -141,6 +132,10 @@ def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:
     cells = np.empty(joint.size, dtype=np.int64)
     cells[order] = np.minimum((middle * NUM_CELLS).astype(np.int64), NUM_CELLS - 1)
     return cells.reshape(joint.shape)
+
+
+def _mass(cells: np.ndarray, joint: np.ndarray) -> np.ndarray:
+    return np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
 
 
 def p_value(pairs: Iterable[tuple[int, int]], joint: np.ndarray) -> float:
@@ -152,19 +147,14 @@ def p_value(pairs: Iterable[tuple[int, int]], joint: np.ndarray) -> float:
     if (joint[drawn[:, 0], drawn[:, 1]] == 0).any():
         return 0.0
     cells = cells_of_equal_mass(joint)
-    expected = np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
-    observed = np.bincount(cells[drawn[:, 0], drawn[:, 1]], minlength=NUM_CELLS)
+    expected, observed = _mass(cells, joint), np.bincount(cells[drawn[:, 0], drawn[:, 1]], minlength=NUM_CELLS)
     used = expected > 0
     return float(stats.chisquare(observed[used], expected[used] * len(drawn)).pvalue)
 
 
 def smallest_power(joint: np.ndarray, num_samples: int, shift: float, false_alarm_rate: float) -> float:
-    """Return the chance of an alarm when `shift` of the mass moves from any one cell to any other.
-
-    It is the chance of the worst such pair.
-    """
-    cells = cells_of_equal_mass(joint)
-    expected = np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
+    """Return the chance of an alarm when `shift` of the mass moves from one cell to another: of the worst such pair."""
+    expected = _mass(cells_of_equal_mass(joint), joint)
     expected = expected[expected > 0]
     largest, second = np.sort(expected)[::-1][:2]
     noncentrality = num_samples * shift**2 * (1 / largest + 1 / second)

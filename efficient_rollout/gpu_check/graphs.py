@@ -10,6 +10,7 @@ from typing import Any
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
+from efficient_rollout.gpu_check.answers import added
 from efficient_rollout.gpu_check.policies import make_policy
 from efficient_rollout.gpu_check.samples import (
     LOOKUPS,
@@ -20,7 +21,7 @@ from efficient_rollout.gpu_check.samples import (
     check_perfect,
     plain_answers,
 )
-from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes, worker_of
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, reload, require, runnable_schemes, worker_of
 
 
 def check_graphs(stand: Stand) -> Measured:
@@ -31,41 +32,40 @@ def check_graphs(stand: Stand) -> Measured:
     """
     policy, eager = make_policy(stand.folder, "qwen3", stand.sizes), not stand.is_gpu
     plain = plain_answers(stand, policy, eager=eager)
-    measured: Measured = {"tokens": 0, "ties": 0, "full_graphs": 0}
+    measured: Measured = {"full_graphs": 0}
 
     def look_at(engine: Any) -> None:
-        if stand.is_gpu:
-            measured["full_graphs"] += check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
+        measured["full_graphs"] += _full_graphs(engine, stand)
 
     with _replays(stand) as replays:
+        compared: Measured = {}
         for number, scheme in enumerate(runnable_schemes()[: stand.sizes.most_schemes]):
             lookup = LOOKUPS[number % 2]
             result = check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager, look_at=look_at)
-            measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
+            compared = added(compared, result)
         if stand.is_gpu:  # elsewhere this is a part of the step "same-samples"
             measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain, eager=eager)
-    return measured | replays
+    return measured | compared | replays
 
 
 def check_quick(stand: Stand) -> Measured:
-    """Check two engines alone, stock's and one that drafts.
-
-    Each has one policy, and then another's weights.
-    """
+    """Check two engines alone, stock's and one that drafts: each has one policy, and then another's weights."""
     policy, other = (make_policy(stand.folder, name, stand.sizes) for name in ("qwen3", "qwen3-other"))
     scheme, options = runnable_schemes()[0], {"enforce_eager": not stand.is_gpu}
     with stand.engine(policy, **options) as engine:
         before = answers_of(stand, engine)
-        engine.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+        reload(engine, other)
         behind = answers_of(stand, engine)
-    measured: Measured = {"scheme": scheme}
     with _replays(stand) as replays, stand.engine(policy, drafting(scheme, MOST_DRAFTS), **options) as engine:
-        if stand.is_gpu:
-            measured["full_graphs"] = check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand)
+        full_graphs = _full_graphs(engine, stand)
         first = check_answers(stand, f"at the start, {scheme}", engine, before)
-        engine.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+        reload(engine, other)
         second = check_answers(stand, f"behind a weight sync, {scheme}", engine, behind)
-    return measured | {key: first[key] + second[key] for key in ("tokens", "ties")} | replays
+    return added(added({"scheme": scheme, "full_graphs": full_graphs}, first), second) | replays
+
+
+def _full_graphs(engine: Any, stand: Stand) -> int:
+    return check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand) if stand.is_gpu else 0
 
 
 def check_dispatch(manager: Any, stand: Stand) -> int:
@@ -74,21 +74,18 @@ def check_dispatch(manager: Any, stand: Stand) -> int:
     Returns:
         Batches that were asked for.
     """
-    count, limit = 0, manager.compilation_config.max_cudagraph_capture_size
-    for query_len in range(1, MOST_DRAFTS + 2):
-        for num_reqs in range(1, stand.sizes.max_num_seqs + 1):
-            if num_reqs * query_len > limit:
-                continue
-            graph = manager.dispatch(num_reqs, num_reqs * query_len, query_len, 0, max_query_len=query_len)
-            require(
-                graph.cg_mode == CUDAGraphMode.FULL,
-                "graph of a batch",
-                where=f"{num_reqs} requests with {query_len - 1} drafts",
-                expected="FULL",
-                found=graph.cg_mode.name,
-            )
-            count += 1
-    return count
+    limit = manager.compilation_config.max_cudagraph_capture_size
+    batches = [
+        (num_reqs, query_len)
+        for query_len in range(1, MOST_DRAFTS + 2)
+        for num_reqs in range(1, stand.sizes.max_num_seqs + 1)
+        if num_reqs * query_len <= limit
+    ]
+    for num_reqs, query_len in batches:
+        mode = manager.dispatch(num_reqs, num_reqs * query_len, query_len, 0, max_query_len=query_len).cg_mode
+        where = f"{num_reqs} requests with {query_len - 1} drafts"
+        require(mode == CUDAGraphMode.FULL, "graph of a batch", where, "FULL", mode.name)
+    return len(batches)
 
 
 @contextmanager
@@ -111,4 +108,4 @@ def _replays(stand: Stand) -> Iterator[dict[str, int]]:
     finally:
         CudaGraphManager.run_fullgraph = stock
     for kind, count in counts.items() if stand.is_gpu else ():
-        require(count > 0, kind, where="engines with graphs", expected="some", found=count)
+        require(count > 0, kind, "engines with graphs", "some", count)

@@ -9,8 +9,7 @@ Triton and with TRITON_INTERPRET=1: python -m efficient_rollout.gpu_check.kernel
 """
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.packed_linear import PackedLinear
 from efficient_rollout.drafter.scheme import FLOAT_DTYPES
 from efficient_rollout.files import read_json, write_json
-from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
+from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, median_seconds, require
 from efficient_rollout.gpu_check.weights import addresses_of, digest, hard_weight, hashed, packed_of
 
 GOLDENS = Path(__file__).with_name("goldens.json")
@@ -34,7 +33,7 @@ _GROUP_SIZES = (128, 64, 32)
 _ROWS = 128
 # Of texts in which copies are looked for, of so many words: several programs, parts of one, a single token.
 _LENGTHS, _WORDS, _COPIES = (1, 7, 300, 5000), 50, 7
-_TIMED_SCHEMES, _TIMED_ROUNDS, _STEP = ("int4", "int8", "fp8"), 3, 2.0**-9
+_TIMED_SCHEMES, _STEP = ("int4", "int8", "fp8"), 2.0**-9
 _COPIED_BYTES = 1 << 30
 
 
@@ -42,18 +41,18 @@ _COPIED_BYTES = 1 << 30
 class Case:
     """Describes a weight to be packed."""
 
-    scheme: str  # that packs it
+    scheme: str
     group_size: int  # of int4
-    dtype: torch.dtype  # of the weight
+    dtype: torch.dtype
     shape: tuple[int, int]  # outputs, inputs
-    has_bias: bool  # whether its layer has a bias
+    has_bias: bool
 
     @property
     def name(self) -> str:
         """Return the key in the file of digests."""
-        parts = [self.scheme, *([f"g{self.group_size}"] if self.scheme == "int4" else [])]
-        bias = ["bias"] if self.has_bias else []
-        return "-".join([*parts, str(self.dtype).removeprefix("torch."), "x".join(map(str, self.shape)), *bias])
+        group, bias = f"-g{self.group_size}" * (self.scheme == "int4"), "-bias" * self.has_bias
+        dtype, shape = str(self.dtype).removeprefix("torch."), "x".join(map(str, self.shape))
+        return f"{self.scheme}{group}-{dtype}-{shape}{bias}"
 
     def pack(self, device: str, salt: int = 0) -> PackedLinear:
         """Make the packed layer, of other numbers for another salt."""
@@ -88,31 +87,24 @@ def check_kernels(stand: Stand) -> Measured:
     """
     goldens = read_json(GOLDENS, what="the digests of gpu-check", remedy="install the package again")
     found = digests(stand.device)
-    require(found.keys() == goldens.keys(), "cases", where=GOLDENS.name, expected=sorted(goldens), found=sorted(found))
-    wrong = [name for name, value in found.items() if value != goldens[name]]
-    if wrong:
-        raise CheckFailed(
-            "packed bytes", where=", ".join(wrong), expected=goldens[wrong[0]], found=f"{found[wrong[0]]} in the first"
-        )
+    require(found.keys() == goldens.keys(), "cases", GOLDENS.name, sorted(goldens), sorted(found))
+    wrong = {name: value for name, value in found.items() if value != goldens[name]}
+    for name, value in wrong.items():
+        raise CheckFailed("packed bytes", ", ".join(wrong), goldens[name], f"{value} in the first")
     again = [case for case in cases() if case.dtype == torch.bfloat16 and case.shape in _SHAPES[:2]]
-    num_in_place = sum(_check_in_place(case, stand.device) for case in again)
-    return {
-        "equal_digests": len(found),
-        "in_place": num_in_place,
-        "copies": _check_copies(stand.device),
-        **_check_large(stand),
-    }
+    for case in again:
+        _check_in_place(case, stand.device)
+    copies, large = _check_copies(stand.device), _check_large(stand)
+    return {"equal_digests": len(found), "in_place": len(again), "copies": copies, **large}
 
 
-def _check_in_place(case: Case, device: str) -> int:
+def _check_in_place(case: Case, device: str) -> None:
     layer, expected = case.pack(device), digest(case.pack(device, salt=2))
     before = addresses_of({case.name: layer})
     layer.requantize(*case.weight(device, salt=2))
-    after = addresses_of({case.name: layer})
-    require(before == after, "addresses after requantizing", where=case.name, expected=before, found=after)
-    found = digest(layer)
-    require(found == expected, "bytes after requantizing", where=case.name, expected=expected, found=found)
-    return 1
+    after, found = addresses_of({case.name: layer}), digest(layer)
+    require(before == after, "addresses after requantizing", case.name, before, after)
+    require(found == expected, "bytes after requantizing", case.name, expected, found)
 
 
 def _check_copies(device: str) -> int:
@@ -132,20 +124,16 @@ def _check_copies(device: str) -> int:
     for text, length, found in zip(texts.numpy(), _LENGTHS, fed.tolist(), strict=True):
         copies = find_copies(text[:length], _COPIES)[0].tolist() or [0] * _COPIES
         expected = [int(text[length - 1]), *copies]
-        require(found == expected, "copies", where=f"a text of {length} tokens", expected=expected, found=found)
+        require(found == expected, "copies", f"a text of {length} tokens", expected, found)
     return len(_LENGTHS) * _COPIES
 
 
 def _check_large(stand: Stand) -> Measured:
-    """Check that outputs do not interact.
-
-    The first and the last rows of the largest weight are packed as they are alone.
-    """
+    """Check that outputs do not interact: first and last rows of the largest weight are packed as they are alone."""
     outputs, inputs = stand.sizes.large_weight
     alone = hard_weight((_ROWS, inputs), torch.bfloat16, stand.device)
     weight = torch.zeros(outputs, inputs, dtype=torch.bfloat16, device=stand.device)
-    weight[:_ROWS] = alone
-    weight[-_ROWS:] = alone
+    weight[:_ROWS] = weight[-_ROWS:] = alone
     for name, scheme in cuda_schemes(DrafterSettings(group_size=128)).items():
         if scheme.layer is None:
             continue
@@ -153,24 +141,21 @@ def _check_large(stand: Stand) -> Measured:
         for key, expected in part.items():
             # Marlin's buffers have outputs along the second axis, the others along the first.
             axis = int(name == "int4")
-            for where, start in (("first", 0), ("last", whole[key].shape[axis] - expected.shape[axis])):
+            for which, start in (("first", 0), ("last", whole[key].shape[axis] - expected.shape[axis])):
                 found = whole[key].narrow(axis, start, expected.shape[axis])
-                require(
-                    torch.equal(found, expected),
-                    f"the {where} {_ROWS} outputs of a large weight",
-                    where=f"{name} {key}, {outputs} x {inputs}",
-                    expected="those of the same outputs alone",
-                    found=f"{int((found != expected).sum())} other numbers",
-                )
+                what, where = f"the {which} {_ROWS} outputs of a large weight", f"{name} {key}, {outputs} x {inputs}"
+                others = f"{int((found != expected).sum())} other numbers"
+                require(torch.equal(found, expected), what, where, "those of the same outputs alone", others)
     return {"largest_weight": f"{outputs} x {inputs}"}
 
 
 def measure_requantizing(stand: Stand) -> Measured:
-    """Requantize each of a policy's shapes again and again, in bfloat16.
-
-    Bytes are those read and those written.
-    """
-    measured: Measured = {"copy_bytes_per_second": round(_copy_bandwidth(stand))}
+    """Requantize each of a policy's shapes again and again, in bfloat16; bytes are those read and those written."""
+    size = _COPIED_BYTES if stand.is_gpu else 1 << 20
+    source = torch.empty(size, dtype=torch.uint8, device=stand.device)
+    target = torch.empty_like(source)
+    copied = 2 * size / median_seconds(stand, lambda: target.copy_(source))
+    measured: Measured = {"copy_bytes_per_second": round(copied)}
     for scheme in _TIMED_SCHEMES:
         if scheme == "fp8" and stand.is_gpu and torch.cuda.get_device_capability() < (8, 9):
             continue
@@ -178,35 +163,12 @@ def measure_requantizing(stand: Stand) -> Measured:
         for outputs, inputs, count in stand.sizes.layers:
             weight = torch.randn(outputs, inputs, device=stand.device).mul_(_STEP).bfloat16()
             layer = cuda_schemes(DrafterSettings(group_size=128))[scheme].pack(weight, None)
-            seconds += count * _median_seconds(stand, lambda layer=layer, weight=weight: layer.requantize(weight))
+            seconds += count * median_seconds(stand, lambda layer=layer, weight=weight: layer.requantize(weight))
             num_bytes += count * (weight.nbytes + layer.num_bytes)
             del weight, layer
-        measured[scheme] = {
-            "seconds": round(seconds, 4),
-            "bytes": int(num_bytes),
-            "bandwidth_share": float(f"{num_bytes / seconds / measured['copy_bytes_per_second']:.3g}"),
-        }
+        share = float(f"{num_bytes / seconds / copied:.3g}")
+        measured[scheme] = {"seconds": round(seconds, 4), "bytes": int(num_bytes), "bandwidth_share": share}
     return measured
-
-
-def _copy_bandwidth(stand: Stand) -> float:
-    """Return the bytes a second, read and written, of a plain copy."""
-    size = _COPIED_BYTES if stand.is_gpu else 1 << 20
-    source = torch.empty(size, dtype=torch.uint8, device=stand.device)
-    target = torch.empty_like(source)
-    return 2 * size / _median_seconds(stand, lambda: target.copy_(source))
-
-
-def _median_seconds(stand: Stand, work: Callable[[], object]) -> float:
-    """Return the median seconds of some rounds behind one that compiles."""
-    seconds = []
-    for _ in range(_TIMED_ROUNDS + 1):
-        stand.wait()
-        started = time.perf_counter()
-        work()
-        stand.wait()
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[_TIMED_ROUNDS // 2]
 
 
 if __name__ == "__main__":

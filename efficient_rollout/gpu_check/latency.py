@@ -3,7 +3,6 @@
 Weights are random, so nothing is said of acceptance: it is stated, and the speed-up it would give computed.
 """
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import numpy as np
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.cost_model.speedup import expected_tokens, speedup
 from efficient_rollout.gpu_check.policies import make_shape
-from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, runnable_schemes, worker_of
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, median_seconds, runnable_schemes, worker_of
 from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.provenance import provenance
 
 _ACCEPTANCES = (0.7, 0.8, 0.9)
-_REQUANTIZATIONS = 3
 _SHOWN_BATCHES, _SHOWN_CONTEXT = (1, 8, 32, 128), 1024
 MOST_DRAFTS = 8
 # Elsewhere than on a GPU: shows that the code runs.
@@ -52,9 +50,7 @@ def _measure(stand: Stand, shape: str, scheme: str) -> Measured:
         start=stand.start_measured,
         and_then=partial(_requantize, stand),
     )
-    path = profile_path(stand.folder, shape, scheme)
-    path.parent.mkdir(exist_ok=True)
-    save_profile(profile, path)
+    save_profile(profile, profile_path(stand.folder, shape, scheme))
     spent = {name: profile.provenance[name] for name in ("requantize_s", "drafter_bytes", "tick_spread")}
     return {f"batch_{batch}": _summary(profile, batch) for batch in _SHOWN_BATCHES} | spent
 
@@ -82,15 +78,8 @@ def _requantize(stand: Stand, engine: Any) -> Measured:
     import torch
     from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-    worker, seconds = worker_of(engine), []
-    packed = worker.self_drafter.packed
-    for _ in range(_REQUANTIZATIONS):
-        stand.wait()
-        started = time.perf_counter()
-        with torch.inference_mode():
-            process_weights_after_loading(
-                worker.model_runner.get_model(), worker.model_config, torch.device(stand.device)
-            )
-        stand.wait()
-        seconds.append(time.perf_counter() - started)
-    return {"requantize_s": round(min(seconds), 5), "drafter_bytes": packed.num_bytes}
+    worker = worker_of(engine)
+    model, config, device = worker.model_runner.get_model(), worker.model_config, torch.device(stand.device)
+    with torch.inference_mode():
+        seconds = median_seconds(stand, lambda: process_weights_after_loading(model, config, device))
+    return {"requantize_s": round(seconds, 5), "drafter_bytes": worker.self_drafter.packed.num_bytes}

@@ -19,19 +19,10 @@ OPERATORS = {
 def check_operators(stand: Stand) -> Measured:
     """Check the schemas of the compiled operators, and which schemes can run here."""
     for name, wanted in OPERATORS.items():
-        arguments = argument_names(stand.operators, name)
-        require(
-            arguments == wanted.split(),
-            f"arguments of the operator {name}",
-            where="vLLM's compiled library",
-            expected=wanted,
-            found=" ".join(arguments) or "no such operator",
-        )
+        found = " ".join(argument_names(stand.operators, name)) or "no such operator"
+        require(found == wanted, f"arguments of the operator {name}", "vLLM's compiled library", wanted, found)
     runnable_schemes()
-    return {
-        "operators": len(OPERATORS),
-        **{name: missing or "can run" for name, missing in available_schemes().items()},
-    }
+    return {"operators": len(OPERATORS)} | {name: why or "can run" for name, why in available_schemes().items()}
 
 
 def argument_names(operators: Any, name: str) -> list[str]:

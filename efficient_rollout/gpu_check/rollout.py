@@ -10,16 +10,16 @@ from functools import partial
 from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.arms import PLAIN, parse_arms
 from efficient_rollout.bench.report import say, summarize
-from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, run_plan
 from efficient_rollout.bench.work import RandomPrompts, Request, TaskPrompts, eos_token_ids, requests_of
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check.answers import Question, ask
-from efficient_rollout.gpu_check.child import measured_path
 from efficient_rollout.gpu_check.latency import MOST_DRAFTS, profile_path
 from efficient_rollout.gpu_check.policies import make_shape
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, end_engine, require, runnable_schemes
+from efficient_rollout.gpu_check.steps import measured_path
 from efficient_rollout.metrics.names import ACCEPTANCE_RATE
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.simulator.trace import draw_trace
@@ -31,10 +31,11 @@ _POSITIONS = 1024
 _RULE = "cost_model"
 # And, for comparison, a rule that always drafts.
 _ARMS = f"{PLAIN},always:4,{_RULE}"
-# The published rollouts' batch; a mean of 800 tokens with a tail five times as long.
-_REQUESTS, _LENGTHS, _PROMPT_TOKENS, _ROUNDS = 128, "lognormal:800,0.8,4096", 512, 3
+# Requests, response lengths, prompt tokens and rounds: the published rollouts' batch; a mean of 800 tokens with a tail
+# five times as long.
+_WORK = (128, "lognormal:800,0.8,4096", 512, 3)
 # Elsewhere than on a GPU: shows that the code runs.
-_LEAST = (2, "lognormal:6,0.5,10", 4, 1)
+_LEAST_WORK = (2, "lognormal:6,0.5,10", 4, 1)
 # Of each engine beside weights and KV cache: graphs, activations, CUDA itself.
 _SPARE_BYTES = 6 << 30
 
@@ -55,10 +56,8 @@ def check_acceptance(stand: Stand) -> Measured:
             take_rollout_stats(engine.collective_rpc)
             ask(engine, asked, sizes.response_tokens, drafts=(_DRAFTS,))
             rates = acceptance(take_rollout_stats(engine.collective_rpc))
-        require(
-            rates["num_verify_passes"] > 0, "verified drafts", where=f"{policy.name}, {scheme}", expected="some",
-            found=rates["num_verify_passes"],
-        )  # fmt: skip
+        verified = rates["num_verify_passes"]
+        require(verified > 0, "verified drafts", f"{policy.name}, {scheme}", "some", verified)
         measured[scheme] = rates
     return measured
 
@@ -72,52 +71,35 @@ def check_rollout(stand: Stand) -> Measured:
     # Of the step before.
     rates = read_json(measured_path(stand.folder, "acceptance"), what="the acceptance")[scheme]
     accepted = float(rates["acceptance_rate"][0])
-    measured: Measured = {"stated_acceptance": round(accepted, 4)}
-    for shape in stand.shapes:
-        measured[f"{shape}-{scheme}"] = _measure(stand, shape, scheme, accepted)
-    return measured
+    measured = {f"{shape}-{scheme}": _measure(stand, shape, scheme, accepted) for shape in stand.shapes}
+    return {"stated_acceptance": round(accepted, 4), **measured}
 
 
 def _measure(stand: Stand, shape: str, scheme: str, accepted: float) -> Measured:
     policy = make_shape(stand.folder, shape)
-    num_requests, lengths, prompt_tokens, num_rounds = (
-        (_REQUESTS, _LENGTHS, _PROMPT_TOKENS, _ROUNDS) if stand.is_gpu else _LEAST
-    )
+    num_requests, lengths, prompt_tokens, num_rounds = _WORK if stand.is_gpu else _LEAST_WORK
     trace = draw_trace(lengths, num_requests, 1, seed=0, prompt_tokens=prompt_tokens)
     work = requests_of(trace, RandomPrompts(read_policy_config(policy).size("vocab_size")), seed=0)
     needed, free = _needed_bytes(str(policy), work), stand.free_bytes()
     if free is not None and needed > free:
         return {"left_out": f"two engines of it need {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free"}
+    profile = str(profile_path(stand.folder, shape, scheme))
     plan = BenchPlan(
         model=str(policy),
         arms=parse_arms(_ARMS),
         rounds={ROLLOUT: [work] * num_rounds},
-        settings=drafting(scheme, MOST_DRAFTS, rule=_RULE, profile=profile_path(stand.folder, shape, scheme)),
+        settings=drafting(scheme, MOST_DRAFTS, rule=_RULE, profile=profile),
         dtype=stand.dtype,
         is_compiled=stand.is_gpu,
     )
     try:
-        results = run_plan(
+        rounds = run_plan(
             plan,
             lambda name, arm, done: say(f"{shape}, {name}: {arm.name} {done.seconds:.2f} s"),
             partial(stand.start_measured, spoiled_share=1.0 - accepted),
-        )
+        )[ROLLOUT]
     finally:
         end_engine()
-    return _summary(results[ROLLOUT])
-
-
-def _needed_bytes(model: str, work: list[Request]) -> int:
-    """Return the bytes of both engines.
-
-    Weights in 16 bits count twice, the drafter's in as many as 8, and every request's KV twice.
-    """
-    shape = read_model_shape(model)
-    kv_tokens = sum(len(request.prompt_token_ids) + request.max_tokens for request in work)
-    return int(2.5 * shape.weight_bytes("bfloat16") + 2 * kv_tokens * shape.kv_bytes("bfloat16") + 2 * _SPARE_BYTES)
-
-
-def _summary(rounds: dict[str, list[RoundResult]]) -> Measured:
     arms = summarize(rounds, is_greedy=False)
     measured: Measured = {"response_tokens": arms[PLAIN]["rounds"][0]["response_tokens"]}
     for name, arm in arms.items():
@@ -126,3 +108,10 @@ def _summary(rounds: dict[str, list[RoundResult]]) -> Measured:
             measured[name]["acceptance_rates"] = [done.metrics.get(ACCEPTANCE_RATE) for done in rounds[name]]
             measured[name]["seconds_by_draft_tokens"] = [row["seconds_by_draft_tokens"] for row in arm["rounds"]]
     return measured
+
+
+def _needed_bytes(model: str, work: list[Request]) -> int:
+    """Return the bytes of both engines: 16-bit weights twice, the drafter's in 8 bits at most, and KV twice."""
+    shape = read_model_shape(model)
+    kv_bytes = sum(request.num_tokens for request in work) * shape.kv_bytes("bfloat16")
+    return int(2.5 * shape.weight_bytes("bfloat16") + 2 * kv_bytes + 2 * _SPARE_BYTES)

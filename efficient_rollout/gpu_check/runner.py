@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
-from efficient_rollout.certificate import Machine
+from efficient_rollout.certificate import JsonFile, Machine
 from efficient_rollout.cleanup import descendants, end_processes, nothing_left_behind
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError
-from efficient_rollout.files import read_json, read_text, written_whole
-from efficient_rollout.gpu_check.child import measured_path
-from efficient_rollout.gpu_check.plan import Step
+from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check.stand import Measured
+from efficient_rollout.gpu_check.steps import Step, measured_path
 
 LOCK, STATE = "lock", "state.json"
-_REMEDY = "start over with --fresh"
 _LAST_LINES = 12
 _LINE_CHARACTERS = 300
 _TAIL_BYTES = 1 << 16
@@ -36,47 +34,28 @@ class DiskError(EfficientRolloutError):
 class PassedStep(BaseModel):
     """Records a step that passed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     seconds: float  # it took
     measured: dict[str, Any]  # what it returned, JSON types
 
 
-class State(BaseModel):
+class State(JsonFile):
     """Records what is known so far."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1  # of this file
+    schema_version: Literal[1] = 1
     machine: Machine  # where the steps passed
-    steps: dict[str, PassedStep] = {}  # those that passed, by name
-
-
-def read_state(folder: Path) -> State | None:
-    """Return what an earlier run in a folder left; None where there was none.
-
-    Raises:
-        InputFileError: The file cannot be read, or is of another kind.
-    """
-    path = folder / STATE
-    if not path.exists():
-        return None
-    try:
-        return State.model_validate_json(read_text(path, what="the state of gpu-check", remedy=_REMEDY))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputFileError(f"{path} is no state of gpu-check: {where}: {fault['msg']}; {_REMEDY}") from error
+    steps: dict[str, PassedStep]  # those that passed, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """Says what became of a step."""
 
-    step: Step  # which
-    seconds: float  # it took
-    measured: Measured | None  # what it returned; None where it failed
-    problem: str | None  # why it failed; None where it passed
-    is_old: bool  # it passed in an earlier run
+    step: Step
     log: Path  # its output
+    seconds: float  # it took
+    measured: Measured | None = None  # what it returned; None where it failed
+    problem: str | None = None  # why it failed; None where it passed
+    is_old: bool = False  # it passed in an earlier run
 
 
 @contextmanager
@@ -113,6 +92,16 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
+def read_state(folder: Path) -> State | None:
+    """Return what an earlier run in a folder left; None where there was none.
+
+    Raises:
+        InputFileError: The file cannot be read, or is of another kind.
+    """
+    path = folder / STATE
+    return State.read(path, what="state of gpu-check", remedy="start over with --fresh") if path.exists() else None
+
+
 def starting_state(folder: Path, machine: Machine, say: Callable[[str], None], *, fresh: bool) -> State:
     """Return what counts of an earlier run: what it proved, if on this machine.
 
@@ -120,13 +109,10 @@ def starting_state(folder: Path, machine: Machine, say: Callable[[str], None], *
         InputFileError: Its file is no such file.
     """
     state = None if fresh else read_state(folder)
-    if state is None:
-        return State(machine=machine)
-    differences = machine.differences(state.machine)
+    differences = [] if state is None else machine.differences(state.machine)
     if differences:
         say(f"starting over, {folder} is of another machine: {'; '.join(differences)}")
-        return State(machine=machine)
-    return state
+    return State(machine=machine, steps={}) if state is None or differences else state
 
 
 def run_steps(
@@ -157,7 +143,7 @@ def run_steps(
             log, passed = folder / f"{step.name}.log", state.steps.get(step.name)
             if passed is not None:
                 say(f"{step.name}: passed before")
-                outcomes.append(Outcome(step=step, log=log, is_old=True, problem=None, **passed.model_dump()))
+                outcomes.append(Outcome(step=step, log=log, is_old=True, **passed.model_dump()))
                 continue
             say(f"{step.name}: running, for {step.limit_s:g} s at most; {log}")
             with disk_errors(f"step {step.name}", folder):
@@ -165,8 +151,7 @@ def run_steps(
                 if outcome.measured is not None:
                     passed = PassedStep(seconds=outcome.seconds, measured=outcome.measured)
                     state = State(machine=state.machine, steps=state.steps | {step.name: passed})
-                    with written_whole(folder / STATE) as staged:
-                        staged.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+                    state.write(folder / STATE)
             outcomes.append(outcome)
             say(f"{step.name}: {'passed' if outcome.problem is None else 'FAILED'} after {outcome.seconds:.1f} s")
             if outcome.problem is not None:
@@ -180,17 +165,18 @@ def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
     with log.open("wb") as output:
         code = _wait_for(command, output.fileno(), step.limit_s)
     seconds = time.monotonic() - started
-    problem, measured = None, None
-    if code is None:
-        problem = f"it was ended after its limit of {step.limit_s:g} s"
-    elif code != 0:
-        problem = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
-    else:
-        try:
+    try:
+        if code == 0:
             measured = read_json(result, what="a step's result")
-        except InputFileError as error:
-            problem = str(error)
-    return Outcome(step=step, seconds=seconds, measured=measured, problem=problem, is_old=False, log=log)
+            return Outcome(step=step, log=log, seconds=seconds, measured=measured)
+        problem = f"its process ended with exit code {code}"
+        if code is None:
+            problem = f"it was ended after its limit of {step.limit_s:g} s"
+        elif code < 0:
+            problem = f"its process was ended by signal {-code}"
+    except InputFileError as error:
+        problem = str(error)
+    return Outcome(step=step, log=log, seconds=seconds, problem=problem)
 
 
 def _wait_for(command: list[str], output: int, limit_s: float) -> int | None:

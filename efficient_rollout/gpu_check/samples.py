@@ -10,6 +10,7 @@ import torch
 from efficient_rollout.gpu_check.answers import (
     Answer,
     Question,
+    added,
     ask,
     compare,
     drafted_and_accepted,
@@ -36,14 +37,13 @@ def check_same_samples(stand: Stand) -> Measured:
     Then a drafter that is the policy itself is checked.
     """
     schemes = runnable_schemes()
-    measured: Measured = {"tokens": 0, "ties": 0, "redrawn": 0}
+    measured: Measured = {"redrawn": 0}
     for number, name in enumerate(stand.sizes.policies):
         policy, scheme = make_policy(stand.folder, name, stand.sizes), schemes[number % len(schemes)]
         plain = plain_answers(stand, policy, eager=True)
         measured["redrawn"] += _check_noise(stand, name, plain)
         result = check_drafting(stand, policy, scheme, plain, lookup=LOOKUPS[number % 2])
-        measured |= {key: measured[key] + result[key] for key in ("tokens", "ties")}
-        measured[f"{scheme}_accepted"] = result["accepted"]
+        measured = added(measured, result) | {f"{scheme}_accepted": result["accepted"]}
         if not number:
             measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain)
     return measured
@@ -56,8 +56,7 @@ Asked = list[tuple[list[Question], list[Answer]]]
 def plain_answers(stand: Stand, policy: Path, *, eager: bool) -> Asked:
     """Return what stock vLLM answers, with its log-probabilities; asked once in a process."""
     with stand.engine(policy, enforce_eager=eager) as engine:
-        uses_v2 = engine.llm_engine.vllm_config.use_v2_model_runner
-        require(uses_v2, "vLLM's model runner", where="a stock engine", expected="V2", found="V1")
+        require(engine.llm_engine.vllm_config.use_v2_model_runner, "vLLM's model runner", "a stock engine", "V2", "V1")
         return answers_of(stand, engine)
 
 
@@ -79,19 +78,15 @@ def check_answers(stand: Stand, where: str, engine: Any, expected: Asked) -> Mea
         CheckFailed: A token is another, or no draft was accepted.
     """
     drafted_and_accepted(engine)
-    results = [
-        compare(stand, where, asked, theirs, ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH))
-        for asked, theirs in expected
-    ]
+    measured: Measured = {}
+    for asked, theirs in expected:
+        found = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH)
+        measured = added(measured, compare(stand, where, asked, theirs, found))
     drafted, accepted = drafted_and_accepted(engine)
-    require(len(drafted) == MOST_DRAFTS, "verified drafts", where=where, expected=MOST_DRAFTS, found=drafted)
-    require(sum(accepted) > 0, "accepted drafts", where=where, expected="some", found=accepted)
-    return {
-        "tokens": sum(result["tokens"] for result in results),
-        "ties": sum(result["ties"] for result in results),
-        "accepted": round(sum(accepted) / sum(drafted), 3),
-        "accepted_first": round(accepted[0] / drafted[0], 4),
-    }
+    require(len(drafted) == MOST_DRAFTS, "verified drafts", where, MOST_DRAFTS, drafted)
+    require(sum(accepted) > 0, "accepted drafts", where, "some", accepted)
+    measured["accepted"] = round(sum(accepted) / sum(drafted), 3)
+    return measured | {"accepted_first": round(accepted[0] / drafted[0], 4)}
 
 
 def check_drafting(
@@ -122,36 +117,24 @@ def check_drafting(
 
 
 def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = True) -> float:
-    """Check as `check_drafting` does, with the policy itself as the drafter.
-
-    Its first drafts are accepted; their share is returned.
-    """
+    """Check as `check_drafting` does with the policy itself as the drafter; return the share of its first drafts."""
     accepted: float = check_drafting(stand, policy, "unquantized", plain, eager=eager)["accepted_first"]
-    least = _LEAST_ACCEPTED[stand.dtype]
-    require(
-        accepted >= least,
-        "accepted first drafts of an unquantized drafter",
-        where=f"{policy.name}, {'eager' if eager else 'graphs'}",
-        expected=f"{least} or more",
-        found=accepted,
-    )
+    least, where = _LEAST_ACCEPTED[stand.dtype], f"{policy.name}, {'eager' if eager else 'graphs'}"
+    what = "accepted first drafts of an unquantized drafter"
+    require(accepted >= least, what, where, f"{least} or more", accepted)
     return accepted
 
 
 def _check_noise(stand: Stand, name: str, plain: Asked) -> int:
-    """Check that noise belongs to a seed and a position.
-
-    Stock's tokens come again of its log-probabilities alone.
-    """
+    """Check that noise belongs to a seed and a position: stock's tokens come again of its log-probabilities alone."""
     count = 0
     for asked, answers in plain:
         for question, answer in zip(asked, answers, strict=True):
-            assert answer.logprobs is not None
             if question.temperature == 0.0:
                 continue
             found = redrawn(stand, question, answer.logprobs, range(len(answer.tokens)))
             # A row whose best two scores float32 cannot tell apart is drawn either way.
             differ = int((torch.tensor(found) != torch.tensor(answer.tokens)).sum())
-            require(differ <= 1, "tokens drawn again", where=name, expected=answer.tokens, found=found)
+            require(differ <= 1, "tokens drawn again", name, answer.tokens, found)
             count += len(found)
     return count

@@ -5,13 +5,12 @@ gives the same integers on a GPU as in its interpreter, and a row's draw is the 
 """
 
 import hashlib
-import time
 
 import torch
 import triton
 from triton import language as tl
 
-from efficient_rollout.gpu_check.stand import Measured, Stand, require
+from efficient_rollout.gpu_check.stand import Measured, Stand, median_seconds, require
 from efficient_rollout.gpu_check.weights import hashed
 
 # SHA-256 of the noise of two requests at three positions, as Triton's interpreter computes it.
@@ -23,15 +22,7 @@ _ROUNDS = 20
 
 @triton.jit
 def noise_kernel(noise, seeds, positions, width, BLOCK: tl.constexpr):
-    """Write a row's noise: int32 [rows, width], by its seed and position.
-
-    Args:
-        noise: Where.
-        seeds: int64 [rows].
-        positions: int64 [rows].
-        width: Of a row.
-        BLOCK: Numbers a program writes.
-    """
+    """Write noise, int32 [rows, width], by each row's seed and position, int64 [rows]; a program writes a block."""
     row = tl.program_id(0)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     key = tl.randint(tl.load(seeds + row), tl.load(positions + row).to(tl.int32))
@@ -52,28 +43,18 @@ def drawn(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def check_sampling(stand: Stand) -> Measured:
-    """Check that noise is the interpreter's, bit for bit, and a row's draw its own in every batch.
-
-    The time of a draw is measured too.
-    """
+    """Check that noise is the interpreter's, bit for bit, and a row's draw its own in every batch; time a draw."""
     rows, width = _DIGEST_SHAPE
     seeds = torch.tensor([5, 5, 5, 1 << 40, 1 << 40, 1 << 40], device=stand.device)
     positions = torch.tensor([0, 1, 99, 0, 1, 99], device=stand.device)
     noise = noise_of(seeds, positions, width)
     digest = hashlib.sha256(noise.cpu().numpy().tobytes()).hexdigest()
-    require(digest == _NOISE_DIGEST, "noise", where=f"{rows} x {width}", expected=_NOISE_DIGEST, found=digest)
+    require(digest == _NOISE_DIGEST, "noise", f"{rows} x {width}", _NOISE_DIGEST, digest)
     logits = (hashed((rows, width), 7) * 2.0**-5).float().to(stand.device)
     together = drawn(logits, noise).tolist()
     alone = [int(drawn(logits[[row]], noise_of(seeds[[row]], positions[[row]], width))) for row in range(rows)]
-    require(together == alone, "tokens", where="each row alone", expected=together, found=alone)
-    batch, vocabulary = stand.sizes.draws
-    seeds, positions = torch.arange(batch, device=stand.device), torch.arange(batch, device=stand.device)
-    logits = torch.zeros(batch, vocabulary, device=stand.device)
-    drawn(logits, noise_of(seeds, positions, vocabulary))
-    stand.wait()
-    started = time.perf_counter()
-    for _ in range(_ROUNDS if stand.is_gpu else 1):
-        drawn(logits, noise_of(seeds, positions, vocabulary))
-    stand.wait()
-    milliseconds = 1000 * (time.perf_counter() - started) / (_ROUNDS if stand.is_gpu else 1)
-    return {"equal_noise": rows * width, "draw_ms": float(f"{milliseconds:.4g}"), "draw": f"{batch} x {vocabulary}"}
+    require(together == alone, "tokens", "each row alone", together, alone)
+    (batch, vocabulary), rounds = stand.sizes.draws, _ROUNDS if stand.is_gpu else 1
+    numbers, logits = torch.arange(batch, device=stand.device), torch.zeros(batch, vocabulary, device=stand.device)
+    draw_s = median_seconds(stand, lambda: drawn(logits, noise_of(numbers, numbers, vocabulary)), rounds)
+    return {"equal_noise": rows * width, "draw_ms": float(f"{1000 * draw_s:.4g}"), "draw": f"{batch} x {vocabulary}"}

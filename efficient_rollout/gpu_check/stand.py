@@ -4,10 +4,12 @@ A step is a function of a stand, whatever its device: the functions that run on 
 """
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.config import CONFIG_KEY, Settings
@@ -15,29 +17,30 @@ from efficient_rollout.config import CONFIG_KEY, Settings
 if TYPE_CHECKING:
     from efficient_rollout.measuring.starting import EngineLimits
 
-SCHEDULER = "efficient_rollout.measuring.scripted.AsyncScriptedScheduler"
+_SCHEDULER = "efficient_rollout.measuring.scripted.AsyncScriptedScheduler"
 # What a step measured, for the report; JSON types.
 Measured = dict[str, Any]
 
 
 class CheckFailed(Exception):
-    """Says that a step found something else than it must.
+    """Says that a step found something else than it must."""
+
+    def __init__(self, what: str, where: str, expected: Any, found: Any) -> None:
+        super().__init__(f"{what} ({where}): expected {expected}, found {found}")
+
+
+def require(holds: bool, what: str, where: str, expected: Any, found: Any) -> None:
+    """Raise CheckFailed where something does not hold.
 
     Args:
+        holds: Whether it does.
         what: Was compared.
         where: Of what: a case, a layer, a request.
         expected: What had to be there.
         found: What was.
     """
-
-    def __init__(self, what: str, *, where: str, expected: Any, found: Any) -> None:
-        super().__init__(f"{what} ({where}): expected {expected}, found {found}")
-
-
-def require(holds: bool, what: str, *, where: str, expected: Any, found: Any) -> None:
-    """Raise CheckFailed where something does not hold."""
     if not holds:
-        raise CheckFailed(what, where=where, expected=expected, found=found)
+        raise CheckFailed(what, where, expected, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,21 +50,19 @@ class Sizes:
     hidden_size: int = 256  # of the policies that are made for it, with four heads
     num_layers: int = 2  # of those policies
     vocabulary: int = 128  # words of those policies
-    # Architectures that are compared, names of `policies.POLICIES`.
-    policies: tuple[str, ...] = ("qwen3", "qwen2-tied", "llama")
+    policies: tuple[str, ...] = ("qwen3", "qwen2-tied", "llama")  # that are compared, names of `policies.POLICIES`
     most_schemes: int = 3  # of those that can run, so many have engines of their own where each needs one
-    num_requests: int = 8  # requests of a comparison
-    num_tokens: int = 48  # tokens of each response of a comparison
+    num_requests: int = 8  # of a comparison
+    num_tokens: int = 48  # of each response of a comparison
     max_num_seqs: int = 64  # requests that run at once
-    num_samples: int = 8192  # samples of a test of distributions
+    num_samples: int = 8192  # of a test of distributions
     trained_policy: str = "small"  # size of the embedded policy that answers the questions of its task
-    num_prompts: int = 256  # of those questions, each answered in so many tokens at most:
-    response_tokens: int = 384  # see above
-    # More than 2**31 weights.
-    large_weight: tuple[int, int] = (152064, 16384)  # [outputs, inputs] of the largest weight that is quantized
+    num_prompts: int = 256  # of those questions
+    response_tokens: int = 384  # of each answer to them, at most
+    large_weight: tuple[int, int] = (152064, 16384)  # [outputs, inputs] of the largest: more than 2**31 weights
     limit_bytes: int = 1 << 28  # memory of an engine's KV cache
-    layers: tuple[tuple[int, int, int], ...] = (  # [outputs, inputs, layers] of the weights whose requantizing is timed
-        # Of Qwen2.5-7B; the last is the output head.
+    # [outputs, inputs, layers] of the weights whose requantizing is timed: of Qwen2.5-7B, the output head last.
+    layers: tuple[tuple[int, int, int], ...] = (
         (4608, 3584, 28), (3584, 3584, 28), (37888, 3584, 28), (3584, 18944, 28), (152064, 3584, 1),
     )  # fmt: skip
     draws: tuple[int, int] = (64, 152064)  # [requests, words] of the draws that are timed
@@ -73,8 +74,8 @@ class Stand:
 
     device: str  # "cuda", or "cpu", where Triton's interpreter runs the kernels
     folder: Path  # for files that a step makes
-    dtype: str  # of the policies, as vLLM names it
-    sizes: Sizes  # how much to do
+    dtype: str = "bfloat16"  # of the policies, as vLLM names it
+    sizes: Sizes = Sizes()
     worker: str = ""  # dotted path of the worker class of engines that draft
     recording_worker: str = ""  # the same, of engines that are measured
     # `vllm.LLM`, or what stands for it; none of the three where steps start no engine.
@@ -113,9 +114,7 @@ class Stand:
         if self.is_gpu:
             # Checked at an engine's start, when the one before it may still hold some.
             arguments["gpu_memory_utilization"] = 0.5
-        if settings is not None:
-            arguments |= drafting_options(str(policy), settings, self.worker)
-        engine = self.start(**arguments | options)
+        engine = self.start(**arguments | _drafting_options(str(policy), settings, self.worker) | options)
         try:
             yield engine
         finally:
@@ -134,7 +133,7 @@ class Stand:
             settings: It drafts as they say, and as requests ask, and is recorded; None: stock vLLM.
             spoiled_share: Of drafts that are made wrong, see `RecordingV2.spoil_drafts`.
         """
-        ours = {} if settings is None else drafting_options(model, settings, self.recording_worker)
+        ours = _drafting_options(model, settings, self.recording_worker)
         engine = self.start(**limits.to_args(model) | ours | {"load_format": "dummy"})
         if settings is not None:
             engine.collective_rpc("spoil_drafts", args=(spoiled_share,))
@@ -158,18 +157,14 @@ class Stand:
         return int(torch.cuda.mem_get_info()[0])
 
 
-def drafting_options(policy: str, settings: Settings, worker: str) -> dict[str, Any]:
-    """Return vLLM's options of an engine that drafts, as requests ask the scripted scheduler.
-
-    Args:
-        policy: Its folder.
-        settings: Of this package.
-        worker: Dotted path of its worker class.
-    """
+def _drafting_options(policy: str, settings: Settings | None, worker: str) -> dict[str, Any]:
+    """Return vLLM's options of an engine that drafts, as requests ask the scripted scheduler; none without settings."""
+    if settings is None:
+        return {}
     from efficient_rollout.engine.engine_args import drafting_args
 
     ours = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
-    return ours | drafting_args(policy, settings) | {"scheduler_cls": SCHEDULER}
+    return ours | drafting_args(policy, settings) | {"scheduler_cls": _SCHEDULER}
 
 
 def end_engine() -> None:
@@ -184,21 +179,32 @@ def worker_of(engine: Any) -> Any:
     return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
-def drafting(
-    scheme: str, max_draft_tokens: int, *, lookup: str = "off", rule: str = "always", profile: Path | None = None
-) -> Settings:
+def median_seconds(stand: Stand, work: Callable[[], object], rounds: int = 3) -> float:
+    """Return the median seconds of some rounds behind one that compiles."""
+    seconds = []
+    for _ in range(rounds + 1):
+        stand.wait()
+        started = time.perf_counter()
+        work()
+        stand.wait()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])
+
+
+def reload(engine: Any, policy: Path) -> None:
+    """Sync a policy's weights into an engine, from its folder."""
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": str(policy)})
+
+
+def drafting(scheme: str, max_draft_tokens: int, *, lookup: str = "off", **controller: str) -> Settings:
     """Return settings of an engine whose scheduler is scripted.
 
-    Rule and profile are for requests without a script.
+    Settings of the controller, such as a rule and its profile, are for requests without a script.
     """
     return Settings.parse(
         {
             "drafter": {"scheme": scheme, "group_size": 128, "lookup": lookup},
-            "controller": {
-                "rule": rule,
-                "max_draft_tokens": max_draft_tokens,
-                "profile": None if profile is None else str(profile),
-            },
+            "controller": {"rule": "always", "max_draft_tokens": max_draft_tokens} | controller,
         }
     )
 
@@ -220,5 +226,5 @@ def runnable_schemes() -> list[str]:
     """
     schemes = available_schemes()
     found = [name for name, missing in schemes.items() if missing is None]
-    require(bool(found), "schemes that can run", where="this GPU", expected="one or more", found=schemes)
+    require(bool(found), "schemes that can run", "this GPU", "one or more", schemes)
     return found

@@ -16,7 +16,7 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.drafter.cuda import products as gpu_products
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check import answers, child, graphs, kernels, latency, operators, plan, products, samples
+from efficient_rollout.gpu_check import answers, graphs, kernels, latency, operators, products, samples, steps
 from efficient_rollout.gpu_check.answers import Answer, Question, ask
 from efficient_rollout.gpu_check.policies import make_policy, make_shape
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
@@ -60,7 +60,7 @@ def stand(tmp_path_factory):
     )
 
 
-STEPS = {step.name: step for step in plan.STEPS}
+STEPS = {step.name: step for step in steps.STEPS}
 # Two steps are left out: without CUDA graphs `graphs` asks what `same-samples` asks, and a chi-squared test of the few
 # samples that the interpreter draws in minutes tells nothing.
 WITHOUT_ENGINES, WITH_ENGINES = (
@@ -70,8 +70,8 @@ WITHOUT_ENGINES, WITH_ENGINES = (
 
 
 def run(stand, name):
-    measured = child.run(stand, name, STEPS[name].function)
-    assert read_json(child.measured_path(stand.folder, name), what="the result") == measured
+    measured = steps.run(stand, name, STEPS[name].function)
+    assert read_json(steps.measured_path(stand.folder, name), what="the result") == measured
     return measured
 
 
@@ -90,8 +90,8 @@ def test_a_step_with_engines_passes(stand, name):
 
 @pytest.mark.slow
 def test_the_quick_step_passes(stand):
-    (step,) = (step for step in plan.QUICK_STEPS if step.name == "quick")
-    measured = child.run(dataclasses.replace(stand, sizes=MORE), step.name, step.function)
+    (step,) = (step for step in steps.QUICK_STEPS if step.name == "quick")
+    measured = steps.run(dataclasses.replace(stand, sizes=MORE), step.name, step.function)
     assert measured["tokens"] > 4 * MORE.num_requests
 
 
