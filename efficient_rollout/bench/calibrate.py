@@ -50,7 +50,6 @@ def add_engine_arguments(parser: "argparse._ActionsContainer") -> None:
     """Add the arguments that say how engines are started, for every command that starts some."""
     add_dtype_argument(parser)
     parser.add_argument("--compile", action="store_true", help="engines in compiled mode, as always on a GPU")
-    parser.add_argument("--gpu-certificate", help="of gpu-check, where it is not in the cache")
 
 
 def add_comparison_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
@@ -68,38 +67,14 @@ def add_comparison_arguments(parser: argparse.ArgumentParser, *, rounds: int) ->
 
 
 def settings_of(
-    drafter: Mapping[str, Any],
-    max_draft_tokens: int,
-    *,
-    verify_kernel: str = "auto",
-    gpu_certificate: str | None = None,
-    profile: Path | None = None,
+    drafter: Mapping[str, Any], max_draft_tokens: int, *, verify_kernel: str = "auto", profile: Path | None = None
 ) -> Settings:
     """Return the settings of a self-drafting engine that is told when to draft; arguments are named as settings are."""
-    return Settings.parse(
-        {
-            "verify_kernel": verify_kernel,
-            "gpu_certificate_path": gpu_certificate,
-            "drafter": drafter,
-            "controller": {
-                "rule": "never",
-                "max_draft_tokens": max_draft_tokens,
-                "profile": None if profile is None else str(profile.resolve()),
-            },
-        },
-        where="the command line",
-    )
-
-
-def engine_settings(args: argparse.Namespace, max_draft_tokens: int, profile: Path | None = None) -> Settings:
-    """Return `settings_of` what `add_scheme_argument` and `add_engine_arguments` were given."""
-    return settings_of(
-        {"scheme": args.scheme},
-        max_draft_tokens,
-        verify_kernel=args.verify_kernel,
-        gpu_certificate=args.gpu_certificate,
-        profile=profile,
-    )
+    controller = {"rule": "never", "max_draft_tokens": max_draft_tokens}
+    if profile is not None:
+        controller["profile"] = str(profile.resolve())
+    tree = {"verify_kernel": verify_kernel, "drafter": drafter, "controller": controller}
+    return Settings.parse(tree, where="the command line")
 
 
 def natural_prompts(args: argparse.Namespace, min_response_tokens: int = 0) -> FixedPrompts | TaskPrompts | None:
@@ -159,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         is_compiled=args.compile,
         tensor_parallel_size=args.tensor_parallel_size,
     )
-    settings = engine_settings(args, max(probe.lengths))
+    settings = settings_of({"scheme": args.scheme}, max(probe.lengths), verify_kernel=args.verify_kernel)
     profile = calibrate_engine(str(args.model), settings, probe, provenance={"source": "engine", **provenance()})
     save_profile(profile, args.out)
     spent = profile.provenance

@@ -6,20 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from efficient_rollout.bench.arms import check_arms, parse_arms
 from efficient_rollout.bench.calibrate import (
     add_comparison_arguments,
     add_scheme_argument,
-    engine_settings,
     natural_prompts,
     positive_integers,
     resolve_engine_arguments,
+    settings_of,
 )
 from efficient_rollout.bench.drafter_cli import add_drafter_parser
 from efficient_rollout.bench.kernels_cli import add_kernels_parser
-from efficient_rollout.bench.plot import draw, require_matplotlib
-from efficient_rollout.bench.report import SCHEMA_VERSION, say, summarize, table
-from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, run_plan
+from efficient_rollout.bench.report import SCHEMA_VERSION, draw, require_matplotlib, say, summarize, table
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, check_arms, parse_arms, run_plan
 from efficient_rollout.bench.work import PromptSource, RandomPrompts, Request, eos_token_ids, requests_of, shortened
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
@@ -99,7 +97,8 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
     if args.fixed_batches is not None:
         rounds |= _fixed(args, source)
     resolve_engine_arguments(args)
-    settings = engine_settings(args, args.max_draft_tokens)
+    drafter, kernel = {"scheme": args.scheme}, args.verify_kernel
+    settings = settings_of(drafter, args.max_draft_tokens, verify_kernel=kernel)
     if args.profile is None and any(arm.needs_profile for arm in arms):
         from efficient_rollout.engine.profile_cache import ensure_profile
 
@@ -109,7 +108,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         model=str(args.model),
         arms=arms,
         rounds=rounds,
-        settings=engine_settings(args, args.max_draft_tokens, args.profile),
+        settings=settings_of(drafter, args.max_draft_tokens, verify_kernel=kernel, profile=args.profile),
         temperature=args.temperature,
         eos_token_ids=eos_token_ids(config) if args.natural_eos else (),
         dtype=args.dtype,

@@ -22,9 +22,8 @@ from efficient_rollout.bench.calibrate import (
     settings_of,
 )
 from efficient_rollout.bench.drafter import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, measure, running_engines
-from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize, table
-from efficient_rollout.bench.plot import draw_parts, require_matplotlib
-from efficient_rollout.bench.report import say
+from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, draw_parts, summarize, table
+from efficient_rollout.bench.report import require_matplotlib, say
 from efficient_rollout.bench.work import RandomPrompts, TaskPrompts, eos_token_ids
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
@@ -101,7 +100,7 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
     """
     batches, lengths = (positive_integers(f"--{name}", getattr(args, name)) for name in ("batches", "lengths"))
     _check_numbers(args, max(lengths))
-    drafters = drafters_of(args.schemes, max(lengths), args.gpu_certificate)
+    drafters = drafters_of(args.schemes, max(lengths))
     config = read_policy_config(args.model)
     acceptance = _acceptance(args, config, max(lengths)) if args.acceptance else None
     if args.also_model and acceptance is None:
@@ -148,13 +147,8 @@ def _check_numbers(args: argparse.Namespace, most: int) -> None:
         raise ConfigError("--rounds and --acceptance-prompts must be at least 1, --temperature 0")
 
 
-def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = None) -> dict[str, Settings]:
-    """Return the settings by the arm's name.
-
-    Args:
-        text: `NAME[:SETTING=VALUE...]`, separated by commas.
-        max_draft_tokens: Of every arm.
-        gpu_certificate: The setting, of every arm.
+def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
+    """Return the settings by the arm's name, from `NAME[:SETTING=VALUE...]`, separated by commas.
 
     Raises:
         ConfigError: A scheme or a setting is unknown or malformed, or an arm repeated.
@@ -169,7 +163,7 @@ def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = 
             raise ConfigError(f"--schemes repeats {name}")
         drafter = {"scheme": scheme} | {key: _value(value) for key, _, value in pairs}
         kernel = drafter.pop("verify_kernel", "auto")
-        drafters[name] = settings_of(drafter, max_draft_tokens, verify_kernel=kernel, gpu_certificate=gpu_certificate)
+        drafters[name] = settings_of(drafter, max_draft_tokens, verify_kernel=kernel)
     if not drafters:
         raise ConfigError("--schemes names none; give at least one, as in int8")
     return drafters

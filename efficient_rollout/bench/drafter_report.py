@@ -4,10 +4,12 @@ Every row is printed, those that lose marked.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from efficient_rollout.bench.drafter import DrafterPlan, Measured, Run
+from efficient_rollout.bench.report import require_matplotlib
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.tables import aligned, bracketed, spread
 
@@ -212,3 +214,20 @@ def _milliseconds(values: Mapping[str, float]) -> str:
 
 def _ratio(values: Mapping[str, float]) -> str:
     return bracketed(values, digits=3)
+
+
+def draw_parts(drafting: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the picture of where ticks go: a bar for each row of `drafting` in what `summarize` returned."""
+    pyplot = require_matplotlib()
+    labels = [f"{row['drafter']}, batch {row['batch']}, k = {row['draft_tokens']}" for row in drafting]
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(labels)), layout="constrained")
+    left = [0.0] * len(labels)
+    for part in dict.fromkeys(part for row in drafting for part in row["part_seconds"]):
+        widths = [1e3 * row["part_seconds"].get(part, 0.0) for row in drafting]
+        axes.barh(labels, widths, left=left, label=part.replace("_", " "))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of a tick")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -34,7 +34,7 @@ class Request(NamedTuple):
 class RandomPrompts:
     """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little."""
 
-    vocab_size: int  # of the policy
+    vocab_size: int
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         """Return a prompt of each length."""
@@ -46,7 +46,7 @@ class RandomPrompts:
 class FixedPrompts:
     """Holds prompts in hand, shuffled by the seed and used again once all were used."""
 
-    prompts: tuple[Prompt, ...]  # at least one
+    prompts: tuple[Prompt, ...]
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         """Return one per entry, whatever the lengths."""
@@ -74,17 +74,15 @@ class TaskPrompts:
                 raise ConfigError(f"size {SMOLLM2} has no worked answers of a length that can be asked for")
             questions = word_problems.take("validation", seed, len(prompt_tokens))
             return _encode(self.model, [question.messages for question in questions])
-        level = level_of(self.size)
-        if level.max_response_tokens < self.min_response_tokens:
+        level, least = level_of(self.size), self.min_response_tokens
+        if level.max_response_tokens < least:
             raise ConfigError(
-                f"no worked answer of size {self.size} has {self.min_response_tokens} tokens, they end at "
-                f"{level.max_response_tokens}; ask for shorter contexts"
+                f"no worked answer of size {self.size} has {least} tokens, they end at {level.max_response_tokens}; "
+                "ask for shorter contexts"
             )
-        long_enough = (
-            p for p in generate(level, "validation", seed) if p.num_response_tokens >= self.min_response_tokens
-        )
-        problems = list(itertools.islice(long_enough, len(prompt_tokens)))
-        return _encode(self.model, [[{"role": "user", "content": problem.question}] for problem in problems])
+        long_enough = (p.question for p in generate(level, "validation", seed) if p.num_response_tokens >= least)
+        asked = itertools.islice(long_enough, len(prompt_tokens))
+        return _encode(self.model, [[{"role": "user", "content": question}] for question in asked])
 
 
 PromptSource = RandomPrompts | FixedPrompts | TaskPrompts
@@ -106,7 +104,7 @@ def read_prompts(path: Path, model: str) -> FixedPrompts:
                 prompts.append(tuple(int(token) for token in entry["prompt_token_ids"]))
             else:
                 texts.append(entry["prompt"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputFileError(f"{path}:{number} needs prompt_token_ids, or prompt: {error!r}") from error
     prompts += _encode(model, texts) if texts else []
     if not prompts or not all(prompts):
@@ -128,16 +126,8 @@ def _encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) ->
 
 
 def requests_of(trace: Trace, source: PromptSource, seed: int, max_tokens: int | None = None) -> list[Request]:
-    """Return the trace's requests with prompts.
-
-    Args:
-        trace: Lengths.
-        source: Of the prompts.
-        seed: Of the prompts.
-        max_tokens: For every request, instead of the trace's response length.
-    """
-    prompts = source.draw(trace.prompt_tokens.tolist(), seed)
-    lengths = trace.response_tokens.tolist()
+    """Return the trace's requests, with prompts, and with `max_tokens` instead of the trace's response lengths."""
+    prompts, lengths = source.draw(trace.prompt_tokens.tolist(), seed), trace.response_tokens.tolist()
     return [Request(p, max_tokens or length) for p, length in zip(prompts, lengths, strict=True)]
 
 

@@ -3,8 +3,7 @@
 Exact distributions, and the chi-squared test against them, serve the tests too.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ _DRAFTS = (2, 1)
 def check_distribution(stand: Stand) -> Measured:
     """Check with a quantized drafter, and with one of other weights, which is mostly wrong."""
     policy, num_samples = make_policy(stand.folder, "qwen3", stand.sizes), stand.sizes.num_samples
-    joint = joint_of_second_and_third(policy, list(_PROMPT), Sampling())
+    joint = joint_of_second_and_third(policy, list(_PROMPT))
     power = smallest_power(joint, num_samples, _SHIFT, LEAST_P)
     measured: Measured = {"samples": num_samples, "power": round(power, 3)}
     with stand.engine(policy, drafting(runnable_schemes()[0], max(_DRAFTS))) as engine:
@@ -62,64 +61,39 @@ def _pairs(engine: Any, first_seed: int, count: int) -> Iterator[tuple[int, int]
         yield answer.tokens[1], answer.tokens[2]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Holds sampling parameters whose distribution is known exactly."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    bias: tuple[tuple[int, float], ...] = ()
+def softmax(logits: torch.Tensor) -> np.ndarray:
+    """Return the probabilities of tokens at temperature 1, from logits [batch, vocab], and of their dtype."""
+    return logits.softmax(-1).numpy()
 
 
-def joint_of_second_and_third(model: Path, prompt: list[int], sampling: Sampling) -> np.ndarray:
+@torch.no_grad()
+def joint_of_second_and_third(
+    model: Path, prompt: list[int], probabilities: Callable[[torch.Tensor], np.ndarray] = softmax
+) -> np.ndarray:
     """Compute P(t2, t3), the first token summed over, float64 [vocab, vocab].
 
     The first token comes from the prefill; the second is the first that a drafter can have drafted.
+
+    Args:
+        model: The policy's folder.
+        prompt: Token ids.
+        probabilities: Of the next token, from float64 logits [batch, vocab].
     """
     from transformers import AutoModelForCausalLM
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    vocab = policy.config.vocab_size
-    first = next_token_probabilities(policy, torch.tensor([prompt]), sampling)[0]
-    tokens = torch.arange(vocab)
-    second = next_token_probabilities(policy, _extend(prompt, tokens.unsqueeze(1)), sampling)
-    joint = np.zeros((vocab, vocab))
-    for token in range(vocab):
-        if first[token] > 0:
-            pairs = torch.stack([torch.full_like(tokens, token), tokens], dim=1)
-            third = next_token_probabilities(policy, _extend(prompt, pairs), sampling)
-            joint += first[token] * second[token][:, None] * third
+    tokens = torch.arange(policy.config.vocab_size)
+
+    def behind(*columns: torch.Tensor) -> np.ndarray:
+        texts = torch.stack([torch.full_like(columns[-1], token) for token in prompt] + list(columns), dim=1)
+        return probabilities(policy(texts).logits[:, -1].double())
+
+    first = probabilities(policy(torch.tensor([prompt])).logits[:, -1].double())[0]
+    second = behind(tokens)
+    joint = np.zeros((len(tokens), len(tokens)))
+    for token in np.flatnonzero(first):
+        joint += first[token] * second[token][:, None] * behind(torch.full_like(tokens, int(token)), tokens)
     return joint
-
-
-def _extend(prompt: list[int], continuations: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.tensor([prompt]).expand(len(continuations), -1), continuations], dim=1)
-
-
-@torch.no_grad()
-def next_token_probabilities(policy: Any, token_ids: torch.Tensor, sampling: Sampling) -> np.ndarray:
-    """Return float64 [batch, vocab] after bias, temperature, min-p, then top-k, then top-p.
-
-    That is the order of vLLM.
-    """
-    logits = policy(token_ids).logits[:, -1].double()
-    for token, bias in sampling.bias:
-        logits[:, token] += bias
-    probabilities = (logits / sampling.temperature).softmax(-1).numpy()
-    probabilities[probabilities < sampling.min_p * probabilities.max(axis=1, keepdims=True)] = 0
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    order = np.argsort(-probabilities, axis=1)
-    ranked = np.take_along_axis(probabilities, order, axis=1)
-    if sampling.top_k:
-        ranked[:, sampling.top_k :] = 0
-        ranked /= ranked.sum(axis=1, keepdims=True)
-    before = np.cumsum(ranked, axis=1) - ranked
-    ranked[before >= sampling.top_p] = 0
-    ranked /= ranked.sum(axis=1, keepdims=True)
-    np.put_along_axis(probabilities, order, ranked, axis=1)
-    return probabilities
 
 
 def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from efficient_rollout.controller.cli import explain
 from efficient_rollout.cost_model.profile import Profile, save_profile
-from efficient_rollout.cost_model.speedup import expected_tokens, speedup
 from efficient_rollout.gpu_check.policies import make_shape
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, median_seconds, runnable_schemes, worker_of
 from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
@@ -57,19 +57,16 @@ def _measure(stand: Stand, shape: str, scheme: str) -> Measured:
 
 def _summary(profile: Profile, batch: int) -> Measured:
     """Return milliseconds by number of drafts, their ratio, and the best length for each acceptance."""
-    context = np.array([float(_SHOWN_CONTEXT)])
-    ticks = profile.model.tick_seconds(MOST_DRAFTS, batch, context)[:, 0]
-    plain, draft, _ = profile.model.pass_seconds(1, batch, context)
-    best = {}
-    for acceptance in _ACCEPTANCES:
-        speedups = [speedup(expected_tokens(acceptance, k), ticks[0], seconds) for k, seconds in enumerate(ticks)]
-        length = int(np.argmax(speedups))
-        best[f"{acceptance:g}"] = {"speedup": round(speedups[length], 3), "num_draft_tokens": length}
+    told = {p: explain(profile.model, batch, _SHOWN_CONTEXT, p, range(MOST_DRAFTS + 1)) for p in _ACCEPTANCES}
+    plain, draft, _ = profile.model.pass_seconds(1, batch, np.array([float(_SHOWN_CONTEXT)]))
     return {
-        "tick_ms": {str(k): round(1000 * seconds, 4) for k, seconds in enumerate(ticks.tolist())},
+        "tick_ms": {str(k): round(1000 * seconds, 4) for k, seconds in told[_ACCEPTANCES[0]].tick_seconds.items()},
         "draft_step_ms": round(1000 * float(draft[0, 0]), 4),
         "draft_over_target": round(float(draft[0, 0] / plain[0]), 4),
-        "speedup_at_acceptance": best,
+        "speedup_at_acceptance": {
+            f"{p:g}": {"speedup": round(best.speedup[best.choice], 3), "num_draft_tokens": best.choice}
+            for p, best in told.items()
+        },
     }
 
 

@@ -41,11 +41,7 @@ def _config(family: str, sizes: tuple[int, ...], **others: Any) -> Any:
 
 
 def make_policy(folder: Path, name: str, sizes: Sizes) -> Path:
-    """Return the folder of a policy of `POLICIES`, written where it is not there yet.
-
-    Returns:
-        A folder in `folder`.
-    """
+    """Return the folder, in `folder`, of a policy of `POLICIES`, written where it is not there yet."""
     import transformers
 
     path = folder / "policies" / f"{name}-{sizes.hidden_size}-{sizes.num_layers}-{sizes.vocabulary}"

@@ -8,9 +8,8 @@ many stand as the trained policy had accepted.
 from functools import partial
 
 from efficient_rollout.bench.acceptance import acceptance
-from efficient_rollout.bench.arms import PLAIN, parse_arms
 from efficient_rollout.bench.report import say, summarize
-from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, run_plan
+from efficient_rollout.bench.rollout import PLAIN, ROLLOUT, BenchPlan, parse_arms, run_plan
 from efficient_rollout.bench.work import RandomPrompts, Request, TaskPrompts, eos_token_ids, requests_of
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.engine.statistics import take_rollout_stats

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,26 +18,15 @@ _LOCKS = "_locks"
 
 
 def hashed(shape: tuple[int, ...], salt: int) -> torch.Tensor:
-    """Return integers from -127 to 127, evenly spread, int64 on the CPU.
-
-    Args:
-        shape: Of the result.
-        salt: Another one, other numbers; below 2**16.
-    """
-    count = 1
-    for size in shape:
-        count *= size
-    bits = (torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 0x9E3779B1 + 1) & _MASK
+    """Return integers from -127 to 127, evenly spread, int64 on the CPU: other ones for another salt below 2**16."""
+    bits = (torch.arange(math.prod(shape), dtype=torch.int64) * 2654435761 + salt * 0x9E3779B1 + 1) & _MASK
     for _ in range(2):
         bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & _MASK
     return ((bits ^ (bits >> 16)) % (2 * _LARGEST + 1) - _LARGEST).reshape(shape)
 
 
 def hard_weight(shape: tuple[int, int], dtype: torch.dtype, device: str, salt: int = 0) -> torch.Tensor:
-    """Make a weight [outputs, inputs] on a lattice, with rows that are odd.
-
-    They are tiny, one-sided, zero, even, or have an outlier.
-    """
+    """Make a weight [outputs, inputs] on a lattice, with odd rows: tiny, one-sided, zero, even, or with an outlier."""
     integers = hashed(shape, salt)
     kind = torch.arange(shape[0]) % 16
     integers[kind == 2] = integers[kind == 2].abs() + 1
@@ -51,27 +41,23 @@ def hard_weight(shape: tuple[int, int], dtype: torch.dtype, device: str, salt: i
 
 def tensors_of(layer: Any) -> dict[str, torch.Tensor]:
     """Return every tensor that a packed layer holds, by name, those of layers inside it too."""
+    is_record = dataclasses.is_dataclass(layer)
+    held = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)} if is_record else vars(layer)
     found = {}
-    for name, value in vars(layer).items():
+    for name, value in held.items():
         if isinstance(value, torch.Tensor):
             found[name] = value
-        elif dataclasses.is_dataclass(value):
-            parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            found |= {f"{name}.{key}": part for key, part in parts.items() if isinstance(part, torch.Tensor)}
-        elif hasattr(value, "requantize"):
+        elif dataclasses.is_dataclass(value) or hasattr(value, "requantize"):
             found |= {f"{name}.{key}": tensor for key, tensor in tensors_of(value).items()}
     return found
 
 
 def packed_of(layer: Any) -> dict[str, torch.Tensor]:
-    """Return what a weight decides of `tensors_of`.
-
-    8-bit floats are given as their bits, which compare on every device.
-    """
-    found = {name: tensor for name, tensor in tensors_of(layer).items() if not name.endswith(_LOCKS)}
+    """Return what a weight decides of `tensors_of`; 8-bit floats as their bits, which compare on every device."""
     return {
         name: tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-        for name, tensor in found.items()
+        for name, tensor in tensors_of(layer).items()
+        if not name.endswith(_LOCKS)
     }
 
 

@@ -1,7 +1,8 @@
 """Give running engines exact work, and read back what every tick did."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def roll_out(
     *,
     temperature: float = 1.0,
     eos_token_ids: Sequence[int] = (),
-    extra_args: Mapping[str, Any] | None = None,
-    limit_s: float | None = None,
+    extra_args: dict[str, Any] | None = None,
+    limit_s: float = math.inf,
     least_ticks: int = 0,
     first_seed: int | None = None,
 ) -> RolloutResult:
@@ -57,7 +58,7 @@ def roll_out(
 
     Args:
         engine: From `starting.py`; nothing else may be running in it.
-        works: The requests: of each its prompt, and how many tokens it may emit.
+        works: The requests.
         temperature: 0 is greedy.
         eos_token_ids: End a response early; without any, every request emits exactly its `max_tokens`.
         extra_args: For `scripted.ScriptedScheduler`.
@@ -70,12 +71,12 @@ def roll_out(
     """
     llm_engine, started = engine.llm_engine, time.perf_counter()
     sampling = {"temperature": temperature, "ignore_eos": not eos_token_ids, "stop_token_ids": list(eos_token_ids)}
-    names = _submit(llm_engine, works, first_seed, extra_args=dict(extra_args) if extra_args else None, **sampling)
+    names = _submit(llm_engine, works, first_seed, extra_args=extra_args, **sampling)
     tokens: dict[str, list[int]] = {}
     finished: dict[str, float] = {}
     answers: list[float] = []
     while llm_engine.has_unfinished_requests():
-        if limit_s is not None and time.perf_counter() - started > limit_s and len(answers) >= least_ticks:
+        if time.perf_counter() - started > limit_s and len(answers) >= least_ticks:
             llm_engine.abort_request([name for name in names if name not in tokens])
             break
         outputs = llm_engine.step()
@@ -108,14 +109,10 @@ def _submit(llm_engine: Any, works: Sequence[Work], first_seed: int | None, **sa
         raise ConfigError(f"a request of {longest} tokens does not fit an engine for {max_model_len}")
     batch = time.monotonic_ns()
     names = [f"{batch}-{i}" for i in range(len(works))]
+    sampling |= {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
     for number, (name, (prompt, max_tokens)) in enumerate(zip(names, works, strict=True)):
-        params = SamplingParams(
-            seed=None if first_seed is None else first_seed + number,
-            max_tokens=max_tokens,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            **sampling,
-        )
+        seed = None if first_seed is None else first_seed + number
+        params = SamplingParams(seed=seed, max_tokens=max_tokens, **sampling)
         llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
     return names
 
