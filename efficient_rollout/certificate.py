@@ -151,16 +151,7 @@ def certificate_gap(machine: Machine, path: str | None = None) -> str | None:
 
 
 def require_certificate(machine: Machine, path: str | None = None) -> None:
-    """Raise where a machine has no certificate.
-
-    Args:
-        machine: This one.
-        path: As in `certificate_gap`.
-
-    Raises:
-        UnsupportedDeviceError: There is none, it is another machine's, or a step failed; the message has the command.
-        InputFileError: There is a file, and it is no certificate.
-    """
+    """Raise UnsupportedDeviceError, with the command, where there is a `certificate_gap`."""
     gap = certificate_gap(machine, path)
     if gap is not None:
         raise UnsupportedDeviceError(

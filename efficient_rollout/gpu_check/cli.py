@@ -76,7 +76,7 @@ def _check(
     say(f"\n{_table(outcomes)}")
     if failed is not None:
         lines = "".join(f"  | {line}\n" for line in runner.last_lines(failed.log))
-        say(f"step {failed.step.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
+        say(f"step {failed.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
     certificate = _certificate(machine, steps, outcomes, document["provenance"])
     if certificate is not None and not args.kernels:
         path = certificate_path(machine)
@@ -96,13 +96,13 @@ def _table(outcomes: Sequence[Outcome]) -> str:
         # Plain values first; tables of numbers stand in the file.
         tables = [name for name, value in measured.items() if isinstance(value, dict | list)]
         shown = [*(f"{name} {value}" for name, value in measured.items() if name not in tables), *tables][:_MOST_SHOWN]
-        lines.append([outcome.step.name, result, f"{outcome.seconds:.1f}", ", ".join(shown).replace("_", " ")])
+        lines.append([outcome.name, result, f"{outcome.seconds:.1f}", ", ".join(shown).replace("_", " ")])
     return aligned(lines, left=(0, 1, 3))
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
     return {
-        "name": outcome.step.name,
+        "name": outcome.name,
         "passed": outcome.problem is None,
         "seconds": round(outcome.seconds, 2),
         "in_an_earlier_run": outcome.is_old,
@@ -116,19 +116,12 @@ def _certificate(
     machine: Machine, steps: Sequence[Step], outcomes: Sequence[Outcome], birth: dict[str, Any]
 ) -> Certificate | None:
     """Make the certificate of what was found; None while it is not known whether every step passes that counts."""
-    counted = [outcome for outcome in outcomes if outcome.step.certifies]
-    passed = tuple(outcome.step.name for outcome in counted if outcome.problem is None)
-    failed = next((outcome.step.name for outcome in counted if outcome.problem is not None), None)
+    passed = tuple(each.name for each in outcomes if each.certifies and each.problem is None)
+    failed = next((each.name for each in outcomes if each.certifies and each.problem is not None), None)
     if failed is None and len(passed) < sum(step.certifies for step in steps):
         return None
-    return Certificate(
-        machine=machine,
-        outcome="passed" if failed is None else "failed",
-        steps=passed,
-        failed_step=failed,
-        time=birth["time"],
-        commit=birth["commit"],
-    )
+    outcome, born = "passed" if failed is None else "failed", {name: birth[name] for name in ("time", "commit")}
+    return Certificate(machine=machine, outcome=outcome, steps=passed, failed_step=failed, **born)
 
 
 def _shape_names(given: str) -> tuple[str, ...]:

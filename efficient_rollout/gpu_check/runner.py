@@ -8,9 +8,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -31,11 +30,16 @@ class DiskError(EfficientRolloutError):
     """Says that the command's folder takes no more."""
 
 
-class PassedStep(BaseModel):
-    """Records a step that passed."""
+class Outcome(BaseModel):
+    """Says what became of a step."""
 
+    name: str
+    certifies: bool
+    log: Path  # its output
     seconds: float  # it took
-    measured: dict[str, Any]  # what it returned, JSON types
+    measured: Measured | None = None  # what it returned; None where it failed
+    problem: str | None = None  # why it failed; None where it passed
+    is_old: bool = False  # it passed in an earlier run
 
 
 class State(JsonFile):
@@ -43,19 +47,7 @@ class State(JsonFile):
 
     schema_version: Literal[1] = 1
     machine: Machine  # where the steps passed
-    steps: dict[str, PassedStep]  # those that passed, by name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Says what became of a step."""
-
-    step: Step
-    log: Path  # its output
-    seconds: float  # it took
-    measured: Measured | None = None  # what it returned; None where it failed
-    problem: str | None = None  # why it failed; None where it passed
-    is_old: bool = False  # it passed in an earlier run
+    steps: dict[str, Outcome]  # those that passed, by name
 
 
 @contextmanager
@@ -140,17 +132,16 @@ def run_steps(
     outcomes: list[Outcome] = []
     with nothing_left_behind():
         for step in steps:
-            log, passed = folder / f"{step.name}.log", state.steps.get(step.name)
+            passed, log = state.steps.get(step.name), folder / f"{step.name}.log"
             if passed is not None:
                 say(f"{step.name}: passed before")
-                outcomes.append(Outcome(step=step, log=log, is_old=True, **passed.model_dump()))
+                outcomes.append(passed.model_copy(update={"is_old": True}))
                 continue
             say(f"{step.name}: running, for {step.limit_s:g} s at most; {log}")
             with disk_errors(f"step {step.name}", folder):
                 outcome = _run(step, folder, log, command(step))
-                if outcome.measured is not None:
-                    passed = PassedStep(seconds=outcome.seconds, measured=outcome.measured)
-                    state = State(machine=state.machine, steps=state.steps | {step.name: passed})
+                if outcome.problem is None:
+                    state = State(machine=state.machine, steps=state.steps | {step.name: outcome})
                     state.write(folder / STATE)
             outcomes.append(outcome)
             say(f"{step.name}: {'passed' if outcome.problem is None else 'FAILED'} after {outcome.seconds:.1f} s")
@@ -164,19 +155,19 @@ def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
     result.unlink(missing_ok=True)
     with log.open("wb") as output:
         code = _wait_for(command, output.fileno(), step.limit_s)
-    seconds = time.monotonic() - started
-    try:
-        if code == 0:
+    measured, problem, seconds = None, None, time.monotonic() - started
+    if code is None:
+        problem = f"it was ended after its limit of {step.limit_s:g} s"
+    elif code != 0:
+        problem = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
+    else:
+        try:
             measured = read_json(result, what="a step's result")
-            return Outcome(step=step, log=log, seconds=seconds, measured=measured)
-        problem = f"its process ended with exit code {code}"
-        if code is None:
-            problem = f"it was ended after its limit of {step.limit_s:g} s"
-        elif code < 0:
-            problem = f"its process was ended by signal {-code}"
-    except InputFileError as error:
-        problem = str(error)
-    return Outcome(step=step, log=log, seconds=seconds, problem=problem)
+        except InputFileError as error:
+            problem = str(error)
+    return Outcome(
+        name=step.name, certifies=step.certifies, log=log, seconds=seconds, measured=measured, problem=problem
+    )
 
 
 def _wait_for(command: list[str], output: int, limit_s: float) -> int | None:

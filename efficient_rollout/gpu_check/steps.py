@@ -40,7 +40,7 @@ STEPS = (
     Step("sleep", f"{_ROOM}syncs:check_sleep", 1200),
     # Before the two that take its numbers: what a policy's own drafts are worth.
     Step("acceptance", f"{_ROOM}rollout:check_acceptance", 7200, certifies=False),
-    Step("latency", f"{_ROOM}latency:check_latency", 7200, certifies=False),
+    Step("latency", f"{_ROOM}rollout:check_latency", 7200, certifies=False),
     Step("rollout", f"{_ROOM}rollout:check_rollout", 7200, certifies=False, engines_apart=True),
 )
 # What certifies in eight minutes: the kernels, and one shape of engine. Steps behind it go on in a later run.
@@ -54,7 +54,7 @@ QUICK_STEPS = (
 KERNEL_STEPS = (
     Step("kernels", f"{_ROOM}kernels:check_kernels", 80),
     Step("requantizing", f"{_ROOM}kernels:measure_requantizing", 60, certifies=False),
-    Step("sampling", f"{_ROOM}sampling:check_sampling", 40, certifies=False),
+    Step("sampling", f"{_ROOM}kernels:check_sampling", 40, certifies=False),
 )
 # What the step's process alone gets: nothing that asks the network, and, mostly, engines that live in it.
 VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

@@ -16,7 +16,7 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.drafter.cuda import products as gpu_products
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check import answers, graphs, kernels, latency, operators, products, samples, steps
+from efficient_rollout.gpu_check import answers, graphs, kernels, operators, products, rollout, samples, steps
 from efficient_rollout.gpu_check.answers import Answer, Question, ask
 from efficient_rollout.gpu_check.policies import make_policy, make_shape
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
@@ -100,9 +100,9 @@ def test_the_measuring_steps_leave_a_profile_and_the_same_work_of_every_arm(stan
     accepted, latencies, rollouts = (run(stand, name) for name in WITH_ENGINES[4:])
     (scheme,) = set(accepted) & {"int4", "int8", "fp8"}
     row = latencies[f"tiny-{scheme}"]
-    profile = load_profile(latency.profile_path(stand.folder, "tiny", scheme))
+    profile = load_profile(rollout.profile_path(stand.folder, "tiny", scheme))
     assert profile.key.scheme == scheme
-    assert set(row["batch_1"]["tick_ms"]) == {str(k) for k in range(latency.MOST_DRAFTS + 1)}
+    assert set(row["batch_1"]["tick_ms"]) == {str(k) for k in range(rollout.MOST_DRAFTS + 1)}
     assert all(milliseconds > 0.0 for milliseconds in row["batch_1"]["tick_ms"].values())
     assert row["requantize_s"] > 0.0
     assert row["drafter_bytes"] > 0

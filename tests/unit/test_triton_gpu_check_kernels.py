@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash sc
 
 import torch
 
-from efficient_rollout.gpu_check import sampling
+from efficient_rollout.gpu_check import kernels
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand
 from efficient_rollout.gpu_check.steps import KERNEL_STEPS, QUICK_STEPS, command
 
@@ -49,19 +49,19 @@ def test_every_step_runs_without_vllm(tmp_path):
 
 
 def test_noise_of_another_position_is_seen(tmp_path, monkeypatch):
-    noise_of = sampling.noise_of
+    noise_of = kernels.noise_of
     monkeypatch.setattr(
-        sampling, "noise_of", lambda seeds, positions, width: noise_of(seeds, positions + (positions == 99), width)
+        kernels, "noise_of", lambda seeds, positions, width: noise_of(seeds, positions + (positions == 99), width)
     )
     with pytest.raises(CheckFailed, match="noise"):
-        sampling.check_sampling(Stand(device="cpu", folder=tmp_path, sizes=Sizes(**TOY)))
+        kernels.check_sampling(Stand(device="cpu", folder=tmp_path, sizes=Sizes(**TOY)))
 
 
 def test_draws_follow_logits():
     logits = torch.zeros(2, 8)
     logits[0, 3] = logits[1, 5] = 100.0
-    noise = sampling.noise_of(torch.tensor([1, 2]), torch.tensor([0, 0]), 8)
-    assert sampling.drawn(logits, noise).tolist() == [3, 5]
+    noise = kernels.noise_of(torch.tensor([1, 2]), torch.tensor([0, 0]), 8)
+    assert kernels.drawn(logits, noise).tolist() == [3, 5]
 
 
 def test_the_limits_keep_what_is_promised(tmp_path):
