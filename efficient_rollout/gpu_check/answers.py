@@ -29,18 +29,21 @@ class Question:
 class Answer:
     """Holds what an engine said."""
 
-    tokens: list[int]  # token ids
+    tokens: list[int]
     logprobs: torch.Tensor | None  # float32 [tokens, vocab], the policy's; None where they were not asked for
 
 
-def questions(stand: Stand, temperature: float) -> list[Question]:
-    """Make questions, with prompts of different lengths."""
-    sizes = stand.sizes
+def questions(stand: Stand, temperatures: Sequence[float]) -> list[Question]:
+    """Make questions, with prompts of different lengths, each at every temperature."""
     prompts = [
-        tuple((7 * number + 3 * place) % sizes.vocabulary for place in range(5 + 7 * number))
-        for number in range(sizes.num_requests)
+        tuple((7 * number + 3 * place) % stand.sizes.vocabulary for place in range(5 + 7 * number))
+        for number in range(stand.sizes.num_requests)
     ]
-    return [Question(prompt=prompt, seed=100 + i, temperature=temperature) for i, prompt in enumerate(prompts)]
+    return [
+        Question(prompt=prompt, seed=100 + number, temperature=temperature)
+        for temperature in temperatures
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 def ask(

@@ -77,7 +77,7 @@ def check_acceptance(stand: Stand) -> Measured:
     asked = [Question(prompt=prompt, seed=seed, ends=ends) for seed, prompt in enumerate(prompts)]
     measured: Measured = {"policy": policy.name, "prompts": len(asked)}
     for scheme in runnable_schemes()[: sizes.most_schemes]:
-        with stand.engine(policy, drafting(scheme, _DRAFTS), max_model_len=_POSITIONS) as engine:
+        with stand.engine(policy, drafting(scheme, _DRAFTS), max_context_tokens=_POSITIONS) as engine:
             take_rollout_stats(engine.collective_rpc)
             ask(engine, asked, sizes.response_tokens, drafts=(_DRAFTS,))
             rates = acceptance(take_rollout_stats(engine.collective_rpc))

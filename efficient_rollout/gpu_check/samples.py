@@ -5,8 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from efficient_rollout.gpu_check.answers import (
     Answer,
     Question,
@@ -49,7 +47,7 @@ def check_same_samples(stand: Stand) -> Measured:
     return measured
 
 
-Asked = list[tuple[list[Question], list[Answer]]]
+Asked = tuple[list[Question], list[Answer]]
 
 
 @cache
@@ -62,10 +60,8 @@ def plain_answers(stand: Stand, policy: Path, *, eager: bool) -> Asked:
 
 def answers_of(stand: Stand, engine: Any, temperatures: Sequence[float] = TEMPERATURES) -> Asked:
     """Ask an engine that others are compared with; one that drafts does so, another number at every tick."""
-    return [
-        (asked, ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH, tells_logprobs=True))
-        for asked in (questions(stand, temperature) for temperature in temperatures)
-    ]
+    asked = questions(stand, temperatures)
+    return asked, ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH, tells_logprobs=True)
 
 
 def check_answers(stand: Stand, where: str, engine: Any, expected: Asked) -> Measured:
@@ -77,16 +73,14 @@ def check_answers(stand: Stand, where: str, engine: Any, expected: Asked) -> Mea
     Raises:
         CheckFailed: A token is another, or no draft was accepted.
     """
+    asked, theirs = expected
     drafted_and_accepted(engine)
-    measured: Measured = {}
-    for asked, theirs in expected:
-        found = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH)
-        measured = added(measured, compare(stand, where, asked, theirs, found))
+    measured = compare(stand, where, asked, theirs, ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH))
     drafted, accepted = drafted_and_accepted(engine)
     require(len(drafted) == MOST_DRAFTS, "verified drafts", where, MOST_DRAFTS, drafted)
     require(sum(accepted) > 0, "accepted drafts", where, "some", accepted)
-    measured["accepted"] = round(sum(accepted) / sum(drafted), 3)
-    return measured | {"accepted_first": round(accepted[0] / drafted[0], 4)}
+    shares = {"accepted": round(sum(accepted) / sum(drafted), 3), "accepted_first": round(accepted[0] / drafted[0], 4)}
+    return measured | shares
 
 
 def check_drafting(
@@ -128,13 +122,11 @@ def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = Tru
 def _check_noise(stand: Stand, name: str, plain: Asked) -> int:
     """Check that noise belongs to a seed and a position: stock's tokens come again of its log-probabilities alone."""
     count = 0
-    for asked, answers in plain:
-        for question, answer in zip(asked, answers, strict=True):
-            if question.temperature == 0.0:
-                continue
+    for question, answer in zip(*plain, strict=True):
+        if question.temperature > 0.0:
             found = redrawn(stand, question, answer.logprobs, range(len(answer.tokens)))
             # A row whose best two scores float32 cannot tell apart is drawn either way.
-            differ = int((torch.tensor(found) != torch.tensor(answer.tokens)).sum())
+            differ = sum(mine != theirs for mine, theirs in zip(found, answer.tokens, strict=True))
             require(differ <= 1, "tokens drawn again", name, answer.tokens, found)
             count += len(found)
     return count

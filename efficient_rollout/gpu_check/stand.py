@@ -60,7 +60,6 @@ class Sizes:
     num_prompts: int = 256  # of those questions
     response_tokens: int = 384  # of each answer to them, at most
     large_weight: tuple[int, int] = (152064, 16384)  # [outputs, inputs] of the largest: more than 2**31 weights
-    limit_bytes: int = 1 << 28  # memory of an engine's KV cache
     # [outputs, inputs, layers] of the weights whose requantizing is timed: of Qwen2.5-7B, the output head last.
     layers: tuple[tuple[int, int, int], ...] = (
         (4608, 3584, 28), (3584, 3584, 28), (37888, 3584, 28), (3584, 18944, 28), (152064, 3584, 1),
@@ -89,32 +88,28 @@ class Stand:
         return self.device == "cuda"
 
     @contextmanager
-    def engine(self, policy: Path, settings: Settings | None = None, **options: Any) -> Iterator[Any]:
+    def engine(
+        self, policy: Path, settings: Settings | None = None, *, max_context_tokens: int = 256, **options: Any
+    ) -> Iterator[Any]:
         """Start an engine in this process, ended when the block ends.
 
         Args:
             policy: Its folder.
             settings: It drafts as they say, and as requests ask the scripted scheduler; None: stock vLLM.
+            max_context_tokens: Longest prompt and response together.
             options: vLLM's, in the place of the check's own.
         """
-        arguments: dict[str, Any] = {
-            "model": str(policy),
-            "dtype": self.dtype,
-            "skip_tokenizer_init": True,
-            "enforce_eager": True,
-            "max_model_len": 256,
-            "max_num_seqs": self.sizes.max_num_seqs,
-            "max_num_batched_tokens": 2048,
-            "enable_prefix_caching": False,
-            "disable_log_stats": True,
-            "max_logprobs": -1,
-            "kv_cache_memory_bytes": self.sizes.limit_bytes,
-            "seed": 0,
-        }
-        if self.is_gpu:
-            # Checked at an engine's start, when the one before it may still hold some.
-            arguments["gpu_memory_utilization"] = 0.5
-        engine = self.start(**arguments | _drafting_options(str(policy), settings, self.worker) | options)
+        from efficient_rollout.measuring.starting import EngineLimits
+
+        limits = EngineLimits(
+            max_requests=self.sizes.max_num_seqs,
+            max_context_tokens=max_context_tokens,
+            kv_cache_tokens=self.sizes.max_num_seqs * max_context_tokens,
+            dtype=self.dtype,
+            keeps_prefixes=False,
+        )
+        ours = {"max_logprobs": -1} | _drafting_options(str(policy), settings, self.worker)
+        engine = self.start(**limits.to_args(str(policy)) | ours | options)
         try:
             yield engine
         finally:
@@ -127,11 +122,7 @@ class Stand:
     ) -> Any:
         """Start an engine of random weights, none of them on disk, as `starting.start_engine` does.
 
-        Args:
-            model: Folder of a shape.
-            limits: Of the engine.
-            settings: It drafts as they say, and as requests ask, and is recorded; None: stock vLLM.
-            spoiled_share: Of drafts that are made wrong, see `RecordingV2.spoil_drafts`.
+        A share of its drafts is made wrong, see `RecordingV2.spoil_drafts`.
         """
         ours = _drafting_options(model, settings, self.recording_worker)
         engine = self.start(**limits.to_args(model) | ours | {"load_format": "dummy"})

@@ -26,7 +26,7 @@ def check_faults(stand: Stand) -> Measured:
     """
     policy = make_policy(stand.folder, "qwen3", stand.sizes)
     with stand.engine(policy, drafting(runnable_schemes()[0], MOST_DRAFTS)) as engine:
-        ((asked, expected),) = before = answers_of(stand, engine, (1.0,))
+        asked, expected = before = answers_of(stand, engine, (1.0,))
         engine.collective_rpc("take_rollout_stats")
         worker = worker_of(engine)
         drafter = worker.self_drafter
@@ -76,7 +76,7 @@ def check_sync(stand: Stand) -> Measured:
         fresh = digests_of(worker_of(engine).self_drafter.packed.layers)
     with stand.engine(policy, settings, **options) as engine:
         layers = worker_of(engine).self_drafter.packed.layers
-        ask(engine, questions(stand, 1.0), 2, drafts=EVERY_LENGTH)
+        ask(engine, questions(stand, (1.0,)), 2, drafts=EVERY_LENGTH)
         own, before = digests_of(layers), _addresses(engine)
         require(own != fresh, "packed bytes", "before the sync", "the first policy's", "the other's")
         reload(engine, other)

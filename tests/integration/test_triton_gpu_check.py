@@ -27,7 +27,7 @@ from efficient_rollout.measuring.starting import EngineLimits
 # Seconds in the interpreter are those of tokens drawn. Architectures, and every scheme, are tried here alone.
 SMALLEST = Sizes(
     hidden_size=128, num_layers=1, vocabulary=96, most_schemes=1, num_requests=2, num_tokens=6,
-    max_num_seqs=16, num_samples=12, large_weight=(256, 128), limit_bytes=1 << 24,
+    max_num_seqs=16, num_samples=12, large_weight=(256, 128),
     trained_policy="nano", num_prompts=2, response_tokens=12,
 )  # fmt: skip
 MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=3, num_tokens=12, num_samples=64)
