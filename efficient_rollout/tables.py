@@ -16,12 +16,7 @@ def bracketed(values: Mapping[str, float], *, digits: int, factor: float = 1.0) 
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
-    """Return lines of text in columns.
-
-    Args:
-        lines: Cells, titles among them; as many in each.
-        left: Columns of words; the others are numbers and end under one another.
-    """
+    """Return lines of cells, titles among them, in columns: words, which `left` names, and numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def padded(line: Sequence[str]) -> str:

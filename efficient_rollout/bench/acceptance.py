@@ -32,7 +32,7 @@ class AcceptancePlan:
 
 
 def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
-    """Raise before any engine starts.
+    """Raise where engines could not serve all of them.
 
     Raises:
         ConfigError: Two differ in shape: no engine can serve both.
@@ -45,14 +45,9 @@ def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
 
 
 def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield rows of counts and rates; the engines end with the last checkpoint's weights.
+    """Yield a row of counts and rates, JSON types, per checkpoint, drafter, temperature and segment.
 
-    Args:
-        plan: What is counted.
-        engines: Self-drafting ones, by drafter.
-
-    Yields:
-        One row per checkpoint, drafter, temperature and segment, of JSON types.
+    The engines, by drafter, end with the last checkpoint's weights.
     """
     from efficient_rollout.measuring import offline
 

@@ -61,8 +61,6 @@ class Run:
     decoded_tokens: int  # emitted in that time
     # Tokens per verify pass and request, the policy's own included; None without drafts.
     mean_accepted_length: float | None = None
-    # Per request, over the timed ticks; None in plain engines, which do not say.
-    mean_context_tokens: float | None = None
     num_ticks: int  # behind the medians
     # Of the mean tick, by what it was doing; empty in plain engines.
     part_seconds: dict[str, float] = field(default_factory=dict)
@@ -108,12 +106,7 @@ def running_engines(plan: DrafterPlan) -> Iterator[dict[str, Any]]:
 
 
 def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable[[str], None]) -> Measured:
-    """Run every round.
-
-    Args:
-        plan: What is measured.
-        engines: From `running_engines`.
-        on_progress: Called with a line after each batch of each round, and each round of weight syncs.
+    """Run every round in `running_engines`; tell of each batch of each, and of each round of weight syncs.
 
     Raises:
         ConfigError: The policy's responses are too short for the contexts asked for.
@@ -232,7 +225,6 @@ def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
         "draft_step_seconds": seconds.get(DRAFT),
         "verify_seconds": seconds.get(VERIFY),
         "mean_accepted_length": take_rollout_stats(engine.collective_rpc).mean_accepted_length,
-        "mean_context_tokens": fmean(tick.mean_context_tokens for tick in steady),
         "num_ticks": len(steady),
         # Means add up to the mean tick, as medians would not.
         "part_seconds": {part: fmean(tick.part_seconds.get(part, 0.0) for tick in steady) for part in parts},

@@ -72,7 +72,6 @@ def _drafting_row(rounds: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]
         "tick_over_plain": spread([run.tick_seconds / base.tick_seconds for run, base in pairs]),
         "tokens_per_second": spread([run.decoded_tokens / run.decode_seconds for run in rounds]),
         "speedup": spread([base.decode_seconds / run.decode_seconds for run, base in pairs]),
-        "mean_context_tokens": median(run.mean_context_tokens or 0.0 for run in rounds),
         "num_ticks": sum(run.num_ticks for run in rounds),
         "part_seconds": {
             part: median(run.part_seconds.get(part, 0.0) for run in rounds) for part in first.part_seconds

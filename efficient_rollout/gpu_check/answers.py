@@ -96,14 +96,9 @@ def drafted_and_accepted(engine: Any) -> tuple[list[int], list[int]]:
 def compare(
     stand: Stand, where: str, asked: Sequence[Question], expected: Sequence[Answer], found: Sequence[Answer]
 ) -> Measured:
-    """Compare tokens, up to the first position at which two tokens are tied.
+    """Compare tokens with those of answers with log-probabilities, up to the first place at which two are tied.
 
-    Args:
-        stand: Its dtype decides how near to each other two tokens must be.
-        where: For the message.
-        asked: The questions.
-        expected: Answers with log-probabilities.
-        found: Of another engine.
+    The stand's dtype decides how near to each other these must be.
 
     Returns:
         Tokens that were compared, and answers that part at a tie.

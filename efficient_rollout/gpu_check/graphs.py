@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
 from efficient_rollout.gpu_check.answers import added
@@ -18,10 +17,11 @@ from efficient_rollout.gpu_check.samples import (
     answers_of,
     check_answers,
     check_drafting,
+    check_full_graphs,
     check_perfect,
     plain_answers,
 )
-from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, reload, require, runnable_schemes, worker_of
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, reload, require, runnable_schemes
 
 
 def check_graphs(stand: Stand) -> Measured:
@@ -32,20 +32,14 @@ def check_graphs(stand: Stand) -> Measured:
     """
     policy, eager = make_policy(stand.folder, "qwen3", stand.sizes), not stand.is_gpu
     plain = plain_answers(stand, policy, eager=eager)
-    measured: Measured = {"full_graphs": 0}
-
-    def look_at(engine: Any) -> None:
-        measured["full_graphs"] += _full_graphs(engine, stand)
-
+    measured: Measured = {}
     with _replays(stand) as replays:
-        compared: Measured = {}
         for number, scheme in enumerate(runnable_schemes()[: stand.sizes.most_schemes]):
             lookup = LOOKUPS[number % 2]
-            result = check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager, look_at=look_at)
-            compared = added(compared, result)
+            measured = added(measured, check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager))
         if stand.is_gpu:  # elsewhere this is a part of the step "same-samples"
             measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain, eager=eager)
-    return measured | compared | replays
+    return measured | replays
 
 
 def check_quick(stand: Stand) -> Measured:
@@ -57,35 +51,11 @@ def check_quick(stand: Stand) -> Measured:
         reload(engine, other)
         behind = answers_of(stand, engine)
     with _replays(stand) as replays, stand.engine(policy, drafting(scheme, MOST_DRAFTS), **options) as engine:
-        full_graphs = _full_graphs(engine, stand)
+        full_graphs = check_full_graphs(stand, engine)
         first = check_answers(stand, f"at the start, {scheme}", engine, before)
         reload(engine, other)
         second = check_answers(stand, f"behind a weight sync, {scheme}", engine, behind)
-    return added(added({"scheme": scheme, "full_graphs": full_graphs}, first), second) | replays
-
-
-def _full_graphs(engine: Any, stand: Stand) -> int:
-    return check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand) if stand.is_gpu else 0
-
-
-def check_dispatch(manager: Any, stand: Stand) -> int:
-    """Check that every batch of decoding within the limit of captured tokens has a full graph.
-
-    Returns:
-        Batches that were asked for.
-    """
-    limit = manager.compilation_config.max_cudagraph_capture_size
-    batches = [
-        (num_reqs, query_len)
-        for query_len in range(1, MOST_DRAFTS + 2)
-        for num_reqs in range(1, stand.sizes.max_num_seqs + 1)
-        if num_reqs * query_len <= limit
-    ]
-    for num_reqs, query_len in batches:
-        mode = manager.dispatch(num_reqs, num_reqs * query_len, query_len, 0, max_query_len=query_len).cg_mode
-        where = f"{num_reqs} requests with {query_len - 1} drafts"
-        require(mode == CUDAGraphMode.FULL, "graph of a batch", where, "FULL", mode.name)
-    return len(batches)
+    return {"scheme": scheme, "full_graphs": full_graphs} | added(added({}, first), second) | replays
 
 
 @contextmanager

@@ -114,17 +114,14 @@ def run_steps(
     command: Callable[[Step], list[str]],
     say: Callable[[str], None],
 ) -> list[Outcome]:
-    """Run what has not passed yet, up to the first that fails.
+    """Run what has not passed yet, up to the first that fails, and return what became of each.
 
     Args:
         steps: In their order.
         folder: Of logs, results and the state.
         state: From `starting_state`.
-        command: What starts a step's process, which writes `measured_path` and ends with 0.
+        command: Returns what starts a step's process, which writes `measured_path` and ends with 0.
         say: Told of each step.
-
-    Returns:
-        One of each step up to the first that failed.
 
     Raises:
         DiskError: The folder takes no more.

@@ -1,9 +1,11 @@
 """Step "same-samples": an engine that drafts emits the tokens of stock vLLM, and a perfect drafter is believed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from vllm.config.compilation import CUDAGraphMode
 
 from efficient_rollout.gpu_check.answers import (
     Answer,
@@ -16,7 +18,7 @@ from efficient_rollout.gpu_check.answers import (
     redrawn,
 )
 from efficient_rollout.gpu_check.policies import make_policy
-from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes
+from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes, worker_of
 
 MOST_DRAFTS = 3
 # Every number, zero among them, longer and shorter ones in a row.
@@ -84,30 +86,39 @@ def check_answers(stand: Stand, where: str, engine: Any, expected: Asked) -> Mea
 
 
 def check_drafting(
-    stand: Stand,
-    policy: Path,
-    scheme: str,
-    plain: Asked,
-    *,
-    lookup: str = "off",
-    eager: bool = True,
-    look_at: Callable[[Any], None] = lambda _: None,
+    stand: Stand, policy: Path, scheme: str, plain: Asked, *, lookup: str = "off", eager: bool = True
 ) -> Measured:
-    """Do as `check_answers` does with an engine of its own.
-
-    Args:
-        stand: Where.
-        policy: Its folder.
-        scheme: Of the drafter.
-        plain: From `plain_answers`.
-        lookup: Of the drafter.
-        eager: Whether the engine has no graphs.
-        look_at: Is shown the engine.
-    """
+    """Do as `check_answers` does with an engine of its own, whose graphs are checked too; with none where eager."""
     with stand.engine(policy, drafting(scheme, MOST_DRAFTS, lookup=lookup), enforce_eager=eager) as engine:
-        look_at(engine)
+        if not eager:
+            check_full_graphs(stand, engine)
         where = f"{policy.name}, lookup {lookup}, {scheme}, {'eager' if eager else 'graphs'}"
         return check_answers(stand, where, engine, plain)
+
+
+def check_full_graphs(stand: Stand, engine: Any) -> int:
+    """Check, on a GPU, that every batch of decoding has a full graph; return the number of such batches."""
+    return check_dispatch(worker_of(engine).model_runner.cudagraph_manager, stand) if stand.is_gpu else 0
+
+
+def check_dispatch(manager: Any, stand: Stand) -> int:
+    """Check that every batch of decoding within the limit of captured tokens has a full graph.
+
+    Returns:
+        Batches that were asked for.
+    """
+    limit = manager.compilation_config.max_cudagraph_capture_size
+    batches = [
+        (num_reqs, query_len)
+        for query_len in range(1, MOST_DRAFTS + 2)
+        for num_reqs in range(1, stand.sizes.max_num_seqs + 1)
+        if num_reqs * query_len <= limit
+    ]
+    for num_reqs, query_len in batches:
+        mode = manager.dispatch(num_reqs, num_reqs * query_len, query_len, 0, max_query_len=query_len).cg_mode
+        where = f"{num_reqs} requests with {query_len - 1} drafts"
+        require(mode == CUDAGraphMode.FULL, "graph of a batch", where, "FULL", mode.name)
+    return len(batches)
 
 
 def check_perfect(stand: Stand, policy: Path, plain: Asked, *, eager: bool = True) -> float:

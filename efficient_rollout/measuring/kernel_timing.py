@@ -26,14 +26,14 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 def time_kernels(
     schemes: Sequence[str], *, outputs: int, inputs: int, rows: Sequence[int], rounds: int, dtype: str
 ) -> list[dict[str, Any]]:
-    """Time every kernel that runs here, in turns.
+    """Time every kernel that runs here, in turns; schemes without one are left out.
 
     Args:
-        schemes: Names; those without a kernel here are left out.
+        schemes: Names.
         outputs: Of the weight.
         inputs: Of the weight.
         rows: Of the activations.
-        rounds: Of all kernels at each number of rows; the first one on top is not counted.
+        rounds: Of all kernels at each number of rows.
         dtype: Of the policy.
 
     Returns:

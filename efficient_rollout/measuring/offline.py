@@ -27,7 +27,6 @@ class TickRecord:
     num_verified: int  # draft tokens verified, all requests together
     num_drafted: int  # draft tokens per request drafted at the end of the tick
     had_prefill: bool  # prompt tokens were computed
-    mean_context_tokens: float  # mean tokens per running request, prompt included
     # Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
     part_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -123,11 +122,7 @@ def take_ticks(engine: Any) -> list[TickRecord]:
 
 
 def sync_weights(engine: Any, checkpoint: str) -> dict[str, float]:
-    """Bring a checkpoint into an engine that drafts, as a trainer's weight sync would.
-
-    Args:
-        engine: Nothing may be running in it.
-        checkpoint: Directory of safetensors with the policy's names and shapes.
+    """Bring a checkpoint, a directory of safetensors, into an idle engine that drafts, as a weight sync would.
 
     Returns:
         `weight_sync_seconds`, reading the files included, and of them `requantize_seconds`.

@@ -185,7 +185,7 @@ def calibrate_engine(
     """Start an engine on a policy, measure, stop it, and fit.
 
     Args:
-        model: Checkpoint directory.
+        model: The policy's directory.
         settings: The scheme, and the largest number of draft tokens.
         probe: What is measured, and for how long.
         provenance: What the profile was made with; JSON types only.

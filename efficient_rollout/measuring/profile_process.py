@@ -21,13 +21,7 @@ _SPARE_TOKENS = 512  # beside a point's context: what a point decodes, with the 
 
 
 def probe_settings(max_positions: int, max_draft_tokens: int, **engine: Any) -> ProbeSettings:
-    """Return the usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
-
-    Args:
-        max_positions: Tokens the policy can hold.
-        max_draft_tokens: Largest k; always one of the lengths.
-        engine: Fields of `ProbeSettings` that say what the engine is.
-    """
+    """Return the usual points of `calibrate`, as far as they fit a policy and an engine's drafts, the largest k too."""
     usual = ProbeSettings(**engine)
     contexts = tuple(c for c in usual.contexts if c + _SPARE_TOKENS <= max_positions)
     lengths = (*(k for k in usual.lengths if k < max_draft_tokens), max_draft_tokens)

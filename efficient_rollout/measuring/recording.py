@@ -15,8 +15,6 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from efficient_rollout.engine.cpu.worker import CpuWorker
 
-# On a scheduler's output: the mean tokens of a running request.
-CONTEXT_ATTRIBUTE = "efficient_rollout_mean_context_tokens"
 # Key of the seconds inside the worker, the other parts among them.
 WORKER_PART = "worker"
 _LAPS = "laps"
@@ -25,13 +23,8 @@ _LAPS = "laps"
 def parts_of_tick(seconds: float, inside_worker: dict[str, float]) -> dict[str, float]:
     """Say where a tick's seconds went, without overlap; they add up to the tick.
 
-    Args:
-        seconds: Of the tick.
-        inside_worker: Seconds by part, and those of the whole worker as `WORKER_PART`.
-
-    Returns:
-        The parts, what is left of the worker (its batch, its inputs, its outputs), and what is outside of it
-        (scheduling, messages between processes, and the engine's answer).
+    Beside the parts, that is what is left of the whole worker, `WORKER_PART` (its batch, inputs and outputs), and what
+    is outside of it (scheduling, messages between processes, the engine's answer).
     """
     parts = dict(inside_worker)
     worker_s = parts.pop(WORKER_PART, 0.0)
@@ -83,7 +76,6 @@ class Recording:
             "num_verified": num_verified,
             "num_drafted": scheduled.num_spec_tokens_to_schedule,
             "had_prefill": scheduled.total_num_scheduled_tokens != num_requests + num_verified,
-            "mean_context_tokens": getattr(scheduled, CONTEXT_ATTRIBUTE, 0.0),
             _LAPS: [self._num_laps()],
         }
 

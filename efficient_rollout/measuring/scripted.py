@@ -7,14 +7,11 @@ these.
 from pathlib import Path
 from typing import Any
 
-from vllm.v1.core.sched.output import SchedulerOutput
-
 from efficient_rollout.controller.rule import Never, Rule, RuleInputs, make_rule
 from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler
-from efficient_rollout.measuring.recording import CONTEXT_ATTRIBUTE
 
 # Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
 RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
@@ -69,12 +66,6 @@ class Scripted:
             blocks = self.kv_cache_manager.allocate_slots(request, num_known, delay_cache_blocks=True)
             assert blocks is not None, "the KV cache cannot hold the context to be timed"
             request.num_computed_tokens = num_known
-
-    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Run the product's, and write on the output what the worker's record wants to know."""
-        output = super().schedule(*args, **kwargs)
-        setattr(output, CONTEXT_ATTRIBUTE, self._state(len(output.num_scheduled_tokens)).mean_context_tokens)
-        return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Run stock, between rollouts; the rule of the last one is told when its own next one starts."""

@@ -16,7 +16,7 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.drafter.cuda import products as gpu_products
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check import answers, graphs, kernels, operators, products, rollout, samples, steps
+from efficient_rollout.gpu_check import answers, kernels, operators, products, rollout, samples, steps
 from efficient_rollout.gpu_check.answers import Answer, Question, ask
 from efficient_rollout.gpu_check.policies import make_policy, make_shape
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
@@ -230,10 +230,10 @@ def test_every_batch_without_a_full_graph_is_named(stand):
             return SimpleNamespace(cg_mode=CUDAGraphMode.FULL if is_full else CUDAGraphMode.PIECEWISE)
 
     missing = None
-    assert graphs.check_dispatch(Manager(), stand) == 16 + 16 + 13 + 10
+    assert samples.check_dispatch(Manager(), stand) == 16 + 16 + 13 + 10
     missing = (5, 3)
     with pytest.raises(CheckFailed, match=r"5 requests with 2 drafts.*expected FULL, found PIECEWISE"):
-        graphs.check_dispatch(Manager(), stand)
+        samples.check_dispatch(Manager(), stand)
 
 
 def test_the_weights_are_the_same_numbers_in_every_dtype():
