@@ -60,23 +60,21 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
 
 
 def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator[dict[str, Any]]:
-    from efficient_rollout.engine.statistics import take_rollout_stats
     from efficient_rollout.measuring import offline, scripted
 
     texts = list(plan.prompts)
     for start, end in SEGMENTS:
         num_responses, stats = len(texts), RolloutStats()
         if texts:
-            take_rollout_stats(engine.collective_rpc)
             result = offline.roll_out(
                 engine,
                 [(text, end - start) for text in texts],
                 temperature=temperature,
                 eos_token_ids=plan.eos_token_ids,
                 extra_args={scripted.PATTERN: [plan.num_draft_tokens]},
+                records=True,
             )
-            stats = take_rollout_stats(engine.collective_rpc)
-            texts = unfinished(texts, result.token_ids, end - start, plan.eos_token_ids)
+            stats, texts = result.stats, unfinished(texts, result.token_ids, end - start, plan.eos_token_ids)
         yield {"from_token": start, "to_token": end, "num_responses": num_responses, **acceptance(stats)}
 
 

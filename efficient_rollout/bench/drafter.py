@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficient_rollout.bench.work import Prompt
 from efficient_rollout.config import Settings
-from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY
+from efficient_rollout.cost_model.table import DRAFT, VERIFY
 from efficient_rollout.errors import ConfigError, ProfileError
+
+if TYPE_CHECKING:
+    from efficient_rollout.measuring.offline import RolloutResult
 
 PLAIN_EAGER, PLAIN_COMPILED = "plain eager", "plain compiled"
 _SHOWN_LENGTH = 4
@@ -120,7 +123,7 @@ def measure(plan: DrafterPlan, engines: Mapping[str, Any], on_progress: Callable
     for batch in plan.batches:
         for arm, k in cells:
             warm_up = min(plan.response_tokens, _WARM_UP_TICKS_PER_LENGTH * (k + 1))
-            _roll_out(plan, engines[arm], prompts[:batch], [k], warm_up)
+            _roll_out(plan, engines[arm], prompts[:batch], [k], warm_up, records=False)
     for number in range(plan.rounds):
         # Each round begins elsewhere: no arm is always first after a pause.
         start = number * len(plan.plain_arms) % len(cells)
@@ -162,21 +165,20 @@ def _grown_prompts(engine: Any, plan: DrafterPlan) -> list[Prompt]:
     return grown[: max(plan.batches)]
 
 
-def _roll_out(plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int) -> Any:
+def _roll_out(
+    plan: DrafterPlan, engine: Any, prompts: Sequence[Prompt], pattern: list[int], num_tokens: int, *, records: bool
+) -> "RolloutResult":
     from efficient_rollout.measuring import offline, scripted
 
-    works = [(prompt, num_tokens) for prompt in prompts]
-    return offline.roll_out(engine, works, temperature=plan.temperature, extra_args={scripted.PATTERN: pattern})
+    works, wanted = [(prompt, num_tokens) for prompt in prompts], {scripted.PATTERN: pattern}
+    return offline.roll_out(engine, works, temperature=plan.temperature, extra_args=wanted, records=records)
 
 
 def _switching_seconds(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt]) -> float:
     """Draft at every other tick; return the seconds of one that drafts and one that verifies, medians."""
-    from efficient_rollout.measuring import offline
-
     k, batch = plan.shown_length, len(prompts)
-    offline.take_ticks(engine)
-    _roll_out(plan, engine, prompts, [k, 0], plan.response_tokens)
-    ticks = [t for t in offline.take_ticks(engine) if t.num_requests == batch and not t.had_prefill]
+    result = _roll_out(plan, engine, prompts, [k, 0], plan.response_tokens, records=True)
+    ticks = [t for t in result.ticks if t.num_requests == batch and not t.had_prefill]
     drafting = [t.seconds for t in ticks if t.num_drafted == k and t.num_verified == 0]
     verifying = [t.seconds for t in ticks if t.num_drafted == 0 and t.num_verified == k * batch]
     if not drafting or not verifying:
@@ -185,14 +187,8 @@ def _switching_seconds(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequen
 
 
 def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Prompt], k: int, number: int) -> Run:
-    from efficient_rollout.engine.statistics import take_rollout_stats
-    from efficient_rollout.measuring import offline
-
     is_plain, batch = arm in plan.plain_arms, len(prompts)
-    if not is_plain:
-        offline.take_ticks(engine)
-        take_rollout_stats(engine.collective_rpc)
-    result = _roll_out(plan, engine, prompts, [k], plan.response_tokens)
+    result = _roll_out(plan, engine, prompts, [k], plan.response_tokens, records=not is_plain)
     emitted = [len(ids) for ids in result.token_ids]
     assert emitted == [plan.response_tokens] * batch, f"{arm} emitted {emitted} tokens"
     return Run(
@@ -202,7 +198,7 @@ def _measure_one(plan: DrafterPlan, engine: Any, arm: str, prompts: Sequence[Pro
         round=number,
         decode_seconds=result.seconds - result.answer_seconds[0],
         decoded_tokens=batch * (plan.response_tokens - 1),
-        **(plain_passes(result.answer_seconds) if is_plain else _drafting_passes(engine, k, batch)),
+        **(plain_passes(result.answer_seconds) if is_plain else _drafting_passes(result, k, batch)),
     )
 
 
@@ -212,19 +208,17 @@ def plain_passes(answer_seconds: Sequence[float]) -> dict[str, Any]:
     return {"tick_seconds": median(steady), "num_ticks": len(steady)}
 
 
-def _drafting_passes(engine: Any, k: int, batch: int) -> dict[str, Any]:
-    from efficient_rollout.engine.statistics import take_rollout_stats
-    from efficient_rollout.measuring import offline
+def _drafting_passes(result: "RolloutResult", k: int, batch: int) -> dict[str, Any]:
     from efficient_rollout.measuring.probe import require_steady_ticks, seconds_of_passes
 
-    steady = require_steady_ticks(offline.take_ticks(engine), k, batch)
+    steady = require_steady_ticks(result.ticks, k, batch)
     seconds = seconds_of_passes(steady, k)
     parts = dict.fromkeys(part for tick in steady for part in tick.part_seconds)
     return {
-        "tick_seconds": seconds[PLAIN] if k == 0 else median(tick.seconds for tick in steady),
+        "tick_seconds": median(tick.seconds for tick in steady),
         "draft_step_seconds": seconds.get(DRAFT),
         "verify_seconds": seconds.get(VERIFY),
-        "mean_accepted_length": take_rollout_stats(engine.collective_rpc).mean_accepted_length,
+        "mean_accepted_length": result.stats.mean_accepted_length,
         "num_ticks": len(steady),
         # Means add up to the mean tick, as medians would not.
         "part_seconds": {part: fmean(tick.part_seconds.get(part, 0.0) for tick in steady) for part in parts},

@@ -211,34 +211,30 @@ def _warm_up(plan: BenchPlan, engine: Any) -> None:
 
 def _roll_out(plan: BenchPlan, arm: Arm, engine: Any, run: int, requests: Sequence[Request]) -> RoundResult:
     """Do the whole work, with nothing of an earlier turn left in the engine."""
-    from efficient_rollout.engine.statistics import take_rollout_stats
     from efficient_rollout.measuring import offline, scripted
 
     is_ours = arm.rule is not None
     engine.llm_engine.reset_prefix_cache()
-    if is_ours:
-        offline.take_ticks(engine)
-        take_rollout_stats(engine.collective_rpc)
-    result = offline.roll_out(
+    done = offline.roll_out(
         engine,
         requests,
         temperature=plan.temperature,
         eos_token_ids=plan.eos_token_ids,
         extra_args={scripted.RULE: arm.rule, scripted.RUN: run} if is_ours else None,
+        records=is_ours,
         first_seed=plan.first_seed,
     )
     if not plan.eos_token_ids:
-        emitted, forced = [len(ids) for ids in result.token_ids], [r.max_tokens for r in requests]
+        emitted, forced = [len(ids) for ids in done.token_ids], [r.max_tokens for r in requests]
         assert emitted == forced, f"arm {arm.name} emitted {emitted} tokens instead of {forced}"
-    ours: dict[str, Any] = {}
-    if is_ours:
-        ticks = offline.take_ticks(engine)
-        lengths = dict.fromkeys(tick.num_drafted for tick in ticks)
-        ours = {
-            "ticks": [(tick.started - ticks[0].started, tick.num_drafted) for tick in ticks],
-            "seconds_by_draft_tokens": {
-                k: sum(tick.seconds for tick in ticks if tick.num_drafted == k) for k in lengths
-            },
-            "metrics": take_rollout_stats(engine.collective_rpc).to_metrics(rollout_seconds=result.seconds),
-        }
-    return RoundResult(seconds=result.seconds, finish_seconds=result.finish_seconds, token_ids=result.token_ids, **ours)
+    by_k: dict[int, float] = {}
+    for tick in done.ticks:
+        by_k[tick.num_drafted] = by_k.get(tick.num_drafted, 0.0) + tick.seconds
+    return RoundResult(
+        seconds=done.seconds,
+        finish_seconds=done.finish_seconds,
+        token_ids=done.token_ids,
+        ticks=[(tick.started - done.ticks[0].started, tick.num_drafted) for tick in done.ticks],
+        seconds_by_draft_tokens=by_k,
+        metrics=done.stats.to_metrics(rollout_seconds=done.seconds) if is_ours else {},
+    )

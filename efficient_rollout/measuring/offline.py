@@ -10,7 +10,9 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.metrics.rollout_stats import RolloutStats
 
 # A request: its prompt, and how many tokens it may emit.
 Work = tuple[tuple[int, ...], int]
@@ -40,6 +42,8 @@ class RolloutResult:
     token_ids: list[list[int]]  # emitted tokens, in the order of the work
     # When each of the engine's answers came, one a tick: stock engines leave no other record.
     answer_seconds: list[float]
+    ticks: list[TickRecord] = field(default_factory=list)  # of an engine that records
+    stats: RolloutStats = field(default_factory=RolloutStats)  # the same
 
 
 def roll_out(
@@ -49,18 +53,20 @@ def roll_out(
     temperature: float = 1.0,
     eos_token_ids: Sequence[int] = (),
     extra_args: dict[str, Any] | None = None,
+    records: bool = False,
     limit_s: float = math.inf,
     least_ticks: int = 0,
     first_seed: int | None = None,
 ) -> RolloutResult:
-    """Submit all work at once and wait for it.
+    """Submit all work at once to an idle engine, and wait for it.
 
     Args:
-        engine: From `starting.py`; nothing else may be running in it.
+        engine: From `starting.py`.
         works: The requests.
         temperature: 0 is greedy.
         eos_token_ids: End a response early; without any, every request emits exactly its `max_tokens`.
         extra_args: For `scripted.ScriptedScheduler`.
+        records: Whether the engine drafts, and its ticks and statistics are wanted.
         limit_s: What has not finished by then is aborted, and missing in `token_ids`.
         least_ticks: Answers of the engine that are waited for, however late it is.
         first_seed: Of the first request; each has the next number. None: without seeds.
@@ -68,30 +74,38 @@ def roll_out(
     Raises:
         ConfigError: A request cannot fit the engine.
     """
+    if records:
+        _recorded(engine)  # whatever was before
     llm_engine, started = engine.llm_engine, time.perf_counter()
     sampling = {"temperature": temperature, "ignore_eos": not eos_token_ids, "stop_token_ids": list(eos_token_ids)}
     names = _submit(llm_engine, works, first_seed, extra_args=extra_args, **sampling)
-    tokens: dict[str, list[int]] = {}
-    finished: dict[str, float] = {}
-    answers: list[float] = []
+    finished, answers = _wait(llm_engine, names, started, limit_s, least_ticks)
+    seconds = time.perf_counter() - started
+    drain(engine)
+    ends = [finished.get(name, (seconds, [])) for name in names]
+    return RolloutResult(
+        seconds=seconds,
+        finish_seconds=[end for end, _ in ends],
+        token_ids=[token_ids for _, token_ids in ends],
+        answer_seconds=answers,
+        **(_recorded(engine) if records else {}),
+    )
+
+
+def _wait(
+    llm_engine: Any, names: Sequence[str], started: float, limit_s: float, least_ticks: int
+) -> tuple[dict[str, tuple[float, list[int]]], list[float]]:
+    """Return when each request finished, and with which tokens; and the times of the engine's answers."""
+    finished, answers = {}, []
     while llm_engine.has_unfinished_requests():
         if time.perf_counter() - started > limit_s and len(answers) >= least_ticks:
-            llm_engine.abort_request([name for name in names if name not in tokens])
+            llm_engine.abort_request([name for name in names if name not in finished])
             break
         outputs = llm_engine.step()
         answers.append(time.perf_counter() - started)
-        for output in outputs:
-            if output.finished:
-                tokens[output.request_id] = list(output.outputs[0].token_ids)
-                finished[output.request_id] = answers[-1]
-    seconds = time.perf_counter() - started
-    drain(engine)
-    return RolloutResult(
-        seconds=seconds,
-        finish_seconds=[finished.get(name, seconds) for name in names],
-        token_ids=[tokens.get(name, []) for name in names],
-        answer_seconds=answers,
-    )
+        ended = [output for output in outputs if output.finished]
+        finished |= {output.request_id: (answers[-1], list(output.outputs[0].token_ids)) for output in ended}
+    return finished, answers
 
 
 def drain(engine: Any) -> None:
@@ -114,6 +128,10 @@ def _submit(llm_engine: Any, works: Sequence[Work], first_seed: int | None, **sa
         params = SamplingParams(seed=seed, max_tokens=max_tokens, **sampling)
         llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
     return names
+
+
+def _recorded(engine: Any) -> dict[str, Any]:
+    return {"ticks": take_ticks(engine), "stats": take_rollout_stats(engine.collective_rpc)}
 
 
 def take_ticks(engine: Any) -> list[TickRecord]:

@@ -166,11 +166,11 @@ class Prober:
         num_prompt = max(1, point.context_tokens - _tokens_of(_LEAST_TICKS, point.num_draft_tokens) // 2)
         works = [(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
         wanted = {scripted.PATTERN: [point.num_draft_tokens], scripted.PREFILLED: True}
-        offline.take_ticks(self.engine)
-        offline.roll_out(self.engine, works, limit_s=limit_s, least_ticks=_LEAST_TICKS, extra_args=wanted)
-        ticks = offline.take_ticks(self.engine)
-        self.num_ticks += len(ticks)
-        return ticks
+        result = offline.roll_out(
+            self.engine, works, extra_args=wanted, records=True, limit_s=limit_s, least_ticks=_LEAST_TICKS
+        )
+        self.num_ticks += len(result.ticks)
+        return result.ticks
 
 
 def calibrate_engine(
