@@ -68,7 +68,7 @@ def operator_arguments(name: str) -> list[str]:
 
 def operator_breaches() -> Iterator[str]:
     """What of the table of operators the loaded extension has otherwise."""
-    from efficient_rollout.gpu_check.operators import OPERATORS
+    from efficient_rollout.gpu_check.products import OPERATORS
 
     for name, wanted in OPERATORS.items():
         arguments = operator_arguments(name)
@@ -81,7 +81,7 @@ def snapshot() -> dict[str, str]:
     from checked_names import parameters
     from names_of_vllm_v2 import CALLED, MOVED, OVERRIDDEN
 
-    from efficient_rollout.gpu_check.operators import OPERATORS
+    from efficient_rollout.gpu_check.products import OPERATORS
 
     taken = {}
     for target in (*CALLED, *OVERRIDDEN, *(name for names in MOVED for name in names)):

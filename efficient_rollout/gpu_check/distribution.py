@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from efficient_rollout.gpu_check.answers import Question, ask, drafted_and_accepted
-from efficient_rollout.gpu_check.policies import make_policy
+from efficient_rollout.gpu_check.samples import Question, ask, drafted_and_accepted
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes, worker_of
-from efficient_rollout.gpu_check.weights import hashed
+from efficient_rollout.gpu_check.weights import hashed, make_policy
 
 NUM_CELLS = 8
 # Fixed beforehand; one repeat, with other seeds, so that a million checks of a right build fail once.

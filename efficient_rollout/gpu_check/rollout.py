@@ -25,8 +25,7 @@ from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.engine.statistics import take_rollout_stats
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check.answers import Question, ask
-from efficient_rollout.gpu_check.policies import make_shape
+from efficient_rollout.gpu_check.samples import Question, ask
 from efficient_rollout.gpu_check.stand import (
     Measured,
     Stand,
@@ -38,6 +37,7 @@ from efficient_rollout.gpu_check.stand import (
     worker_of,
 )
 from efficient_rollout.gpu_check.steps import measured_path
+from efficient_rollout.gpu_check.weights import make_shape
 from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.metrics.names import ACCEPTANCE_RATE
 from efficient_rollout.policy_config import read_policy_config

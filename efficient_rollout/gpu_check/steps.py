@@ -29,15 +29,15 @@ class Step:
 _ROOM = "efficient_rollout.gpu_check."
 # Minutes go to starting engines, and to compiling what none has compiled before.
 STEPS = (
-    Step("operators", f"{_ROOM}operators:check_operators", 300),
+    Step("operators", f"{_ROOM}products:check_operators", 300),
     Step("kernels", f"{_ROOM}kernels:check_kernels", 900),
     Step("products", f"{_ROOM}products:check_products", 600),
     Step("same-samples", f"{_ROOM}samples:check_same_samples", 1800),
-    Step("graphs", f"{_ROOM}graphs:check_graphs", 1800),
+    Step("graphs", f"{_ROOM}engines:check_graphs", 1800),
     Step("distribution", f"{_ROOM}distribution:check_distribution", 1800),
-    Step("faults", f"{_ROOM}syncs:check_faults", 900),
-    Step("sync", f"{_ROOM}syncs:check_sync", 1200),
-    Step("sleep", f"{_ROOM}syncs:check_sleep", 1200),
+    Step("faults", f"{_ROOM}engines:check_faults", 900),
+    Step("sync", f"{_ROOM}engines:check_sync", 1200),
+    Step("sleep", f"{_ROOM}engines:check_sleep", 1200),
     # Before the two that take its numbers: what a policy's own drafts are worth.
     Step("acceptance", f"{_ROOM}rollout:check_acceptance", 7200, certifies=False),
     Step("latency", f"{_ROOM}rollout:check_latency", 7200, certifies=False),
@@ -45,10 +45,10 @@ STEPS = (
 )
 # What certifies in eight minutes: the kernels, and one shape of engine. Steps behind it go on in a later run.
 QUICK_STEPS = (
-    Step("operators", f"{_ROOM}operators:check_operators", 40),
+    Step("operators", f"{_ROOM}products:check_operators", 40),
     Step("kernels", f"{_ROOM}kernels:check_kernels", 120),
     Step("products", f"{_ROOM}products:check_products", 60),
-    Step("quick", f"{_ROOM}graphs:check_quick", 260),
+    Step("quick", f"{_ROOM}engines:check_quick", 260),
 )
 # What needs torch and Triton alone, in three minutes.
 KERNEL_STEPS = (
