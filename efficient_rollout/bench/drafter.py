@@ -32,8 +32,7 @@ class DrafterPlan:
     lengths: tuple[int, ...]  # fixed k of the drafting arms, ascending
     context_tokens: int  # mean tokens per request while its passes are timed
     response_tokens: int  # emitted by every request of a run
-    # More than the largest batch, for some responses may end before they are `context_tokens` long.
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt]  # more than the largest batch, for some responses end before the contexts are long enough
     eos_token_ids: tuple[int, ...]  # end a response while contexts are made; empty where prompts already are that long
     rounds: int  # runs of each arm at each batch and k, and weight syncs of each
     temperature: float  # 0 is greedy
@@ -56,17 +55,14 @@ class Run:
     batch: int  # requests
     num_draft_tokens: int  # k; 0 in a drafting arm is its engine with nothing to draft
     round: int  # number of the round
-    tick_seconds: float  # of a tick
+    tick_seconds: float
     draft_step_seconds: float | None = None  # per draft token, inside the drafter; None without drafts
-    # Rest of the tick: the pass over k + 1 positions, sampling and bookkeeping; None without drafts.
-    verify_seconds: float | None = None
+    verify_seconds: float | None = None  # rest of the tick: pass over k + 1 positions, sampling; None without drafts
     decode_seconds: float  # from the end of the prefill to the last token
     decoded_tokens: int  # emitted in that time
-    # Tokens per verify pass and request, the policy's own included; None without drafts.
-    mean_accepted_length: float | None = None
+    mean_accepted_length: float | None = None  # tokens per verify pass, the policy's own included; None without drafts
     num_ticks: int  # behind the medians
-    # Of the mean tick, by what it was doing; empty in plain engines.
-    part_seconds: dict[str, float] = field(default_factory=dict)
+    part_seconds: dict[str, float] = field(default_factory=dict)  # of the mean tick, what it was doing; not of plain
 
 
 @dataclass(slots=True)
@@ -74,8 +70,7 @@ class Measured:
     """Holds everything a run of the plan brought."""
 
     runs: list[Run] = field(default_factory=list)  # of every arm, batch, k and round
-    # By drafter and batch, seconds a round of two ticks: one drafts and verifies nothing, the next verifies and drafts
-    # nothing.
+    # By drafter and batch, seconds a round of two ticks: one that only drafts, and one that only verifies.
     switches: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     # Of every drafter and round, the drafter as `arm`: `weight_sync_seconds`, of them `requantize_seconds`, and
     # `plain_reload_seconds` of the eager plain engine in the same round.

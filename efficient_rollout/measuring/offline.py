@@ -29,8 +29,7 @@ class TickRecord:
     num_verified: int  # draft tokens verified, all requests together
     num_drafted: int  # draft tokens per request drafted at the end of the tick
     had_prefill: bool  # prompt tokens were computed
-    # Where the seconds went, from `recording.parts_of_tick`; empty on a GPU.
-    part_seconds: dict[str, float] = field(default_factory=dict)
+    part_seconds: dict[str, float] = field(default_factory=dict)  # `recording.parts_of_tick`; empty on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,7 @@ class RolloutResult:
     seconds: float  # from the first submission to the last token
     finish_seconds: list[float]  # when each request finished, in the order of the work
     token_ids: list[list[int]]  # emitted tokens, in the order of the work
-    # When each of the engine's answers came, one a tick: stock engines leave no other record.
-    answer_seconds: list[float]
+    answer_seconds: list[float]  # when the engine's answers came, one a tick: stock engines leave no other record
     ticks: list[TickRecord] = field(default_factory=list)  # of an engine that records
     stats: RolloutStats = field(default_factory=RolloutStats)  # the same
 

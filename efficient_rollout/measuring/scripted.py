@@ -4,6 +4,7 @@ Products and training jobs use the schedulers that these begin with; only `calib
 these.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ class Scripted:
         if name in self._rules:
             self._rules[name].mark_stale()
         else:
-            self._rules[name] = make_rule(name, self._rule_inputs())
+            self._rules[name] = make_rule(name, self._rule_inputs)
         self._book.rule = self._rules[name]
 
+    @cached_property
     def _rule_inputs(self) -> RuleInputs:
         controller, table = self._record.settings.controller, None
         if controller.profile is not None:
