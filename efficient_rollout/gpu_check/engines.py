@@ -16,21 +16,7 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
-from efficient_rollout.gpu_check.samples import (
-    EVERY_LENGTH,
-    LOOKUPS,
-    MOST_DRAFTS,
-    added,
-    answers_of,
-    ask,
-    check_answers,
-    check_drafting,
-    check_full_graphs,
-    check_perfect,
-    compare,
-    plain_answers,
-    questions,
-)
+from efficient_rollout.gpu_check import samples
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, reload, require, runnable_schemes, worker_of
 from efficient_rollout.gpu_check.weights import addresses_of, digests_of, make_policy
 
@@ -48,14 +34,16 @@ def check_graphs(stand: Stand) -> Measured:
     stock has graphs here too.
     """
     policy, eager = make_policy(stand.folder, "qwen3", stand.sizes), not stand.is_gpu
-    plain = plain_answers(stand, policy, eager=eager)
+    plain = samples.plain_answers(stand, policy, eager=eager)
     measured: Measured = {}
     with _replays(stand) as replays:
         for number, scheme in enumerate(runnable_schemes()[: stand.sizes.most_schemes]):
-            lookup = LOOKUPS[number % 2]
-            measured = added(measured, check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager))
+            lookup = samples.LOOKUPS[number % 2]
+            measured = samples.added(
+                measured, samples.check_drafting(stand, policy, scheme, plain, lookup=lookup, eager=eager)
+            )
         if stand.is_gpu:  # elsewhere this is a part of the step "same-samples"
-            measured["unquantized_accepted_first"] = check_perfect(stand, policy, plain, eager=eager)
+            measured["unquantized_accepted_first"] = samples.check_perfect(stand, policy, plain, eager=eager)
     return measured | replays
 
 
@@ -64,15 +52,15 @@ def check_quick(stand: Stand) -> Measured:
     policy, other = (make_policy(stand.folder, name, stand.sizes) for name in ("qwen3", "qwen3-other"))
     scheme, options = runnable_schemes()[0], {"enforce_eager": not stand.is_gpu}
     with stand.engine(policy, **options) as engine:
-        before = answers_of(stand, engine)
+        before = samples.answers_of(stand, engine)
         reload(engine, other)
-        behind = answers_of(stand, engine)
-    with _replays(stand) as replays, stand.engine(policy, drafting(scheme, MOST_DRAFTS), **options) as engine:
-        full_graphs = check_full_graphs(stand, engine)
-        first = check_answers(stand, f"at the start, {scheme}", engine, before)
+        behind = samples.answers_of(stand, engine)
+    with _replays(stand) as replays, stand.engine(policy, drafting(scheme, samples.MOST_DRAFTS), **options) as engine:
+        full_graphs = samples.check_full_graphs(stand, engine)
+        first = samples.check_answers(stand, f"at the start, {scheme}", engine, before)
         reload(engine, other)
-        second = check_answers(stand, f"behind a weight sync, {scheme}", engine, behind)
-    return {"scheme": scheme, "full_graphs": full_graphs} | added(added({}, first), second) | replays
+        second = samples.check_answers(stand, f"behind a weight sync, {scheme}", engine, behind)
+    return {"scheme": scheme, "full_graphs": full_graphs} | samples.added(samples.added({}, first), second) | replays
 
 
 @contextmanager
@@ -104,14 +92,14 @@ def check_faults(stand: Stand) -> Measured:
     It runs without graphs: those are replayed, and call nothing.
     """
     policy = make_policy(stand.folder, "qwen3", stand.sizes)
-    with stand.engine(policy, drafting(runnable_schemes()[0], MOST_DRAFTS)) as engine:
-        asked, expected = before = answers_of(stand, engine, (1.0,))
+    with stand.engine(policy, drafting(runnable_schemes()[0], samples.MOST_DRAFTS)) as engine:
+        asked, expected = before = samples.answers_of(stand, engine, (1.0,))
         engine.collective_rpc("take_rollout_stats")
         worker = worker_of(engine)
         drafter = worker.self_drafter
         _let_fail(drafter.model)
-        found = ask(engine, asked, stand.sizes.num_tokens, drafts=EVERY_LENGTH)
-        measured = compare(stand, "a drafter that fails", asked, expected, found)
+        found = samples.ask(engine, asked, stand.sizes.num_tokens, drafts=samples.EVERY_LENGTH)
+        measured = samples.compare(stand, "a drafter that fails", asked, expected, found)
         (stats,) = engine.collective_rpc("take_rollout_stats")
         fault, faults = worker.health.drafter_fault or "none", stats["num_drafter_faults"]
         require(_MESSAGE in fault, "the drafter's fault", "the worker", _MESSAGE, fault)
@@ -119,7 +107,7 @@ def check_faults(stand: Stand) -> Measured:
 
         del drafter.model.compute_logits
         _mend(engine, policy)
-        check_answers(stand, "after the weight sync", engine, before)
+        samples.check_answers(stand, "after the weight sync", engine, before)
     return {"faults": faults, **measured}
 
 
@@ -149,13 +137,13 @@ def check_sync(stand: Stand) -> Measured:
     On a GPU with graphs: they read what lies at the addresses they were captured with.
     """
     policy, other = (make_policy(stand.folder, name, stand.sizes) for name in ("qwen3", "qwen3-other"))
-    settings, options = drafting(runnable_schemes()[0], MOST_DRAFTS), {"enforce_eager": not stand.is_gpu}
+    settings, options = drafting(runnable_schemes()[0], samples.MOST_DRAFTS), {"enforce_eager": not stand.is_gpu}
     with stand.engine(other, settings, **options) as engine:
-        expected = answers_of(stand, engine, (1.0,))
+        expected = samples.answers_of(stand, engine, (1.0,))
         fresh = digests_of(worker_of(engine).self_drafter.packed.layers)
     with stand.engine(policy, settings, **options) as engine:
         layers = worker_of(engine).self_drafter.packed.layers
-        ask(engine, questions(stand, (1.0,)), 2, drafts=EVERY_LENGTH)
+        samples.ask(engine, samples.questions(stand, (1.0,)), 2, drafts=samples.EVERY_LENGTH)
         own, before = digests_of(layers), _addresses(engine)
         require(own != fresh, "packed bytes", "before the sync", "the first policy's", "the other's")
         reload(engine, other)
@@ -164,7 +152,7 @@ def check_sync(stand: Stand) -> Measured:
         found = digests_of(layers)
         wrong = [name for name in fresh if found.get(name) != fresh[name]]
         require(not wrong, "packed bytes", "after the sync", "a fresh engine's", f"others in {wrong}")
-        measured = check_answers(stand, "after the sync", engine, expected)
+        measured = samples.check_answers(stand, "after the sync", engine, expected)
     return {"equal_layers": len(fresh), "addresses": len(before), **measured}
 
 
@@ -185,11 +173,11 @@ def check_sleep(stand: Stand) -> Measured:
     options: dict[str, Any] = {"enable_sleep_mode": True, "enforce_eager": False} if stand.is_gpu else {}
     measured: Measured = {}
     free: list[int] = []
-    with stand.engine(policy, drafting(runnable_schemes()[0], MOST_DRAFTS), **options) as engine:
-        expected = answers_of(stand, engine, (1.0,))
+    with stand.engine(policy, drafting(runnable_schemes()[0], samples.MOST_DRAFTS), **options) as engine:
+        expected = samples.answers_of(stand, engine, (1.0,))
         for level in _LEVELS * (2 if stand.is_gpu else 1):
             asleep, where = _sleep_and_wake(engine, stand, policy, level), f"after sleep level {level}"
-            measured = added(measured, check_answers(stand, where, engine, expected))
+            measured = samples.added(measured, samples.check_answers(stand, where, engine, expected))
             awake = stand.free_bytes()
             if awake is not None and asleep is not None:
                 free.append(awake)
