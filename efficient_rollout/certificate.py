@@ -7,7 +7,7 @@ for others, and says nothing about speed. Nodes of one kind share one, so a GPU'
 import ast
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,23 +23,46 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DIGITS = 16
 
 
-class Machine(BaseModel):
-    """Says what a certificate is for.
-
-    Attributes:
-        gpu: Its name, as the driver says it.
-        capability: Of its instructions, such as "9.0".
-        driver: Version.
-        packages: Versions of vLLM, torch and Triton.
-        sources: Digest of what this package's kernels and runner on a GPU do; not of their docstrings.
-    """
+class JsonFile(BaseModel):
+    """Is the base of what a check leaves in a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    gpu: str
-    capability: str
+
+    @classmethod
+    def read(cls, path: Path, *, what: str, remedy: str) -> Self:
+        """Read one.
+
+        Args:
+            path: The file.
+            what: It is, for the message: "certificate".
+            remedy: What to do where it is none.
+
+        Raises:
+            InputFileError: It is not there, cannot be read, or is of another kind.
+        """
+        text = read_text(path, what=f"the {what}", remedy=remedy)
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "the file"
+            raise InputFileError(f"{path} is no {what}: {where}: {fault['msg']}; {remedy}") from error
+
+    def write(self, path: Path) -> None:
+        """Write it whole, or not at all."""
+        with written_whole(path) as staged:
+            staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+class Machine(BaseModel):
+    """Says what a certificate is for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    gpu: str  # its name, as the driver says it
+    capability: str  # of its instructions, such as "9.0"
     driver: str
-    packages: dict[str, str]
-    sources: str
+    packages: dict[str, str]  # versions of vLLM, torch and Triton
+    sources: str  # digest of what this package's kernels and runner on a GPU do; not of their docstrings
 
     @classmethod
     def of(cls, gpu: str, capability: str, driver: str) -> "Machine":
@@ -60,33 +83,16 @@ class Machine(BaseModel):
         ]
 
 
-class Certificate(BaseModel):
-    """Says what was proved.
+class Certificate(JsonFile):
+    """Says what was proved."""
 
-    Attributes:
-        schema_version: Of this file.
-        machine: Where.
-        outcome: "failed" refuses.
-        steps: Names of the steps that passed, in their order.
-        failed_step: The first that did not; None where all passed.
-        time: UTC, ISO 8601.
-        commit: Of this package's checkout; None outside one.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
     machine: Machine
-    outcome: Literal["passed", "failed"]
-    steps: tuple[str, ...]
-    failed_step: str | None
-    time: str
-    commit: str | None
-
-    def write(self, path: Path) -> None:
-        """Write it whole, or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as staged:
-            staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    outcome: Literal["passed", "failed"]  # "failed" refuses
+    steps: tuple[str, ...]  # names of the steps that passed, in their order
+    failed_step: str | None  # the first that did not; None where all passed
+    time: str  # UTC, ISO 8601
+    commit: str | None  # of this package's checkout; None outside one
 
 
 def sources_digest(package: Path) -> str:
@@ -111,18 +117,8 @@ def certificate_path(machine: Machine) -> Path:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Read one.
-
-    Raises:
-        InputFileError: It is not there, cannot be read, or is no certificate.
-    """
-    text = read_text(path, what="the certificate", remedy=f"make one: {COMMAND}")
-    try:
-        return Certificate.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputFileError(f"{path} is no certificate: {where}: {fault['msg']}; make one: {COMMAND}") from error
+    """Read one, as `JsonFile.read` does."""
+    return Certificate.read(path, what="certificate", remedy=f"make one: {COMMAND}")
 
 
 def certificate_gap(machine: Machine, path: str | None = None) -> str | None:
@@ -155,16 +151,7 @@ def certificate_gap(machine: Machine, path: str | None = None) -> str | None:
 
 
 def require_certificate(machine: Machine, path: str | None = None) -> None:
-    """Raise where a machine has no certificate.
-
-    Args:
-        machine: This one.
-        path: As in `certificate_gap`.
-
-    Raises:
-        UnsupportedDeviceError: There is none, it is another machine's, or a step failed; the message has the command.
-        InputFileError: There is a file, and it is no certificate.
-    """
+    """Raise UnsupportedDeviceError, with the command, where there is a `certificate_gap`."""
     gap = certificate_gap(machine, path)
     if gap is not None:
         raise UnsupportedDeviceError(

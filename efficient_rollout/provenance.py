@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,8 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of those that are installed."""
     versions = {}
     for name in names:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -62,7 +61,7 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "num_cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "shared_memory_bytes": _size_of(Path("/dev/shm")),
+        "shared_memory_bytes": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         "gpus": _gpu_names(),
     }
 
@@ -80,10 +79,6 @@ def _cpu_field(name: str) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), None)
 
 
-def _size_of(mount: Path) -> int | None:
-    return shutil.disk_usage(mount).total if mount.is_dir() else None
-
-
 def _gpu_names() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -94,23 +89,12 @@ def _gpu_names() -> list[str]:
 
 
 def result_document(args: argparse.Namespace, schema_version: int, **content: Any) -> dict[str, Any]:
-    """Return what a measuring command writes: its numbers with their provenance, as JSON types.
-
-    Args:
-        args: The command's, for the record.
-        schema_version: Of `content`.
-        content: The numbers.
-    """
-    return {
-        "schema_version": schema_version,
-        "provenance": provenance(),
-        "settings": recorded_options(args),
-        **content,
-    }
+    """Return what a measuring command writes: numbers, of a schema, with their provenance, as JSON types."""
+    recorded = {"provenance": provenance(), "settings": recorded_options(args)}
+    return {"schema_version": schema_version, **recorded, **content}
 
 
 def recorded_options(args: argparse.Namespace) -> dict[str, object]:
     """Return what a command was asked, for the file it writes; JSON types."""
     given = {name: value for name, value in vars(args).items() if name != "run"}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    return dict(without_secrets(plain))
+    return dict(without_secrets({name: str(v) if isinstance(v, Path) else v for name, v in given.items()}))

@@ -5,41 +5,22 @@ from statistics import median
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return what brackets show, as JSON types.
-
-    Args:
-        values: One per round, at least one.
-
-    Returns:
-        `median`, `min` and `max`.
-    """
+    """Return what brackets show of values, one per round, at least one: `median`, `min` and `max`."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def bracketed(values: Mapping[str, float], *, digits: int, factor: float = 1.0) -> str:
-    """Return `median [smallest, largest]`.
-
-    Args:
-        values: From `spread`.
-        digits: Behind the decimal point.
-        factor: Of every number, for another unit.
-    """
+    """Return `median [smallest, largest]` of a `spread`, every number times a factor, for another unit."""
     middle, least, most = (f"{values[name] * factor:.{digits}f}" for name in ("median", "min", "max"))
     return f"{middle} [{least}, {most}]"
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
-    """Return lines of text in columns.
+    """Return lines of cells, titles among them, in columns: words, which `left` names, and numbers."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
-    Args:
-        lines: Cells, titles among them; as many in each.
-        left: Columns of words; the others are numbers and end under one another.
-    """
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    def padded(line: Sequence[str]) -> str:
+        cells = enumerate(zip(line, widths, strict=True))
+        return "  ".join(cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in cells).rstrip()
 
-    def padded(column: int, cell: str) -> str:
-        return cell.ljust(widths[column]) if column in left else cell.rjust(widths[column])
-
-    return "".join(
-        "  ".join(padded(column, cell) for column, cell in enumerate(line)).rstrip() + "\n" for line in lines
-    )
+    return "".join(f"{padded(line)}\n" for line in lines)

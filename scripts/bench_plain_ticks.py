@@ -58,19 +58,18 @@ def main() -> None:
     engines = start_engines(given.model, given.dtype, max(batches), is_compiled=given.compile)
     names = list(engines)
     for batch in batches:
-        for engine in engines.values():
-            seconds_per_tick(engine, batch)
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(given.rounds):
+        # The first round warms up.
+        for number in range(given.rounds + 1):
             start = number % len(names)
             for name in (*names[start:], *names[:start]):
                 seconds[name].append(seconds_per_tick(engines[name], batch))
         sys.stdout.write(f"\n{batch} requests, {given.rounds} rounds\n")
         for name in names:
-            ratios = [ours / stock for ours, stock in zip(seconds[name], seconds[names[0]], strict=True)]
-            low, _, high = quantiles(ratios, n=4)
-            over = f"over stock {median(ratios):.3f} [{low:.3f}, {high:.3f}]"
-            sys.stdout.write(f"{name:32s} {median(seconds[name]) * 1e3:7.3f} ms/tick   {over}\n")
+            ours, stock = seconds[name][1:], seconds[names[0]][1:]
+            low, middle, high = quantiles([mine / theirs for mine, theirs in zip(ours, stock, strict=True)], n=4)
+            over = f"over stock {middle:.3f} [{low:.3f}, {high:.3f}]"
+            sys.stdout.write(f"{name:32s} {median(ours) * 1e3:7.3f} ms/tick   {over}\n")
         sys.stdout.flush()
 
 

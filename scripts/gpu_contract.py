@@ -64,7 +64,7 @@ def operator_arguments(name: str) -> list[str]:
 
 def operator_breaches() -> Iterator[str]:
     """What of the table of operators the loaded extension has otherwise."""
-    from efficient_rollout.gpu_check.operators import OPERATORS
+    from efficient_rollout.gpu_check.products import OPERATORS
 
     for name, wanted in OPERATORS.items():
         arguments = operator_arguments(name)

@@ -18,19 +18,12 @@ SEGMENTS = ((0, 128), (128, 256), (256, 384))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptancePlan:
-    """Says what is counted.
+    """Says what is counted."""
 
-    Attributes:
-        checkpoints: Directories by label; all have the shape of the engines' policy.
-        prompts: Of natural responses.
-        eos_token_ids: End a response.
-        num_draft_tokens: k of every tick.
-    """
-
-    checkpoints: Mapping[str, Path]
-    prompts: Sequence[Prompt]
-    eos_token_ids: tuple[int, ...]
-    num_draft_tokens: int
+    checkpoints: Mapping[str, Path]  # directories by label; all have the shape of the engines' policy
+    prompts: Sequence[Prompt]  # of natural responses
+    eos_token_ids: tuple[int, ...]  # end a response
+    num_draft_tokens: int  # k of every tick
 
     @property
     def longest_tokens(self) -> int:
@@ -39,7 +32,7 @@ class AcceptancePlan:
 
 
 def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
-    """Raise before any engine starts.
+    """Raise where engines could not serve all of them.
 
     Raises:
         ConfigError: Two differ in shape: no engine can serve both.
@@ -52,14 +45,9 @@ def check_checkpoints(checkpoints: Mapping[str, Path]) -> None:
 
 
 def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield rows of counts and rates; the engines end with the last checkpoint's weights.
+    """Yield a row of counts and rates, JSON types, per checkpoint, drafter, temperature and segment.
 
-    Args:
-        plan: What is counted.
-        engines: Self-drafting ones, by drafter.
-
-    Yields:
-        One row per checkpoint, drafter, temperature and segment, of JSON types.
+    The engines, by drafter, end with the last checkpoint's weights.
     """
     from efficient_rollout.measuring import offline
 
@@ -72,38 +60,28 @@ def measure_acceptance(plan: AcceptancePlan, engines: Mapping[str, Any]) -> Iter
 
 
 def _segments(plan: AcceptancePlan, engine: Any, temperature: float) -> Iterator[dict[str, Any]]:
-    from efficient_rollout.engine.statistics import take_rollout_stats
     from efficient_rollout.measuring import offline, scripted
 
     texts = list(plan.prompts)
     for start, end in SEGMENTS:
-        stats = RolloutStats()
+        num_responses, stats = len(texts), RolloutStats()
         if texts:
-            take_rollout_stats(engine.collective_rpc)
             result = offline.roll_out(
                 engine,
                 [(text, end - start) for text in texts],
                 temperature=temperature,
                 eos_token_ids=plan.eos_token_ids,
                 extra_args={scripted.PATTERN: [plan.num_draft_tokens]},
+                records=True,
             )
-            stats = take_rollout_stats(engine.collective_rpc)
-        yield {"from_token": start, "to_token": end, "num_responses": len(texts), **acceptance(stats)}
-        if texts:
-            texts = unfinished(texts, result.token_ids, end - start, plan.eos_token_ids)
+            stats, texts = result.stats, unfinished(texts, result.token_ids, end - start, plan.eos_token_ids)
+        yield {"from_token": start, "to_token": end, "num_responses": num_responses, **acceptance(stats)}
 
 
 def unfinished(
     texts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], num_tokens: int, eos_token_ids: Sequence[int]
 ) -> list[Prompt]:
-    """Return the texts with their continuations, without those that ended.
-
-    Args:
-        texts: What was continued.
-        token_ids: By what, in the same order.
-        num_tokens: Of a continuation that may go on.
-        eos_token_ids: Last token of one that ended on its last allowed token.
-    """
+    """Return the texts with their continuations, without those that ended: before `num_tokens`, or with the last."""
     return [
         (*text, *ids)
         for text, ids in zip(texts, token_ids, strict=True)
@@ -134,23 +112,13 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def acceptance_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rates by position: of the drafts whose predecessors were all accepted, the share that was too.
-
-    Args:
-        rows: From `measure_acceptance`.
-    """
+    """Return rates by position: of the drafts whose predecessors were all accepted, the share that was too."""
     header = ["checkpoint", "drafter", "temperature", "response tokens", "responses", "drafts", "accepted"]
-    lines = [
-        [
-            row["checkpoint"],
-            row["drafter"],
-            f"{row['temperature']:g}",
-            f"{row['from_token']}-{row['to_token']}",
-            str(row["num_responses"]),
-            str(row["num_verify_passes"]),
-            "-" if row["mean_accepted_length"] is None else f"{row['mean_accepted_length']:.2f}",
-            " ".join("-" if rate is None else f"{rate:.3f}" for rate in row["acceptance_rate"]) or "-",
-        ]
-        for row in rows
-    ]
-    return aligned([[*header, "by position"], *lines], left=(0, 1, len(header)))
+    lines = [[*header, "by position"]]
+    for row in rows:
+        segment, length = f"{row['from_token']}-{row['to_token']}", row["mean_accepted_length"]
+        counts = [segment, str(row["num_responses"]), str(row["num_verify_passes"])]
+        rates = " ".join("-" if rate is None else f"{rate:.3f}" for rate in row["acceptance_rate"])
+        arm = [row["checkpoint"], row["drafter"], f"{row['temperature']:g}"]
+        lines.append([*arm, *counts, "-" if length is None else f"{length:.2f}", rates or "-"])
+    return aligned(lines, left=(0, 1, len(header)))

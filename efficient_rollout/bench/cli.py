@@ -2,35 +2,29 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from efficient_rollout.bench.arms import Arm, check_arms, parse_arms
 from efficient_rollout.bench.calibrate import (
-    add_engine_arguments,
-    add_prompt_arguments,
+    add_comparison_arguments,
     add_scheme_argument,
-    engine_settings,
     natural_prompts,
     positive_integers,
     resolve_engine_arguments,
+    settings_of,
 )
 from efficient_rollout.bench.drafter_cli import add_drafter_parser
 from efficient_rollout.bench.kernels_cli import add_kernels_parser
-from efficient_rollout.bench.plot import draw, require_matplotlib
-from efficient_rollout.bench.report import SCHEMA_VERSION, say, summarize, table
-from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.report import SCHEMA_VERSION, draw, require_matplotlib, say, summarize, table
+from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, check_arms, parse_arms, run_plan
 from efficient_rollout.bench.work import PromptSource, RandomPrompts, Request, eos_token_ids, requests_of, shortened
-from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.policy_config import read_policy_config
 from efficient_rollout.provenance import result_document
 from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
 
-_DEFAULT_ARMS = "plain,always:4"
 _DEFAULT_REQUESTS = 32
 _BATCH = "batch "
 
@@ -40,10 +34,9 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     parser = subparsers.add_parser("bench", help="measure side by side on real engines")
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     rollout = what.add_parser("rollout", help="decode the same work with each arm, in turns")
-    rollout.add_argument("--model", type=Path, required=True, help="the policy's directory")
     rollout.add_argument(
         "--arms",
-        default=_DEFAULT_ARMS,
+        default="plain,always:4",
         help="plain, ngram[:K], suffix[:K], table, or rules of the controller; off:RULE, own:RULE, group:RULE by "
         "source of copies",
     )
@@ -56,18 +49,12 @@ def add_bench_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     lengths.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
     rollout.add_argument("--requests", type=int, help=f"of a rollout; default {_DEFAULT_REQUESTS}, or the whole trace")
     rollout.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
-    add_prompt_arguments(rollout)
-    rollout.add_argument("--rounds", type=int, default=3, help="rollouts of each arm: the same lengths, other prompts")
     rollout.add_argument("--fixed-batches", help="then also rounds of so many requests of one length each: 1,2,4,8")
     rollout.add_argument("--fixed-tokens", type=int, default=64, help="with --fixed-batches: per request")
     rollout.add_argument("--natural-eos", action="store_true", help="responses end where the policy ends them")
     rollout.add_argument("--draws", type=int, default=3, help="with --natural-eos, instead of rounds: draws of prompts")
-    rollout.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0 is greedy")
-    rollout.add_argument("--seed", type=int, default=0, help="of the lengths and the prompts")
     add_scheme_argument(rollout)
-    add_engine_arguments(rollout)
-    rollout.add_argument("--json", type=Path, help="where to write the result")
-    rollout.add_argument("--png", type=Path, help="where to draw it; needs matplotlib")
+    add_comparison_arguments(rollout, rounds=3)
     rollout.set_defaults(run=run_bench_rollout)
     add_drafter_parser(what)
     add_kernels_parser(what)
@@ -78,7 +65,10 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
     plan = _plan(args)
     if args.png:
         require_matplotlib()
-    results = run_plan(plan, _print_progress)
+    results = run_plan(
+        plan,
+        lambda name, arm, done: say(f"{name}: {arm.name} {done.seconds:.2f} s, {done.tokens_per_second:.1f} tokens/s"),
+    )
     fixed = {name: summarize(rounds, is_greedy=args.temperature == 0.0) for name, rounds in results.items()}
     arms = fixed.pop(ROLLOUT)
     sys.stdout.write(table(arms))
@@ -93,25 +83,32 @@ def run_bench_rollout(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_progress(name: str, arm: Arm, result: RoundResult) -> None:
-    say(f"{name}: {arm.name} {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s")
-
-
 def _plan(args: argparse.Namespace) -> BenchPlan:
     if args.rounds < 1 or args.draws < 1 or args.temperature < 0.0 or not 1 <= args.max_draft_tokens <= 16:
         raise ConfigError("--rounds and --draws must be at least 1, --temperature 0, --max-draft-tokens 1 to 16")
     arms = parse_arms(args.arms)
     check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
     trace, config = _trace(args), read_policy_config(args.model)
-    source = _source(args, config.size("vocab_size"))
+    source = natural_prompts(args) or RandomPrompts(config.size("vocab_size"))
+    if args.natural_eos and isinstance(source, RandomPrompts):
+        raise ConfigError("--natural-eos needs --prompts or --task: no policy ends a response to random tokens")
     longest, num_rounds = (int(trace.response_tokens.max()), args.draws) if args.natural_eos else (None, args.rounds)
-    rounds = [requests_of(trace, source, args.seed + number, longest) for number in range(num_rounds)]
+    rounds = {ROLLOUT: [requests_of(trace, source, args.seed + number, longest) for number in range(num_rounds)]}
+    if args.fixed_batches is not None:
+        rounds |= _fixed(args, source)
     resolve_engine_arguments(args)
+    drafter, kernel = {"scheme": args.scheme}, args.verify_kernel
+    settings = settings_of(drafter, args.max_draft_tokens, verify_kernel=kernel)
+    if args.profile is None and any(arm.needs_profile for arm in arms):
+        from efficient_rollout.engine.profiles import ensure_profile
+
+        args.profile = ensure_profile(str(args.model), settings, dtype=args.dtype, is_compiled=args.compile)
+        check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
     return BenchPlan(
         model=str(args.model),
         arms=arms,
-        rounds={ROLLOUT: rounds, **_fixed(args, source)},
-        settings=_settings(args, arms),
+        rounds=rounds,
+        settings=settings_of(drafter, args.max_draft_tokens, verify_kernel=kernel, profile=args.profile),
         temperature=args.temperature,
         eos_token_ids=eos_token_ids(config) if args.natural_eos else (),
         dtype=args.dtype,
@@ -119,26 +116,8 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
     )
 
 
-def _settings(args: argparse.Namespace, arms: Sequence[Arm]) -> Settings:
-    """Return the settings of the self-drafting engine.
-
-    Where an arm needs a profile and none is named, it is the cache's, or measured.
-    """
-    settings = engine_settings(args, args.max_draft_tokens)
-    if args.profile is None and any(arm.needs_profile for arm in arms):
-        from efficient_rollout.engine.profiles import ensure_profile
-
-        args.profile = ensure_profile(str(args.model), settings, dtype=args.dtype, is_compiled=args.compile)
-        check_arms(arms, max_draft_tokens=args.max_draft_tokens, profile=args.profile)
-    if args.profile is None:
-        return settings
-    return engine_settings(args, args.max_draft_tokens, profile=str(args.profile.resolve()))
-
-
 def _fixed(args: argparse.Namespace, source: PromptSource) -> dict[str, list[list[Request]]]:
     """Return rounds by running requests: so many of one length, so that all run to its end."""
-    if args.fixed_batches is None:
-        return {}
     if args.natural_eos or args.fixed_tokens < 1:
         raise ConfigError(
             "--fixed-batches forces every length: leave out --natural-eos, and give --fixed-tokens 1 or more"
@@ -155,10 +134,3 @@ def _trace(args: argparse.Namespace) -> Trace:
         return draw_trace(args.lengths, args.requests or _DEFAULT_REQUESTS, 1, args.seed, args.prompt_tokens)
     trace = read_trace(args.trace)
     return trace if args.requests is None else shortened(trace, args.requests)
-
-
-def _source(args: argparse.Namespace, vocab_size: int) -> PromptSource:
-    source = natural_prompts(args)
-    if source is None and args.natural_eos:
-        raise ConfigError("--natural-eos needs --prompts or --task: no policy ends a response to random tokens")
-    return source or RandomPrompts(vocab_size)

@@ -9,11 +9,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from efficient_rollout.bench.arms import PLAIN, Arm, parse_arms
+from efficient_rollout.bench.calibrate import settings_of
 from efficient_rollout.bench.report import say, summarize
-from efficient_rollout.bench.rollout import ROLLOUT, BenchPlan, RoundResult, run_plan
+from efficient_rollout.bench.rollout import PLAIN, ROLLOUT, Arm, BenchPlan, RoundResult, parse_arms, run_plan
 from efficient_rollout.bench.work import Request, TaskPrompts
-from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError, EfficientRolloutError
 from efficient_rollout.metrics import names
 from efficient_rollout.tables import aligned, bracketed
@@ -21,6 +20,8 @@ from efficient_rollout.tables import aligned, bracketed
 _ROUNDS, _WARM_UP_TOKENS = 2, 8
 # In float32 every response comes out the same here; in bfloat16 passes of several rows round otherwise than of one.
 _DTYPES = ("float32", "bfloat16")
+# Of the time between rollouts that this process computed: below it the machine was busy with something else.
+_LEAST_SHARE = 0.9
 
 
 def add_demo_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,14 +31,15 @@ def add_demo_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
         help="see plain vLLM and self-drafting beside each other",
         description="Answer a few questions with plain vLLM and with self-drafting, in turns, with the same seeds, and "
         "say how fast each was, whether the responses are the same, and whether drafting pays on this machine.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--size", default="smollm2", help="the policy: smollm2, small or nano (default: smollm2)")
-    parser.add_argument("--scheme", default="int8", help="of the drafter's weights (default: int8)")
-    parser.add_argument("--draft-tokens", type=int, default=4, metavar="K", help="of every verify pass (default: 4)")
-    parser.add_argument("--requests", type=int, default=4, metavar="N", help="that run at once (default: 4)")
-    parser.add_argument("--tokens", type=int, default=32, metavar="T", help="of each response (default: 32)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="of the sampling (default: 0.6)")
-    parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="of the policy (default: float32)")
+    parser.add_argument("--size", default="smollm2", help="the policy: smollm2, small or nano")
+    parser.add_argument("--scheme", default="int8", help="of the drafter's weights")
+    parser.add_argument("--draft-tokens", type=int, default=4, metavar="K", help="of every verify pass")
+    parser.add_argument("--requests", type=int, default=4, metavar="N", help="that run at once")
+    parser.add_argument("--tokens", type=int, default=32, metavar="T", help="of each response")
+    parser.add_argument("--temperature", type=float, default=0.6, help="of the sampling")
+    parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="of the policy")
     parser.set_defaults(run=run_demo)
 
 
@@ -60,55 +62,35 @@ def run_demo(args: argparse.Namespace) -> int:
     prompts = TaskPrompts(args.size, model).draw([0] * args.requests, seed=0)
     plan = BenchPlan(
         model=model,
-        arms=parse_arms(f"{PLAIN},always:{args.draft_tokens}"),
+        arms=parse_arms(f"always:{args.draft_tokens}"),
         rounds={ROLLOUT: [[Request(prompt, args.tokens) for prompt in prompts]] * _ROUNDS},
-        settings=Settings.parse(
-            {
-                "drafter": {"scheme": args.scheme},
-                "controller": {"rule": "never", "max_draft_tokens": args.draft_tokens},
-            },
-            where="the command line",
-        ),
+        settings=settings_of({"scheme": args.scheme}, args.draft_tokens),
         temperature=args.temperature,
         dtype=args.dtype,
         first_seed=0,
         warm_up_tokens=_WARM_UP_TOKENS,
     )
-    clock = _Clock()
+    times: list[tuple[float, float]] = []
+
+    def on_result(name: str, arm: Arm, result: RoundResult) -> None:
+        times.append((time.perf_counter(), time.process_time()))
+        say(f"{name}: {_name(arm.name)}, {result.tokens_per_second:.1f} tokens/s")
+
     logging.disable(logging.WARNING)  # This command's own lines are the point, and engines set levels anew.
     try:
-        rounds = run_plan(plan, clock.note, start_in_process)[ROLLOUT]
+        rounds = run_plan(plan, on_result, start_in_process)[ROLLOUT]
     finally:
         logging.disable(logging.NOTSET)
-    if any(result.metrics.get(names.DRAFTER_FAULTS) for results in rounds.values() for result in results):
-        raise EfficientRolloutError(
-            "the drafter failed and was turned off, so there is nothing to compare; `efficient-rollout bench rollout` "
-            "with the same policy logs why, and `efficient-rollout doctor` says what this machine lacks"
-        )
-    sys.stdout.write(_shown(rounds, model) + clock.said())
+    sys.stdout.write(_shown(rounds, model) + _busy(times))
     return 0
 
 
-class _Clock:
-    """Tells a machine that was busy with something else: seconds that passed over those that this process computed."""
-
-    def __init__(self) -> None:
-        self._last = (0.0, 0.0)
-        self._shares: list[float] = []
-
-    def note(self, name: str, arm: Arm, result: RoundResult) -> None:
-        """Note that a rollout has ended."""
-        now = (time.perf_counter(), time.process_time())
-        if self._last != (0.0, 0.0):
-            self._shares.append((now[1] - self._last[1]) / (now[0] - self._last[0]))
-        self._last = now
-        say(f"{name}: {_name(arm.name)}, {result.tokens_per_second:.1f} tokens/s")
-
-    def said(self) -> str:
-        """Return a warning, or nothing."""
-        if min(self._shares) > 0.9:
-            return ""
-        return "Something else kept this machine busy meanwhile: trust no figure here but the responses.\n"
+def _busy(times: Sequence[tuple[float, float]]) -> str:
+    """Return a warning, or nothing, from the clock and this process's own seconds at the end of each rollout."""
+    shares = [(later[1] - first[1]) / (later[0] - first[0]) for first, later in itertools.pairwise(times)]
+    if min(shares) > _LEAST_SHARE:
+        return ""
+    return "Something else kept this machine busy meanwhile: trust no figure here but the responses.\n"
 
 
 def _name(arm: str) -> str:
@@ -116,26 +98,34 @@ def _name(arm: str) -> str:
 
 
 def _shown(rounds: Mapping[str, Sequence[RoundResult]], model: str) -> str:
+    plain, ours = rounds.values()
+    if any(result.metrics.get(names.DRAFTER_FAULTS) for result in ours):
+        raise EfficientRolloutError(
+            "the drafter failed and was turned off, so there is nothing to compare; `efficient-rollout bench rollout` "
+            "with the same policy logs why, and `efficient-rollout doctor` says what this machine lacks"
+        )
     arms = summarize(rounds, is_greedy=False)
-    (drafting,) = (name for name in rounds if name != PLAIN)
     lines = [["", "tokens/s", "over plain", "tokens per pass of the policy"]]
     for name, arm in arms.items():
         length = statistics.fmean(result.metrics.get(names.MEAN_ACCEPTED_LENGTH, 1.0) for result in rounds[name])
         speed = f"{arm['tokens_per_second']['median']:.1f}"
         lines.append([_name(name), speed, bracketed(arm["speedup"], digits=2), f"{length:.2f}"])
-    plain, ours = (rounds[name][0].token_ids for name in (PLAIN, drafting))
-    return f"\n{aligned(lines)}\n{_first(plain[0], model)}{_same(plain, ours)}{_verdict(arms[drafting]['speedup'])}"
-
-
-def _first(tokens: Sequence[int], model: str) -> str:
     from transformers import AutoTokenizer
 
-    text = str(AutoTokenizer.from_pretrained(model).decode(list(tokens), skip_special_tokens=True))
-    return f"The first response begins: {' '.join(text.split())[:160]}\n"
+    first = AutoTokenizer.from_pretrained(model).decode(list(plain[0].token_ids[0]), skip_special_tokens=True)
+    return (
+        f"\n{aligned(lines)}\nThe first response begins: {' '.join(str(first).split())[:160]}\n"
+        f"{_same(plain[0].token_ids, ours[0].token_ids)}{_verdict([*arms.values()][1]['speedup'])}"
+    )
 
 
 def _same(plain: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> str:
-    parted = [place for pair in zip(plain, ours, strict=True) if (place := _first_difference(*pair)) is not None]
+    """Say how many responses are the same, and how many tokens the others have in common at their beginning."""
+    parted = [
+        next(place for place, (mine, theirs) in enumerate(itertools.zip_longest(*pair)) if mine != theirs)
+        for pair in zip(plain, ours, strict=True)
+        if pair[0] != pair[1]
+    ]
     same = len(plain) - len(parted)
     if not parted:
         return f"Both gave the same {same} responses, token by token.\n"
@@ -146,12 +136,6 @@ def _same(plain: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> str:
         "several rows may round otherwise than one of a single row, and two tokens that nearly tie then change places: "
         "samples of one policy.\n"
     )
-
-
-def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Return how many tokens two responses have in common at their beginning; None where they are the same."""
-    pairs = enumerate(itertools.zip_longest(one, other))
-    return next((place for place, (mine, theirs) in pairs if mine != theirs), None)
 
 
 def _verdict(speedup: Mapping[str, float]) -> str:

@@ -15,18 +15,16 @@ from efficient_rollout.bench.acceptance import (
     measure_acceptance,
 )
 from efficient_rollout.bench.calibrate import (
-    add_engine_arguments,
-    add_prompt_arguments,
+    add_comparison_arguments,
     natural_prompts,
     positive_integers,
     resolve_engine_arguments,
+    settings_of,
 )
-from efficient_rollout.bench.drafter import measure, running_engines
-from efficient_rollout.bench.drafter_plan import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan
-from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, summarize, table
-from efficient_rollout.bench.plot import draw_parts, require_matplotlib
-from efficient_rollout.bench.report import say
-from efficient_rollout.bench.work import Prompt, RandomPrompts, TaskPrompts, eos_token_ids
+from efficient_rollout.bench.drafter import PLAIN_COMPILED, PLAIN_EAGER, DrafterPlan, measure, running_engines
+from efficient_rollout.bench.drafter_report import SCHEMA_VERSION, draw_parts, summarize, table
+from efficient_rollout.bench.report import require_matplotlib, say
+from efficient_rollout.bench.work import RandomPrompts, TaskPrompts, eos_token_ids
 from efficient_rollout.config import Settings
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
@@ -43,7 +41,6 @@ _POLICY_LABEL = "policy"
 def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `bench drafter`; the parsed arguments carry `run`."""
     parser = what.add_parser("drafter", help="time draft steps, verify passes and weight syncs against plain decoding")
-    parser.add_argument("--model", type=Path, required=True, help="the policy's directory")
     parser.add_argument(
         "--schemes",
         default="int8,int4",
@@ -54,11 +51,7 @@ def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--context", type=int, default=256, help="mean tokens per request, prompt included")
     parser.add_argument("--lengths", default="1,2,4,8", help="fixed draft tokens; 0 is always measured too")
     parser.add_argument("--response-tokens", type=int, default=64, help="emitted by each request of a run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of every arm, in turns")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the timed runs; 0 is greedy")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
-    add_prompt_arguments(parser)
-    add_engine_arguments(parser)
+    add_comparison_arguments(parser, rounds=5)
     parser.add_argument(
         "--compiled-baseline",
         action=argparse.BooleanOptionalAction,
@@ -71,8 +64,6 @@ def add_drafter_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser
     acceptance.add_argument(
         "--also-model", action="append", default=[], metavar="LABEL=DIR", help="another checkpoint of the same shape"
     )
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    parser.add_argument("--png", type=Path, help="where to draw what ticks are spent on; needs matplotlib")
     parser.set_defaults(run=run_bench_drafter)
 
 
@@ -93,10 +84,7 @@ def run_bench_drafter(args: argparse.Namespace) -> int:
     if rows:
         sys.stdout.write("\n" + acceptance_table(rows))
     if args.json:
-        runs = {
-            "runs": [asdict(run) for run in measured.runs],
-            "weight_sync_runs": [asdict(run) for run in measured.syncs],
-        }
+        runs = {"runs": [asdict(run) for run in measured.runs], "weight_sync_runs": measured.syncs}
         write_json(args.json, result_document(args, SCHEMA_VERSION, **summary, acceptance=rows, **runs))
     if args.png:
         draw_parts(summary["drafting"], args.png)
@@ -110,15 +98,19 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
         ConfigError: An argument is out of range, or does not fit another.
         InputFileError: The policy or the prompts cannot be read.
     """
-    batches = positive_integers("--batches", args.batches)
-    lengths = positive_integers("--lengths", args.lengths)
-    _check_numbers(args, lengths)
-    drafters = drafters_of(args.schemes, max(lengths), args.gpu_certificate)
+    batches, lengths = (positive_integers(f"--{name}", getattr(args, name)) for name in ("batches", "lengths"))
+    _check_numbers(args, max(lengths))
+    drafters = drafters_of(args.schemes, max(lengths))
     config = read_policy_config(args.model)
     acceptance = _acceptance(args, config, max(lengths)) if args.acceptance else None
     if args.also_model and acceptance is None:
         raise ConfigError("--also-model is for --acceptance; add it")
-    prompts, eos = _timed_prompts(args, config, max(batches))
+    num_prompts, half = _PROMPTS_PER_SEQUENCE * max(batches), args.response_tokens // 2
+    source = natural_prompts(args, args.context + half)
+    if source is None:
+        prompts = RandomPrompts(config.size("vocab_size")).draw([args.context - half] * num_prompts, args.seed)
+    else:
+        prompts = source.draw([0] * num_prompts, args.seed)
     resolve_engine_arguments(args)
     plan = DrafterPlan(
         model=str(args.model),
@@ -128,7 +120,7 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
         context_tokens=args.context,
         response_tokens=args.response_tokens,
         prompts=prompts,
-        eos_token_ids=eos,
+        eos_token_ids=() if source is None else eos_token_ids(config),
         rounds=args.rounds,
         temperature=args.temperature,
         dtype=args.dtype,
@@ -139,14 +131,13 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
     return plan, acceptance
 
 
-def _check_numbers(args: argparse.Namespace, lengths: tuple[int, ...]) -> None:
-    least = _TICKS_PER_RUN * (max(lengths) + 1)
-    if max(lengths) > _MAX_DRAFT_TOKENS:
+def _check_numbers(args: argparse.Namespace, most: int) -> None:
+    least = _TICKS_PER_RUN * (most + 1)
+    if most > _MAX_DRAFT_TOKENS:
         raise ConfigError(f"--lengths go up to {_MAX_DRAFT_TOKENS}, got {args.lengths}")
     if args.response_tokens < least:
         raise ConfigError(
-            f"--response-tokens is {args.response_tokens}; {max(lengths)} draft tokens need {least}, or a run has too "
-            f"few ticks"
+            f"--response-tokens is {args.response_tokens}; {most} draft tokens need {least}, or a run has too few ticks"
         )
     if args.context <= args.response_tokens // 2:
         raise ConfigError(
@@ -156,13 +147,8 @@ def _check_numbers(args: argparse.Namespace, lengths: tuple[int, ...]) -> None:
         raise ConfigError("--rounds and --acceptance-prompts must be at least 1, --temperature 0")
 
 
-def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = None) -> dict[str, Settings]:
-    """Return the settings by the arm's name.
-
-    Args:
-        text: `NAME[:SETTING=VALUE...]`, separated by commas.
-        max_draft_tokens: Of every arm.
-        gpu_certificate: The setting, of every arm.
+def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
+    """Return the settings by the arm's name, from `NAME[:SETTING=VALUE...]`, separated by commas.
 
     Raises:
         ConfigError: A scheme or a setting is unknown or malformed, or an arm repeated.
@@ -170,20 +156,14 @@ def drafters_of(text: str, max_draft_tokens: int, gpu_certificate: str | None = 
     drafters: dict[str, Settings] = {}
     for name in filter(None, (piece.strip() for piece in text.split(","))):
         scheme, *assignments = name.split(":")
-        drafter: dict[str, Any] = {"scheme": scheme}
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals:
-                raise ConfigError(f"--schemes takes NAME:SETTING=VALUE, got {name!r}")
-            drafter[key] = _value(value)
+        pairs = [assignment.partition("=") for assignment in assignments]
+        if not all(equals for _, equals, _ in pairs):
+            raise ConfigError(f"--schemes takes NAME:SETTING=VALUE, got {name!r}")
         if name in drafters:
             raise ConfigError(f"--schemes repeats {name}")
-        kernel = {"verify_kernel": drafter.pop("verify_kernel")} if "verify_kernel" in drafter else {}
-        controller = {"rule": "never", "max_draft_tokens": max_draft_tokens}
-        drafters[name] = Settings.parse(
-            {**kernel, "gpu_certificate_path": gpu_certificate, "drafter": drafter, "controller": controller},
-            where="the command line",
-        )
+        drafter = {"scheme": scheme} | {key: _value(value) for key, _, value in pairs}
+        kernel = drafter.pop("verify_kernel", "auto")
+        drafters[name] = settings_of(drafter, max_draft_tokens, verify_kernel=kernel)
     if not drafters:
         raise ConfigError("--schemes names none; give at least one, as in int8")
     return drafters
@@ -194,18 +174,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _timed_prompts(
-    args: argparse.Namespace, config: PolicyConfig, max_batch: int
-) -> tuple[list[Prompt], tuple[int, ...]]:
-    """Return the prompts of the timed runs, and what ends a response while the policy makes them longer."""
-    count = _PROMPTS_PER_SEQUENCE * max_batch
-    source = natural_prompts(args, args.context + args.response_tokens // 2)
-    if source is None:
-        lengths = [args.context - args.response_tokens // 2] * count
-        return RandomPrompts(config.size("vocab_size")).draw(lengths, args.seed), ()
-    return source.draw([0] * count, args.seed), eos_token_ids(config)
 
 
 def _acceptance(args: argparse.Namespace, config: PolicyConfig, num_draft_tokens: int) -> AcceptancePlan:
@@ -221,20 +189,16 @@ def _acceptance(args: argparse.Namespace, config: PolicyConfig, num_draft_tokens
     check_checkpoints(checkpoints)
     prompts = source.draw([0] * args.acceptance_prompts, args.seed)
     if isinstance(source, TaskPrompts):
-        # Most worked answers are short: half of the prompts ask for one that lasts into the last segment.
+        from efficient_rollout.tasks.training_plans import level_of
+
+        # Most worked answers are short: half of the prompts ask for one up to the middle of the last segment, or of
+        # the longest worked answers of this size.
+        long_tokens = min(sum(SEGMENTS[-1]) // 2, level_of(source.size).max_response_tokens * 3 // 4)
         num_long = args.acceptance_prompts // 2
-        source = replace(source, min_response_tokens=_long_response_tokens(source.size))
-        prompts[:num_long] = source.draw([0] * num_long, args.seed)
+        prompts[:num_long] = replace(source, min_response_tokens=long_tokens).draw([0] * num_long, args.seed)
     return AcceptancePlan(
         checkpoints=checkpoints,
         prompts=prompts,
         eos_token_ids=eos_token_ids(config),
         num_draft_tokens=num_draft_tokens,
     )
-
-
-def _long_response_tokens(size: str) -> int:
-    """Return the tokens up to the middle of the last segment, or of the longest worked answers of this size."""
-    from efficient_rollout.tasks.training_plans import level_of
-
-    return min(sum(SEGMENTS[-1]) // 2, level_of(size).max_response_tokens * 3 // 4)

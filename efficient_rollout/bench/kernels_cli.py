@@ -42,10 +42,8 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
     from efficient_rollout.measuring.kernel_timing import time_kernels
 
     torch.set_num_threads(args.threads)
-    timed = time_kernels(
-        SCHEME_NAMES, outputs=args.outputs, inputs=args.inputs, rows=rows, rounds=args.rounds,
-        dtype=getattr(torch, args.dtype),
-    )  # fmt: skip
+    asked = {name: getattr(args, name) for name in ("outputs", "inputs", "rounds", "dtype")}
+    timed = time_kernels(SCHEME_NAMES, rows=rows, **asked)
     sys.stdout.write(table(timed, rows))
     if args.json:
         write_json(args.json, result_document(args, SCHEMA_VERSION, kernels=timed))
@@ -54,8 +52,7 @@ def run_bench_kernels(args: argparse.Namespace) -> int:
 
 def table(timed: Sequence[dict[str, Any]], rows: Sequence[int]) -> str:
     """Return lines of milliseconds per product."""
-    names = list(dict.fromkeys(row["kernel"] for row in timed))
-    cells = {(row["kernel"], row["rows"]): bracketed(row["seconds"], digits=3, factor=1e3) for row in timed}
-    return aligned(
-        [["ms by rows", *map(str, rows)], *([name, *(cells[name, count] for count in rows)] for name in names)]
-    )
+    lines: dict[str, list[str]] = {}
+    for row in timed:
+        lines.setdefault(row["kernel"], [row["kernel"]]).append(bracketed(row["seconds"], digits=3, factor=1e3))
+    return aligned([["ms by rows", *map(str, rows)], *lines.values()])

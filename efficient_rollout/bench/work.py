@@ -19,24 +19,20 @@ Prompt = tuple[int, ...]
 
 
 class Request(NamedTuple):
-    """Holds one request of the trace.
+    """Holds one request of the trace."""
 
-    Attributes:
-        prompt_token_ids: What the policy is given.
-        max_tokens: What it emits, or, with natural ends, at most emits.
-    """
+    prompt_token_ids: Prompt  # what the policy is given
+    max_tokens: int  # what it emits, or, with natural ends, at most emits
 
-    prompt_token_ids: Prompt
-    max_tokens: int
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of prompt and response together, at most."""
+        return len(self.prompt_token_ids) + self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class RandomPrompts:
-    """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little.
-
-    Attributes:
-        vocab_size: Of the policy.
-    """
+    """Draws tokens evenly, as many as the trace says. A policy's acceptance on them says little."""
 
     vocab_size: int
 
@@ -48,11 +44,7 @@ class RandomPrompts:
 
 @dataclass(frozen=True, slots=True)
 class FixedPrompts:
-    """Holds prompts in hand, shuffled by the seed and used again once all were used.
-
-    Attributes:
-        prompts: At least one.
-    """
+    """Holds prompts in hand, shuffled by the seed and used again once all were used."""
 
     prompts: tuple[Prompt, ...]
 
@@ -64,17 +56,11 @@ class FixedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompts:
-    """Asks questions of the embedded task, new ones for each seed.
+    """Asks questions of the embedded task, new ones for each seed."""
 
-    Attributes:
-        size: Of the embedded policy, which sets the difficulty.
-        model: Its directory, for the tokenizer.
-        min_response_tokens: Only questions whose worked answers are at least this long.
-    """
-
-    size: str
-    model: str
-    min_response_tokens: int = 0
+    size: str  # of the embedded policy, which sets the difficulty
+    model: str  # its directory, for the tokenizer
+    min_response_tokens: int = 0  # only questions whose worked answers are at least this long
 
     def draw(self, prompt_tokens: list[int], seed: int) -> list[Prompt]:
         """Return one per entry, whatever the lengths."""
@@ -88,17 +74,15 @@ class TaskPrompts:
                 raise ConfigError(f"size {SMOLLM2} has no worked answers of a length that can be asked for")
             questions = word_problems.take("validation", seed, len(prompt_tokens))
             return _encode(self.model, [question.messages for question in questions])
-        level = level_of(self.size)
-        if level.max_response_tokens < self.min_response_tokens:
+        level, least = level_of(self.size), self.min_response_tokens
+        if level.max_response_tokens < least:
             raise ConfigError(
-                f"no worked answer of size {self.size} has {self.min_response_tokens} tokens, they end at "
-                f"{level.max_response_tokens}; ask for shorter contexts"
+                f"no worked answer of size {self.size} has {least} tokens, they end at {level.max_response_tokens}; "
+                "ask for shorter contexts"
             )
-        long_enough = (
-            p for p in generate(level, "validation", seed) if p.num_response_tokens >= self.min_response_tokens
-        )
-        problems = list(itertools.islice(long_enough, len(prompt_tokens)))
-        return _encode(self.model, [[{"role": "user", "content": problem.question}] for problem in problems])
+        long_enough = (p.question for p in generate(level, "validation", seed) if p.num_response_tokens >= least)
+        asked = itertools.islice(long_enough, len(prompt_tokens))
+        return _encode(self.model, [[{"role": "user", "content": question}] for question in asked])
 
 
 PromptSource = RandomPrompts | FixedPrompts | TaskPrompts
@@ -120,7 +104,7 @@ def read_prompts(path: Path, model: str) -> FixedPrompts:
                 prompts.append(tuple(int(token) for token in entry["prompt_token_ids"]))
             else:
                 texts.append(entry["prompt"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputFileError(f"{path}:{number} needs prompt_token_ids, or prompt: {error!r}") from error
     prompts += _encode(model, texts) if texts else []
     if not prompts or not all(prompts):
@@ -142,16 +126,8 @@ def _encode(model: str, prompts: Sequence[str | Sequence[Mapping[str, str]]]) ->
 
 
 def requests_of(trace: Trace, source: PromptSource, seed: int, max_tokens: int | None = None) -> list[Request]:
-    """Return the trace's requests with prompts.
-
-    Args:
-        trace: Lengths.
-        source: Of the prompts.
-        seed: Of the prompts.
-        max_tokens: For every request, instead of the trace's response length.
-    """
-    prompts = source.draw(trace.prompt_tokens.tolist(), seed)
-    lengths = trace.response_tokens.tolist()
+    """Return the trace's requests, with prompts, and with `max_tokens` instead of the trace's response lengths."""
+    prompts, lengths = source.draw(trace.prompt_tokens.tolist(), seed), trace.response_tokens.tolist()
     return [Request(p, max_tokens or length) for p, length in zip(prompts, lengths, strict=True)]
 
 

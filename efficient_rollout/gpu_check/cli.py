@@ -11,9 +11,8 @@ from efficient_rollout.cleanup import exit_code_of
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.gpu_check import runner
-from efficient_rollout.gpu_check.child import command
-from efficient_rollout.gpu_check.plan import EXIT_FAILED, KERNEL_STEPS, QUICK_STEPS, STEPS, Step
 from efficient_rollout.gpu_check.runner import Outcome
+from efficient_rollout.gpu_check.steps import EXIT_FAILED, KERNEL_STEPS, QUICK_STEPS, STEPS, Step, command
 from efficient_rollout.provenance import result_document
 from efficient_rollout.tables import aligned
 
@@ -21,7 +20,6 @@ SCHEMA_VERSION = 1
 FILE = "gpu_check.json"
 _MOST_SHOWN = 6
 SHAPE_NAMES = ("7b", "8b", "qwen3-8b", "14b")
-_DEFAULT_SHAPES = "7b,8b,14b"
 
 
 def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,7 +33,7 @@ def add_gpu_check_command(subparsers: "argparse._SubParsersAction[argparse.Argum
     less = parser.add_mutually_exclusive_group()
     less.add_argument("--quick", action="store_true", help="certify one engine shape in 8 minutes; a later run goes on")
     less.add_argument("--kernels", action="store_true", help="torch and Triton alone, in 3 minutes; certifies nothing")
-    parser.add_argument("--shapes", default=_DEFAULT_SHAPES, help=f"of {', '.join(SHAPE_NAMES)}")
+    parser.add_argument("--shapes", default="7b,8b,14b", help=f"of {', '.join(SHAPE_NAMES)}")
     parser.set_defaults(run=run_gpu_check)
 
 
@@ -45,27 +43,19 @@ def run_gpu_check(args: argparse.Namespace) -> int:
     def job() -> int:
         from efficient_rollout.gpu_check import start
 
-        shapes, folder = shape_names(args.shapes), args.out.resolve()
+        shapes, folder = _shape_names(args.shapes), args.out.resolve()
+        steps = [step for step in STEPS if step.certifies or not args.skip_measuring]
         if args.kernels:
-            folder, shapes, machine = folder / "kernels", (), start.machine_of_torch()
+            steps, shapes, folder, machine = KERNEL_STEPS, (), folder / "kernels", start.machine_of_torch()
         else:
             machine = start.machine_to_check()
         with runner.locked(folder):
-            return check(args, machine, steps_of(args), folder, shapes)
+            return _check(args, machine, QUICK_STEPS if args.quick else steps, folder, shapes)
 
     return exit_code_of("gpu-check", job)
 
 
-def steps_of(args: argparse.Namespace) -> list[Step]:
-    """Return the steps that the options leave."""
-    if args.kernels:
-        return list(KERNEL_STEPS)
-    if args.quick:
-        return list(QUICK_STEPS)
-    return [step for step in STEPS if step.certifies or not args.skip_measuring]
-
-
-def check(
+def _check(
     args: argparse.Namespace, machine: Machine, steps: Sequence[Step], folder: Path, shapes: tuple[str, ...]
 ) -> int:
     """Run steps on a machine, print the table, and write report and certificate. Return 1 where one failed."""
@@ -86,12 +76,13 @@ def check(
     say(f"\n{_table(outcomes)}")
     if failed is not None:
         lines = "".join(f"  | {line}\n" for line in runner.last_lines(failed.log))
-        say(f"step {failed.step.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
+        say(f"step {failed.name} FAILED: {failed.problem}. The end of {failed.log}:\n{lines}")
     certificate = _certificate(machine, steps, outcomes, document["provenance"])
     if certificate is not None and not args.kernels:
-        with runner.disk_errors("the certificate", certificate_path(machine).parent):
-            certificate.write(certificate_path(machine))
-        say(f"certificate ({certificate.outcome}): {certificate_path(machine)}")
+        path = certificate_path(machine)
+        with runner.disk_errors("the certificate", path.parent):
+            certificate.write(path)
+        say(f"certificate ({certificate.outcome}): {path}")
     logs = "" if failed is None else f" and {failed.log}"
     say(f"please send {folder / FILE}{logs} to the authors: what runs where is known from such files alone")
     return 0 if failed is None else EXIT_FAILED
@@ -101,20 +92,17 @@ def _table(outcomes: Sequence[Outcome]) -> str:
     lines = [["step", "result", "seconds", "measured"]]
     for outcome in outcomes:
         result = "FAILED" if outcome.problem else "passed before" if outcome.is_old else "passed"
-        lines.append([outcome.step.name, result, f"{outcome.seconds:.1f}", _shown(outcome.measured or {})])
+        measured = outcome.measured or {}
+        # Plain values first; tables of numbers stand in the file.
+        tables = [name for name, value in measured.items() if isinstance(value, dict | list)]
+        shown = [*(f"{name} {value}" for name, value in measured.items() if name not in tables), *tables][:_MOST_SHOWN]
+        lines.append([outcome.name, result, f"{outcome.seconds:.1f}", ", ".join(shown).replace("_", " ")])
     return aligned(lines, left=(0, 1, 3))
-
-
-def _shown(measured: dict[str, Any]) -> str:
-    """Return its first plain values; tables of numbers stand in the file."""
-    plain = [f"{name} {value}" for name, value in measured.items() if not isinstance(value, dict | list)]
-    rest = [name for name, value in measured.items() if isinstance(value, dict | list)]
-    return ", ".join([*plain, *rest][:_MOST_SHOWN]).replace("_", " ")
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
     return {
-        "name": outcome.step.name,
+        "name": outcome.name,
         "passed": outcome.problem is None,
         "seconds": round(outcome.seconds, 2),
         "in_an_earlier_run": outcome.is_old,
@@ -128,29 +116,16 @@ def _certificate(
     machine: Machine, steps: Sequence[Step], outcomes: Sequence[Outcome], birth: dict[str, Any]
 ) -> Certificate | None:
     """Make the certificate of what was found; None while it is not known whether every step passes that counts."""
-    counted = [outcome for outcome in outcomes if outcome.step.certifies]
-    passed = tuple(outcome.step.name for outcome in counted if outcome.problem is None)
-    failed = next((outcome.step.name for outcome in counted if outcome.problem is not None), None)
-    if failed is None and passed != tuple(step.name for step in steps if step.certifies):
+    passed = tuple(each.name for each in outcomes if each.certifies and each.problem is None)
+    failed = next((each.name for each in outcomes if each.certifies and each.problem is not None), None)
+    if failed is None and len(passed) < sum(step.certifies for step in steps):
         return None
-    return Certificate(
-        machine=machine,
-        outcome="passed" if failed is None else "failed",
-        steps=passed,
-        failed_step=failed,
-        time=birth["time"],
-        commit=birth["commit"],
-    )
+    outcome, born = "passed" if failed is None else "failed", {name: birth[name] for name in ("time", "commit")}
+    return Certificate(machine=machine, outcome=outcome, steps=passed, failed_step=failed, **born)
 
 
-def shape_names(given: str) -> tuple[str, ...]:
-    """Return the names of shapes, as `--shapes` gives them.
-
-    Raises:
-        ConfigError: There is none of a name.
-    """
+def _shape_names(given: str) -> tuple[str, ...]:
     names = tuple(filter(None, given.split(",")))
-    unknown = [name for name in names if name not in SHAPE_NAMES]
-    if unknown or not names:
+    if not names or not set(names) <= set(SHAPE_NAMES):
         raise ConfigError(f"--shapes is {given!r}: give one or more of {', '.join(SHAPE_NAMES)}, with commas")
     return names

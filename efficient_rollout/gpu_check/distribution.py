@@ -3,8 +3,7 @@
 Exact distributions, and the chi-squared test against them, serve the tests too.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from efficient_rollout.gpu_check.answers import Question, ask, drafted_and_accepted
-from efficient_rollout.gpu_check.policies import make_policy
+from efficient_rollout.gpu_check.samples import Question, ask, drafted_and_accepted
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes, worker_of
-from efficient_rollout.gpu_check.weights import hashed
+from efficient_rollout.gpu_check.weights import hashed, make_policy
 
 NUM_CELLS = 8
 # Fixed beforehand; one repeat, with other seeds, so that a million checks of a right build fail once.
@@ -28,13 +26,10 @@ _DRAFTS = (2, 1)
 
 def check_distribution(stand: Stand) -> Measured:
     """Check with a quantized drafter, and with one of other weights, which is mostly wrong."""
-    policy = make_policy(stand.folder, "qwen3", stand.sizes)
-    joint = joint_of_second_and_third(policy, list(_PROMPT), Sampling())
-    num_samples = stand.sizes.num_samples
-    measured: Measured = {
-        "samples": num_samples,
-        "power": round(smallest_power(joint, num_samples, _SHIFT, LEAST_P), 3),
-    }
+    policy, num_samples = make_policy(stand.folder, "qwen3", stand.sizes), stand.sizes.num_samples
+    joint = joint_of_second_and_third(policy, list(_PROMPT))
+    power = smallest_power(joint, num_samples, _SHIFT, LEAST_P)
+    measured: Measured = {"samples": num_samples, "power": round(power, 3)}
     with stand.engine(policy, drafting(runnable_schemes()[0], max(_DRAFTS))) as engine:
         measured |= _check(engine, stand, joint, "quantized")
         for number, layer in enumerate(worker_of(engine).self_drafter.packed.layers.values()):
@@ -45,21 +40,17 @@ def check_distribution(stand: Stand) -> Measured:
 
 
 def _check(engine: Any, stand: Stand, joint: np.ndarray, drafter: str) -> Measured:
-    found = []
+    found: list[float] = []
+    where = f"{drafter} drafter"
     drafted_and_accepted(engine)
     for first_seed in (0, stand.sizes.num_samples):
         found.append(p_value(_pairs(engine, first_seed, stand.sizes.num_samples), joint))
         if found[-1] > LEAST_P:
             break
-    require(
-        found[-1] > LEAST_P,
-        "p of the sampled distribution, and of its repeat",
-        where=f"{drafter} drafter",
-        expected=f"above {LEAST_P:g}",
-        found=found,
-    )
+    what = "p of the sampled distribution, and of its repeat"
+    require(found[-1] > LEAST_P, what, where, f"above {LEAST_P:g}", found)
     drafted, accepted = drafted_and_accepted(engine)
-    require(sum(drafted) > 0, "verified drafts", where=f"{drafter} drafter", expected="some", found=drafted)
+    require(sum(drafted) > 0, "verified drafts", where, "some", drafted)
     return {f"{drafter}_p": round(found[-1], 4), f"{drafter}_accepted": round(sum(accepted) / sum(drafted), 3)}
 
 
@@ -69,70 +60,43 @@ def _pairs(engine: Any, first_seed: int, count: int) -> Iterator[tuple[int, int]
         yield answer.tokens[1], answer.tokens[2]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Holds sampling parameters whose distribution is known exactly."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    bias: tuple[tuple[int, float], ...] = ()
+def softmax(logits: torch.Tensor) -> np.ndarray:
+    """Return the probabilities of tokens at temperature 1, from logits [batch, vocab], and of their dtype."""
+    return logits.softmax(-1).numpy()
 
 
-def joint_of_second_and_third(model: Path, prompt: list[int], sampling: Sampling) -> np.ndarray:
+@torch.no_grad()
+def joint_of_second_and_third(
+    model: Path, prompt: list[int], probabilities: Callable[[torch.Tensor], np.ndarray] = softmax
+) -> np.ndarray:
     """Compute P(t2, t3), the first token summed over, float64 [vocab, vocab].
 
     The first token comes from the prefill; the second is the first that a drafter can have drafted.
+
+    Args:
+        model: The policy's folder.
+        prompt: Token ids.
+        probabilities: Of the next token, from float64 logits [batch, vocab].
     """
     from transformers import AutoModelForCausalLM
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    vocab = policy.config.vocab_size
-    first = next_token_probabilities(policy, torch.tensor([prompt]), sampling)[0]
-    tokens = torch.arange(vocab)
-    second = next_token_probabilities(policy, _extend(prompt, tokens.unsqueeze(1)), sampling)
-    joint = np.zeros((vocab, vocab))
-    for token in range(vocab):
-        if first[token] > 0:
-            pairs = torch.stack([torch.full_like(tokens, token), tokens], dim=1)
-            third = next_token_probabilities(policy, _extend(prompt, pairs), sampling)
-            joint += first[token] * second[token][:, None] * third
+    tokens = torch.arange(policy.config.vocab_size)
+
+    def behind(*columns: torch.Tensor) -> np.ndarray:
+        texts = torch.stack([torch.full_like(columns[-1], token) for token in prompt] + list(columns), dim=1)
+        return probabilities(policy(texts).logits[:, -1].double())
+
+    first = probabilities(policy(torch.tensor([prompt])).logits[:, -1].double())[0]
+    second = behind(tokens)
+    joint = np.zeros((len(tokens), len(tokens)))
+    for token in np.flatnonzero(first):
+        joint += first[token] * second[token][:, None] * behind(torch.full_like(tokens, int(token)), tokens)
     return joint
 
 
-def _extend(prompt: list[int], continuations: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.tensor([prompt]).expand(len(continuations), -1), continuations], dim=1)
-
-
-@torch.no_grad()
-def next_token_probabilities(policy: Any, token_ids: torch.Tensor, sampling: Sampling) -> np.ndarray:
-    """Return float64 [batch, vocab] after bias, temperature, min-p, then top-k, then top-p.
-
-    That is the order of vLLM.
-    """
-    logits = policy(token_ids).logits[:, -1].double()
-    for token, bias in sampling.bias:
-        logits[:, token] += bias
-    probabilities = (logits / sampling.temperature).softmax(-1).numpy()
-    probabilities[probabilities < sampling.min_p * probabilities.max(axis=1, keepdims=True)] = 0
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    order = np.argsort(-probabilities, axis=1)
-    ranked = np.take_along_axis(probabilities, order, axis=1)
-    if sampling.top_k:
-        ranked[:, sampling.top_k :] = 0
-        ranked /= ranked.sum(axis=1, keepdims=True)
-    before = np.cumsum(ranked, axis=1) - ranked
-    ranked[before >= sampling.top_p] = 0
-    ranked /= ranked.sum(axis=1, keepdims=True)
-    np.put_along_axis(probabilities, order, ranked, axis=1)
-    return probabilities
-
-
 def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:
-    """Return the number of the cell of each (t2, t3).
-
-    Pairs are put in order of probability, and cut into cells of about equal mass.
+    """Return the number of the cell of each (t2, t3): pairs in order of probability, cut into cells of equal mass.
 
     Faults of acceptance move mass between likely and unlikely tokens, which these cells tell apart best.
     """
@@ -141,6 +105,10 @@ def cells_of_equal_mass(joint: np.ndarray) -> np.ndarray:
     cells = np.empty(joint.size, dtype=np.int64)
     cells[order] = np.minimum((middle * NUM_CELLS).astype(np.int64), NUM_CELLS - 1)
     return cells.reshape(joint.shape)
+
+
+def _mass(cells: np.ndarray, joint: np.ndarray) -> np.ndarray:
+    return np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
 
 
 def p_value(pairs: Iterable[tuple[int, int]], joint: np.ndarray) -> float:
@@ -152,19 +120,14 @@ def p_value(pairs: Iterable[tuple[int, int]], joint: np.ndarray) -> float:
     if (joint[drawn[:, 0], drawn[:, 1]] == 0).any():
         return 0.0
     cells = cells_of_equal_mass(joint)
-    expected = np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
-    observed = np.bincount(cells[drawn[:, 0], drawn[:, 1]], minlength=NUM_CELLS)
+    expected, observed = _mass(cells, joint), np.bincount(cells[drawn[:, 0], drawn[:, 1]], minlength=NUM_CELLS)
     used = expected > 0
     return float(stats.chisquare(observed[used], expected[used] * len(drawn)).pvalue)
 
 
 def smallest_power(joint: np.ndarray, num_samples: int, shift: float, false_alarm_rate: float) -> float:
-    """Return the chance of an alarm when `shift` of the mass moves from any one cell to any other.
-
-    It is the chance of the worst such pair.
-    """
-    cells = cells_of_equal_mass(joint)
-    expected = np.bincount(cells.ravel(), weights=joint.ravel(), minlength=NUM_CELLS)
+    """Return the chance of an alarm when `shift` of the mass moves from one cell to another: of the worst such pair."""
+    expected = _mass(cells_of_equal_mass(joint), joint)
     expected = expected[expected > 0]
     largest, second = np.sort(expected)[::-1][:2]
     noncentrality = num_samples * shift**2 * (1 / largest + 1 / second)

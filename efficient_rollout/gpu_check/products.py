@@ -1,6 +1,10 @@
-"""Step "products": vLLM's kernels multiply by exactly the weights that the quantizing kernels wrote."""
+"""Step "operators": the compiled operators that this package calls are there, and take what they are given.
+
+Step "products": vLLM's kernels multiply by exactly the weights that the quantizing kernels wrote.
+"""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -8,9 +12,17 @@ from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.cuda.products import LARGEST_FP8, LARGEST_INT8, multiplied_in
 from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.scheme import PackedLinear
-from efficient_rollout.gpu_check.stand import Measured, Stand, require, runnable_schemes
+from efficient_rollout.gpu_check.stand import Measured, Stand, available_schemes, require, runnable_schemes
 from efficient_rollout.gpu_check.weights import hashed
 
+# Operators in `torch.ops._C` of a CUDA build -> all their arguments, in order.
+OPERATORS = {
+    "marlin_gemm": "a c_or_none b_q_weight b_bias_or_none b_scales a_scales global_scale "
+    "b_zeros_or_none workspace b_type_id size_m size_n size_k use_atomic_add use_fp32_reduce is_zp_float",
+    "cutlass_scaled_mm": "out a b a_scales b_scales bias",
+    "dynamic_scaled_int8_quant": "result input scale azp",
+    "dynamic_per_token_scaled_fp8_quant": "result input scale scale_ub",
+}
 _NUM_ROWS = (1, 2, 3, 7, 8, 16, 17, 33, 64)
 _SHAPES = ((64, 128), (100, 256), (192, 384))
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -23,11 +35,25 @@ _SUM_ROUNDING = 2.0**-18
 _FP8_SUM_ROUNDING = 2.0**-13
 
 
-def check_products(stand: Stand) -> Measured:
-    """Check that one-hot rows give the dequantized weight, and other rows its product.
+def check_operators(stand: Stand) -> Measured:
+    """Check the schemas of the compiled operators, and which schemes can run here."""
+    for name, wanted in OPERATORS.items():
+        found = " ".join(argument_names(stand.operators, name)) or "no such operator"
+        require(found == wanted, f"arguments of the operator {name}", "vLLM's compiled library", wanted, found)
+    runnable_schemes()
+    return {"operators": len(OPERATORS)} | {name: why or "can run" for name, why in available_schemes().items()}
 
-    Both hold to the kernel's stated rounding.
-    """
+
+def argument_names(operators: Any, name: str) -> list[str]:
+    """Return the arguments of an operator, in order; none where it does not exist."""
+    operator = getattr(operators, name, None)
+    if not isinstance(operator, torch._ops.OpOverloadPacket):  # noqa: SLF001 - torch has no public name for it
+        return []
+    return [argument.name for argument in operator.default._schema.arguments]  # noqa: SLF001 - nor for its schema
+
+
+def check_products(stand: Stand) -> Measured:
+    """Check that one-hot rows give the dequantized weight, and others its product, to the kernel's stated rounding."""
     worst: dict[str, float] = {}
     num_products = 0
     for scheme in runnable_schemes():
@@ -37,13 +63,15 @@ def check_products(stand: Stand) -> Measured:
                 where = f"{case}, {rows.shape[0]} rows"
                 error = _error(scheme, layer, bias, rows, is_gpu=stand.is_gpu)
                 # A NaN is not within it either.
-                require(
-                    error <= 1.0, "a product", where=where, expected="within its rounding", found=f"{error:.2f} of it"
-                )
+                require(error <= 1.0, "a product", where, "within its rounding", f"{error:.2f} of it")
                 worst[scheme] = max(worst.get(scheme, 0.0), error)
                 num_products += 1
-            if bias is None:
-                _check_one_hot(scheme, layer, case, exact_rows)
+            # 8 bits are not compared here: the kernel rounds the product of a scale and an integer once more.
+            if bias is None and scheme == "int4":
+                found, expected = layer(exact_rows).t().float(), layer.dequantize()
+                worst_of, others = (found - expected).abs().max().item(), int((found != expected).sum())
+                told = f"{others} other numbers, by up to {worst_of:g}"
+                require(others == 0, "one-hot rows", case, "the dequantized weight", told)
     return {"products": num_products} | {f"{name}_error_over_bound": round(worst[name], 3) for name in worst}
 
 
@@ -62,23 +90,6 @@ def _random_rows(scheme: str, layer: PackedLinear, device: str) -> Iterator[torc
         rows = (hashed((num_rows, layer.in_features), 20 + num_rows) % 31 - 15).to(layer.dtype).to(device)
         rows[:, 7] = _LARGEST[scheme]
         yield rows
-
-
-def _check_one_hot(scheme: str, layer: PackedLinear, case: str, rows: torch.Tensor) -> None:
-    """Require, for int4, that one-hot rows give the dequantized weight exactly.
-
-    8 bits are not compared here: the kernel rounds the product of a scale and an integer once more.
-    """
-    if scheme != "int4":
-        return
-    found, expected = layer(rows).t().float(), layer.dequantize()
-    require(
-        torch.equal(found, expected),
-        "one-hot rows",
-        where=case,
-        expected="the dequantized weight",
-        found=f"{int((found != expected).sum())} other numbers, by up to {(found - expected).abs().max().item():g}",
-    )
 
 
 def _error(scheme: str, layer: PackedLinear, bias: torch.Tensor | None, rows: torch.Tensor, *, is_gpu: bool) -> float:

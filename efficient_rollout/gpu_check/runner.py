@@ -8,22 +8,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
-from efficient_rollout.certificate import Machine
+from efficient_rollout.certificate import JsonFile, Machine
 from efficient_rollout.cleanup import descendants, end_processes, nothing_left_behind
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError
-from efficient_rollout.files import read_json, read_text, written_whole
-from efficient_rollout.gpu_check.child import measured_path
-from efficient_rollout.gpu_check.plan import Step
+from efficient_rollout.files import read_json
 from efficient_rollout.gpu_check.stand import Measured
+from efficient_rollout.gpu_check.steps import Step, measured_path
 
 LOCK, STATE = "lock", "state.json"
-_REMEDY = "start over with --fresh"
 _LAST_LINES = 12
 _LINE_CHARACTERS = 300
 _TAIL_BYTES = 1 << 16
@@ -33,70 +30,24 @@ class DiskError(EfficientRolloutError):
     """Says that the command's folder takes no more."""
 
 
-class PassedStep(BaseModel):
-    """Records a step that passed.
+class Outcome(BaseModel):
+    """Says what became of a step."""
 
-    Attributes:
-        seconds: It took.
-        measured: What it returned, JSON types.
-    """
+    name: str
+    certifies: bool
+    log: Path  # its output
+    seconds: float  # it took
+    measured: Measured | None = None  # what it returned; None where it failed
+    problem: str | None = None  # why it failed; None where it passed
+    is_old: bool = False  # it passed in an earlier run
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    seconds: float
-    measured: dict[str, Any]
 
+class State(JsonFile):
+    """Records what is known so far."""
 
-class State(BaseModel):
-    """Records what is known so far.
-
-    Attributes:
-        schema_version: Of this file.
-        machine: Where the steps passed.
-        steps: Those that passed, by name.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
-    machine: Machine
-    steps: dict[str, PassedStep] = {}
-
-
-def read_state(folder: Path) -> State | None:
-    """Return what an earlier run in a folder left; None where there was none.
-
-    Raises:
-        InputFileError: The file cannot be read, or is of another kind.
-    """
-    path = folder / STATE
-    if not path.exists():
-        return None
-    try:
-        return State.model_validate_json(read_text(path, what="the state of gpu-check", remedy=_REMEDY))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputFileError(f"{path} is no state of gpu-check: {where}: {fault['msg']}; {_REMEDY}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Says what became of a step.
-
-    Attributes:
-        step: Which.
-        seconds: It took.
-        measured: What it returned; None where it failed.
-        problem: Why it failed; None where it passed.
-        is_old: It passed in an earlier run.
-        log: Its output.
-    """
-
-    step: Step
-    seconds: float
-    measured: Measured | None
-    problem: str | None
-    is_old: bool
-    log: Path
+    machine: Machine  # where the steps passed
+    steps: dict[str, Outcome]  # those that passed, by name
 
 
 @contextmanager
@@ -133,6 +84,16 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
+def read_state(folder: Path) -> State | None:
+    """Return what an earlier run in a folder left; None where there was none.
+
+    Raises:
+        InputFileError: The file cannot be read, or is of another kind.
+    """
+    path = folder / STATE
+    return State.read(path, what="state of gpu-check", remedy="start over with --fresh") if path.exists() else None
+
+
 def starting_state(folder: Path, machine: Machine, say: Callable[[str], None], *, fresh: bool) -> State:
     """Return what counts of an earlier run: what it proved, if on this machine.
 
@@ -140,13 +101,10 @@ def starting_state(folder: Path, machine: Machine, say: Callable[[str], None], *
         InputFileError: Its file is no such file.
     """
     state = None if fresh else read_state(folder)
-    if state is None:
-        return State(machine=machine)
-    differences = machine.differences(state.machine)
+    differences = [] if state is None else machine.differences(state.machine)
     if differences:
         say(f"starting over, {folder} is of another machine: {'; '.join(differences)}")
-        return State(machine=machine)
-    return state
+    return State(machine=machine, steps={}) if state is None or differences else state
 
 
 def run_steps(
@@ -156,17 +114,14 @@ def run_steps(
     command: Callable[[Step], list[str]],
     say: Callable[[str], None],
 ) -> list[Outcome]:
-    """Run what has not passed yet, up to the first that fails.
+    """Run what has not passed yet, up to the first that fails, and return what became of each.
 
     Args:
         steps: In their order.
         folder: Of logs, results and the state.
         state: From `starting_state`.
-        command: What starts a step's process, which writes `measured_path` and ends with 0.
+        command: Returns what starts a step's process, which writes `measured_path` and ends with 0.
         say: Told of each step.
-
-    Returns:
-        One of each step up to the first that failed.
 
     Raises:
         DiskError: The folder takes no more.
@@ -174,19 +129,17 @@ def run_steps(
     outcomes: list[Outcome] = []
     with nothing_left_behind():
         for step in steps:
-            log, passed = folder / f"{step.name}.log", state.steps.get(step.name)
+            passed, log = state.steps.get(step.name), folder / f"{step.name}.log"
             if passed is not None:
                 say(f"{step.name}: passed before")
-                outcomes.append(Outcome(step=step, log=log, is_old=True, problem=None, **passed.model_dump()))
+                outcomes.append(passed.model_copy(update={"is_old": True}))
                 continue
             say(f"{step.name}: running, for {step.limit_s:g} s at most; {log}")
             with disk_errors(f"step {step.name}", folder):
                 outcome = _run(step, folder, log, command(step))
-                if outcome.measured is not None:
-                    passed = PassedStep(seconds=outcome.seconds, measured=outcome.measured)
-                    state = State(machine=state.machine, steps=state.steps | {step.name: passed})
-                    with written_whole(folder / STATE) as staged:
-                        staged.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+                if outcome.problem is None:
+                    state = State(machine=state.machine, steps=state.steps | {step.name: outcome})
+                    state.write(folder / STATE)
             outcomes.append(outcome)
             say(f"{step.name}: {'passed' if outcome.problem is None else 'FAILED'} after {outcome.seconds:.1f} s")
             if outcome.problem is not None:
@@ -199,8 +152,7 @@ def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
     result.unlink(missing_ok=True)
     with log.open("wb") as output:
         code = _wait_for(command, output.fileno(), step.limit_s)
-    seconds = time.monotonic() - started
-    problem, measured = None, None
+    measured, problem, seconds = None, None, time.monotonic() - started
     if code is None:
         problem = f"it was ended after its limit of {step.limit_s:g} s"
     elif code != 0:
@@ -210,7 +162,9 @@ def _run(step: Step, folder: Path, log: Path, command: list[str]) -> Outcome:
             measured = read_json(result, what="a step's result")
         except InputFileError as error:
             problem = str(error)
-    return Outcome(step=step, seconds=seconds, measured=measured, problem=problem, is_old=False, log=log)
+    return Outcome(
+        name=step.name, certifies=step.certifies, log=log, seconds=seconds, measured=measured, problem=problem
+    )
 
 
 def _wait_for(command: list[str], output: int, limit_s: float) -> int | None:

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +24,16 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def time_kernels(
-    schemes: Sequence[str], *, outputs: int, inputs: int, rows: Sequence[int], rounds: int, dtype: torch.dtype
+    schemes: Sequence[str], *, outputs: int, inputs: int, rows: Sequence[int], rounds: int, dtype: str
 ) -> list[dict[str, Any]]:
-    """Time every kernel that runs here, in turns.
+    """Time every kernel that runs here, in turns; schemes without one are left out.
 
     Args:
-        schemes: Names; those without a kernel here are left out.
+        schemes: Names.
         outputs: Of the weight.
         inputs: Of the weight.
         rows: Of the activations.
-        rounds: Of all kernels at each number of rows; the first one on top is not counted.
+        rounds: Of all kernels at each number of rows.
         dtype: Of the policy.
 
     Returns:
@@ -39,36 +41,34 @@ def time_kernels(
         `rows`, and `seconds` of one product, as `tables.spread` over the rounds.
     """
     current_platform.import_kernels()
-    weight_bytes = outputs * inputs * torch.finfo(dtype).bits // 8
-    weights = [torch.randn(outputs, inputs).to(dtype) / 32 for _ in range(max(2, _ROTATION_BYTES // weight_bytes))]
+    policy_dtype = getattr(torch, dtype)
+    weight_bytes = outputs * inputs * torch.finfo(policy_dtype).bits // 8
+    num_weights = max(2, _ROTATION_BYTES // weight_bytes)
+    weights = [torch.randn(outputs, inputs).to(policy_dtype) / 32 for _ in range(num_weights)]
     kernels = {name: [make(weight) for weight in weights] for name, make in _kernels(schemes, dtype)}
     found = []
     for num_rows in rows:
-        x = torch.randn(num_rows, inputs).to(dtype)
+        x = torch.randn(num_rows, inputs).to(policy_dtype)
         seconds: dict[str, list[float]] = {name: [] for name in kernels}
-        for number in range(rounds + 1):
+        for _ in range(rounds + 1):
             for name, products in kernels.items():
                 started = time.perf_counter()
                 for product in products:
                     product(x)
-                if number:
-                    seconds[name].append((time.perf_counter() - started) / len(products))
-        found += [{"kernel": name, "rows": num_rows, "seconds": spread(values)} for name, values in seconds.items()]
+                seconds[name].append((time.perf_counter() - started) / len(products))
+        found += [{"kernel": name, "rows": num_rows, "seconds": spread(each[1:])} for name, each in seconds.items()]
     return found
 
 
-def _kernels(schemes: Sequence[str], dtype: torch.dtype) -> Iterator[tuple[str, Callable[[torch.Tensor], Product]]]:
+def _kernels(schemes: Sequence[str], dtype: str) -> Iterator[tuple[str, Callable[[torch.Tensor], Product]]]:
     yield "policy, stock", _stock
-    if dtype == torch.float32 and native_missing() is None:
+    if dtype == "float32" and native_missing() is None:
         yield "policy, native", Float32NativeLinear
     for name in schemes:
-        try:
+        with suppress(SchemeUnavailableError):
             scheme = make_scheme(DrafterSettings.model_validate({"scheme": name}), "cpu")
-        except SchemeUnavailableError:
-            continue
-        if scheme.layer is None:
-            continue
-        yield f"{name}, {scheme.kernel}", lambda weight, pack=scheme.pack: pack(weight, None)  # type: ignore[misc]
+            if scheme.layer is not None:
+                yield f"{name}, {scheme.kernel}", partial(scheme.pack, bias=None)
 
 
 def _stock(weight: torch.Tensor) -> Product:

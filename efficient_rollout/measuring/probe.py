@@ -13,7 +13,7 @@ from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate
-from efficient_rollout.cost_model.model_shape import ModelShape, read_model_shape
+from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile
 from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
@@ -46,28 +46,18 @@ _MAX_KV_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
-    """Says what is measured, and for how long.
+    """Says what is measured, and for how long."""
 
-    Attributes:
-        batches: Running requests.
-        contexts: Mean context tokens.
-        lengths: Draft tokens.
-        max_points: Upper bound of the measured points.
-        seconds: Budget of the measurements, engine start not included: points that do not fit it any more are left
-            out. The twelve cheapest of the fixed start are measured however long they take.
-        dtype: Of the policy.
-        is_compiled: Compiled mode instead of eager.
-        tensor_parallel_size: Of the engine.
-    """
-
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    contexts: tuple[int, ...] = (128, 512, 2048)
-    lengths: tuple[int, ...] = (1, 2, 4, 8)
-    max_points: int = 30
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # running requests
+    contexts: tuple[int, ...] = (128, 512, 2048)  # mean context tokens
+    lengths: tuple[int, ...] = (1, 2, 4, 8)  # draft tokens
+    max_points: int = 30  # upper bound of the measured points
+    # Budget of the measurements, engine start not included: points that do not fit it any more are left out. The twelve
+    # cheapest of the fixed start are measured however long they take.
     seconds: float = 60.0
-    dtype: str = "bfloat16"
-    is_compiled: bool = False
-    tensor_parallel_size: int = 1
+    dtype: str = "bfloat16"  # of the policy
+    is_compiled: bool = False  # compiled mode instead of eager
+    tensor_parallel_size: int = 1  # of the engine
 
 
 def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens: int) -> list[Point]:
@@ -92,18 +82,10 @@ def candidates(probe: ProbeSettings, *, max_context_tokens: int, kv_cache_tokens
 
 
 def steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> list[TickRecord]:
-    """Return those that drafted and verified `num_draft_tokens` for each of `batch` requests.
-
-    The first ones are left out.
-    """
-    return [
-        tick
-        for tick in ticks
-        if tick.num_requests == batch
-        and tick.num_drafted == num_draft_tokens
-        and tick.num_verified == num_draft_tokens * batch
-        and not tick.had_prefill
-    ][_WARM_UP_TICKS:]
+    """Return those behind the first ones that drafted and verified `num_draft_tokens` for each of `batch` requests."""
+    wanted = (batch, num_draft_tokens, num_draft_tokens * batch, False)
+    alike = [t for t in ticks if (t.num_requests, t.num_drafted, t.num_verified, t.had_prefill) == wanted]
+    return alike[_WARM_UP_TICKS:]
 
 
 def require_steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, batch: int) -> list[TickRecord]:
@@ -122,12 +104,7 @@ def require_steady_ticks(ticks: Sequence[TickRecord], num_draft_tokens: int, bat
 
 
 def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dict[int, float]:
-    """Return median seconds by kind of pass, from ticks that are all alike.
-
-    Args:
-        ticks: From `steady_ticks`, at least one.
-        num_draft_tokens: k of every tick.
-    """
+    """Return median seconds by kind of pass, from ticks that all draft `num_draft_tokens`, at least one."""
     if num_draft_tokens == 0:
         return {PLAIN: median(tick.seconds for tick in ticks)}
     return {
@@ -138,20 +115,13 @@ def seconds_of_passes(ticks: Sequence[TickRecord], num_draft_tokens: int) -> dic
 
 @dataclass(slots=True)
 class Prober:
-    """Measures seconds of points on a running engine; a draft point brings its verify point along.
+    """Measures seconds of points on a running engine; a draft point brings its verify point along."""
 
-    Attributes:
-        engine: One that drafts, without prefix caching.
-        probe: What is measured.
-        seconds_spent: Measuring, so far.
-        num_ticks: Recorded, so far.
-        spreads: Per measured point, the middle half of its ticks' seconds over their median.
-    """
-
-    engine: Any
-    probe: ProbeSettings
-    seconds_spent: float = 0.0
-    num_ticks: int = 0
+    engine: Any  # one that drafts, without prefix caching
+    probe: ProbeSettings  # what is measured
+    seconds_spent: float = 0.0  # measuring, so far
+    num_ticks: int = 0  # recorded, so far
+    # Per measured point, the middle half of its ticks' seconds over their median.
     spreads: list[float] = field(default_factory=list)
     _known: dict[Point, float] = field(default_factory=dict)
     _num_asked: int = 0
@@ -171,10 +141,7 @@ class Prober:
         return self._known[point]
 
     def affords(self, point: Point, tick_seconds: float) -> bool:
-        """Tell whether a point whose ticks take so long fits what is left of the budget.
-
-        A point that its twin brought already costs nothing.
-        """
+        """Tell whether a point, with ticks so long, fits what is left; one that its twin brought costs nothing."""
         return point in self._known or self.seconds_spent + _LEAST_TICKS * tick_seconds <= self.probe.seconds
 
     def _measure(self, point: Point, share_s: float) -> None:
@@ -187,10 +154,10 @@ class Prober:
             if left > 0.0 or len(steady_ticks(ticks, k, batch)) < _MIN_TICKS:
                 ticks += self._ticks(point, left)
         steady = require_steady_ticks(ticks, k, batch)
-        passes = seconds_of_passes(steady, k)
-        lower, _, upper = quantiles((tick.seconds for tick in steady), n=4)
-        self.spreads.append((upper - lower) / median(tick.seconds for tick in steady))
-        self._known |= {Point(kind, k, batch, point.context_tokens): seconds for kind, seconds in passes.items()}
+        passes, seconds = seconds_of_passes(steady, k), [tick.seconds for tick in steady]
+        lower, middle, upper = quantiles(seconds, n=4)
+        self.spreads.append((upper - lower) / middle)
+        self._known |= {replace(point, kind=kind): passes[kind] for kind in passes}
         logger.info("%s: %s", point, passes)
 
     def _ticks(self, point: Point, limit_s: float) -> list[TickRecord]:
@@ -198,14 +165,12 @@ class Prober:
         # The mean over the fewest ticks is the point's context, as far as it is longer than what is decoded.
         num_prompt = max(1, point.context_tokens - _tokens_of(_LEAST_TICKS, point.num_draft_tokens) // 2)
         works = [(tuple((7 * i + j) % 64 + 3 for j in range(num_prompt)), max_tokens) for i in range(point.batch)]
-        offline.take_ticks(self.engine)
-        offline.roll_out(
-            self.engine, works, temperature=1.0, limit_s=limit_s, least_ticks=_LEAST_TICKS,
-            extra_args={scripted.PATTERN: [point.num_draft_tokens], scripted.PREFILLED: True},
-        )  # fmt: skip
-        ticks = offline.take_ticks(self.engine)
-        self.num_ticks += len(ticks)
-        return ticks
+        wanted = {scripted.PATTERN: [point.num_draft_tokens], scripted.PREFILLED: True}
+        result = offline.roll_out(
+            self.engine, works, extra_args=wanted, records=True, limit_s=limit_s, least_ticks=_LEAST_TICKS
+        )
+        self.num_ticks += len(result.ticks)
+        return result.ticks
 
 
 def calibrate_engine(
@@ -220,7 +185,7 @@ def calibrate_engine(
     """Start an engine on a policy, measure, stop it, and fit.
 
     Args:
-        model: Checkpoint directory.
+        model: The policy's directory.
         settings: The scheme, and the largest number of draft tokens.
         probe: What is measured, and for how long.
         provenance: What the profile was made with; JSON types only.
@@ -230,22 +195,24 @@ def calibrate_engine(
     Raises:
         EfficientRolloutError: The policy, the scheme or the probe's settings are out of reach.
     """
-    shape = read_model_shape(model)
-    points, limits = _plan(model, settings, probe, shape)
+    points, limits = _plan(model, settings, probe)
     started = time.perf_counter()
     engine = (start or starting.start_engine)(model, limits, settings.with_lookup("off"))
     try:
-        facts = {
-            **provenance, "engine_start_s": time.perf_counter() - started, "dtype": probe.dtype,
-            "is_compiled": probe.is_compiled,
-        }  # fmt: skip
+        start_s = time.perf_counter() - started
+        facts = {"engine_start_s": start_s, "dtype": probe.dtype, "is_compiled": probe.is_compiled}
         offline.roll_out(engine, [((3, 4, 5), 8)], extra_args={scripted.PATTERN: [1]})
-        key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=probe.tensor_parallel_size)
         prober = Prober(engine, probe)
         profile = calibrate(
-            points, prober, key=key, max_points=probe.max_points, shape=shape, provenance=facts,
-            affords=prober.affords, **(_ON_GPU if device_type() == "cuda" else _ON_CPU),
-        )  # fmt: skip
+            points,
+            prober,
+            key=profile_key(model, profiled_scheme(settings), tensor_parallel_size=probe.tensor_parallel_size),
+            max_points=probe.max_points,
+            shape=read_model_shape(model),
+            provenance={**provenance, **facts},
+            affords=prober.affords,
+            **(_ON_GPU if device_type() == "cuda" else _ON_CPU),
+        )
         more = and_then(engine)
     finally:
         starting.stop(engine)
@@ -253,28 +220,30 @@ def calibrate_engine(
     return replace(profile, provenance={**profile.provenance, **spent, **more})
 
 
-def _plan(model: str, settings: Settings, probe: ProbeSettings, shape: ModelShape) -> tuple[list[Point], EngineLimits]:
+def _plan(model: str, settings: Settings, probe: ProbeSettings) -> tuple[list[Point], EngineLimits]:
     """Return the points that fit, and the engine they fit."""
     most = max(probe.lengths)
     if most > settings.controller.max_draft_tokens:
         raise ConfigError(
             f"--lengths asks for {most} draft tokens, the engine drafts at most {settings.controller.max_draft_tokens}"
         )
-    spare = _tokens_of(_TICKS_PER_POINT, most)
-    most_kv_tokens = int(_MAX_KV_BYTES / shape.kv_bytes(probe.dtype))
-    kv_cache_tokens = min(most_kv_tokens, max(probe.batches) * (max(probe.contexts) + spare))
-    max_context_tokens = min(read_policy_config(model).max_positions, max(probe.contexts) + spare)
+    longest = max(probe.contexts) + _tokens_of(_TICKS_PER_POINT, most)
+    most_kv_tokens = int(_MAX_KV_BYTES / read_model_shape(model).kv_bytes(probe.dtype))
+    fitting = {
+        "max_context_tokens": min(read_policy_config(model).max_positions, longest),
+        "kv_cache_tokens": min(most_kv_tokens, max(probe.batches) * longest),
+    }
     limits = EngineLimits(
-        max_requests=max(probe.batches), max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens,
-        dtype=probe.dtype, is_compiled=probe.is_compiled, keeps_prefixes=False,
+        **fitting,
+        max_requests=max(probe.batches),
+        dtype=probe.dtype,
+        is_compiled=probe.is_compiled,
+        keeps_prefixes=False,
         tensor_parallel_size=probe.tensor_parallel_size,
-    )  # fmt: skip
-    return candidates(probe, max_context_tokens=max_context_tokens, kv_cache_tokens=kv_cache_tokens), limits
+    )
+    return candidates(probe, **fitting), limits
 
 
 def _tokens_of(num_ticks: int, num_draft_tokens: int) -> int:
-    """Count the tokens of a request for so many ticks alike.
-
-    One tick more is counted, because the last one drafts less.
-    """
+    """Count the tokens of a request for so many ticks alike, and for one more, because the last one drafts less."""
     return (num_ticks + 1) * (num_draft_tokens + 1)

@@ -1,4 +1,4 @@
-"""The process that measures a latency profile: a `CalibrationRequest` as JSON on stdin, the profile in its file.
+"""The process that measures a latency profile: `CalibrationRequest` as JSON on stdin, the profile in its file.
 
 An engine leaves threads, thread bindings and distributed state in the process that starts it; this one ends.
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.profile import save_profile
-from efficient_rollout.engine.profiles import CalibrationRequest
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.measuring.probe import ProbeSettings, calibrate_engine
 from efficient_rollout.policy_config import read_policy_config
@@ -22,37 +21,26 @@ _SPARE_TOKENS = 512  # beside a point's context: what a point decodes, with the 
 
 
 def probe_settings(max_positions: int, max_draft_tokens: int, **engine: Any) -> ProbeSettings:
-    """Return the usual points of `calibrate`, as far as they fit a policy and the engine's drafts.
-
-    Args:
-        max_positions: Tokens the policy can hold.
-        max_draft_tokens: Largest k; always one of the lengths.
-        engine: Fields of `ProbeSettings` that say what the engine is.
-    """
+    """Return the usual points of `calibrate`, as far as they fit a policy and an engine's drafts, the largest k too."""
     usual = ProbeSettings(**engine)
     contexts = tuple(c for c in usual.contexts if c + _SPARE_TOKENS <= max_positions)
     lengths = (*(k for k in usual.lengths if k < max_draft_tokens), max_draft_tokens)
     return replace(usual, contexts=contexts or (max(1, max_positions // 4),), lengths=lengths)
 
 
-def _run(request: CalibrationRequest) -> None:
-    settings = Settings.parse(request.settings, where="the calibration request")
-    probe = probe_settings(
-        read_policy_config(request.model).max_positions,
-        settings.controller.max_draft_tokens,
-        dtype=request.dtype,
-        is_compiled=request.is_compiled,
-        tensor_parallel_size=request.tensor_parallel_size,
-    )
-    profile = calibrate_engine(request.model, settings, probe, provenance={"source": "engine start", **provenance()})
-    save_profile(profile, Path(request.out))
+def _run(model: str, settings: dict[str, Any], out: str, **engine: Any) -> None:
+    parsed = Settings.parse(settings, where="the calibration request")
+    max_positions = read_policy_config(model).max_positions
+    probe = probe_settings(max_positions, parsed.controller.max_draft_tokens, **engine)
+    profile = calibrate_engine(model, parsed, probe, provenance={"source": "engine start", **provenance()})
+    save_profile(profile, Path(out))
 
 
 def main() -> int:
     """Run; return exit code 2, with the reason as the last line, where it cannot be done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        _run(CalibrationRequest(**json.load(sys.stdin)))
+        _run(**json.load(sys.stdin))
     except EfficientRolloutError as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         return 2

@@ -4,17 +4,15 @@ Products and training jobs use the schedulers that these begin with; only `calib
 these.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from vllm.v1.core.sched.output import SchedulerOutput
 
 from efficient_rollout.controller.rule import Never, Rule, RuleInputs, make_rule
 from efficient_rollout.controller.script import PATTERN, Script
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler
-from efficient_rollout.measuring.recording import CONTEXT_ATTRIBUTE
 
 # Keys of a request's `extra_args`, beside `PATTERN`. The oldest running request decides for the batch.
 RULE, RUN = "rule", "run"  # a rule's name, and a number that is new for each rollout
@@ -29,11 +27,9 @@ class Scripted:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings = self._record.settings
         self._script = Script()
         self._rules: dict[str, Rule] = {}
         self._run: int | None = None
-        self._tick_table: TickTable | None = None
 
     def decide(self, num_scheduled_requests: int) -> int:
         """Decide as the oldest running request asks."""
@@ -50,38 +46,28 @@ class Scripted:
     def _follow(self, wanted: dict[str, Any]) -> None:
         if RULE not in wanted or wanted[RUN] == self._run:
             return
-        self._run = wanted[RUN]
-        rule = self._rules.get(wanted[RULE])
-        if rule is None:
-            rule = self._rules[wanted[RULE]] = make_rule(wanted[RULE], self._rule_inputs())
+        self._run, name = wanted[RUN], wanted[RULE]
+        if name in self._rules:
+            self._rules[name].mark_stale()
         else:
-            rule.mark_stale()
-        self._book.rule = rule
+            self._rules[name] = make_rule(name, self._rule_inputs)
+        self._book.rule = self._rules[name]
 
+    @cached_property
     def _rule_inputs(self) -> RuleInputs:
-        controller = self._settings.controller
-        if controller.profile is not None and self._tick_table is None:
-            profile = load_profile(Path(controller.profile))
-            self._tick_table = TickTable(profile.model, controller.max_draft_tokens)
-        return RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=self._tick_table)
+        controller, table = self._record.settings.controller, None
+        if controller.profile is not None:
+            table = TickTable(load_profile(Path(controller.profile)).model, controller.max_draft_tokens)
+        return RuleInputs(max_draft_tokens=controller.max_draft_tokens, table=table)
 
     def add_request(self, request: Any) -> None:
-        """Add it as stock does.
-
-        A `prefilled` prompt is admitted as one whose KV came from elsewhere, all but its last token.
-        """
+        """Add it as stock does; a `prefilled` prompt as one whose KV came from elsewhere, all but its last token."""
         super().add_request(request)
         num_known = request.num_prompt_tokens - 1
         if num_known > 0 and request.sampling_params and (request.sampling_params.extra_args or {}).get(PREFILLED):
             blocks = self.kv_cache_manager.allocate_slots(request, num_known, delay_cache_blocks=True)
             assert blocks is not None, "the KV cache cannot hold the context to be timed"
             request.num_computed_tokens = num_known
-
-    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Run the product's, and write on the output what the worker's record wants to know."""
-        output = super().schedule(*args, **kwargs)
-        setattr(output, CONTEXT_ATTRIBUTE, self._state(len(output.num_scheduled_tokens)).mean_context_tokens)
-        return output
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Run stock, between rollouts; the rule of the last one is told when its own next one starts."""

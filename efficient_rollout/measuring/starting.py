@@ -18,16 +18,10 @@ from efficient_rollout.engine.executor import InProcessExecutor
 _SPARE_TOKENS = 256
 # What vLLM looks drafts up with, and its settings.
 _VLLM_LOOKUPS: dict[str, dict[str, int]] = {"ngram": {"prompt_lookup_min": 2, "prompt_lookup_max": 4}, "suffix": {}}
-# Of measured engines that draft, by type of device.
+# Of measured engines that draft, by type of device: scheduler, worker.
 _CLASSES = {
-    "cpu": {
-        "scheduler_cls": "efficient_rollout.measuring.scripted.ScriptedScheduler",
-        "worker_cls": "efficient_rollout.measuring.recording.RecordingWorker",
-    },
-    "cuda": {
-        "scheduler_cls": "efficient_rollout.measuring.scripted.AsyncScriptedScheduler",
-        "worker_cls": "efficient_rollout.measuring.v2.RecordingGpuWorker",
-    },
+    "cpu": ("scripted.ScriptedScheduler", "recording.RecordingWorker"),
+    "cuda": ("scripted.AsyncScriptedScheduler", "v2.RecordingGpuWorker"),
 }
 # vLLM refuses to start where less than this share of a GPU is free. Several engines stand beside each other here, and
 # their memory is given in bytes.
@@ -36,27 +30,16 @@ _FREE_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """Says what every engine of one measurement shares.
+    """Says what every engine of one measurement shares."""
 
-    Attributes:
-        max_requests: Requests that run at once.
-        max_context_tokens: Longest prompt and response together.
-        kv_cache_tokens: Tokens the KV cache holds, all requests together.
-        dtype: Of the policy.
-        is_compiled: Compiled mode instead of eager.
-        keeps_prefixes: Prefix caching, as by default in vLLM.
-        tensor_parallel_size: Workers, a part of the policy each.
-        least_tick_tokens: Tokens that a tick computes where there are as many, or more.
-    """
-
-    max_requests: int
-    max_context_tokens: int
-    kv_cache_tokens: int
-    dtype: str = "bfloat16"
-    is_compiled: bool = False
-    keeps_prefixes: bool = True
-    tensor_parallel_size: int = 1
-    least_tick_tokens: int = 2048
+    max_requests: int  # requests that run at once
+    max_context_tokens: int  # longest prompt and response together
+    kv_cache_tokens: int  # tokens the KV cache holds, all requests together
+    dtype: str = "bfloat16"  # of the policy
+    is_compiled: bool = False  # compiled mode instead of eager
+    keeps_prefixes: bool = True  # prefix caching, as by default in vLLM
+    tensor_parallel_size: int = 1  # workers, a part of the policy each
+    least_tick_tokens: int = 2048  # tokens that a tick computes where there are as many, or more
 
     def to_args(self, model: str) -> dict[str, Any]:
         """Return keyword arguments of `vllm.LLM`."""
@@ -108,11 +91,9 @@ def start_in_process(model: str, limits: EngineLimits, settings: Settings | None
 
     It starts in seconds, and shares this process's interpreter with whoever asks it.
     """
+    in_process = {} if settings is None else {"distributed_executor_backend": InProcessExecutor}
     with engines_in_this_process():
-        options = _options(model, limits, settings)
-        if settings is not None:
-            options["distributed_executor_backend"] = InProcessExecutor
-        return LLM(**options)
+        return LLM(**_options(model, limits, settings) | in_process)
 
 
 def _options(model: str, limits: EngineLimits, settings: Settings | None) -> dict[str, Any]:
@@ -121,11 +102,10 @@ def _options(model: str, limits: EngineLimits, settings: Settings | None) -> dic
         if device_type() == "cpu":
             bind_workers(limits.tensor_parallel_size)
         return limits.to_args(model)
-    ours = engine_args(
-        model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled,
-        tensor_parallel_size=limits.tensor_parallel_size,
-    )  # fmt: skip
-    return limits.to_args(model) | ours | _CLASSES[device_type()]
+    parallel = {"tensor_parallel_size": limits.tensor_parallel_size}
+    ours = engine_args(model, settings, dtype=limits.dtype, enforce_eager=not limits.is_compiled, **parallel)
+    scheduler, worker = (f"efficient_rollout.measuring.{name}" for name in _CLASSES[device_type()])
+    return limits.to_args(model) | ours | {"scheduler_cls": scheduler, "worker_cls": worker}
 
 
 def start_vllm_lookup(model: str, limits: EngineLimits, method: str, num_draft_tokens: int) -> Any:

@@ -13,23 +13,14 @@ _BITS = 24
 
 
 class RecordingV2(Recording):
-    """Stands before a worker of the V2 runner; drafts can be made wrong on purpose, as often as is wanted.
-
-    Host and device work at the same time, so seconds inside the drafter are the device's own. Ticks that are all alike
-    begin as far apart as they take.
-    """
+    """Stands before a worker of the V2 runner; drafts can be made wrong on purpose, as often as is wanted."""
 
     def init_device(self) -> None:
-        """Run the worker's own, with a drafter whose laps are kept.
-
-        Its draws are spoiled as `spoil_drafts` says.
-        """
+        """Run the worker's own, with a drafter whose draws are spoiled as `spoil_drafts` says."""
         super().init_device()
-        drafter = self.self_drafter
-        if drafter is not None:
-            drafter.stopwatch.keep_laps()
+        if self.self_drafter is not None:
             self._spoiled_share = torch.zeros((), device=self.device)
-            drafter._draw = _spoiled(drafter, drafter._draw, self._spoiled_share)
+            self.self_drafter._draw = _spoiled(self.self_drafter, self.self_drafter._draw, self._spoiled_share)
 
     def spoil_drafts(self, share: float) -> None:
         """Draft, from now on, another token than the one that was drawn at a share of all places.
@@ -42,21 +33,11 @@ class RecordingV2(Recording):
         """
         self._spoiled_share.fill_(share)
 
-    def _draft_mark(self) -> float:
-        return 0 if self.self_drafter is None else self.self_drafter.stopwatch.num_laps
-
-    def _draft_seconds_between(self, marks: list[list[float]]) -> list[float]:
-        laps = {} if self.self_drafter is None else self.self_drafter.stopwatch.take_laps()
-        return [sum(laps.get(lap, 0.0) for lap in range(int(begin), int(end))) for begin, end in marks]
-
 
 def _spoiled(
     drafter: torch.nn.Module, draw: Callable[[torch.Tensor], torch.Tensor], share: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a draw whose token is replaced by its neighbour in the vocabulary at a share of all places.
-
-    All of it is on the device.
-    """
+    """Return a draw, all of it on the device, whose token becomes its neighbour at a share of all places."""
 
     def spoiled(logits: torch.Tensor) -> torch.Tensor:
         tokens, n = draw(logits), logits.shape[0]

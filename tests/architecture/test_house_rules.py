@@ -17,7 +17,7 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/cache.py": "the cache directory follows the XDG convention",
     "efficient_rollout/secrets.py": "knows which variables are secrets, to leave them out of messages",
     "efficient_rollout/engine/environment.py": "sets what vLLM takes from variables alone",
-    "efficient_rollout/gpu_check/child.py": "shows a step one of the GPUs that CUDA's own variable names",
+    "efficient_rollout/gpu_check/steps.py": "shows a step one of the GPUs that CUDA's own variable names",
     "efficient_rollout/verl_plugin/register.py": "sets veRL's own switch for its CPU engines",
     "efficient_rollout/verl_plugin/platform.py": "asks veRL's own switch which platform was chosen",
     "efficient_rollout/openrlhf_plugin/stand_ins.py": "tells DeepSpeed its accelerator",

@@ -1,7 +1,7 @@
 """Every name of vLLM's V2 runner that this package uses, and the parameters between them.
 
 Beside `names_of_vllm.py`, whose names count for every engine. The operators of a CUDA build are listed in
-`efficient_rollout/gpu_check/operators.py`; scripts/gpu_contract.py holds a wheel against both, without a GPU.
+`efficient_rollout/gpu_check/products.py`; scripts/gpu_contract.py holds a wheel against both, without a GPU.
 """
 
 import importlib

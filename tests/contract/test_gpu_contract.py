@@ -14,7 +14,7 @@ from checked_callbacks import callback_breaches
 from names_of_vllm import OF_ENGINES, OF_SERVERS
 from test_symbols import unlisted
 
-from efficient_rollout.gpu_check.operators import OPERATORS
+from efficient_rollout.gpu_check.products import OPERATORS
 
 
 def test_the_installed_vllm_keeps_the_contract():

@@ -1,8 +1,11 @@
 """What every test of losslessness draws from an engine, and compares."""
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import engine_support
+import numpy as np
+import torch
 from scripted_engine import PATTERN
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
@@ -83,3 +86,33 @@ def sample_pairs(engine, sampling, extra, pattern, num_samples=NUM_SAMPLES, prom
 def assert_equal(completions, stock_greedy):
     """Tokens are equal up to ties, and log-probabilities up to rounding."""
     engine_support.assert_equal(completions, stock_greedy, tie=ROUNDING, rounding=ROUNDING)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters whose distribution is known exactly."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+
+    def __call__(self, logits: torch.Tensor) -> np.ndarray:
+        """Probabilities, float64 [batch, vocab], after bias, temperature, min-p, then top-k, then top-p, as in vLLM."""
+        logits = logits.clone()
+        for token, bias in self.bias:
+            logits[:, token] += bias
+        probabilities = (logits / self.temperature).softmax(-1).numpy()
+        probabilities[probabilities < self.min_p * probabilities.max(axis=1, keepdims=True)] = 0
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        order = np.argsort(-probabilities, axis=1)
+        ranked = np.take_along_axis(probabilities, order, axis=1)
+        if self.top_k:
+            ranked[:, self.top_k :] = 0
+            ranked /= ranked.sum(axis=1, keepdims=True)
+        before = np.cumsum(ranked, axis=1) - ranked
+        ranked[before >= self.top_p] = 0
+        ranked /= ranked.sum(axis=1, keepdims=True)
+        np.put_along_axis(probabilities, order, ranked, axis=1)
+        return probabilities

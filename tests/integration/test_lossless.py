@@ -14,13 +14,14 @@ from lossless_support import (
     OFF,
     PROMPT,
     SHIFT,
+    Sampling,
     drafting_with,
     faulty_engine,
     sample_pairs,
 )
 
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.gpu_check.distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
+from efficient_rollout.gpu_check.distribution import joint_of_second_and_third, p_value, smallest_power
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

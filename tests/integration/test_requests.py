@@ -5,9 +5,10 @@ from collections import Counter
 import engine_support
 import pytest
 from custom_processor import MULTIPLES_OF
+from lossless_support import Sampling
 
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.gpu_check.distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
+from efficient_rollout.gpu_check.distribution import joint_of_second_and_third, p_value, smallest_power
 
 pytestmark = pytest.mark.engine
 

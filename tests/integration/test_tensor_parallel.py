@@ -16,6 +16,7 @@ from lossless_support import (
     PROMPT,
     SHIFT,
     TOGGLING,
+    Sampling,
     assert_equal,
     drafting_with,
     faulty_engine,
@@ -26,7 +27,7 @@ from rare_cases import cases
 from scripted_engine import PATTERN
 
 from efficient_rollout.engine.statistics import take_rollout_stats
-from efficient_rollout.gpu_check.distribution import Sampling, joint_of_second_and_third, p_value, smallest_power
+from efficient_rollout.gpu_check.distribution import joint_of_second_and_third, p_value, smallest_power
 
 pytestmark = [pytest.mark.engine, pytest.mark.several_cores]
 

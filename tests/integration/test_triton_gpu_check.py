@@ -16,18 +16,17 @@ from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.drafter.cuda import products as gpu_products
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.files import read_json
-from efficient_rollout.gpu_check import answers, child, graphs, kernels, latency, operators, plan, products, samples
-from efficient_rollout.gpu_check.answers import Answer, Question, ask
-from efficient_rollout.gpu_check.policies import make_policy, make_shape
+from efficient_rollout.gpu_check import kernels, products, rollout, samples, steps
+from efficient_rollout.gpu_check.samples import Answer, Question, ask
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand, drafting, end_engine
-from efficient_rollout.gpu_check.weights import digest, hard_weight, hashed, packed_of
+from efficient_rollout.gpu_check.weights import digest, hard_weight, hashed, make_policy, make_shape, packed_of
 from efficient_rollout.measuring import offline, starting
 from efficient_rollout.measuring.starting import EngineLimits
 
 # Seconds in the interpreter are those of tokens drawn. Architectures, and every scheme, are tried here alone.
 SMALLEST = Sizes(
     hidden_size=128, num_layers=1, vocabulary=96, most_schemes=1, num_requests=2, num_tokens=6,
-    max_num_seqs=16, num_samples=12, large_weight=(256, 128), limit_bytes=1 << 24,
+    max_num_seqs=16, num_samples=12, large_weight=(256, 128),
     trained_policy="nano", num_prompts=2, response_tokens=12,
 )  # fmt: skip
 MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=3, num_tokens=12, num_samples=64)
@@ -35,7 +34,7 @@ MORE = dataclasses.replace(SMALLEST, num_layers=2, most_schemes=3, num_requests=
 
 # With the schemas of a CUDA build's operators: a CPU has none. They are there as long as this object is.
 STAND_INS = torch.library.Library("gpu_check_stand_ins", "DEF")
-for name, arguments in operators.OPERATORS.items():
+for name, arguments in products.OPERATORS.items():
     STAND_INS.define(f"{name}({', '.join(f'Tensor? {argument}' for argument in arguments.split())}) -> ()")
 
 
@@ -60,7 +59,7 @@ def stand(tmp_path_factory):
     )
 
 
-STEPS = {step.name: step for step in plan.STEPS}
+STEPS = {step.name: step for step in steps.STEPS}
 # Two steps are left out: without CUDA graphs `graphs` asks what `same-samples` asks, and a chi-squared test of the few
 # samples that the interpreter draws in minutes tells nothing.
 WITHOUT_ENGINES, WITH_ENGINES = (
@@ -70,8 +69,8 @@ WITHOUT_ENGINES, WITH_ENGINES = (
 
 
 def run(stand, name):
-    measured = child.run(stand, name, STEPS[name].function)
-    assert read_json(child.measured_path(stand.folder, name), what="the result") == measured
+    measured = steps.run(stand, name, STEPS[name].function)
+    assert read_json(steps.measured_path(stand.folder, name), what="the result") == measured
     return measured
 
 
@@ -90,8 +89,8 @@ def test_a_step_with_engines_passes(stand, name):
 
 @pytest.mark.slow
 def test_the_quick_step_passes(stand):
-    (step,) = (step for step in plan.QUICK_STEPS if step.name == "quick")
-    measured = child.run(dataclasses.replace(stand, sizes=MORE), step.name, step.function)
+    (step,) = (step for step in steps.QUICK_STEPS if step.name == "quick")
+    measured = steps.run(dataclasses.replace(stand, sizes=MORE), step.name, step.function)
     assert measured["tokens"] > 4 * MORE.num_requests
 
 
@@ -100,9 +99,9 @@ def test_the_measuring_steps_leave_a_profile_and_the_same_work_of_every_arm(stan
     accepted, latencies, rollouts = (run(stand, name) for name in WITH_ENGINES[4:])
     (scheme,) = set(accepted) & {"int4", "int8", "fp8"}
     row = latencies[f"tiny-{scheme}"]
-    profile = load_profile(latency.profile_path(stand.folder, "tiny", scheme))
+    profile = load_profile(rollout.profile_path(stand.folder, "tiny", scheme))
     assert profile.key.scheme == scheme
-    assert set(row["batch_1"]["tick_ms"]) == {str(k) for k in range(latency.MOST_DRAFTS + 1)}
+    assert set(row["batch_1"]["tick_ms"]) == {str(k) for k in range(rollout.MOST_DRAFTS + 1)}
     assert all(milliseconds > 0.0 for milliseconds in row["batch_1"]["tick_ms"].values())
     assert row["requantize_s"] > 0.0
     assert row["drafter_bytes"] > 0
@@ -129,10 +128,10 @@ def test_noise_of_another_position_is_named(stand, monkeypatch):
 
 
 def test_an_operator_with_another_argument_is_named(stand, monkeypatch):
-    monkeypatch.setitem(operators.OPERATORS, "marlin_gemm", "a b c")
+    monkeypatch.setitem(products.OPERATORS, "marlin_gemm", "a b c")
     with pytest.raises(CheckFailed, match=r"operator marlin_gemm.*expected a b c, found a c_or_none"):
-        operators.check_operators(stand)
-    assert operators.argument_names(torch.ops.gpu_check_stand_ins, "no_such_operator") == []
+        products.check_operators(stand)
+    assert products.argument_names(torch.ops.gpu_check_stand_ins, "no_such_operator") == []
 
 
 def test_a_kernel_that_writes_other_bytes_is_named(stand, monkeypatch):
@@ -188,17 +187,17 @@ QUESTIONS = [Question(prompt=(1, 2, 3), seed=7, temperature=temperature) for tem
 def answers_of(stand, question, tokens):
     """What stock would answer from log-probabilities that fall evenly: in greedy answers token 0."""
     logprobs = torch.linspace(0, -1.2, 96).repeat(tokens, 1).log_softmax(-1)
-    drawn = [0] * tokens if question.temperature == 0 else answers.redrawn(stand, question, logprobs, range(tokens))
+    drawn = [0] * tokens if question.temperature == 0 else samples.redrawn(stand, question, logprobs, range(tokens))
     return Answer(drawn, logprobs)
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=["greedy", "sampled"])
 def test_answers_that_part_without_a_tie_are_named(stand, question):
     expected = answers_of(stand, question, 4)
-    assert answers.compare(stand, "here", [question], [expected], [expected]) == {"tokens": 4, "ties": 0}
+    assert samples.compare(stand, "here", [question], [expected], [expected]) == {"tokens": 4, "ties": 0}
     other = Answer([*expected.tokens[:2], (expected.tokens[2] + 40) % 96, 0], None)
     with pytest.raises(CheckFailed, match=r"tokens \(here, request 0.*token 2\): expected .* no rounding"):
-        answers.compare(stand, "here", [question], [expected], [other])
+        samples.compare(stand, "here", [question], [expected], [other])
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=["greedy", "sampled"])
@@ -210,14 +209,14 @@ def test_answers_that_part_at_a_tie_are_counted_up_to_it(stand, question):
     runner_up = 1
     if question.temperature:
         logprobs[2, expected.tokens[2]] = -1e9
-        (runner_up,) = answers.redrawn(stand, question, logprobs[2:3], [2])
+        (runner_up,) = samples.redrawn(stand, question, logprobs[2:3], [2])
         # As near to each other as the noise lets them be: the second is raised until it almost wins.
         expected = Answer(expected.tokens, expected.logprobs.clone())
-        while answers.redrawn(stand, question, expected.logprobs[2:3], [2]) == [expected.tokens[2]]:
+        while samples.redrawn(stand, question, expected.logprobs[2:3], [2]) == [expected.tokens[2]]:
             expected.logprobs[2, runner_up] += 0.05
         expected.logprobs[2, runner_up] -= 0.05
     found = Answer([*expected.tokens[:2], runner_up, 0], None)
-    assert answers.compare(coarse, "here", [question], [expected], [found]) == {"tokens": 2, "ties": 1}
+    assert samples.compare(coarse, "here", [question], [expected], [found]) == {"tokens": 2, "ties": 1}
 
 
 def test_every_batch_without_a_full_graph_is_named(stand):
@@ -230,10 +229,10 @@ def test_every_batch_without_a_full_graph_is_named(stand):
             return SimpleNamespace(cg_mode=CUDAGraphMode.FULL if is_full else CUDAGraphMode.PIECEWISE)
 
     missing = None
-    assert graphs.check_dispatch(Manager(), stand) == 16 + 16 + 13 + 10
+    assert samples.check_dispatch(Manager(), stand) == 16 + 16 + 13 + 10
     missing = (5, 3)
     with pytest.raises(CheckFailed, match=r"5 requests with 2 drafts.*expected FULL, found PIECEWISE"):
-        graphs.check_dispatch(Manager(), stand)
+        samples.check_dispatch(Manager(), stand)
 
 
 def test_the_weights_are_the_same_numbers_in_every_dtype():
@@ -272,9 +271,9 @@ def test_as_many_drafts_are_wrong_as_is_stated_and_no_token_is(stand):
         answered, found = [], []
         for share in (0.5, 0.0):
             engine.collective_rpc("spoil_drafts", args=(share,))
-            answers.drafted_and_accepted(engine)
+            samples.drafted_and_accepted(engine)
             answered.append([answer.tokens for answer in ask(engine, asked, 16, drafts=(1,))])
-            drafted, accepted = answers.drafted_and_accepted(engine)
+            drafted, accepted = samples.drafted_and_accepted(engine)
             found.append(accepted[0] / drafted[0])
         offline.take_ticks(engine)
         ask(engine, asked, 8, drafts=(2, 0))

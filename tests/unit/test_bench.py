@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from controller_support import a100_profile
 
-from efficient_rollout.bench import arms as arms_module
-from efficient_rollout.bench import cli
-from efficient_rollout.bench.arms import check_arms, parse_arms
+from efficient_rollout.bench import cli, rollout
 from efficient_rollout.bench.calibrate import add_calibrate_command, positive_integers
 from efficient_rollout.bench.cli import add_bench_command
-from efficient_rollout.bench.plot import require_matplotlib
-from efficient_rollout.bench.report import active_curve, draft_token_steps, summarize, table
-from efficient_rollout.bench.rollout import RoundResult
+from efficient_rollout.bench.report import active_curve, draft_token_steps, require_matplotlib, summarize, table
+from efficient_rollout.bench.rollout import RoundResult, check_arms, parse_arms
 from efficient_rollout.bench.work import (
     FixedPrompts,
     RandomPrompts,
@@ -64,7 +61,7 @@ def test_a_wrong_arm_is_refused(text: str) -> None:
 
 def test_vllms_suffix_trees_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (None, "a spec"):
-        monkeypatch.setattr(arms_module, "find_spec", {"arctic_inference": found}.__getitem__)
+        monkeypatch.setattr(rollout, "find_spec", {"arctic_inference": found}.__getitem__)
         if found:
             assert [(arm.method, arm.num_draft_tokens) for arm in parse_arms("suffix")[1:]] == [("suffix", 24)]
         else:

@@ -9,8 +9,7 @@ from efficient_rollout.__main__ import main
 from efficient_rollout.certificate import Machine, certificate_path, read_certificate
 from efficient_rollout.errors import UnsupportedDeviceError
 from efficient_rollout.gpu_check import cli, start
-from efficient_rollout.gpu_check.child import VARIABLES, command, measured_path
-from efficient_rollout.gpu_check.plan import STEPS
+from efficient_rollout.gpu_check.steps import STEPS, VARIABLES, command, measured_path
 
 HERE = Machine(gpu="NVIDIA A", capability="9.0", driver="580.1", packages={"vllm": "0.31.0"}, sources="abc")
 

@@ -14,8 +14,7 @@ import pytest
 from efficient_rollout.certificate import Machine
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.gpu_check import runner
-from efficient_rollout.gpu_check.child import measured_path
-from efficient_rollout.gpu_check.plan import Step
+from efficient_rollout.gpu_check.steps import Step, measured_path
 
 HERE = Machine(gpu="A", capability="9.0", driver="1", packages={"vllm": "0.31.0"}, sources="abc")
 STEPS = tuple(Step(name, "", 60.0) for name in ("first", "second", "third"))
@@ -168,7 +167,7 @@ def test_a_full_disk_is_said(fakes, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runner, "written_whole", full)
+    monkeypatch.setattr("efficient_rollout.certificate.written_whole", full)
     with pytest.raises(runner.DiskError, match=r"step first cannot be recorded.*No space left.*Make room"):
         run(fakes)
 

@@ -22,7 +22,6 @@ def tick(
         num_verified=k * batch if verified is None else verified,
         num_drafted=k,
         had_prefill=prefill,
-        mean_context_tokens=10.0,
     )
 
 

@@ -10,10 +10,9 @@ pytest.importorskip("triton", reason="the CUDA path's tests need Triton: bash sc
 
 import torch
 
-from efficient_rollout.gpu_check import sampling
-from efficient_rollout.gpu_check.child import command, kernel_stand
-from efficient_rollout.gpu_check.plan import KERNEL_STEPS, QUICK_STEPS
-from efficient_rollout.gpu_check.stand import CheckFailed, Sizes
+from efficient_rollout.gpu_check import kernels
+from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand
+from efficient_rollout.gpu_check.steps import KERNEL_STEPS, QUICK_STEPS, command
 
 TOY = {"large_weight": (256, 128), "layers": ((64, 128, 2), (32, 64, 1)), "draws": (2, 300)}
 WITHOUT_VLLM = """
@@ -21,10 +20,9 @@ import json, os, sys
 os.environ["TRITON_INTERPRET"] = "1"
 sys.modules["vllm"] = None  # an import of it fails
 from pathlib import Path
-from efficient_rollout.gpu_check.child import kernel_stand, run
-from efficient_rollout.gpu_check.plan import KERNEL_STEPS
-from efficient_rollout.gpu_check.stand import Sizes
-stand = kernel_stand(Path(sys.argv[1]), "cpu", Sizes(**json.loads(sys.argv[2])))
+from efficient_rollout.gpu_check.stand import Sizes, Stand
+from efficient_rollout.gpu_check.steps import KERNEL_STEPS, run
+stand = Stand(device="cpu", folder=Path(sys.argv[1]), sizes=Sizes(**json.loads(sys.argv[2])))
 print(json.dumps({step.name: run(stand, step.name, step.function) for step in KERNEL_STEPS}))
 """
 
@@ -51,19 +49,19 @@ def test_every_step_runs_without_vllm(tmp_path):
 
 
 def test_noise_of_another_position_is_seen(tmp_path, monkeypatch):
-    noise_of = sampling.noise_of
+    noise_of = kernels.noise_of
     monkeypatch.setattr(
-        sampling, "noise_of", lambda seeds, positions, width: noise_of(seeds, positions + (positions == 99), width)
+        kernels, "noise_of", lambda seeds, positions, width: noise_of(seeds, positions + (positions == 99), width)
     )
     with pytest.raises(CheckFailed, match="noise"):
-        sampling.check_sampling(kernel_stand(tmp_path, "cpu", Sizes(**TOY)))
+        kernels.check_sampling(Stand(device="cpu", folder=tmp_path, sizes=Sizes(**TOY)))
 
 
 def test_draws_follow_logits():
     logits = torch.zeros(2, 8)
     logits[0, 3] = logits[1, 5] = 100.0
-    noise = sampling.noise_of(torch.tensor([1, 2]), torch.tensor([0, 0]), 8)
-    assert sampling.drawn(logits, noise).tolist() == [3, 5]
+    noise = kernels.noise_of(torch.tensor([1, 2]), torch.tensor([0, 0]), 8)
+    assert kernels.drawn(logits, noise).tolist() == [3, 5]
 
 
 def test_the_limits_keep_what_is_promised(tmp_path):

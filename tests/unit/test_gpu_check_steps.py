@@ -6,8 +6,7 @@ import types
 
 import pytest
 
-from efficient_rollout.gpu_check import child
-from efficient_rollout.gpu_check.plan import STEPS
+from efficient_rollout.gpu_check import steps
 from efficient_rollout.gpu_check.stand import CheckFailed, Sizes, Stand
 
 
@@ -24,10 +23,10 @@ def arguments(tmp_path, monkeypatch):
     def fails(stand):
         raise CheckFailed("tokens", where="request 3", expected=5, found=7)
 
-    steps = types.ModuleType("steps_of_this_test")
-    steps.passes, steps.fails = lambda stand: {"device": stand.device}, fails
-    monkeypatch.setitem(sys.modules, steps.__name__, steps)
-    monkeypatch.setattr(child, "gpu_stand", stand_in)
+    module = types.ModuleType("steps_of_this_test")
+    module.passes, module.fails = lambda stand: {"device": stand.device}, fails
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(steps, "gpu_stand", stand_in)
 
     def of(function):
         return ["step", f"steps_of_this_test:{function}", str(tmp_path), "7b,8b"]
@@ -37,17 +36,17 @@ def arguments(tmp_path, monkeypatch):
 
 
 def test_what_a_step_measured_is_written(arguments, tmp_path):
-    assert child.main(arguments("passes")) == 0
+    assert steps.main(arguments("passes")) == 0
     assert json.loads((tmp_path / "step.json").read_text()) == {"device": "cpu"}
 
 
 def test_a_check_that_fails_is_said_on_the_last_line(arguments, tmp_path, capsys):
-    assert child.main(arguments("fails")) == 1
+    assert steps.main(arguments("fails")) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "gpu-check: step FAILED: tokens (request 3): expected 5, found 7"
     assert not (tmp_path / "step.json").exists()
 
 
 def test_only_the_last_steps_cost_no_certificate():
-    assert [step.name for step in STEPS[-3:]] == ["acceptance", "latency", "rollout"]
-    assert [step.certifies for step in STEPS] == [True] * (len(STEPS) - 3) + [False] * 3
+    assert [step.name for step in steps.STEPS[-3:]] == ["acceptance", "latency", "rollout"]
+    assert [step.certifies for step in steps.STEPS] == [True] * (len(steps.STEPS) - 3) + [False] * 3
