@@ -29,7 +29,11 @@ def ensure_policy(size: str, *, out: Path | str | None = None) -> Path:
         InputFileError: `out` cannot be written, or holds something else.
         MissingPackageError: The wheel that "smollm2" is made from is not installed.
     """
-    source = ensure_smollm2() if size == SMOLLM2 else _shipped(size)
+    if size == SMOLLM2:
+        source = ensure_smollm2()
+    else:
+        plan_of(size)
+        source = _SHIPPED / size
     if out is None:
         return source
     target = Path(out)
@@ -40,16 +44,10 @@ def ensure_policy(size: str, *, out: Path | str | None = None) -> Path:
 
 
 def train_policy(size: str, out: Path | str, *, seed: int = 0, tied: bool | None = None) -> Path:
-    """Train a policy as the shipped one of this size was, in minutes, and return its directory.
-
-    Args:
-        size: One of `training_plans.SIZES`.
-        out: The directory for it; must be empty or absent.
-        seed: Of the initial weights and the training data; the shipped policies' is 0.
-        tied: Share the output head with the embedding, or not; None keeps the size's own choice.
+    """Train a policy as the shipped one of this size was, in minutes, and return `out`, which must be empty or absent.
 
     Raises:
-        ConfigError: The size or the seed is not a legal one.
+        ConfigError: The size or the seed is not a legal one; see `plan_of`.
         InputFileError: `out` cannot be written, or holds something.
         EfficientRolloutError: Training ended with a policy that is hardly ever, or nearly always, right.
     """
@@ -59,11 +57,6 @@ def train_policy(size: str, out: Path | str, *, seed: int = 0, tied: bool | None
 
         train(plan, folder)
     return target
-
-
-def _shipped(size: str) -> Path:
-    plan_of(size)
-    return _SHIPPED / size
 
 
 def _is_same(source: Path, target: Path) -> bool:

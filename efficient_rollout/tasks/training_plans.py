@@ -31,18 +31,15 @@ class PolicyShape:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Says how a policy is trained by AdamW, and when that ends: at the first measurement that is good enough.
+    """Says how a policy is trained by AdamW, at a constant rate after a linear warm-up, and when that ends.
+
+    It ends at the first measurement of sampled validation accuracy that is good enough.
 
     Attributes:
-        learning_rate: Peak rate, constant after a linear warm-up.
         batch_tokens: Most tokens of a batch, padding included; a longer problem is a batch of its own.
-        warmup_steps: Optimizer steps of the warm-up.
-        easy_steps: Optimizer steps at the beginning that only see problems of up to `easy_response_tokens`.
-        easy_response_tokens: Longest worked answer among those.
-        max_steps: Optimizer steps after which training ends in any case.
-        measure_steps: Optimizer steps between two measurements of sampled validation accuracy; easy steps have none.
-        measure_problems: Problems of each measurement.
-        stop_accuracy: Training stops at the first measurement at or above it.
+        easy_steps: Optimizer steps at the beginning that only see worked answers of up to `easy_response_tokens`;
+            none of them is followed by a measurement.
+        measure_steps: Optimizer steps between two measurements, each of `measure_problems`.
     """
 
     learning_rate: float
@@ -58,15 +55,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Is the plan of one reproducible policy.
-
-    Attributes:
-        level: Of the problems that it is trained on, and measured by.
-        shape: Of the policy.
-        schedule: Of its training.
-        final_problems: Problems of the measurement written to `CARD_FILE`.
-        seed: Of the initial weights and the training data.
-    """
+    """Is the plan of one reproducible policy; `final_problems` are those of the measurement in `CARD_FILE`."""
 
     level: Level
     shape: PolicyShape
@@ -86,88 +75,47 @@ class TrainingPlan:
 
 _PLANS = {
     "nano": TrainingPlan(
-        level=Level(
-            median_operands=3,
-            log_sigma_operands=0.5,
-            min_operands=2,
-            max_operands=8,
-            max_digits=1,
+        Level(
+            median_operands=3, log_sigma_operands=0.5, min_operands=2, max_operands=8, max_digits=1,
             max_response_tokens=64,
         ),
-        shape=PolicyShape(
-            hidden_size=256,
-            intermediate_size=512,
-            num_layers=2,
-            num_heads=8,
-            num_kv_heads=4,
-            head_dim=32,
+        PolicyShape(
+            hidden_size=256, intermediate_size=512, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32,
             tied_embeddings=True,
         ),
-        schedule=Schedule(
-            learning_rate=1e-3,
-            batch_tokens=1024,
-            warmup_steps=30,
-            easy_steps=0,
-            easy_response_tokens=64,
-            max_steps=4000,
-            measure_steps=25,
-            measure_problems=128,
-            stop_accuracy=0.45,
+        Schedule(
+            learning_rate=1e-3, batch_tokens=1024, warmup_steps=30, easy_steps=0, easy_response_tokens=64,
+            max_steps=4000, measure_steps=25, measure_problems=128, stop_accuracy=0.45,
         ),
         final_problems=512,
     ),
     "small": TrainingPlan(
-        level=Level(
-            median_operands=4,
-            log_sigma_operands=0.7,
-            min_operands=2,
-            max_operands=16,
-            max_digits=1,
+        Level(
+            median_operands=4, log_sigma_operands=0.7, min_operands=2, max_operands=16, max_digits=1,
             max_response_tokens=256,
         ),
-        shape=PolicyShape(
-            hidden_size=256,
-            intermediate_size=768,
-            num_layers=3,
-            num_heads=8,
-            num_kv_heads=2,
-            head_dim=64,
+        PolicyShape(
+            hidden_size=256, intermediate_size=768, num_layers=3, num_heads=8, num_kv_heads=2, head_dim=64,
             tied_embeddings=False,
         ),
-        schedule=Schedule(
-            learning_rate=1e-3,
-            batch_tokens=1024,
-            warmup_steps=30,
-            easy_steps=200,
-            easy_response_tokens=40,
-            max_steps=6000,
-            measure_steps=60,
-            measure_problems=96,
-            stop_accuracy=0.45,
+        Schedule(
+            learning_rate=1e-3, batch_tokens=1024, warmup_steps=30, easy_steps=200, easy_response_tokens=40,
+            max_steps=6000, measure_steps=60, measure_problems=96, stop_accuracy=0.45,
         ),
         final_problems=256,
     ),
-}
+}  # fmt: skip
 
 SIZES = tuple(_PLANS)
 
 
 def level_of(size: str) -> Level:
-    """Return the difficulty a policy of this size is trained on.
-
-    Raises:
-        ConfigError: There is no such size.
-    """
+    """Return the difficulty a policy of this size is trained on; errors are those of `plan_of`."""
     return plan_of(size).level
 
 
 def plan_of(size: str, *, seed: int = 0, tied: bool | None = None) -> TrainingPlan:
-    """Return the plan of a size.
-
-    Args:
-        size: One of `SIZES`.
-        seed: Of the initial weights and the training data.
-        tied: Share the output head with the embedding, or not; None keeps the size's own choice.
+    """Return the plan of one of `SIZES`; `tied` shares the output head with the embedding, None as the size does.
 
     Raises:
         ConfigError: There is no such size, or the seed is not one.

@@ -76,7 +76,7 @@ UPSTREAM = {
     "cleanup": {"psutil"},
     "nodes": {"ray"},
     "doctor": {"packaging"},
-    "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock", "gguf"},
+    "tasks": {"torch", "transformers", "tokenizers", "pyarrow", "filelock", "gguf"},
     "engine.weights": {"vllm", "torch"},
     "engine": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client"},
     "engine.cpu": {"vllm", "torch", "numpy"},

@@ -45,8 +45,7 @@ def test_the_shipped_policy_is_what_every_loader_takes(size):
 
 def measured_again(directory, num_problems, max_response_tokens=4096):
     transformers = pytest.importorskip("transformers")
-    from efficient_rollout.tasks.evaluation import measure
-    from efficient_rollout.tasks.training import _one_thread
+    from efficient_rollout.tasks.training import _one_thread, measure
 
     level = plan_of(directory.name).level.capped(max_response_tokens)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="float32", local_files_only=True)

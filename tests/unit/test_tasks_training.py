@@ -14,9 +14,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from efficient_rollout.tasks import training  # noqa: E402
-from efficient_rollout.tasks.evaluation import measure  # noqa: E402
 from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
-from efficient_rollout.tasks.training import IGNORED, WorkedAnswerBatches  # noqa: E402
+from efficient_rollout.tasks.training import IGNORED, WorkedAnswerBatches, measure  # noqa: E402
 
 
 @pytest.fixture(scope="module")
