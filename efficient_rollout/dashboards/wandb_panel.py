@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.dashboards.packages import REPORT_PACKAGES, require
+from efficient_rollout.dashboards.cli import REPORT_PACKAGES, require
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.metrics.timeline import is_sampled
 

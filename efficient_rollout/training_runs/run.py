@@ -1,7 +1,11 @@
-"""A run's directory, read with every fault either one clear error or a note that the page shows."""
+"""A run's directory, read with every fault either one clear error or a note that the page shows.
+
+The records of its steps have one set of names, veRL's, whichever framework trained.
+"""
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +19,25 @@ from efficient_rollout.files import read_json, read_text
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.step_file import FILE_NAME, IS_VALIDATION, RUN_PART
 from efficient_rollout.metrics.timeline import TIMELINE_FILE, StepTimelines
-from efficient_rollout.training_runs.steps import read_rows, validations
 
 CONFIG_FILE, PROVENANCE_FILE = "config.yaml", "provenance.json"
 Values = NDArray[np.float64]
+
+REWARD_MEAN, STEP_SECONDS = "critic/score/mean", "timing_s/step"
+RESPONSE_LENGTH_MEAN, RESPONSE_LENGTH_MAX = "response_length/mean", "response_length/max"
+# What OpenRLHF calls the same.
+OPENRLHF_NAMES = {
+    "rollout/reward_mean": REWARD_MEAN,
+    "rollout/response_length_mean": RESPONSE_LENGTH_MEAN,
+    "timing/step_total": STEP_SECONDS,
+    "timing/generation": "timing_s/gen",
+    "timing/make_experience": "timing_s/old_log_prob",
+    "timing/ppo_train": "timing_s/update_actor",
+    "timing/broadcast": "timing_s/update_weights",
+    names.PROBABILITY_DIFFERENCE: "training/rollout_probs_diff_mean",
+}
+# Of the measures that a validation is about: veRL's, and OpenRLHF's of each of its data sets.
+_VALIDATION = re.compile(r"val-core/(.+)|eval_(.+_pass\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +45,6 @@ class Run:
     """Holds what the files say.
 
     Attributes:
-        directory: Of the run.
         records: A step's metrics each, in the order of steps, one a step.
         config: The resolved configuration; None where the directory has none.
         provenance: Command, versions and hardware; empty where the directory has none.
@@ -84,10 +102,9 @@ def as_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
-        number = float(value)
+        return float(value) if math.isfinite(value) else math.nan
     except OverflowError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def read_run(directory: Path) -> Run:
@@ -145,24 +162,22 @@ def _config(path: Path) -> Mapping[str, Any] | None:
         raise MissingPackageError(f"{path} cannot be read without pyyaml: pip install pyyaml") from fault
 
     # What looks like a date is text: other packages change what becomes of one, in every loader of a process.
-    resolvers = {
-        start: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
-        for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    loader = type("LoaderWithoutDates", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+    loader: Any = type("LoaderWithoutDates", (yaml.SafeLoader,), {})
+    loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
     try:
         config = yaml.load(read_text(path, what="the run's configuration"), loader)
     except yaml.YAMLError as fault:
         raise InputFileError(f"{path} is not YAML ({str(fault).splitlines()[0]}): it is not a run's") from fault
-    if not isinstance(config, dict):
-        raise InputFileError(f"{path} holds no keys: it is not a run's configuration")
-    return config
+    return _with_keys(config, path)
 
 
 def _provenance(path: Path) -> Mapping[str, Any]:
-    content = read_json(path, what="the run's provenance") if path.is_file() else {}
+    return _with_keys(read_json(path, what="the run's provenance"), path) if path.is_file() else {}
+
+
+def _with_keys(content: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
-        raise InputFileError(f"{path} holds no keys: it is not a run's provenance")
+        raise InputFileError(f"{path} holds no keys: it is not a run's")
     return content
 
 
@@ -182,3 +197,53 @@ def _timelines(path: Path) -> tuple[dict[int, StepTimelines], list[str]]:
         else:
             found[timelines.step] = timelines
     return found, [f"{num_bad} lines of {path.name} are no timelines and are left out."] if num_bad else []
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the training steps of a metrics file; errors are those of `read_rows`."""
+    return [row for row in read_rows(path)[0] if not row.get(IS_VALIDATION)]
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Return the rows of a metrics file, OpenRLHF's under veRL's names, those of evaluations alone among them.
+
+    Say also whether its last line is only half there and left out, as where the file is being written.
+
+    Raises:
+        InputFileError: The file is missing, holds no training step, or a line before the last is no step's.
+    """
+    if not path.is_file():
+        raise InputFileError(f"{path} does not exist: name the run's directory (trainer.default_local_dir)")
+    rows, is_half_written = [], False
+    lines = read_text(path, what="the metrics").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            is_half_written = not line.endswith("\n")
+            if is_half_written:
+                break
+            raise InputFileError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise InputFileError(f"{path}, line {number}: not the record of a step")
+        for theirs, ours in OPENRLHF_NAMES.items():
+            if theirs in row:
+                row.setdefault(ours, row[theirs])
+        rows.append(row)
+    if all(row.get(IS_VALIDATION) for row in rows):
+        raise InputFileError(f"{path} holds no training step: the run ended before its first one")
+    return rows, is_half_written
+
+
+def validations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each validation of a run measured, by its measure.
+
+    Each tells the `step` it came after; they are in order, one a step.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        matches = {key: match for key in row if (match := _VALIDATION.fullmatch(key))}
+        if matches:
+            measured = {match[1] or match[2]: row[key] for key, match in matches.items()}
+            found[row["step"]] = {"step": row["step"], **measured}
+    return [found[step] for step in sorted(found)]
