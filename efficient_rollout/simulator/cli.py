@@ -102,13 +102,11 @@ def _run_against(args: argparse.Namespace) -> int:
     compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
     sys.stdout.write(report(compared))
     if args.json:
-        arms = {name: arm.to_dict() for name, arm in compared.items()}
-        write_json(args.json, {"settings": recorded_options(args), "arms": arms})
+        write_json(args.json, {"settings": recorded_options(args), "arms": compared})
     return 0
 
 
 def _to_dict(outcome: Outcome) -> dict[str, Any]:
-    times, active = outcome.active_curve()
     return {
         "makespan_s": outcome.makespan_s,
         "mean_engine_s": float(outcome.engine_seconds.mean()),
@@ -116,7 +114,6 @@ def _to_dict(outcome: Outcome) -> dict[str, Any]:
         "num_tokens": outcome.num_tokens,
         "seconds_by_draft_tokens": {str(k): s for k, s in outcome.seconds_by_length.items()},
         "decisions_by_reason": outcome.ticks_by_reason,
-        "active_requests": {"seconds": times.tolist(), "requests": active.tolist()},
     }
 
 

@@ -46,14 +46,12 @@ class Outcome:
 
     Attributes:
         engine_seconds: Shape (num_engines,): when each engine finished.
-        finish_seconds: Shape (num_requests,): when each request finished, sorted.
         num_tokens: Response tokens, all requests.
         seconds_by_length: Engine seconds spent at each k; prefill included.
         ticks_by_reason: Decisions by reason code.
     """
 
     engine_seconds: Array
-    finish_seconds: Array
     num_tokens: int
     seconds_by_length: dict[int, float]
     ticks_by_reason: dict[str, int]
@@ -67,12 +65,6 @@ class Outcome:
     def tokens_per_s(self) -> float:
         """Return the response tokens of the whole fleet over the makespan."""
         return self.num_tokens / self.makespan_s
-
-    def active_curve(self, num_points: int = 101) -> tuple[Array, Array]:
-        """Return seconds, evenly spaced from 0 to the makespan, and requests that still run, each (num_points,)."""
-        times = np.linspace(0.0, self.makespan_s, num_points)
-        done = np.searchsorted(self.finish_seconds, times, side="right")
-        return times, (len(self.finish_seconds) - done).astype(np.float64)
 
 
 def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0) -> Outcome:
@@ -106,7 +98,6 @@ class _Fleet:
         self.clock = np.zeros(num_engines)
         self.asked: Index = np.zeros(num_engines, dtype=np.int64)
         self.generated = np.zeros(num_engines)
-        self.finished: list[Array] = []
         self.seconds_by_length = np.zeros(self.limit + 1)
         self.reasons: dict[str, int] = {}
         self._count()
@@ -148,12 +139,14 @@ class _Fleet:
         self.generated += np.bincount(self.engine, emitted, len(self.clock))
         self.remaining -= emitted
         self.context += emitted
-        self._retire()
+        keep = self.remaining > 0
+        self.engine, self.remaining, self.context = self.engine[keep], self.remaining[keep], self.context[keep]
+        self._count()
 
     def outcome(self) -> Outcome:
         """Return the finished rollout."""
         by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
-        return Outcome(self.clock, np.sort(np.concatenate(self.finished)), self.num_tokens, by_length, self.reasons)
+        return Outcome(self.clock, self.num_tokens, by_length, self.reasons)
 
     def _accept(self, length: Index) -> tuple[Index, Index, Index]:
         """Return judged and accepted drafts by engine and number, and the tokens that each running request gains."""
@@ -175,14 +168,6 @@ class _Fleet:
             return np.full(len(self.clock), self.world.acceptance)
         after, late = self.world.acceptance_after
         return np.where(self.generated >= after, late, self.world.acceptance)
-
-    def _retire(self) -> None:
-        done = self.remaining <= 0
-        if done.any():
-            self.finished.append(self.clock[self.engine[done]])
-            keep = ~done
-            self.engine, self.remaining, self.context = self.engine[keep], self.remaining[keep], self.context[keep]
-        self._count()
 
     def _count(self) -> None:
         num = len(self.clock)
