@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.cost_model.design import MIN_POINTS, measure_and_fit
-from efficient_rollout.cost_model.fit import fit_model, leave_one_out_log_errors
+from efficient_rollout.cost_model.fit import MIN_POINTS, fit_model, leave_one_out_log_errors, measure_and_fit
 from efficient_rollout.cost_model.latency import LatencyModel
 from efficient_rollout.cost_model.model_shape import ModelShape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey

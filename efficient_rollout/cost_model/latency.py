@@ -23,7 +23,7 @@ class LatencyModel:
         log_parameters: Shape (3, 8), see `roofline.PARAMETERS`.
         padding: How rows are padded.
         scales: Of the corrections.
-        anchors: The measured points the corrections hang on, `num_anchors` of them.
+        anchors: The measured points the corrections hang on.
         weights: Shape (num_anchors,): (C + nugget)^-1 times the log residuals.
     """
 
@@ -35,11 +35,8 @@ class LatencyModel:
 
     def seconds(self, points: PointArray) -> Array:
         """Return predicted seconds, shape (num_points,)."""
-        rows = self.padding.rows(points)
-        base = roofline_seconds(self.log_parameters, points, rows)
-        anchor_rows = self.padding.rows(self.anchors)
-        shift = covariance(self.scales, points, rows, self.anchors, anchor_rows) @ self.weights
-        return np.asarray(base * np.exp(shift))
+        base = roofline_seconds(self.log_parameters, points, self.padding.rows(points))
+        return np.asarray(base * np.exp(covariance(self.scales, self.padding, points, self.anchors) @ self.weights))
 
     def tick_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> Array:
         """Return the seconds of a whole tick for k = 0..max at each context, shape (max + 1, num_contexts).
@@ -56,28 +53,19 @@ class LatencyModel:
 
     def pass_seconds(self, max_draft_tokens: int, batch: float, context_tokens: Array) -> tuple[Array, Array, Array]:
         """Return plain (num_contexts,), draft and verify (max, num_contexts) seconds for k = 1..max."""
-        context = np.maximum(np.asarray(context_tokens, dtype=np.float64), 1.0)
-        num = len(context)
         lengths = np.arange(1.0, max_draft_tokens + 1.0)
-        kind = np.repeat(np.array([PLAIN, DRAFT, VERIFY]), [num, num * len(lengths), num * len(lengths)])
-        repeated = np.repeat(lengths, num)
-        k = np.concatenate([np.zeros(num), repeated, repeated])
-        tiled = np.tile(context, 1 + 2 * len(lengths))
-        seconds = self.seconds(PointArray(kind, k, np.full(len(k), max(batch, 1.0)), tiled))
-        draft, verify = seconds[num:].reshape(2, len(lengths), num)
-        return seconds[:num], draft, verify
+        rows = 1 + 2 * len(lengths)  # of (pass, k): plain, then draft and verify of each k
+        kind = np.repeat([PLAIN, DRAFT, VERIFY], [1, len(lengths), len(lengths)])
+        k = np.concatenate([[0.0], lengths, lengths])
+        num, context = len(context_tokens), np.tile(np.maximum(context_tokens, 1.0), rows)
+        points = PointArray(np.repeat(kind, num), np.repeat(k, num), np.full(rows * num, max(batch, 1.0)), context)
+        seconds = self.seconds(points).reshape(rows, num)
+        return seconds[0], seconds[1 : 1 + len(lengths)], seconds[1 + len(lengths) :]
 
 
 @dataclass(slots=True)
 class TickTable:
-    """Holds tick seconds for integer batches.
-
-    They are computed once per batch and interpolated linearly in log2 context.
-
-    Attributes:
-        model: Where the numbers come from.
-        max_draft_tokens: Largest k.
-    """
+    """Holds tick seconds up to the largest k, computed once per batch, interpolated linearly in log2 context."""
 
     model: LatencyModel
     max_draft_tokens: int

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 
 from efficient_rollout.cost_model.latency import LatencyModel
 from efficient_rollout.cost_model.residual import ResidualScales
-from efficient_rollout.cost_model.roofline import RowPadding, parameters_from_dict, parameters_to_dict
+from efficient_rollout.cost_model.roofline import PARAMETERS, RowPadding
 from efficient_rollout.cost_model.table import PASS_NAMES, Point, PointArray
 from efficient_rollout.errors import ProfileError
 from efficient_rollout.files import read_json, written_whole
 
 SCHEMA_VERSION = 1
 _TOP_LEVEL = ("schema_version", "key", "model", "held_out_error", "provenance")
+_POINT = ("pass", "num_draft_tokens", "batch", "context_tokens", "median_s", "correction_weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,6 @@ class ProfileKey:
     scheme: str = ""
     versions: str = ""
     parallel_layout: str = ""
-
-    def differences(self, other: "ProfileKey") -> list[str]:
-        """Return one line per field that differs, as `field: mine != other's`."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{name}: {mine[name]!r} != {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,8 @@ class Profile:
         Raises:
             ProfileError: the keys differ.
         """
-        differences = self.key.differences(wanted)
+        mine, theirs = asdict(self.key), asdict(wanted)
+        differences = [f"{name}: {mine[name]!r} != {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
         if differences:
             raise ProfileError(
                 f"this latency profile belongs to something else ({'; '.join(differences)}); make a new one: {remedy}"
@@ -99,85 +96,83 @@ def load_profile(path: Path, *, remedy: str | None = None) -> Profile:
     again = f"make one with: {remedy or f'efficient-rollout calibrate --from-csv FILE --out {path}'}"
     data = read_json(path, what="the latency profile", remedy=again, error=ProfileError)
     try:
-        return profile_from_dict(data)
+        return _from_dict(data)
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}; {again}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ProfileError(f"{path} is not a latency profile ({type(error).__name__}: {error}); {again}") from error
 
 
 def profile_to_dict(profile: Profile) -> dict[str, Any]:
     """Return JSON types only."""
     model = profile.model
+    seconds = np.exp(model.log_parameters).tolist()
+    rows = zip(profile.measured.items(), model.weights.tolist(), strict=True)
+    points = [
+        (PASS_NAMES[point.kind], point.num_draft_tokens, point.batch, point.context_tokens, median_s, weight)
+        for (point, median_s), weight in rows
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "key": asdict(profile.key),
         "model": {
-            "passes": parameters_to_dict(model.log_parameters),
+            "passes": {name: dict(zip(PARAMETERS, seconds[i], strict=True)) for i, name in enumerate(PASS_NAMES)},
             "row_padding": asdict(model.padding),
             "correction_scales": asdict(model.scales),
-            "points": [
-                {
-                    "pass": PASS_NAMES[point.kind],
-                    "num_draft_tokens": point.num_draft_tokens,
-                    "batch": point.batch,
-                    "context_tokens": point.context_tokens,
-                    "median_s": seconds,
-                    "correction_weight": float(weight),
-                }
-                for (point, seconds), weight in zip(profile.measured.items(), model.weights, strict=True)
-            ],
+            "points": [dict(zip(_POINT, point, strict=True)) for point in points],
         },
         "held_out_error": {name: dict(values) for name, values in profile.held_out_error.items()},
         "provenance": dict(profile.provenance),
     }
 
 
-def profile_from_dict(data: Any) -> Profile:
-    """Do the inverse of `profile_to_dict`.
-
-    Raises:
-        ProfileError: an entry is missing, unknown, or out of range.
-    """
+def _from_dict(data: Any) -> Profile:
+    """Do the inverse of `profile_to_dict`; any of four errors where an entry is missing, unknown, or out of range."""
     if not isinstance(data, dict) or set(data) != set(_TOP_LEVEL):
         raise ProfileError(f"a latency profile has exactly the entries {list(_TOP_LEVEL)}")
     if data["schema_version"] != SCHEMA_VERSION:
         raise ProfileError(f"schema version is {data['schema_version']!r}, this program reads {SCHEMA_VERSION}")
     body = data["model"]
-    points = [_point(entry) for entry in body["points"]]
-    if not points:
+    if not body["points"]:
         raise ProfileError("a profile needs at least one measured point")
-    weights = np.array([_finite(entry["correction_weight"], "correction_weight") for entry in body["points"]])
+    seconds = [_values(f"pass {name}", body["passes"][name], PARAMETERS, _is_positive) for name in PASS_NAMES]
+    rows = [_values("a point", entry, _POINT, lambda value: value in PASS_NAMES or _is_number(value))
+            for entry in body["points"]]  # fmt: skip
+    points = [_point(*row[:-2]) for row in rows]
     model = LatencyModel(
-        parameters_from_dict(body["passes"]),
+        np.log(seconds),
         _part(RowPadding, body["row_padding"], lambda value: value is False or (isinstance(value, int) and value >= 1)),
-        _part(ResidualScales, body["correction_scales"], lambda value: _finite(value, "a scale") > 0.0),
+        _part(ResidualScales, body["correction_scales"], _is_positive),
         PointArray.of(points),
-        weights,
+        np.array([row[-1] for row in rows], dtype=np.float64),
     )
-    seconds = [_finite(entry["median_s"], "median_s") for entry in body["points"]]
     key = _part(ProfileKey, data["key"], lambda value: isinstance(value, str))
-    return Profile(key, model, dict(zip(points, seconds, strict=True)), data["held_out_error"], data["provenance"])
+    measured = {point: float(row[-2]) for point, row in zip(points, rows, strict=True)}
+    return Profile(key, model, measured, data["held_out_error"], data["provenance"])
 
 
-def _point(entry: dict[str, Any]) -> Point:
-    if entry["pass"] not in PASS_NAMES:
-        raise ProfileError(f"pass must be one of {list(PASS_NAMES)}, got {entry['pass']!r}")
-    sizes = [entry[name] for name in ("num_draft_tokens", "batch", "context_tokens")]
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in sizes) or sizes[0] < 0 or min(sizes[1:]) < 1:
-        raise ProfileError(f"a point needs integers num_draft_tokens >= 0, batch >= 1, context_tokens >= 1: {entry}")
-    return Point(PASS_NAMES.index(entry["pass"]), *sizes)
+def _point(kind: str, *sizes: int) -> Point:
+    if any(type(size) is not int for size in sizes) or sizes[0] < 0 or min(sizes[1:]) < 1:
+        raise ProfileError(f"a point needs integers num_draft_tokens >= 0, batch >= 1, context_tokens >= 1: {sizes}")
+    return Point(PASS_NAMES.index(kind), *sizes)
 
 
 def _part(kind: type[Any], entry: dict[str, Any], is_legal: Callable[[Any], bool]) -> Any:
-    """Rebuild one of the profile's records, which has every field and no other."""
-    names = [field.name for field in fields(kind)]
+    """Rebuild one of the profile's records."""
+    names = [one.name for one in fields(kind)]
+    return kind(**dict(zip(names, _values(kind.__name__, entry, names, is_legal), strict=True)))
+
+
+def _values(what: str, entry: dict[str, Any], names: Sequence[str], is_legal: Callable[[Any], bool]) -> list[Any]:
+    """Return the values of a record that has every entry and no other, in the order of their names."""
     if set(entry) != set(names) or not all(map(is_legal, entry.values())):
-        raise ProfileError(f"a {kind.__name__} has exactly {names}, each of its own kind: {entry}")
-    return kind(**entry)
+        raise ProfileError(f"{what} has exactly {list(names)}, each of its own kind: {entry}")
+    return [entry[name] for name in names]
 
 
-def _finite(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ProfileError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0

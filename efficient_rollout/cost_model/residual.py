@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from efficient_rollout.cost_model.roofline import RowPadding
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, PointArray
 
 Array = NDArray[np.float64]
@@ -50,33 +51,27 @@ def local_sd(scales: ResidualScales, points: PointArray) -> Array:
     return np.where(points.kind == DRAFT, scales.local_sd / (1.0 + np.exp(-x)), 0.0)
 
 
-def covariance(
-    scales: ResidualScales, left: PointArray, left_rows: Array, right: PointArray, right_rows: Array
-) -> Array:
+def covariance(scales: ResidualScales, padding: RowPadding, left: PointArray, right: PointArray) -> Array:
     """Return the prior covariance of log residuals, shape (num_left, num_right)."""
+    s, k_left, k_right = scales, left.num_draft_tokens + 1.0, right.num_draft_tokens + 1.0
 
     def squared(a: Array, b: Array) -> Array:
         return np.asarray((np.log2(a)[:, None] - np.log2(b)[None, :]) ** 2)
 
-    def both(kind: int) -> NDArray[np.bool_]:
-        return np.asarray((left.kind == kind)[:, None] & (right.kind == kind)[None, :])
-
     batch = squared(left.batch, right.batch)
     context = squared(left.context_tokens, right.context_tokens)
-    length = squared(left.num_draft_tokens + 1.0, right.num_draft_tokens + 1.0)
-    positions = squared(left.batch * (left.num_draft_tokens + 1.0), right.batch * (right.num_draft_tokens + 1.0))
-    rows = squared(left_rows, right_rows)
-    s = scales
+    positions = squared(left.batch * k_left, right.batch * k_right)
+    rows = squared(padding.rows(left), padding.rows(right))
     plain = _matern(batch / s.plain_batch_octaves**2 + context / s.plain_context_octaves**2)
     draft = _matern(rows / s.draft_rows_octaves**2 + context / s.draft_context_octaves**2)
     verify = _matern(
         positions / s.verify_rows_octaves**2 + batch / s.verify_batch_octaves**2 + context / s.verify_context_octaves**2
     )
-    local = _matern((batch + context + length) / s.local_octaves**2)
-    total = np.where(both(PLAIN), s.plain_sd**2 * plain, 0.0)
-    total = total + np.where(both(DRAFT), s.draft_sd**2 * draft, 0.0)
-    total = total + np.where(both(VERIFY), s.verify_sd**2 * verify, 0.0)
-    return np.asarray(total + local_sd(s, left)[:, None] * local_sd(s, right)[None, :] * local)
+    local = _matern((batch + context + squared(k_left, k_right)) / s.local_octaves**2)
+    total = local_sd(s, left)[:, None] * local_sd(s, right)[None, :] * local
+    for kind, sd, smooth in ((PLAIN, s.plain_sd, plain), (DRAFT, s.draft_sd, draft), (VERIFY, s.verify_sd, verify)):
+        total += np.where((left.kind == kind)[:, None] & (right.kind == kind)[None, :], sd**2 * smooth, 0.0)
+    return np.asarray(total)
 
 
 def _matern(squared_distance: Array) -> Array:
