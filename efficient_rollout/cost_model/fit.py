@@ -18,7 +18,6 @@ from efficient_rollout.cost_model.residual import ResidualScales, covariance, lo
 from efficient_rollout.cost_model.roofline import RowPadding, prior, roofline_seconds
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point, PointArray
-from efficient_rollout.errors import ProfileError
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -189,19 +188,14 @@ def fit_parameters(
     """Return log parameters, shape (3, 8), by robust least squares on log seconds with the prior of `roofline.prior`.
 
     Args:
-        points: Measured points.
+        points: Measured points, plain ones among them.
         seconds: Their measured seconds, shape (num_points,).
         padding: How rows are padded.
         scales: Draft points in the off-shape region are trusted less for the shape.
         shape: Byte counts computed from a model config; without it they are fitted like everything else.
-
-    Raises:
-        ProfileError: no plain decode point was measured.
     """
     from scipy.optimize import least_squares  # only calibration needs scipy
 
-    if not (points.kind == PLAIN).any():
-        raise ProfileError("no plain decode point was measured; add one of mode target_decode")
     mean, sd = prior(float(seconds[points.kind == PLAIN].min()), shape)
     rows, target = padding.rows(points), np.log(seconds)
     noise = np.sqrt(_SHAPE_NOISE_SD**2 + local_sd(scales, points) ** 2)

@@ -17,21 +17,13 @@ _OCTAVES, _STEPS_PER_OCTAVE = 17, 4
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
-    """Holds a fitted model.
+    """Holds a fitted model, whose corrections hang on the measured points `anchors`."""
 
-    Attributes:
-        log_parameters: Shape (3, 8), see `roofline.PARAMETERS`.
-        padding: How rows are padded.
-        scales: Of the corrections.
-        anchors: The measured points the corrections hang on.
-        weights: Shape (num_anchors,): (C + nugget)^-1 times the log residuals.
-    """
-
-    log_parameters: Array
+    log_parameters: Array  # (3, 8), see `roofline.PARAMETERS`
     padding: RowPadding
     scales: ResidualScales
     anchors: PointArray
-    weights: Array
+    weights: Array  # (num_anchors,): (C + nugget)^-1 times the log residuals
 
     def seconds(self, points: PointArray) -> Array:
         """Return predicted seconds, shape (num_points,)."""

@@ -44,11 +44,9 @@ _BYTES_PRIOR_LOG_SD = 0.15  # computed byte counts are this much better known th
 class RowPadding:
     """Counts the rows the kernels really compute for a given batch.
 
-    Attributes:
-        target_tile_rows: Above it, the policy's rows are padded to a multiple; below it to a power of two (at least
-            `min_target_rows`). 1 turns padding off.
-        draft_tile_rows: Draft rows are padded to a multiple of it (half a tile is a tile, too). 1: off.
-        graph_padding: A draft step runs in a captured graph whose size is a multiple of k + 1, as in vLLM's V1 runner.
+    The policy's are padded to a power of two, at least `min_target_rows`, and above a tile to a multiple of it; draft
+    rows to a multiple of their tile, half a tile is one too. Tiles of 1 row pad nothing. With `graph_padding` a draft
+    step runs in a captured graph whose size is a multiple of k + 1, as in vLLM's V1 runner.
     """
 
     target_tile_rows: int = 128
@@ -94,13 +92,7 @@ def _graph_rows(batch: Array, num_draft_tokens: Array) -> Array:
 
 
 def roofline_seconds(log_parameters: Array, points: PointArray, rows: Array) -> Array:
-    """Return seconds per point, shape (num_points,).
-
-    Args:
-        log_parameters: Shape (3, 8): logarithms of `PARAMETERS` for plain, draft and verify.
-        points: The passes to time.
-        rows: Padded rows per point, from `RowPadding.rows`.
-    """
+    """Return seconds per point, shape (num_points,), from the logarithms of `PARAMETERS`, (3, 8), and padded rows."""
     fixed, weights, compute, sequence, latency, kv, attention, overlap = np.exp(log_parameters)[points.kind].T
     p, q = 1.0 + overlap, _ATTENTION_EXPONENT
     matmul = (weights**p + (compute * rows) ** p) ** (1.0 / p)

@@ -21,13 +21,9 @@ _COLUMNS = ("model", "batch", "seq", "gamma", "mode", "median_ms")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """Is one thing that can be timed.
+    """Is one thing that can be timed: a plain or draft step, or a pass that verifies k + 1 positions per sequence.
 
-    Attributes:
-        kind: `PLAIN`, `DRAFT` (one draft step) or `VERIFY` (one pass over k + 1 positions per sequence).
-        num_draft_tokens: k of the tick the pass belongs to; 0 for plain decoding.
-        batch: Running sequences, at least 1.
-        context_tokens: Mean context tokens per sequence, at least 1.
+    `num_draft_tokens` is k of the tick that it belongs to, 0 for plain decoding; `context_tokens` a sequence's mean.
     """
 
     kind: int

@@ -61,12 +61,8 @@ def run_report(args: argparse.Namespace) -> int:
 def require(what: str, modules: Mapping[str, str]) -> None:
     """Raise unless everything can be imported that `what` needs.
 
-    Args:
-        what: Needs them, for the message.
-        modules: Package to the module that it installs.
-
     Raises:
-        MissingPackageError: Names those that cannot, and what to install.
+        MissingPackageError: Names the packages whose modules cannot, and what to install.
     """
     missing = []
     for package, module in modules.items():

@@ -23,14 +23,9 @@ _HEIGHT, _TICK_PIXELS = 340, 11
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Holds one figure.
+    """Holds one figure with a note below it; where there is nothing to draw, the note says why.
 
-    Attributes:
-        title: What it shows, for people who cannot see it too.
-        figure: Drawn by plotly; None where there is nothing to draw.
-        note: Below it: a thinning, or why there is nothing.
-        key: Name in links; empty for one that nothing leads to.
-        leads_to: Key of the panel that a click on the figure leads to; empty for none.
+    `key` is its name in links, and `leads_to` that of the panel that a click on the figure leads to.
     """
 
     title: str
@@ -42,15 +37,9 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Answers one question.
+    """Answers one question in a sentence or two, with figures, and perhaps a table, whose first row are titles.
 
-    Attributes:
-        key: Name in links.
-        question: The heading.
-        answer: One sentence or two in plain words.
-        panels: Figures.
-        metrics: Names that the figures show, for the list of meanings.
-        table: Rows of cells under the answer, titles first; empty for none.
+    `key` is its name in links; `metrics` those that the figures show, for the list of meanings.
     """
 
     key: str
@@ -145,13 +134,7 @@ def lines(
 ) -> tuple[go.Figure, str]:
     """Draw a line for each label over the steps, and return a sentence on the thinning, empty where there is none.
 
-    Args:
-        steps: Of the values. Where some are missing the lines are broken, unless they are apart.
-        values: By label.
-        y_title: Of the axis.
-        unit: Of a value, beside it.
-        from_zero: Whether the axis shows 0.
-        are_apart: The steps are some, as where every tenth is measured, and lines go from one to the next.
+    Where steps are missing the lines are broken, unless they are apart, as where every tenth is measured.
     """
     drawn = figure(x_title="training step", y_title=y_title)
     x, few, note = thinned(steps, values) if are_apart else thinned(*_with_gaps(steps, values))

@@ -73,11 +73,7 @@ def build_view(
 ) -> workspaces.Workspace:
     """Return the view as an object; `save()` sends it to the server.
 
-    Args:
-        entity: wandb's team or user.
-        project: Of the runs.
-        framework: Whose names the runs' other metrics have.
-        baseline: Id of the run that the others are compared with.
+    `framework` is whose names the runs' other metrics have, `baseline` the id of the run that others are compared with.
     """
     sections = [
         workspaces.Section(

@@ -77,14 +77,9 @@ def read_texts(path: Path) -> dict[str, list[Text]]:
 class CopySimulator:
     """Decodes responses, so many at a time, with chains of the drafter's draws.
 
-    A draw is the policy's own with a fixed probability, each for itself; one that is not is a token of no text.
-
-    Attributes:
-        model: Seconds of passes. A draft pass of n rows takes as long as one of n requests.
-        context_tokens: Every request's, for the seconds.
-        acceptance: Of a draw.
-        max_draft_tokens: Of one request in one tick, whose copies may stand more often than others'.
-        seed: Of which draws are the policy's.
+    A draw is the policy's own with probability `acceptance`, each for itself; one that is not is a token of no text. A
+    draft pass of n rows takes as long as one of n requests, each with `context_tokens`. One request may have
+    `max_draft_tokens` in a tick, where its copies stand more often than others'.
     """
 
     model: LatencyModel
@@ -95,13 +90,9 @@ class CopySimulator:
     _draft_seconds: dict[int, float] = field(default_factory=dict)
 
     def decode(self, texts: Sequence[Text], batch: int, num_draft_tokens: int, source: Source) -> Decoded:
-        """Decode every response once.
+        """Decode every response once, `batch` at a time: one that ends makes room for the next.
 
-        Args:
-            texts: The responses; a request that ends makes room for the next.
-            batch: Requests at a time; what is left with fewer at the end is not counted.
-            num_draft_tokens: Per request and tick, on average, at least 1.
-            source: Of the copies.
+        What is left with fewer at the end is not counted. Draft tokens are per request and tick, on average.
         """
         plain, _, verify = self.model.pass_seconds(num_draft_tokens, batch, np.array([self.context_tokens]))
         done = Decoded()

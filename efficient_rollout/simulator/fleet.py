@@ -25,13 +25,10 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Says what is true, whatever the rules believe.
+    """Says what is true, whatever the rules believe: seconds and per-token acceptance.
 
-    Attributes:
-        table: True seconds of a tick.
-        acceptance: True per-token acceptance, 0 to 1.
-        acceptance_after: (generated tokens of the engine, acceptance from then on), or None.
-        jitter_sd: Standard deviation of the log of a tick's seconds.
+    `acceptance_after` is (generated tokens of an engine, acceptance from then on); `jitter_sd` the standard deviation
+    of the log of a tick's seconds.
     """
 
     table: TickTable
@@ -42,18 +39,11 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Says what a rollout took.
+    """Says what a rollout took."""
 
-    Attributes:
-        engine_seconds: Shape (num_engines,): when each engine finished.
-        num_tokens: Response tokens, all requests.
-        seconds_by_length: Engine seconds spent at each k; prefill included.
-        ticks_by_reason: Decisions by reason code.
-    """
-
-    engine_seconds: Array
-    num_tokens: int
-    seconds_by_length: dict[int, float]
+    engine_seconds: Array  # (num_engines,): when each engine finished
+    num_tokens: int  # of all responses
+    seconds_by_length: dict[int, float]  # of engines, by k; prefill included
     ticks_by_reason: dict[str, int]
 
     @property
@@ -68,13 +58,9 @@ class Outcome:
 
 
 def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0) -> Outcome:
-    """Replay a trace under a rule.
+    """Replay a trace, whose requests are submitted at time 0, with a rule for each engine, which runs its own at once.
 
-    Args:
-        trace: All requests, submitted at time 0; every engine runs all of its own at once.
-        rules: One for each engine.
-        world: True seconds and acceptance; its table's largest k bounds every decision.
-        seed: Of acceptance and jitter.
+    The largest k of the world's table bounds every decision; `seed` draws acceptance and jitter.
     """
     fleet = _Fleet(trace, rules, world, seed)
     fleet.prefill()

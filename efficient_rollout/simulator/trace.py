@@ -65,15 +65,10 @@ def _request(path: Path, number: int, entry: Any) -> tuple[int, int]:
 def draw_trace(
     lengths: str, num_requests: int, num_engines: int, seed: int, prompt_tokens: int = DEFAULT_PROMPT_TOKENS
 ) -> Trace:
-    """Draw `num_requests * num_engines` response lengths.
+    """Draw `num_requests` response lengths for each engine.
 
-    Args:
-        lengths: `lognormal:MEAN,SIGMA,MAX`: the mean of the distribution in tokens before it is cut at MAX tokens,
-            and the standard deviation of the log.
-        num_requests: Requests per engine.
-        num_engines: Engines.
-        seed: Of the draw.
-        prompt_tokens: Of every request.
+    They are `lognormal:MEAN,SIGMA,MAX`: the mean of the distribution in tokens before it is cut at MAX tokens, and the
+    standard deviation of the log.
 
     Raises:
         ConfigError: `lengths` is malformed, or a number is out of range.

@@ -36,12 +36,7 @@ class MeasuredRound:
 
 
 def acceptance_from(mean_accepted_length: float, mean_draft_tokens: float) -> float:
-    """Return the per-token acceptance a with (1 - a^(k+1)) / (1 - a) = L.
-
-    Args:
-        mean_accepted_length: L, tokens a request gains per verify pass, at least 1.
-        mean_draft_tokens: k, drafts per verify pass; an average over passes need not be an integer.
-    """
+    """Return the per-token acceptance a with (1 - a^(k+1)) / (1 - a) = L, for averages L and k over verify passes."""
     acceptance = np.linspace(0.0, 1.0, 100_000, endpoint=False)
     tokens = (1.0 - acceptance ** (mean_draft_tokens + 1.0)) / (1.0 - acceptance)
     return float(np.interp(mean_accepted_length, tokens, acceptance))
@@ -99,16 +94,10 @@ def _round(prompt_tokens: Sequence[int], result: Mapping[str, Any]) -> MeasuredR
 def compare(
     measured: Mapping[str, list[MeasuredRound]], table: TickTable, *, seed: int = 0, jitter_sd: float = 0.0
 ) -> dict[str, dict[str, Any]]:
-    """Replay every round of every arm; a rule keeps what it learned in earlier rounds, as in the benchmark.
+    """Replay every round of every arm, and return `judged` of each; arguments as in `World` and `simulate`.
 
-    Args:
-        measured: What real engines did, by arm.
-        table: Of the profile measured on the same machine, up to the largest k that they drafted.
-        seed: Of acceptance and jitter.
-        jitter_sd: As in `World`.
-
-    Returns:
-        `judged` of each arm.
+    A rule keeps what it learned in earlier rounds, as in the benchmark. The table is of a profile that was measured on
+    the same machine, up to the largest k that was drafted.
     """
     inputs = RuleInputs(max_draft_tokens=table.max_draft_tokens, table=table)
     # Of a round's arms that drafted, for the others, whose rules it tells nothing but their prior.

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """Return the numbers of the steps."""
+        """Return the steps' numbers."""
         return [int(record["step"]) for record in self.records]
 
     @property
