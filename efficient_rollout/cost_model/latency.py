@@ -62,7 +62,6 @@ class TickTable:
     model: LatencyModel
     max_draft_tokens: int
     _by_batch: dict[int, Array] = field(default_factory=dict)
-    _stack: Array | None = None
 
     def by_length(self, batch: int, context_tokens: float, *, checked: float = 0.0, kept: float = 0.0) -> Array:
         """Return the seconds of a tick for k = 0..max, shape (max + 1,).
@@ -90,17 +89,3 @@ class TickTable:
             grid = 2.0 ** (np.arange(_OCTAVES * _STEPS_PER_OCTAVE + 2) / _STEPS_PER_OCTAVE)
             self._by_batch[batch] = self.model.parts_of_ticks(self.max_draft_tokens, batch, grid)
         return self._by_batch[batch]
-
-    def many(self, num_draft_tokens: NDArray[np.int64], batch: NDArray[np.int64], context_tokens: Array) -> Array:
-        """Return the seconds of many ticks at once, all arguments and the result of shape (num_ticks,)."""
-        stack = self._stacked(int(batch.max()))
-        position = np.log2(np.clip(context_tokens, 1.0, 2.0**_OCTAVES)) * _STEPS_PER_OCTAVE
-        low = position.astype(np.int64)
-        share = position - low
-        left = stack[batch, num_draft_tokens, low]
-        return np.asarray(left * (1.0 - share) + stack[batch, num_draft_tokens, low + 1] * share)
-
-    def _stacked(self, max_batch: int) -> Array:
-        if self._stack is None or len(self._stack) <= max_batch:
-            self._stack = np.stack([self._parts(max(b, 1)).sum(axis=0) for b in range(max_batch + 1)])
-        return self._stack

@@ -114,7 +114,8 @@ class _Fleet:
         np.maximum.at(most_useful, self.engine, self.remaining - 1)
         length = np.minimum(self.asked, most_useful)
         seconds = np.zeros(len(self.clock))
-        seconds[running] = self.world.table.many(length[running], self.batch[running], self.mean_context[running])
+        for e in running.tolist():
+            seconds[e] = self.world.table.by_length(int(self.batch[e]), float(self.mean_context[e]))[length[e]]
         if self.world.jitter_sd:
             seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
         self.clock += seconds

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import written_whole
 from efficient_rollout.tasks import arithmetic, word_problems
 from efficient_rollout.tasks.arithmetic import Problem, Split
+from efficient_rollout.tasks.policy import disk_faults_told
 from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
 from efficient_rollout.tasks.training_plans import level_of
 from efficient_rollout.tasks.word_problems import WordProblem
@@ -80,12 +81,7 @@ def _write(path: Path, rows: list[dict]) -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with written_whole(path) as staged:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
-    except OSError as error:
-        raise InputFileError(
-            f"cannot write {path}: {error.strerror or error}; choose a writable directory with free space"
-        ) from error
+    with disk_faults_told(path), written_whole(path) as staged:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
     logger.info("wrote %d problems to %s", len(rows), path)
     return path

