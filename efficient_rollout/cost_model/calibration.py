@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficient_rollout.cost_model.fit import MIN_POINTS, fit_model, leave_one_out_log_errors, measure_and_fit
-from efficient_rollout.cost_model.latency import LatencyModel
+from efficient_rollout.cost_model.latency import LatencyModel, ResidualScales
 from efficient_rollout.cost_model.model_shape import ModelShape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey
-from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, TENSOR_CORE_TILES, RowPadding
 from efficient_rollout.cost_model.table import PASS_NAMES, PLAIN, LatencyTable, Point, PointArray
 from efficient_rollout.errors import ConfigError, ProfileError

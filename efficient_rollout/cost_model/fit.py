@@ -7,14 +7,14 @@ What follows the start is a knowledge gradient (Frazier et al., 2009): for each 
 over all (batch, context, acceptance) decisions, were it measured 0.8 or 1.6 standard deviations off its prediction.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.cost_model.latency import LatencyModel
+from efficient_rollout.cost_model.latency import LatencyModel, ResidualScales, covariance, local_sd
 from efficient_rollout.cost_model.model_shape import ModelShape
-from efficient_rollout.cost_model.residual import ResidualScales, covariance, local_sd
 from efficient_rollout.cost_model.roofline import RowPadding, prior, roofline_seconds
 from efficient_rollout.cost_model.speedup import expected_tokens
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point, PointArray
@@ -100,9 +100,8 @@ def start_points(points: Sequence[Point]) -> list[int]:
     def ranked(values: Sequence[int], rank: float) -> int:
         return values[round(rank * (len(values) - 1))]
 
-    def octaves_apart(i: int) -> float:
-        near = np.array([points[i].batch, points[i].context_tokens]) / (batch, context)
-        return float(np.abs(np.log2(near)).sum())
+    def octaves_apart(point: Point, batch: int, context: int) -> float:
+        return abs(math.log2(point.batch / batch)) + abs(math.log2(point.context_tokens / context))
 
     chosen: list[int] = []
     for kind, length_rank, batch_rank, context_rank in _START:
@@ -110,7 +109,7 @@ def start_points(points: Sequence[Point]) -> list[int]:
         batch, context = ranked(batches, batch_rank), ranked(contexts, context_rank)
         options = [i for i, p in enumerate(points) if p.kind == kind and p.num_draft_tokens == k and i not in chosen]
         if options:
-            chosen.append(min(options, key=octaves_apart))
+            chosen.append(min(options, key=lambda i: octaves_apart(points[i], batch, context)))
     return chosen
 
 

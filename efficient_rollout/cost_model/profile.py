@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_rollout.cost_model.latency import LatencyModel
-from efficient_rollout.cost_model.residual import ResidualScales
+from efficient_rollout.cost_model.latency import LatencyModel, ResidualScales
 from efficient_rollout.cost_model.roofline import PARAMETERS, RowPadding
 from efficient_rollout.cost_model.table import PASS_NAMES, Point, PointArray
 from efficient_rollout.errors import ProfileError

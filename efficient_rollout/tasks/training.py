@@ -4,12 +4,13 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -31,7 +32,6 @@ from efficient_rollout.tasks.training_plans import (
     MAX_ACCURACY,
     MAX_POSITIONS,
     MIN_ACCURACY,
-    PolicyShape,
     Schedule,
     TrainingPlan,
 )
@@ -124,20 +124,14 @@ def train(plan: TrainingPlan, directory: Path) -> None:
     write_json(directory / CARD_FILE, card)
 
 
-def _build_model(shape: PolicyShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def _build_model(shape: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """Return a Qwen3 decoder of this shape with freshly drawn float32 weights."""
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = Qwen3Config(
+        **shape,
         vocab_size=VOCAB_SIZE,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        initializer_range=shape.hidden_size**-0.5,
+        initializer_range=shape["hidden_size"] ** -0.5,
         max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=shape.tied_embeddings,
         **ends,
     )
     model = Qwen3ForCausalLM(config)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.arithmetic import GENERATOR_VERSION, Level
@@ -14,19 +16,6 @@ MIN_ACCURACY, MAX_ACCURACY = 0.2, 0.8
 
 MAX_POSITIONS = 4096
 """Longest sequence the checkpoints declare, in tokens: more than any level needs, so that users may sample longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyShape:
-    """Describes a Qwen3 decoder. Packed INT8 and INT4 kernels want linear dimensions that are multiples of 64."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    tied_embeddings: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +44,13 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Is the plan of one reproducible policy; `final_problems` are those of the measurement in `CARD_FILE`."""
+    """Is the plan of one reproducible policy; `final_problems` are those of the measurement in `CARD_FILE`.
+
+    `shape` has arguments of `Qwen3Config`; packed kernels want linear dimensions that are multiples of 64.
+    """
 
     level: Level
-    shape: PolicyShape
+    shape: Mapping[str, Any]
     schedule: Schedule
     final_problems: int
     seed: int = 0
@@ -79,10 +71,10 @@ _PLANS = {
             median_operands=3, log_sigma_operands=0.5, min_operands=2, max_operands=8, max_digits=1,
             max_response_tokens=64,
         ),
-        PolicyShape(
-            hidden_size=256, intermediate_size=512, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32,
-            tied_embeddings=True,
-        ),
+        {
+            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True,
+        },
         Schedule(
             learning_rate=1e-3, batch_tokens=1024, warmup_steps=30, easy_steps=0, easy_response_tokens=64,
             max_steps=4000, measure_steps=25, measure_problems=128, stop_accuracy=0.45,
@@ -94,10 +86,10 @@ _PLANS = {
             median_operands=4, log_sigma_operands=0.7, min_operands=2, max_operands=16, max_digits=1,
             max_response_tokens=256,
         ),
-        PolicyShape(
-            hidden_size=256, intermediate_size=768, num_layers=3, num_heads=8, num_kv_heads=2, head_dim=64,
-            tied_embeddings=False,
-        ),
+        {
+            "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": False,
+        },
         Schedule(
             learning_rate=1e-3, batch_tokens=1024, warmup_steps=30, easy_steps=200, easy_response_tokens=40,
             max_steps=6000, measure_steps=60, measure_problems=96, stop_accuracy=0.45,
@@ -125,4 +117,4 @@ def plan_of(size: str, *, seed: int = 0, tied: bool | None = None) -> TrainingPl
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be 0 to {2**32 - 1}, got {seed}")
     plan = replace(_PLANS[size], seed=seed)
-    return plan if tied is None else replace(plan, shape=replace(plan.shape, tied_embeddings=tied))
+    return plan if tied is None else replace(plan, shape={**plan.shape, "tie_word_embeddings": tied})

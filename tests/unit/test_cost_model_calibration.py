@@ -8,10 +8,9 @@ from controller_support import a100_profile
 
 from efficient_rollout.cost_model.calibration import calibrate, effective_rates
 from efficient_rollout.cost_model.fit import leave_one_out_log_errors
-from efficient_rollout.cost_model.latency import LatencyModel
+from efficient_rollout.cost_model.latency import LatencyModel, covariance
 from efficient_rollout.cost_model.model_shape import ModelShape
 from efficient_rollout.cost_model.profile import ProfileKey
-from efficient_rollout.cost_model.residual import covariance
 from efficient_rollout.cost_model.roofline import PARAMETERS, prior, roofline_seconds
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point, PointArray
 from efficient_rollout.errors import ProfileError

@@ -13,10 +13,9 @@ import pytest
 
 from efficient_rollout.cost_model.calibration import calibrate, calibrate_from_table
 from efficient_rollout.cost_model.fit import fit_parameters, start_points
-from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.latency import LatencyModel, ResidualScales, TickTable
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey, load_profile, profile_to_dict, save_profile
-from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import (
     NO_PADDING,
     PARAMETERS,

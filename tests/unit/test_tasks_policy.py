@@ -35,7 +35,7 @@ def test_the_shipped_policy_is_what_every_loader_takes(size):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     assert model.dtype == torch.bfloat16
     assert model.num_parameters() == card_of(directory)["num_parameters"]
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == shape.tied_embeddings
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == shape["tie_word_embeddings"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     prompt = tokenizer.apply_chat_template(
@@ -74,12 +74,12 @@ def test_the_shipped_weights_are_those_that_were_measured(size):
 
 def test_the_sizes_differ_in_what_drafters_must_cope_with():
     nano, small = (plan_of(size).shape for size in SIZES)
-    assert {nano.tied_embeddings, small.tied_embeddings} == {True, False}
+    assert {nano["tie_word_embeddings"], small["tie_word_embeddings"]} == {True, False}
     for shape in (nano, small):
-        heads = shape.num_heads, shape.num_kv_heads
+        heads = shape["num_attention_heads"], shape["num_key_value_heads"]
         assert heads[0] > heads[1]
         # For packed kernels.
-        widths = [shape.hidden_size, shape.intermediate_size, *(number * shape.head_dim for number in heads)]
+        widths = [shape["hidden_size"], shape["intermediate_size"], *(number * shape["head_dim"] for number in heads)]
         assert [width % 64 for width in widths] == [0] * 4
 
 
