@@ -153,11 +153,7 @@ class _Decisions:
 
 
 def fit_model(
-    points: PointArray,
-    seconds: Array,
-    padding: RowPadding,
-    scales: ResidualScales,
-    shape: ModelShape | None = None,
+    points: PointArray, seconds: Array, padding: RowPadding, scales: ResidualScales, shape: ModelShape | None = None
 ) -> LatencyModel:
     """Fit the shape, then hang the corrections on the measured points; arguments as in `fit_parameters`."""
     log_parameters = fit_parameters(points, seconds, padding, scales, shape)
@@ -178,11 +174,7 @@ def _with_nugget(scales: ResidualScales, padding: RowPadding, points: PointArray
 
 
 def fit_parameters(
-    points: PointArray,
-    seconds: Array,
-    padding: RowPadding,
-    scales: ResidualScales,
-    shape: ModelShape | None = None,
+    points: PointArray, seconds: Array, padding: RowPadding, scales: ResidualScales, shape: ModelShape | None = None
 ) -> Array:
     """Return log parameters, shape (3, 8), by robust least squares on log seconds with the prior of `roofline.prior`.
 

@@ -28,63 +28,36 @@ EXAMPLES = (
 )
 """Questions with the answers that a prompt shows first: a small model takes the form from them, not from an order."""
 
-# Texts, and the answer of a, b and c; a draw that makes it less than 1 is drawn again.
+# Texts with a name {n}, another {o}, things {t} and numbers, and the answer; a draw that makes it less than 1 is drawn
+# again.
 _ONE_STEP = (
-    ("{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?", lambda a, b, _: a + b),
-    ("{name} has {a} {things} and {other} has {b}. How many {things} do they have together?", lambda a, b, _: a + b),
-    (
-        "There are {a} {things} in one box and {b} in another. How many {things} are there in all?",
-        lambda a, b, _: a + b,
-    ),
-    (
-        "{name} found {a} {things} in the morning and {b} in the afternoon. How many {things} did {name} find?",
-        lambda a, b, _: a + b,
-    ),
-    (
-        "{name} has {a} {things} and gives {b} of them to {other}. How many {things} does {name} have left?",
-        lambda a, b, _: a - b,
-    ),
-    (
-        "There were {a} {things} on the table. {name} took {b}. How many {things} are still on the table?",
-        lambda a, b, _: a - b,
-    ),
-    ("{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?", lambda a, b, _: a - b),
-    ("{name} needs {a} {things} and has {b}. How many more {things} does {name} need?", lambda a, b, _: a - b),
-    ("{name} has {a} boxes with {b} {things} in each. How many {things} does {name} have?", lambda a, b, _: a * b),
-    ("Each of {a} children has {b} {things}. How many {things} do they have in all?", lambda a, b, _: a * b),
+    ("{n} has {a} {t} and buys {b} more. How many {t} does {n} have now?", lambda a, b, _: a + b),
+    ("{n} has {a} {t} and {o} has {b}. How many {t} do they have together?", lambda a, b, _: a + b),
+    ("There are {a} {t} in one box and {b} in another. How many {t} are there in all?", lambda a, b, _: a + b),
+    ("{n} found {a} {t} in the morning and {b} in the afternoon. How many {t} did {n} find?", lambda a, b, _: a + b),
+    ("{n} has {a} {t} and gives {b} of them to {o}. How many {t} does {n} have left?", lambda a, b, _: a - b),
+    ("There were {a} {t} on the table. {n} took {b}. How many {t} are still on the table?", lambda a, b, _: a - b),
+    ("{n} has {a} {t}. {o} has {b} fewer. How many {t} does {o} have?", lambda a, b, _: a - b),
+    ("{n} needs {a} {t} and has {b}. How many more {t} does {n} need?", lambda a, b, _: a - b),
+    ("{n} has {a} boxes with {b} {t} in each. How many {t} does {n} have?", lambda a, b, _: a * b),
+    ("Each of {a} children has {b} {t}. How many {t} do they have in all?", lambda a, b, _: a * b),
 )
 _TWO_STEPS = (
+    ("{n} has {a} {t}, buys {b} more and then loses {c}. How many {t} does {n} have now?", lambda a, b, c: a + b - c),
     (
-        "{name} has {a} {things}, buys {b} more and then loses {c}. How many {things} does {name} have now?",
-        lambda a, b, c: a + b - c,
-    ),
-    (
-        "{name} has {a} {things}, {other} has {b} and a friend has {c}. How many {things} do they have together?",
+        "{n} has {a} {t}, {o} has {b} and a friend has {c}. How many {t} do they have together?",
         lambda a, b, c: a + b + c,
     ),
+    ("{n} has {a} {t}. {o} has {b} more than {n}. How many {t} do they have together?", lambda a, b, _: a + a + b),
+    ("{n} has {a} bags with {b} {t} in each, and {c} more {t}. How many {t} does {n} have?", lambda a, b, c: a * b + c),
+    ("{n} buys {a} packs of {b} {t} and gives {c} {t} away. How many {t} are left?", lambda a, b, c: a * b - c),
     (
-        "{name} has {a} {things}. {other} has {b} more than {name}. How many {things} do they have together?",
-        lambda a, b, _: a + a + b,
-    ),
-    (
-        "{name} has {a} bags with {b} {things} in each, and {c} more {things}. How many {things} does {name} have?",
+        "One of the {t} costs {a} dollars. {n} buys {b} and pays {c} dollars too much. How many dollars did {n} pay?",
         lambda a, b, c: a * b + c,
     ),
+    ("A shop had {a} {t}, sold {b} on Monday and {c} on Tuesday. How many {t} are left?", lambda a, b, c: a - b - c),
     (
-        "{name} buys {a} packs of {b} {things} and gives {c} {things} away. How many {things} are left?",
-        lambda a, b, c: a * b - c,
-    ),
-    (
-        "One of the {things} costs {a} dollars. {name} buys {b} and pays {c} dollars too much. How many dollars did "
-        "{name} pay?",
-        lambda a, b, c: a * b + c,
-    ),
-    (
-        "A shop had {a} {things}, sold {b} on Monday and {c} on Tuesday. How many {things} are left?",
-        lambda a, b, c: a - b - c,
-    ),
-    (
-        "{name} reads {a} pages a day for {b} days, and then {c} pages. How many pages did {name} read?",
+        "{n} reads {a} pages a day for {b} days, and then {c} pages. How many pages did {n} read?",
         lambda a, b, c: a * b + c,
     ),
 )
@@ -132,4 +105,4 @@ def _draw(rng: random.Random) -> WordProblem:
     while answer < 1:
         a, b, c = (rng.randint(*_NUMBERS) for _ in range(3))
         answer = formula(a, b, c)
-    return WordProblem(text.format(name=name, other=other, things=things, a=a, b=b, c=c), str(answer), num_steps)
+    return WordProblem(text.format(n=name, o=other, t=things, a=a, b=b, c=c), str(answer), num_steps)

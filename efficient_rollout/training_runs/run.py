@@ -117,26 +117,24 @@ def read_run(directory: Path) -> Run:
         raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
     rows, is_half_written = read_rows(directory / FILE_NAME)
     records = [row for row in rows if not row.get(IS_VALIDATION)]
-    newest = {int(record["step"]): record for record in records}
     notes = []
     if is_half_written:
         notes.append(f"The last line of {FILE_NAME} is only half written, as when the run goes on: it is left out.")
-    if len(newest) < len(records):
-        notes.append(f"{FILE_NAME} holds some steps more than once, as after a restart: the newest record counts.")
-    timelines, timeline_notes = _timelines(directory / TIMELINE_FILE)
+    timelines, num_bad = _timelines(directory / TIMELINE_FILE)
+    if num_bad:
+        notes.append(f"{num_bad} lines of {TIMELINE_FILE} are no timelines and are left out.")
     run = Run(
         directory=directory,
-        records=[newest[step] for step in sorted(newest)],
+        records=records,
         config=_config(directory / CONFIG_FILE),
         provenance=_provenance(directory / PROVENANCE_FILE),
-        timelines={step: item for step, item in timelines.items() if step in newest},
+        timelines={record["step"]: timelines[record["step"]] for record in records if record["step"] in timelines},
         validations=validations(rows),
-        notes=[*notes, *timeline_notes],
     )
-    return replace(run, notes=[*run.notes, *_notes(run)])
+    return replace(run, notes=[*notes, *_uncounted(run)])
 
 
-def _notes(run: Run) -> list[str]:
+def _uncounted(run: Run) -> list[str]:
     """Return what no comparison counts, and why."""
     notes = []
     if run.resumed:
@@ -181,13 +179,10 @@ def _with_keys(content: Any, path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _timelines(path: Path) -> tuple[dict[int, StepTimelines], list[str]]:
-    """Return them by step, and a note where lines could not be used.
-
-    A timeline is an extra, so none of it ends the report.
-    """
+def _timelines(path: Path) -> tuple[dict[int, StepTimelines], int]:
+    """Return them by step, and how many lines are none: a timeline is an extra, so none of it ends the report."""
     if not path.is_file():
-        return {}, []
+        return {}, 0
     found, num_bad = {}, 0
     for line in read_text(path, what="the timeline").splitlines():
         try:
@@ -196,7 +191,7 @@ def _timelines(path: Path) -> tuple[dict[int, StepTimelines], list[str]]:
             num_bad += 1
         else:
             found[timelines.step] = timelines
-    return found, [f"{num_bad} lines of {path.name} are no timelines and are left out."] if num_bad else []
+    return found, num_bad
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
