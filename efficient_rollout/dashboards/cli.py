@@ -102,7 +102,7 @@ def _watch(args: argparse.Namespace, path: Path) -> None:
             raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
     sys.stdout.write(f"report: {path}, anew after each step; Ctrl-C ends it\n")
     sys.stdout.flush()
-    told, seen, is_shown = "", None, False
+    told, seen = "", None
     while True:
         state = [_state(directory / name) for directory in directories for name in (FILE_NAME, TIMELINE_FILE)]
         start = time.monotonic()
@@ -116,9 +116,9 @@ def _watch(args: argparse.Namespace, path: Path) -> None:
             if told not in ("", before):
                 sys.stderr.write(f"efficient-rollout: {told}. Trying again; a page that was written before stays\n")
                 sys.stderr.flush()
-            if not told and not is_shown:
+            if not told:
                 _show(args, path)
-                is_shown = True
+                args.open = False  # once is enough
         time.sleep(max(_LOOK_SECONDS, _REST * (time.monotonic() - start)))
 
 

@@ -1,10 +1,11 @@
 """Replay a trace tick by tick on many engines, each with a rule object of its own.
 
-All engines take their n-th tick together, as one array operation; their clocks differ. Seconds of a tick come from a
-latency table, accepted drafts from a seeded random number per request and tick. Rules are told of drafts alone, and
-of no seconds: none of this package's learns from them.
+Seconds of a tick come from a latency table, accepted drafts from a seeded random number per request and tick. Rules are
+told of drafts alone, and of no seconds: none of this package's learns from them.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class World:
 
     table: TickTable
     acceptance: float
-    acceptance_after: tuple[int, float] | None = None
+    acceptance_after: tuple[float, float] = (math.inf, 0.0)
     jitter_sd: float = 0.0
 
 
@@ -62,122 +63,79 @@ def simulate(trace: Trace, rules: Sequence[Rule], world: World, *, seed: int = 0
 
     The largest k of the world's table bounds every decision; `seed` draws acceptance and jitter.
     """
-    fleet = _Fleet(trace, rules, world, seed)
-    fleet.prefill()
-    while fleet.engine.size:
-        fleet.decide()
-        fleet.step()
-    return fleet.outcome()
+    engine_of = trace.assigned(len(rules))
+    fleet = [_Engine(trace, engine_of == number, rule, world) for number, rule in enumerate(rules)]
+    rng = np.random.default_rng(seed)
+    for engine in fleet:
+        engine.prefill()
+        while engine.remaining.size:
+            engine.tick(rng)
+    seconds = np.sum([engine.seconds for engine in fleet], axis=0)
+    return Outcome(
+        np.array([engine.seconds.sum() for engine in fleet]),
+        int(trace.response_tokens.sum()),
+        {k: float(spent) for k, spent in enumerate(seconds) if spent > 0.0},
+        dict(sum((engine.reasons for engine in fleet), Counter())),
+    )
 
 
-class _Fleet:
-    """Holds the state of all engines; request arrays hold running requests only."""
+class _Engine:
+    """Holds an engine's running requests, the tokens that remain of each and its context; and seconds spent by k."""
 
-    def __init__(self, trace: Trace, rules: Sequence[Rule], world: World, seed: int) -> None:
-        num_engines = len(rules)
-        self.engine: Index = trace.assigned(num_engines)
-        self.remaining: Index = trace.response_tokens.copy()
-        self.context: Array = trace.prompt_tokens.astype(np.float64)
-        self.rules, self.world, self.limit = rules, world, world.table.max_draft_tokens
-        self.rng = np.random.default_rng(seed)
-        self.num_tokens = int(trace.response_tokens.sum())
-        self.clock = np.zeros(num_engines)
-        self.asked: Index = np.zeros(num_engines, dtype=np.int64)
-        self.generated = np.zeros(num_engines)
-        self.seconds_by_length = np.zeros(self.limit + 1)
-        self.reasons: dict[str, int] = {}
-        self._count()
+    def __init__(self, trace: Trace, is_mine: NDArray[np.bool_], rule: Rule, world: World) -> None:
+        self.remaining: Index = trace.response_tokens[is_mine]
+        self.context: Array = trace.prompt_tokens[is_mine].astype(np.float64)
+        self.rule, self.world, self.limit = rule, world, world.table.max_draft_tokens
+        self.seconds, self.generated, self.reasons = np.zeros(self.limit + 1), 0, Counter[str]()
 
     def prefill(self) -> None:
         """Do one tick that computes every prompt: plain, and as long as the matrix products of its tokens."""
         per_token_s = float(np.exp(self.world.table.model.log_parameters[PLAIN, PARAMETERS.index("row_compute_s")]))
-        prompt_tokens = np.bincount(self.engine, self.context, len(self.clock))
-        for e, rule in enumerate(self.rules):
-            rule.decide(self._state(e, int(prompt_tokens[e])))
-            rule.observe(TickObservation(num_draft_tokens=0, num_requests=int(self.batch[e]),
-                         mean_context_tokens=float(self.mean_context[e]), had_prefill=True))  # fmt: skip
-        self.clock += prompt_tokens * per_token_s
-        self.seconds_by_length[0] += float(self.clock.sum())
+        num_tokens = int(self.context.sum())
+        self.rule.decide(self._state(num_tokens))
+        self.rule.observe(
+            TickObservation(num_draft_tokens=0, num_requests=len(self.context),
+                            mean_context_tokens=float(self.context.mean()), had_prefill=True)
+        )  # fmt: skip
+        self.seconds[0] += num_tokens * per_token_s
 
-    def decide(self) -> None:
-        """Ask the rule of every engine that still runs."""
-        for e in np.flatnonzero(self.batch).tolist():
-            decision = self.rules[e].decide(self._state(e, 0))
-            self.asked[e] = decision.num_draft_tokens
-            self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
-
-    def step(self) -> None:
-        """Do one tick of every engine that still runs, and tell its rule."""
-        running = np.flatnonzero(self.batch)
+    def tick(self, rng: np.random.Generator) -> None:
+        """Ask the rule, do as it says, and tell it."""
+        decision, context = self.rule.decide(self._state(0)), float(self.context.mean())
+        k, batch = decision.num_draft_tokens, len(self.context)
         # As in an engine: no chain is longer than what some request may still emit.
-        most_useful = np.zeros_like(self.asked)
-        np.maximum.at(most_useful, self.engine, self.remaining - 1)
-        length = np.minimum(self.asked, most_useful)
-        seconds = np.zeros(len(self.clock))
-        for e in running.tolist():
-            seconds[e] = self.world.table.by_length(int(self.batch[e]), float(self.mean_context[e]))[length[e]]
-        if self.world.jitter_sd:
-            seconds *= np.exp(self.world.jitter_sd * self.rng.standard_normal(len(seconds)))
-        self.clock += seconds
-        self.seconds_by_length += np.bincount(length[running], seconds[running], self.limit + 1)
-        judged, accepted, emitted = self._accept(length)
-        for e in running.tolist():
-            self.rules[e].observe(self._observation(e, judged[e], accepted[e]))
-        self.generated += np.bincount(self.engine, emitted, len(self.clock))
-        self.remaining -= emitted
-        self.context += emitted
-        keep = self.remaining > 0
-        self.engine, self.remaining, self.context = self.engine[keep], self.remaining[keep], self.context[keep]
-        self._count()
+        length = min(k, int(self.remaining.max()) - 1)
+        jitter = math.exp(self.world.jitter_sd * rng.standard_normal()) if self.world.jitter_sd else 1.0
+        self.seconds[length] += jitter * self.world.table.by_length(batch, context)[length]
+        self.reasons[decision.reason] += 1
+        drafted = np.minimum(length, self.remaining - 1)
+        accepted = self._accepted(drafted, rng)
+        self.rule.observe(
+            TickObservation(
+                num_draft_tokens=k, num_requests=batch, mean_context_tokens=context,
+                attempts_per_position=_reaching(np.minimum(accepted + 1, drafted), k),
+                accepted_per_position=_reaching(accepted, k),
+            )
+        )  # fmt: skip
+        self.generated += int(accepted.sum()) + batch
+        runs_on = self.remaining > accepted + 1
+        self.remaining, self.context = (self.remaining - accepted - 1)[runs_on], (self.context + accepted + 1)[runs_on]
 
-    def outcome(self) -> Outcome:
-        """Return the finished rollout."""
-        by_length = {k: float(s) for k, s in enumerate(self.seconds_by_length) if s > 0.0}
-        return Outcome(self.clock, self.num_tokens, by_length, self.reasons)
-
-    def _accept(self, length: Index) -> tuple[Index, Index, Index]:
-        """Return judged and accepted drafts by engine and number, and the tokens that each running request gains."""
-        drafted = np.minimum(length[self.engine], self.remaining - 1)
-        accepted = np.zeros(len(drafted), dtype=np.int64)
-        if drafted.any():
-            acceptance = self._acceptance()[self.engine]
-            draws = np.log(1.0 - self.rng.random(len(drafted))) / np.log(np.clip(acceptance, 1e-12, 1.0 - 1e-12))
-            accepted = np.minimum(draws, drafted).astype(np.int64)
-        return self._per_engine(np.minimum(accepted + 1, drafted)), self._per_engine(accepted), accepted + 1
-
-    def _per_engine(self, drafts: Index) -> Index:
-        """Return the requests of each engine by their number of drafts, 0..limit."""
-        width = self.limit + 1
-        return np.bincount(self.engine * width + drafts, minlength=len(self.clock) * width).reshape(-1, width)
-
-    def _acceptance(self) -> Array:
-        if self.world.acceptance_after is None:
-            return np.full(len(self.clock), self.world.acceptance)
+    def _accepted(self, drafted: Index, rng: np.random.Generator) -> Index:
+        if not drafted.any():
+            return np.zeros_like(drafted)
         after, late = self.world.acceptance_after
-        return np.where(self.generated >= after, late, self.world.acceptance)
+        acceptance = late if self.generated >= after else self.world.acceptance
+        draws = np.log(1.0 - rng.random(len(drafted))) / math.log(min(max(acceptance, 1e-12), 1.0 - 1e-12))
+        return np.minimum(draws, drafted).astype(np.int64)
 
-    def _count(self) -> None:
-        num = len(self.clock)
-        self.batch: Index = np.bincount(self.engine, minlength=num)
-        self.mean_context: Array = np.bincount(self.engine, self.context, num) / np.maximum(self.batch, 1)
-
-    def _state(self, engine: int, prefill_tokens: int) -> DecodeState:
+    def _state(self, prefill_tokens: int) -> DecodeState:
         return DecodeState(
-            num_running_requests=int(self.batch[engine]),
-            num_waiting_requests=0,
-            num_prefill_tokens=prefill_tokens,
-            mean_context_tokens=float(self.mean_context[engine]),
-            max_draft_tokens=self.limit,
-        )
+            num_running_requests=len(self.context), num_waiting_requests=0, num_prefill_tokens=prefill_tokens,
+            mean_context_tokens=float(self.context.mean()), max_draft_tokens=self.limit,
+        )  # fmt: skip
 
-    def _observation(self, engine: int, *drafts: Index) -> TickObservation:
-        k = int(self.asked[engine])
-        # Requests of which at least i drafts were judged, or accepted, for i = 1..k.
-        judged, accepted = (tuple(counts[::-1].cumsum()[::-1][1 : k + 1].tolist()) for counts in drafts)
-        return TickObservation(
-            num_draft_tokens=k,
-            num_requests=int(self.batch[engine]),
-            mean_context_tokens=float(self.mean_context[engine]),
-            attempts_per_position=judged,
-            accepted_per_position=accepted,
-        )
+
+def _reaching(drafts: Index, k: int) -> tuple[int, ...]:
+    """Return how many requests have at least i drafts, for i = 1..k."""
+    return tuple(np.bincount(drafts, minlength=k + 1)[::-1].cumsum()[::-1][1 : k + 1].tolist())
