@@ -37,7 +37,7 @@ def calibrate(
         candidates: Points that can be measured; a full grid of batch x context x (plain, draft and verify per k).
         measure: Median seconds of one point; called once for each chosen one.
         key: What the profile belongs to.
-        max_points: Upper bound of the calls of `measure`.
+        max_points: At least `MIN_POINTS`.
         shape: Byte and operation counts from a model config; without it they are fitted.
         provenance: Of the measurement; JSON types only.
         padding: How rows may be padded; none is tried too, and kept where it predicts better.

@@ -47,10 +47,7 @@ class Decoded:
 
 
 def read_texts(path: Path) -> dict[str, list[Text]]:
-    """Read responses by the name of their set; requests of one prompt in a set are a group.
-
-    Args:
-        path: JSON lines of `set`, `prompt_token_ids` and `response_token_ids`.
+    """Read responses by their set, from JSON lines of `set`, `prompt_token_ids` and `response_token_ids`.
 
     Raises:
         InputFileError: The file is missing, or a line is not such an object.

@@ -43,10 +43,7 @@ def acceptance_from(mean_accepted_length: float, mean_draft_tokens: float) -> fl
 
 
 def read_measured(path: Path) -> tuple[int, dict[str, list[MeasuredRound]]]:
-    """Read the JSON file of `efficient-rollout bench rollout`.
-
-    Returns:
-        The upper bound of every decision; and the rounds by arm, without arms that cannot be simulated.
+    """Return the upper bound of every decision in a benchmark's JSON file, and the rounds of each arm that has a rule.
 
     Raises:
         InputFileError: It is missing, malformed, of another schema version, or has no arm that can be simulated.

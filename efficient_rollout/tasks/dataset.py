@@ -31,12 +31,11 @@ def write_dataset(
 
     Args:
         path_dir: Directory for the files, made if absent; files of these names are replaced.
-        size: The policy's size, which sets the difficulty.
+        size: The policy's, which sets the difficulty.
         num_train: Problems to train on.
         num_validation: Problems to validate on.
         seed: Of the draw.
-        max_response_tokens: Leave out problems whose worked answer is longer; None keeps the size's own limit. Word
-            problems, which are those of "smollm2", have no worked answer.
+        max_response_tokens: Leave out longer worked answers; None keeps the size's own limit. Word problems have none.
 
     Raises:
         ConfigError: A number or the size is not a legal one.

