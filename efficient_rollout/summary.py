@@ -9,18 +9,25 @@ from typing import Any
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.step_file import FILE_NAME
 from efficient_rollout.tables import aligned
-from efficient_rollout.training_runs.comparison import speedups, tokens_per_tick, untouched
+from efficient_rollout.training_runs.comparison import (
+    reward_verdict,
+    speed_verdicts,
+    speedups,
+    tokens_per_tick,
+    untouched,
+)
 from efficient_rollout.training_runs.recipe import comparison_notes
-from efficient_rollout.training_runs.run import CONFIG_FILE, Run, read_run
-from efficient_rollout.training_runs.steps import (
+from efficient_rollout.training_runs.run import (
+    CONFIG_FILE,
     RESPONSE_LENGTH_MAX,
     RESPONSE_LENGTH_MEAN,
     REWARD_MEAN,
+    Run,
     read_rows,
+    read_run,
     read_steps,
     validations,
 )
-from efficient_rollout.training_runs.verdicts import reward_verdict, speed_verdicts
 
 LOG_FILE = "train.log"
 _OTHER_QUESTIONS = "Each step asks other questions: its reward and lengths do not compare with another step's.\n"

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.cost_model.design import MIN_POINTS, measure_and_fit
-from efficient_rollout.cost_model.fit import fit_model, leave_one_out_log_errors
-from efficient_rollout.cost_model.latency import LatencyModel
+from efficient_rollout.cost_model.fit import MIN_POINTS, fit_model, leave_one_out_log_errors, measure_and_fit
+from efficient_rollout.cost_model.latency import LatencyModel, ResidualScales
 from efficient_rollout.cost_model.model_shape import ModelShape
 from efficient_rollout.cost_model.profile import Profile, ProfileKey
-from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import NO_PADDING, PARAMETERS, TENSOR_CORE_TILES, RowPadding
 from efficient_rollout.cost_model.table import PASS_NAMES, PLAIN, LatencyTable, Point, PointArray
 from efficient_rollout.errors import ConfigError, ProfileError
@@ -33,13 +31,13 @@ def calibrate(
     scales: ResidualScales = _SCALES,
     affords: Callable[[Point, float], bool] | None = None,
 ) -> Profile:
-    """Measure at most `max_points` candidates and fit a profile on them.
+    """Measure at most `max_points` candidates and fit a profile on them, with leave-one-out errors.
 
     Args:
         candidates: Points that can be measured; a full grid of batch x context x (plain, draft and verify per k).
         measure: Median seconds of one point; called once for each chosen one.
         key: What the profile belongs to.
-        max_points: Upper bound of the calls of `measure`.
+        max_points: At least `MIN_POINTS`.
         shape: Byte and operation counts from a model config; without it they are fitted.
         provenance: Of the measurement; JSON types only.
         padding: How rows may be padded; none is tried too, and kept where it predicts better.
@@ -47,24 +45,21 @@ def calibrate(
         affords: Whether there is time for a point whose ticks are predicted to take so many seconds; asked behind the
             first `MIN_POINTS`, which then are the cheapest of the fixed start. None: there always is.
 
-    Returns:
-        The profile. `held_out_error` holds leave-one-out errors of the measured points.
-
     Raises:
         ConfigError: `max_points` is too small.
         ProfileError: the candidates lack a pass, or a measurement is not positive and finite.
     """
     if max_points < MIN_POINTS:
         raise ConfigError(f"max_points is {max_points}; give at least {MIN_POINTS}")
-    for kind, name in enumerate(PASS_NAMES):
-        if not any(p.kind == kind for p in candidates):
-            raise ProfileError(f"no {name} point can be measured; add rows of that mode")
+    if lacking := [name for kind, name in enumerate(PASS_NAMES) if all(p.kind != kind for p in candidates)]:
+        raise ProfileError(f"no {lacking[0]} point can be measured; add rows of that mode")
     model, measured = measure_and_fit(
         candidates, lambda p: _checked(p, measure(p)), max_points, padding, scales, shape, affords
     )
-    points, seconds = PointArray.of(list(measured)), np.array(list(measured.values()))
-    if padding != NO_PADDING:
-        model = _better_padding(model, points, seconds, shape)
+    points = PointArray.of(list(measured))
+    smooth = fit_model(points, np.array(list(measured.values())), NO_PADDING, scales, shape)
+    # Rows are padded only where that predicts left-out points at least as well.
+    model = min((model, smooth), key=lambda fitted: np.median(np.abs(leave_one_out_log_errors(fitted, points))))
     facts = {**(provenance or {}), "num_points": len(measured), "max_points": max_points}
     if shape is not None:
         facts["effective_rates"] = effective_rates(model, shape)
@@ -107,14 +102,6 @@ def effective_rates(model: LatencyModel, shape: ModelShape) -> dict[str, float]:
     }
 
 
-def _better_padding(model: LatencyModel, points: PointArray, seconds: Array, shape: ModelShape | None) -> LatencyModel:
-    """Keep padded rows only if they predict left-out points at least as well as unpadded ones."""
-    smooth = fit_model(points, seconds, NO_PADDING, model.scales, shape)
-    padded_error = float(np.median(np.abs(leave_one_out_log_errors(model, points))))
-    smooth_error = float(np.median(np.abs(leave_one_out_log_errors(smooth, points))))
-    return model if padded_error <= smooth_error else smooth
-
-
 def _checked(point: Point, seconds: float) -> float:
     if not np.isfinite(seconds) or seconds <= 0.0:
         raise ProfileError(f"measuring {point} gave {seconds} seconds; it must be positive and finite: measure again")
@@ -122,9 +109,5 @@ def _checked(point: Point, seconds: float) -> float:
 
 
 def _summary(relative_errors: Array) -> dict[str, float]:
-    return {
-        "num_points": float(len(relative_errors)),
-        "median": float(np.median(relative_errors)),
-        "mean": float(np.mean(relative_errors)),
-        "max": float(np.max(relative_errors)),
-    }
+    middle, mean, most = np.median(relative_errors), relative_errors.mean(), relative_errors.max()
+    return {"num_points": len(relative_errors), "median": float(middle), "mean": float(mean), "max": float(most)}

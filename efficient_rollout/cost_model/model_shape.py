@@ -13,11 +13,10 @@ _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_atten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Says what a decode pass reads and computes.
+    """Says what a decode pass reads and computes: for each weight and row a multiplication and an addition.
 
     Attributes:
-        num_weights: Of the matrices that one pass of the policy reads, output head included. A row of it takes a
-            multiplication and an addition for each.
+        num_weights: Of the matrices that one pass of the policy reads, output head included.
         draft_weight_bytes: The same for a 4-bit drafter with a 16-bit output head.
         kv_bytes_per_token: Key and value bytes of one context token in bfloat16, all layers.
         description: Layer count and widths, part of the profile's key.

@@ -6,14 +6,13 @@ with p = 1 + exp(log(p - 1)): p = 1 adds reading and arithmetic, a large p hides
 (Williams et al., 2009). `rows` is what the matrix products compute, padding included.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficient_rollout.cost_model.table import DRAFT, PASS_NAMES, PLAIN, VERIFY, PointArray
-from efficient_rollout.errors import ProfileError
+from efficient_rollout.cost_model.model_shape import ModelShape
+from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, PointArray
 
 Array = NDArray[np.float64]
 
@@ -38,17 +37,16 @@ _PRIOR_RATIO = np.array(
     ]
 )
 _PRIOR_LOG_SD = np.array([[0.3, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 0.3]] * 3)
+_BYTES_PRIOR_LOG_SD = 0.15  # computed byte counts are this much better known than a guess
 
 
 @dataclass(frozen=True, slots=True)
 class RowPadding:
     """Counts the rows the kernels really compute for a given batch.
 
-    Attributes:
-        target_tile_rows: Above it, the policy's rows are padded to a multiple; below it to a power of two (at least
-            `min_target_rows`). 1 turns padding off.
-        draft_tile_rows: Draft rows are padded to a multiple of it (half a tile is a tile, too). 1: off.
-        graph_padding: A draft step runs in a captured graph whose size is a multiple of k + 1, as in vLLM's V1 runner.
+    The policy's are padded to a power of two, at least `min_target_rows`, and above a tile to a multiple of it; draft
+    rows to a multiple of their tile, half a tile is one too. Tiles of 1 row pad nothing. With `graph_padding` a draft
+    step runs in a captured graph whose size is a multiple of k + 1, as in vLLM's V1 runner.
     """
 
     target_tile_rows: int = 128
@@ -58,12 +56,11 @@ class RowPadding:
 
     def rows(self, points: PointArray) -> Array:
         """Return padded rows per point, shape (num_points,)."""
-        rows = points.batch * np.where(points.kind == VERIFY, points.num_draft_tokens + 1.0, 1.0)
-        draft = points.batch
+        drafting, batch = points.kind == DRAFT, points.batch
         if self.graph_padding:
-            draft = _graph_rows(points.batch, points.num_draft_tokens)
-        padded = np.where(points.kind == DRAFT, self._draft(draft), self._target(rows, points.kind))
-        return np.asarray(padded, dtype=np.float64)
+            batch = np.where(drafting, _graph_rows(batch, points.num_draft_tokens), batch)
+        rows = batch * np.where(points.kind == VERIFY, points.num_draft_tokens + 1.0, 1.0)
+        return np.where(drafting, self._draft(rows), self._target(rows, points.kind))
 
     def _draft(self, rows: Array) -> Array:
         if self.draft_tile_rows <= 1:
@@ -95,13 +92,7 @@ def _graph_rows(batch: Array, num_draft_tokens: Array) -> Array:
 
 
 def roofline_seconds(log_parameters: Array, points: PointArray, rows: Array) -> Array:
-    """Return seconds per point, shape (num_points,).
-
-    Args:
-        log_parameters: Shape (3, 8): logarithms of `PARAMETERS` for plain, draft and verify.
-        points: The passes to time.
-        rows: Padded rows per point, from `RowPadding.rows`.
-    """
+    """Return seconds per point, shape (num_points,), from the logarithms of `PARAMETERS`, (3, 8), and padded rows."""
     fixed, weights, compute, sequence, latency, kv, attention, overlap = np.exp(log_parameters)[points.kind].T
     p, q = 1.0 + overlap, _ATTENTION_EXPONENT
     matmul = (weights**p + (compute * rows) ** p) ** (1.0 / p)
@@ -111,36 +102,17 @@ def roofline_seconds(log_parameters: Array, points: PointArray, rows: Array) -> 
     return np.asarray(fixed + matmul + sequence * points.batch + context, dtype=np.float64)
 
 
-def prior(plain_step_s: float) -> tuple[Array, Array]:
-    """Return mean and standard deviation of the log parameters, each (3, 8), before any fit; see docs/cost_model.md."""
-    centre = _PRIOR_RATIO.copy()
-    centre[:, :-1] *= plain_step_s
-    return np.log(centre), _PRIOR_LOG_SD.copy()
+def prior(plain_step_s: float, shape: ModelShape | None = None) -> tuple[Array, Array]:
+    """Return mean and standard deviation of the log parameters, each (3, 8), before any fit; see docs/cost_model.md.
 
-
-def parameters_to_dict(log_parameters: Array) -> dict[str, dict[str, float]]:
-    """Return the named parameters in seconds, per pass."""
-    values = np.exp(log_parameters)
-    return {
-        name: {parameter: float(values[i, j]) for j, parameter in enumerate(PARAMETERS)}
-        for i, name in enumerate(PASS_NAMES)
-    }
-
-
-def parameters_from_dict(data: Mapping[str, Mapping[str, float]]) -> Array:
-    """Do the inverse of `parameters_to_dict`.
-
-    Raises:
-        ProfileError: a parameter is missing, unknown, or not a positive finite number.
+    Byte ratios take the place of guesses where a model config gives them.
     """
-    out = np.zeros((len(PASS_NAMES), len(PARAMETERS)))
-    for i, name in enumerate(PASS_NAMES):
-        given = data.get(name, {})
-        if set(given) != set(PARAMETERS):
-            raise ProfileError(f"pass {name!r} of the profile must have exactly {list(PARAMETERS)}")
-        for j, parameter in enumerate(PARAMETERS):
-            value = given[parameter]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
-                raise ProfileError(f"{name}.{parameter} must be a positive number, got {value!r}")
-            out[i, j] = np.log(value)
-    return out
+    centre, sd = _PRIOR_RATIO.copy(), _PRIOR_LOG_SD.copy()
+    centre[:, :-1] *= plain_step_s
+    if shape is not None:
+        weights, kv = PARAMETERS.index("weight_read_s"), PARAMETERS.index("kv_read_s_per_token")
+        per_byte_s = centre[PLAIN, weights] / shape.weight_bytes("bfloat16")
+        centre[DRAFT, weights] = per_byte_s * shape.draft_weight_bytes
+        centre[[PLAIN, DRAFT], kv] = per_byte_s * shape.kv_bytes_per_token
+        sd[DRAFT, weights] = _BYTES_PRIOR_LOG_SD
+    return np.log(centre), sd

@@ -15,19 +15,15 @@ from efficient_rollout.files import read_text
 PLAIN, DRAFT, VERIFY = 0, 1, 2
 PASS_NAMES = ("plain", "draft", "verify")
 _MODES = {"target_decode": PLAIN, "drafter_decode": DRAFT, "target_verify": VERIFY}
-_UNUSED_MODES = {"target_decode_sd"}
+_UNUSED_MODE = "target_decode_sd"
 _COLUMNS = ("model", "batch", "seq", "gamma", "mode", "median_ms")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """Is one thing that can be timed.
+    """Is one thing that can be timed: a plain or draft step, or a pass that verifies k + 1 positions per sequence.
 
-    Attributes:
-        kind: `PLAIN`, `DRAFT` (one draft step) or `VERIFY` (one pass over k + 1 positions per sequence).
-        num_draft_tokens: k of the tick the pass belongs to; 0 for plain decoding.
-        batch: Running sequences, at least 1.
-        context_tokens: Mean context tokens per sequence, at least 1.
+    `num_draft_tokens` is k of the tick that it belongs to, 0 for plain decoding; `context_tokens` a sequence's mean.
     """
 
     kind: int
@@ -48,12 +44,9 @@ class PointArray:
     @classmethod
     def of(cls, points: Sequence[Point]) -> "PointArray":
         """Return the columns of a list of points, in its order."""
-        return cls(
-            np.array([p.kind for p in points], dtype=np.int64),
-            np.array([p.num_draft_tokens for p in points], dtype=np.float64),
-            np.array([p.batch for p in points], dtype=np.float64),
-            np.array([p.context_tokens for p in points], dtype=np.float64),
-        )
+        rows = [(p.kind, p.num_draft_tokens, p.batch, p.context_tokens) for p in points]
+        kind, *others = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+        return cls(kind.astype(np.int64), *others)
 
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> "PointArray":
         """Return the points at these positions."""
@@ -85,39 +78,28 @@ def read_table(path: Path) -> LatencyTable:
     seconds: dict[Point, float] = {}
     for line, row in enumerate(reader, start=2):
         models.add(row["model"])
-        point = _point(path, line, row)
-        if point is None:
-            continue
+        try:
+            batch, context, k = int(row["batch"]), int(row["seq"]), int(row["gamma"])
+            if row["mode"] == _UNUSED_MODE or batch == 0:
+                continue
+            milliseconds = float(row["median_ms"])
+        except (TypeError, ValueError) as error:
+            raise InputFileError(
+                f"{path}:{line} batch, seq and gamma must be integers, median_ms a number, got {row}"
+            ) from error
+        if row["mode"] not in _MODES:
+            raise InputFileError(f"{path}:{line} has unknown mode {row['mode']!r}; known: {sorted(_MODES)}")
+        kind = _MODES[row["mode"]]
+        if batch < 0 or context < 1 or k < 0 or (kind != PLAIN and k == 0):
+            raise InputFileError(f"{path}:{line} batch, seq or gamma is out of range: {batch}, {context}, {k}")
+        if not 0.0 < milliseconds < math.inf:
+            raise InputFileError(f"{path}:{line} median_ms must be positive and finite, got {milliseconds}")
+        point = Point(kind, k if kind != PLAIN else 0, batch, context)
         if point in seconds:
             raise InputFileError(f"{path}:{line} repeats {point}; keep one row per point")
-        seconds[point] = _median_s(path, line, row)
+        seconds[point] = milliseconds * 1e-3
     if len(models) > 1:
         raise InputFileError(f"{path} mixes models {sorted(models)}; give one model per file")
     if not seconds:
         raise InputFileError(f"{path} has no usable row; modes must be among {sorted(_MODES)} with batch >= 1")
     return LatencyTable(models.pop(), seconds)
-
-
-def _point(path: Path, line: int, row: dict[str, str]) -> Point | None:
-    try:
-        batch, context, k = int(row["batch"]), int(row["seq"]), int(row["gamma"])
-    except (TypeError, ValueError) as error:
-        raise InputFileError(f"{path}:{line} batch, seq and gamma must be integers, got {row}") from error
-    if row["mode"] in _UNUSED_MODES or batch == 0:
-        return None
-    if row["mode"] not in _MODES:
-        raise InputFileError(f"{path}:{line} has unknown mode {row['mode']!r}; known: {sorted(_MODES)}")
-    kind = _MODES[row["mode"]]
-    if batch < 0 or context < 1 or k < 0 or (kind != PLAIN and k == 0):
-        raise InputFileError(f"{path}:{line} batch, seq or gamma is out of range: {batch}, {context}, {k}")
-    return Point(kind, k if kind != PLAIN else 0, batch, context)
-
-
-def _median_s(path: Path, line: int, row: dict[str, str]) -> float:
-    try:
-        milliseconds = float(row["median_ms"])
-    except (TypeError, ValueError) as error:
-        raise InputFileError(f"{path}:{line} median_ms must be a number, got {row['median_ms']!r}") from error
-    if not math.isfinite(milliseconds) or milliseconds <= 0.0:
-        raise InputFileError(f"{path}:{line} median_ms must be positive and finite, got {milliseconds}")
-    return milliseconds * 1e-3

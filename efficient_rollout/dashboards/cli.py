@@ -4,19 +4,23 @@ And `efficient-rollout dashboard wandb`: save the view of a project's runs.
 """
 
 import argparse
+import importlib
 import re
 import sys
 import time
 import webbrowser
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from efficient_rollout.dashboards.packages import REPORT_PACKAGES, require
-from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError
+from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, MissingPackageError
 from efficient_rollout.files import written_whole
 from efficient_rollout.metrics.rollout_record import TIMELINE_FILE
 from efficient_rollout.metrics.step_file import FILE_NAME
 
 REPORT_FILE = "report.html"
+# Package -> module; the extra `report` has them.
+REPORT_PACKAGES = {"plotly": "plotly", "jinja2": "jinja2", "pyyaml": "yaml"}
 # Between two looks at a run's files; and at least so many times as long as a page took, which is seconds for long runs.
 _LOOK_SECONDS, _REST = 2.0, 4.0
 # What wandb allows in the names of teams, projects and runs.
@@ -24,7 +28,7 @@ _NAME = re.compile(r"[\w.-]+", re.ASCII)
 
 
 def add_report_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `report`; the parsed arguments' `run` writes the page and returns the exit code."""
+    """Add `report`, which writes the page."""
     parser = subparsers.add_parser("report", help="write a run's page of figures")
     parser.add_argument("run_directory", type=Path, help="trainer.default_local_dir of the run, which may go on")
     parser.add_argument("--baseline", type=Path, metavar="DIRECTORY", help="of the same recipe without drafting")
@@ -45,11 +49,29 @@ def run_report(args: argparse.Namespace) -> int:
     require("the report", REPORT_PACKAGES)
     path = (args.run_directory / REPORT_FILE if args.out is None else args.out).expanduser().resolve()
     if args.watch:
-        return _watch(args, path)
+        with suppress(KeyboardInterrupt):
+            _watch(args, path)
+        return 0
     _write(args, path)
     sys.stdout.write(f"report: {path}\n")
     _show(args, path)
     return 0
+
+
+def require(what: str, modules: Mapping[str, str]) -> None:
+    """Raise unless everything can be imported that `what` needs.
+
+    Raises:
+        MissingPackageError: Names the packages whose modules cannot, and what to install.
+    """
+    missing = []
+    for package, module in modules.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise MissingPackageError(f"{what} needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def _write(args: argparse.Namespace, path: Path) -> None:
@@ -72,7 +94,7 @@ def _show(args: argparse.Namespace, path: Path) -> None:
         sys.stderr.write("efficient-rollout: no browser found to open it with\n")
 
 
-def _watch(args: argparse.Namespace, path: Path) -> int:
+def _watch(args: argparse.Namespace, path: Path) -> None:
     """Write the page whenever the runs' files have changed; a fault is told once, until a page is written again."""
     directories = [one for one in (args.run_directory, args.baseline) if one is not None]
     for directory in directories:
@@ -80,34 +102,24 @@ def _watch(args: argparse.Namespace, path: Path) -> int:
             raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
     sys.stdout.write(f"report: {path}, anew after each step; Ctrl-C ends it\n")
     sys.stdout.flush()
-    told, seen, is_shown = "", None, False
-    try:
-        while True:
-            state = [_state(directory / name) for directory in directories for name in (FILE_NAME, TIMELINE_FILE)]
-            seconds = 0.0
-            # A page that could not be written is tried again: a disk that was full may have room.
-            if state != seen or told:
-                start = time.monotonic()
-                told = _try(args, path, told)
-                seconds, seen = time.monotonic() - start, state
-                if not told and not is_shown:
-                    _show(args, path)
-                    is_shown = True
-            time.sleep(max(_LOOK_SECONDS, _REST * seconds))
-    except KeyboardInterrupt:
-        return 0
-
-
-def _try(args: argparse.Namespace, path: Path, told: str) -> str:
-    """Write the page; return the fault that was told, and nothing where there was none."""
-    try:
-        _write(args, path)
-    except EfficientRolloutError as fault:
-        if str(fault) != told:
-            sys.stderr.write(f"efficient-rollout: {fault}. Trying again; a page that was written before stays\n")
-            sys.stderr.flush()
-        return str(fault)
-    return ""
+    told, seen = "", None
+    while True:
+        state = [_state(directory / name) for directory in directories for name in (FILE_NAME, TIMELINE_FILE)]
+        start = time.monotonic()
+        # A page that could not be written is tried again: a disk that was full may have room.
+        if state != seen or told:
+            seen, before, told = state, told, ""
+            try:
+                _write(args, path)
+            except EfficientRolloutError as fault:
+                told = str(fault)
+            if told not in ("", before):
+                sys.stderr.write(f"efficient-rollout: {told}. Trying again; a page that was written before stays\n")
+                sys.stderr.flush()
+            if not told:
+                _show(args, path)
+                args.open = False  # once is enough
+        time.sleep(max(_LOOK_SECONDS, _REST * (time.monotonic() - start)))
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -120,7 +132,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def add_dashboard_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `dashboard`; the parsed arguments' `run` saves the view and returns the exit code."""
+    """Add `dashboard`, which saves the view."""
     parser = subparsers.add_parser("dashboard", help="save a view of a tracker's runs")
     trackers = parser.add_subparsers(dest="tracker", metavar="TRACKER", required=True)
     wandb = trackers.add_parser("wandb", help="a saved view of a wandb project; needs a login there")

@@ -10,14 +10,10 @@ import plotly.io
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from efficient_rollout.dashboards.cost import cost_section
-from efficient_rollout.dashboards.decisions import decisions_section
-from efficient_rollout.dashboards.drafting import drafting_section
-from efficient_rollout.dashboards.health import health_section
-from efficient_rollout.dashboards.section import Panel, Section
-from efficient_rollout.dashboards.speed import speed_section
-from efficient_rollout.dashboards.tail import tail_section
-from efficient_rollout.dashboards.training import training_section
+from efficient_rollout.dashboards.drafting import cost_section, decisions_section, drafting_section, health_section
+from efficient_rollout.dashboards.figures import Panel, Section
+from efficient_rollout.dashboards.lanes import tail_section
+from efficient_rollout.dashboards.training import speed_section, training_section
 from efficient_rollout.files import read_text
 from efficient_rollout.training_runs.recipe import comparison_notes
 from efficient_rollout.training_runs.run import Run
@@ -28,15 +24,8 @@ _ORIGIN = ("time", "commit", "python", "argv", "packages", "hardware")
 
 def sections(own: Run, baseline: Run | None) -> list[Section]:
     """Return the questions in the order a reader asks them."""
-    return [
-        speed_section(own, baseline),
-        training_section(own, baseline),
-        drafting_section(own),
-        decisions_section(own),
-        tail_section(own),
-        cost_section(own),
-        health_section(own),
-    ]
+    of_own = (drafting_section, decisions_section, tail_section, cost_section, health_section)
+    return [speed_section(own, baseline), training_section(own, baseline), *(section(own) for section in of_own)]
 
 
 def render(own: Run, baseline: Run | None = None, *, is_watched: bool = False) -> str:

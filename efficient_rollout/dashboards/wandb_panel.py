@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.dashboards.packages import REPORT_PACKAGES, require
+from efficient_rollout.dashboards.cli import REPORT_PACKAGES, require
 from efficient_rollout.errors import EfficientRolloutError
 from efficient_rollout.metrics.timeline import is_sampled
 
@@ -23,11 +23,8 @@ _STEP = "train/global_step"
 class ReportingWandb:
     """Stands where a framework keeps wandb, and logs the run's page with it: in some steps, and at the end.
 
-    A page that cannot be made is no reason to end a training job: it is left out, which the job's log says once.
-
-    Args:
-        wandb: The module, of a run that has begun.
-        directory: The run's, whose files hold a step before it is logged.
+    A page that cannot be made is no reason to end a training job: it is left out, which the job's log says once. The
+    run has begun; the files of its directory hold a step before it is logged.
     """
 
     def __init__(self, wandb: Any, directory: Path) -> None:

@@ -1,13 +1,12 @@
 """A saved view of a wandb project, in the order of a user's questions; built without a network."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 from efficient_rollout.metrics import names
-from efficient_rollout.training_runs.steps import OPENRLHF_NAMES, REWARD_MEAN, STEP_SECONDS
+from efficient_rollout.training_runs.run import OPENRLHF_NAMES, REWARD_MEAN, STEP_SECONDS
 
 Framework = Literal["verl", "openrlhf"]
 NAME = "EfficientRollout: rollout latency"
@@ -15,64 +14,56 @@ NAME = "EfficientRollout: rollout latency"
 _IN_OPENRLHF = {verl: openrlhf for openrlhf, verl in OPENRLHF_NAMES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Chart:
+class _Chart(NamedTuple):
     """Is one line plot, of metrics under veRL's names."""
 
     title: str
-    metrics: tuple[str, ...]
     unit: str
+    metrics: tuple[str, ...]
     is_stacked: bool = False
 
 
-def _over_engines(title: str, quantity: str, unit: str) -> _Chart:
+def _over_engines(title: str, unit: str, quantity: str) -> _Chart:
     """Show the smallest, mean and largest engine."""
     prefixes = (names.ENGINE_MIN_PREFIX, names.ENGINE_MEAN_PREFIX, names.ENGINE_MAX_PREFIX)
-    return _Chart(title, tuple(names.over_engines(prefix, quantity) for prefix in prefixes), unit)
+    return _Chart(title, unit, tuple(names.over_engines(prefix, quantity) for prefix in prefixes))
 
 
+_PARTS = tuple(f"timing_s/{part}" for part in ("gen", "old_log_prob", "update_actor", "update_weights"))
+_POSITIONS = tuple(f"{names.ACCEPTANCE_RATE_AT_PREFIX}{position}" for position in range(1, 5))
 _QUESTIONS: dict[str, tuple[_Chart, ...]] = {
     "Is it faster?": (
-        _Chart("Rollout", (names.ROLLOUT_SECONDS,), "s"),
-        _Chart("Generated tokens per second", (names.TOKENS_PER_SECOND,), "tokens/s"),
-        _Chart("Whole step", (STEP_SECONDS,), "s"),
-        _Chart(
-            "Where a step's seconds go",
-            ("timing_s/gen", "timing_s/old_log_prob", "timing_s/update_actor", "timing_s/update_weights"),
-            "s",
-            is_stacked=True,
-        ),
+        _Chart("Rollout", "s", (names.ROLLOUT_SECONDS,)),
+        _Chart("Generated tokens per second", "tokens/s", (names.TOKENS_PER_SECOND,)),
+        _Chart("Whole step", "s", (STEP_SECONDS,)),
+        _Chart("Where a step's seconds go", "s", _PARTS, is_stacked=True),
     ),
     "Is it the same training?": (
-        _Chart("Reward", (REWARD_MEAN,), "mean of a step's responses"),
-        _Chart("Rollout against trainer", ("training/rollout_probs_diff_mean",), "mean difference of probabilities"),
+        _Chart("Reward", "mean of a step's responses", (REWARD_MEAN,)),
+        _Chart("Rollout against trainer", "mean difference of probabilities", ("training/rollout_probs_diff_mean",)),
     ),
     "Is drafting good?": (
-        _Chart("Mean accepted length", (names.MEAN_ACCEPTED_LENGTH,), "tokens per verify pass"),
-        _Chart("Acceptance rate", (names.ACCEPTANCE_RATE,), "ratio"),
-        _Chart(
-            "Acceptance by position of the draft",
-            tuple(f"{names.ACCEPTANCE_RATE_AT_PREFIX}{position}" for position in range(1, 5)),
-            "ratio",
-        ),
-        _Chart("Copied tokens, checked and kept", (names.COPIES, names.COPIES_KEPT), "tokens"),
+        _Chart("Mean accepted length", "tokens per verify pass", (names.MEAN_ACCEPTED_LENGTH,)),
+        _Chart("Acceptance rate", "ratio", (names.ACCEPTANCE_RATE,)),
+        _Chart("Acceptance by position of the draft", "ratio", _POSITIONS),
+        _Chart("Copied tokens, checked and kept", "tokens", (names.COPIES, names.COPIES_KEPT)),
     ),
     "Is the controller right?": (
-        _Chart("Speed-up of ticks that drafted", (names.PREDICTED_SPEEDUP, names.MEASURED_SPEEDUP), "ratio"),
-        _Chart("Ticks that drafted", (names.SPECULATIVE_TICK_SHARE,), "ratio"),
+        _Chart("Speed-up of ticks that drafted", "ratio", (names.PREDICTED_SPEEDUP, names.MEASURED_SPEEDUP)),
+        _Chart("Ticks that drafted", "ratio", (names.SPECULATIVE_TICK_SHARE,)),
     ),
     "What does it cost?": (
-        _Chart("Weight sync", (names.WEIGHT_SYNC_SECONDS, names.REQUANTIZE_SECONDS), "s"),
-        _Chart("Drafting", (names.DRAFT_SECONDS,), "s"),
-        _Chart("The drafter's memory", (names.DRAFTER_BYTES,), "bytes"),
+        _Chart("Weight sync", "s", (names.WEIGHT_SYNC_SECONDS, names.REQUANTIZE_SECONDS)),
+        _Chart("Drafting", "s", (names.DRAFT_SECONDS,)),
+        _Chart("The drafter's memory", "bytes", (names.DRAFTER_BYTES,)),
     ),
     "Is an engine sick?": (
-        _Chart("Drafter faults and stale drafters", (names.DRAFTER_FAULTS, names.STALE_DRAFTER), "count"),
-        _Chart("Engines that reported", (names.NUM_ENGINES,), "count"),
-        _over_engines("Rollout of an engine", names.ROLLOUT_SECONDS, "s"),
-        _over_engines("Generated tokens per second of an engine", names.TOKENS_PER_SECOND, "tokens/s"),
-        _over_engines("Ticks of an engine that drafted", names.SPECULATIVE_TICK_SHARE, "ratio"),
-        _over_engines("Mean accepted length of an engine", names.MEAN_ACCEPTED_LENGTH, "tokens per verify pass"),
+        _Chart("Drafter faults and stale drafters", "count", (names.DRAFTER_FAULTS, names.STALE_DRAFTER)),
+        _Chart("Engines that reported", "count", (names.NUM_ENGINES,)),
+        _over_engines("Rollout of an engine", "s", names.ROLLOUT_SECONDS),
+        _over_engines("Generated tokens per second of an engine", "tokens/s", names.TOKENS_PER_SECOND),
+        _over_engines("Ticks of an engine that drafted", "ratio", names.SPECULATIVE_TICK_SHARE),
+        _over_engines("Mean accepted length of an engine", "tokens per verify pass", names.MEAN_ACCEPTED_LENGTH),
     ),
 }
 
@@ -82,17 +73,11 @@ def build_view(
 ) -> workspaces.Workspace:
     """Return the view as an object; `save()` sends it to the server.
 
-    Args:
-        entity: wandb's team or user.
-        project: Of the runs.
-        framework: Whose names the runs' other metrics have.
-        baseline: Id of the run that the others are compared with.
+    `framework` is whose names the runs' other metrics have, `baseline` the id of the run that others are compared with.
     """
     sections = [
         workspaces.Section(
-            name=question,
-            panels=[*(_line_plot(chart, framework) for chart in charts), _meanings(charts)],
-            is_open=True,
+            name=question, panels=[*(_line_plot(chart, framework) for chart in charts), _meanings(charts)], is_open=True
         )
         for question, charts in _QUESTIONS.items()
     ]

@@ -13,9 +13,9 @@ from typing import Any
 
 from efficient_rollout.config import Settings
 from efficient_rollout.cost_model.calibration import calibrate
+from efficient_rollout.cost_model.latency import ResidualScales
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile
-from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import GRAPHS_OF_EVERY_LENGTH, NO_PADDING
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point
 from efficient_rollout.engine.environment import device_type

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from efficient_rollout.controller.rule import RuleInputs, make_rule, split_names
-from efficient_rollout.cost_model.latency import TickTable
+from efficient_rollout.cost_model.latency import LatencyModel, TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import write_json
 from efficient_rollout.provenance import recorded_options
 from efficient_rollout.simulator.copies import CopySimulator, compare_sources, read_texts
-from efficient_rollout.simulator.fleet import Outcome, World, simulate
-from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, Trace, draw_trace, read_trace
+from efficient_rollout.simulator.fleet import World, simulate
+from efficient_rollout.simulator.trace import DEFAULT_PROMPT_TOKENS, draw_trace, read_trace
 from efficient_rollout.simulator.validation import compare, read_measured, report
 from efficient_rollout.tables import aligned
 
 
 def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `simulate`; the parsed arguments carry `run`."""
+    """Register `simulate`."""
     parser = subparsers.add_parser("simulate", help="replay a rollout trace under a rule")
     parser.add_argument("--profile", type=Path, required=True, help="latency profile: the true seconds of each tick")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -28,12 +28,8 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     source.add_argument(
         "--against", type=Path, help="replay what bench rollout --json measured, arm by arm, and compare makespans"
     )
-    source.add_argument(
-        "--texts",
-        type=Path,
-        help="decode real responses, and compare what copies are taken from: JSON lines of set, "
-        "prompt_token_ids and response_token_ids",
-    )
+    texts = "decode real responses, and compare what copies are taken from: JSON lines of set, prompt_token_ids and "
+    source.add_argument("--texts", type=Path, help=f"{texts}response_token_ids")
     source.add_argument("--lengths", help="draw response lengths: lognormal:MEAN,SIGMA,MAX")
     parser.add_argument("--requests", type=int, default=128, help="with --lengths: requests per engine")
     parser.add_argument("--prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="with --lengths: per request")
@@ -53,77 +49,56 @@ def add_simulate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
 
 
 def run_simulate(args: argparse.Namespace) -> int:
-    """Replay under each rule, print one line each, and write the JSON file."""
+    """Replay under each rule, or what was asked for instead, print the result, and write the JSON file."""
     _check(args)
-    if args.against is not None:
-        return _run_against(args)
-    if args.texts is not None:
-        return _run_texts(args)
-    table = TickTable(load_profile(args.profile).model, args.max_draft_tokens)
-    trace = _trace(args)
+    model = load_profile(args.profile).model
+    replay = _against if args.against else _texts if args.texts else _rules
+    text, content = replay(args, model)
+    sys.stdout.write(text)
+    if args.json:
+        write_json(args.json, {"settings": recorded_options(args), **content})
+    return 0
+
+
+def _rules(args: argparse.Namespace, model: LatencyModel) -> tuple[str, dict[str, Any]]:
+    table = TickTable(model, args.max_draft_tokens)
+    if args.trace is None:
+        trace = draw_trace(args.lengths, args.requests, args.engines, args.seed, args.prompt_tokens)
+    else:
+        trace = read_trace(args.trace)
     world = World(table=table, acceptance=args.acceptance, jitter_sd=args.jitter)
     inputs = RuleInputs(max_draft_tokens=args.max_draft_tokens, table=table, prior_acceptance=args.acceptance)
-    results: dict[str, dict[str, Any]] = {}
+    text, results = "", {}
     for name in split_names(",".join(args.rule)):
-        rules = [make_rule(name, inputs) for _ in range(args.engines)]
-        outcome = simulate(trace, rules, world, seed=args.seed)
-        results[name] = _to_dict(outcome)
-        sys.stdout.write(
+        outcome = simulate(trace, [make_rule(name, inputs) for _ in range(args.engines)], world, seed=args.seed)
+        mean_engine_s = float(outcome.engine_seconds.mean())
+        text += (
             f"{name}: makespan {outcome.makespan_s:.2f} s, {outcome.tokens_per_s:.0f} tokens/s,"
-            f" mean engine {outcome.engine_seconds.mean():.2f} s\n"
+            f" mean engine {mean_engine_s:.2f} s\n"
         )
-    if args.json:
-        drawn = {"mean_response_tokens": float(trace.response_tokens.mean())}
-        write_json(args.json, {"settings": recorded_options(args) | drawn, "rules": results})
-    return 0
+        results[name] = {
+            "makespan_s": outcome.makespan_s,
+            "mean_engine_s": mean_engine_s,
+            "tokens_per_s": outcome.tokens_per_s,
+            "num_tokens": outcome.num_tokens,
+            "seconds_by_draft_tokens": {str(k): s for k, s in outcome.seconds_by_length.items()},
+            "decisions_by_reason": outcome.ticks_by_reason,
+        }
+    return text, {"mean_response_tokens": float(trace.response_tokens.mean()), "rules": results}
 
 
-def _run_texts(args: argparse.Namespace) -> int:
-    texts = read_texts(args.texts)
-    simulator = CopySimulator(
-        load_profile(args.profile).model, args.context_tokens, args.acceptance, max(args.draft_tokens), args.seed
-    )
-    rows = compare_sources(texts, simulator, args.batches, args.draft_tokens)
-    titles = ["set", "batch", "copies from", "k", "over plain", "over off", "passes a tick", "copies kept"]
-    cells = [
-        [row.set, str(row.batch), row.source, str(row.num_draft_tokens), f"{row.speedup:.2f}", f"{row.over_off:.2f}",
-         f"{row.draft_passes_per_tick:.2f}", f"{row.copies_kept_per_tick:.2f}"]
-        for row in rows
-    ]  # fmt: skip
-    sys.stdout.write(f"{aligned([titles, *cells], left=(0, 2))}\n")
-    if args.json:
-        write_json(args.json, {"settings": recorded_options(args), "rows": [asdict(row) for row in rows]})
-    return 0
+def _texts(args: argparse.Namespace, model: LatencyModel) -> tuple[str, dict[str, Any]]:
+    simulator = CopySimulator(model, args.context_tokens, args.acceptance, max(args.draft_tokens), args.seed)
+    rows = [asdict(row) for row in compare_sources(read_texts(args.texts), simulator, args.batches, args.draft_tokens)]
+    cells = [["set", "batch", "copies from", "k", "over plain", "over off", "passes a tick", "copies kept"]]
+    cells += [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
+    return aligned(cells, left=(0, 2)) + "\n", {"rows": rows}
 
 
-def _run_against(args: argparse.Namespace) -> int:
+def _against(args: argparse.Namespace, model: LatencyModel) -> tuple[str, dict[str, Any]]:
     max_draft_tokens, measured = read_measured(args.against)
-    table = TickTable(load_profile(args.profile).model, max_draft_tokens)
-    compared = compare(measured, table, seed=args.seed, jitter_sd=args.jitter)
-    sys.stdout.write(report(compared))
-    if args.json:
-        arms = {name: arm.to_dict() for name, arm in compared.items()}
-        write_json(args.json, {"settings": recorded_options(args), "arms": arms})
-    return 0
-
-
-def _to_dict(outcome: Outcome) -> dict[str, Any]:
-    times, active = outcome.active_curve()
-    return {
-        "makespan_s": outcome.makespan_s,
-        "mean_engine_s": float(outcome.engine_seconds.mean()),
-        "tokens_per_s": outcome.tokens_per_s,
-        "num_tokens": outcome.num_tokens,
-        "seconds_by_draft_tokens": {str(k): s for k, s in outcome.seconds_by_length.items()},
-        "decisions_by_reason": outcome.ticks_by_reason,
-        "active_requests": {"seconds": times.tolist(), "requests": active.tolist()},
-    }
-
-
-def _trace(args: argparse.Namespace) -> Trace:
-    if args.trace is not None:
-        return read_trace(args.trace)
-    return draw_trace(args.lengths, args.requests, args.engines, args.seed, args.prompt_tokens)
+    compared = compare(measured, TickTable(model, max_draft_tokens), seed=args.seed, jitter_sd=args.jitter)
+    return report(compared), {"arms": compared}
 
 
 def _check(args: argparse.Namespace) -> None:

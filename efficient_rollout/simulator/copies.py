@@ -23,12 +23,7 @@ _KEYS = {"set": str, "prompt_token_ids": list, "response_token_ids": list}
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Holds one response.
-
-    Attributes:
-        tokens: int32 [tokens], prompt and response.
-        num_prompt_tokens: At least 1.
-    """
+    """Holds one response: int32 [tokens] of prompt and response, and how many are the prompt's, at least 1."""
 
     tokens: Tokens
     num_prompt_tokens: int
@@ -36,16 +31,7 @@ class Text:
 
 @dataclass(slots=True)
 class Decoded:
-    """Sums up the ticks of a decode.
-
-    Attributes:
-        num_tokens: Emitted, of all requests.
-        seconds: Of all ticks.
-        plain_seconds: Of as many ticks of plain decoding as the same tokens take.
-        num_ticks: Verify passes.
-        num_draft_passes: Passes of the drafter.
-        num_copies_kept: Copied tokens that stood in them.
-    """
+    """Sums up a decode; `plain_seconds` are of as many ticks of plain decoding as the same tokens take."""
 
     num_tokens: int = 0
     seconds: float = 0.0
@@ -61,10 +47,7 @@ class Decoded:
 
 
 def read_texts(path: Path) -> dict[str, list[Text]]:
-    """Read responses by the name of their set; requests of one prompt in a set are a group.
-
-    Args:
-        path: JSON lines of `set`, `prompt_token_ids` and `response_token_ids`.
+    """Read responses by their set, from JSON lines of `set`, `prompt_token_ids` and `response_token_ids`.
 
     Raises:
         InputFileError: The file is missing, or a line is not such an object.
@@ -91,14 +74,9 @@ def read_texts(path: Path) -> dict[str, list[Text]]:
 class CopySimulator:
     """Decodes responses, so many at a time, with chains of the drafter's draws.
 
-    A draw is the policy's own with a fixed probability, each for itself; one that is not is a token of no text.
-
-    Attributes:
-        model: Seconds of passes. A draft pass of n rows takes as long as one of n requests.
-        context_tokens: Every request's, for the seconds.
-        acceptance: Of a draw.
-        max_draft_tokens: Of one request in one tick, whose copies may stand more often than others'.
-        seed: Of which draws are the policy's.
+    A draw is the policy's own with probability `acceptance`, each for itself; one that is not is a token of no text. A
+    draft pass of n rows takes as long as one of n requests, each with `context_tokens`. One request may have
+    `max_draft_tokens` in a tick, where its copies stand more often than others'.
     """
 
     model: LatencyModel
@@ -109,19 +87,14 @@ class CopySimulator:
     _draft_seconds: dict[int, float] = field(default_factory=dict)
 
     def decode(self, texts: Sequence[Text], batch: int, num_draft_tokens: int, source: Source) -> Decoded:
-        """Decode every response once.
+        """Decode every response once, `batch` at a time: one that ends makes room for the next.
 
-        Args:
-            texts: The responses; a request that ends makes room for the next.
-            batch: Requests at a time; what is left with fewer at the end is not counted.
-            num_draft_tokens: Per request and tick, on average, at least 1.
-            source: Of the copies.
+        What is left with fewer at the end is not counted. Draft tokens are per request and tick, on average.
         """
-        context = np.array([self.context_tokens])
-        plain, _, verify = self.model.pass_seconds(num_draft_tokens, batch, context)
+        plain, _, verify = self.model.pass_seconds(num_draft_tokens, batch, np.array([self.context_tokens]))
         done = Decoded()
-        queue = iter(enumerate(texts))
-        running = [_Running(self, texts, *item) for item in islice(queue, batch)]
+        queue = (_Running(self, texts, number) for number in range(len(texts)))
+        running = list(islice(queue, batch))
         while len(running) == batch:
             texts_now = [request.text(source) for request in running]
             chains = Chains(
@@ -137,15 +110,15 @@ class CopySimulator:
                 ]
                 chains.keep(fed, drawn)
                 done.seconds += self._draft(sum(fed.num_rows))
-            emitted = [request.verify(drafts) for request, drafts in zip(running, chains.drafts, strict=True)]
+            emitted = sum(request.verify(drafts) for request, drafts in zip(running, chains.drafts, strict=True))
             done.seconds += float(verify[-1, 0])
-            done.num_tokens += sum(emitted)
-            done.plain_seconds += float(plain[0]) * sum(emitted) / batch
+            done.num_tokens += emitted
+            done.plain_seconds += float(plain[0]) * emitted / batch
             done.num_ticks += 1
             done.num_draft_passes += chains.counts.num_passes
             done.num_copies_kept += chains.counts.num_copies_kept
             running = [request for request in running if not request.is_done]
-            running += [_Running(self, texts, *item) for item in islice(queue, batch - len(running))]
+            running += islice(queue, batch - len(running))
         return done
 
     def _draft(self, num_rows: int) -> float:
@@ -156,9 +129,10 @@ class CopySimulator:
 
 
 class _Running:
-    def __init__(self, simulator: CopySimulator, texts: Sequence[Text], number: int, text: Text) -> None:
+    def __init__(self, simulator: CopySimulator, texts: Sequence[Text], number: int) -> None:
+        text = texts[number]
         # The first token of a response comes with its prompt.
-        self._text, self._done = text, text.num_prompt_tokens + 1
+        self._tokens, self._done = text.tokens, text.num_prompt_tokens + 1
         prompt = text.tokens[: text.num_prompt_tokens]
         self._others = [
             other.tokens
@@ -170,20 +144,19 @@ class _Running:
 
     @property
     def is_done(self) -> bool:
-        return self._done >= len(self._text.tokens)
+        return self._done >= len(self._tokens)
 
     def text(self, source: Source) -> Tokens:
-        own = self._text.tokens[: self._done]
+        own = self._tokens[: self._done]
         return np.concatenate([*self._others, own]) if source == "group" else own
 
     def draw(self, place: int) -> int:
         at = self._done + place
-        is_there = at < len(self._text.tokens)
-        return int(self._text.tokens[at]) if is_there and self._is_right[at] else -1 - at
+        return int(self._tokens[at]) if at < len(self._tokens) and self._is_right[at] else -1 - at
 
     def verify(self, drafts: list[int]) -> int:
         """Return the tokens that the request gains."""
-        rest = self._text.tokens[self._done :]
+        rest = self._tokens[self._done :]
         num_stood = 0
         while num_stood < min(len(drafts), len(rest)) and drafts[num_stood] == rest[num_stood]:
             num_stood += 1
@@ -194,17 +167,10 @@ class _Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRow:
-    """Says what the best draft length gives, of one set, batch and source of copies.
+    """Says what the best draft length of those tried gives, of one set, batch and source of copies.
 
-    Attributes:
-        set: Of responses.
-        batch: Requests at a time.
-        source: Of the copies.
-        num_draft_tokens: The best of those tried.
-        speedup: Over plain decoding.
-        over_off: Over drafting without copies, at its own best length.
-        draft_passes_per_tick: Passes of the drafter a verify pass.
-        copies_kept_per_tick: Copied tokens that stood in them, of all requests.
+    `over_off` is the speed over drafting without copies, at its own best length; the last two are of a verify pass and
+    all its requests.
     """
 
     set: str
@@ -227,8 +193,7 @@ def compare_sources(
             alone = 0.0
             for source in SOURCES:
                 tried = {k: simulator.decode(responses, batch, k, source) for k in lengths}
-                k = max(tried, key=lambda k: tried[k].speedup)
-                best = tried[k]
+                k, best = max(tried.items(), key=lambda item: item[1].speedup)
                 alone = alone or best.speedup
                 rows.append(
                     SourceRow(

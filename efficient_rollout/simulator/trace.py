@@ -17,21 +17,13 @@ DEFAULT_PROMPT_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Holds requests in the order they are submitted, all at once.
-
-    Attributes:
-        prompt_tokens: Shape (num_requests,), at least 1 each.
-        response_tokens: Shape (num_requests,), at least 1 each.
-    """
+    """Holds requests in the order they are submitted, all at once; shapes (num_requests,), at least 1 each."""
 
     prompt_tokens: Lengths
     response_tokens: Lengths
 
     def assigned(self, num_engines: int) -> NDArray[np.int64]:
-        """Return the engine of each request.
-
-        veRL's load balancer gives a request to the engine with the fewest in flight. Of a batch that is submitted at
-        once that is one after the other, in turn.
+        """Return the engine of each request: in turn, as veRL's load balancer deals a batch submitted at once.
 
         Raises:
             ConfigError: there are more engines than requests, or none.
@@ -73,15 +65,10 @@ def _request(path: Path, number: int, entry: Any) -> tuple[int, int]:
 def draw_trace(
     lengths: str, num_requests: int, num_engines: int, seed: int, prompt_tokens: int = DEFAULT_PROMPT_TOKENS
 ) -> Trace:
-    """Draw `num_requests * num_engines` response lengths.
+    """Draw `num_requests` response lengths for each engine.
 
-    Args:
-        lengths: `lognormal:MEAN,SIGMA,MAX`: the mean of the distribution in tokens before it is cut at MAX tokens,
-            and the standard deviation of the log.
-        num_requests: Requests per engine.
-        num_engines: Engines.
-        seed: Of the draw.
-        prompt_tokens: Of every request.
+    They are `lognormal:MEAN,SIGMA,MAX`: the mean of the distribution in tokens before it is cut at MAX tokens, and the
+    standard deviation of the log.
 
     Raises:
         ConfigError: `lengths` is malformed, or a number is out of range.

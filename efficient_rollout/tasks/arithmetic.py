@@ -2,7 +2,7 @@
 
 The question `3+14+5+9=` has the worked answer `17+5+9=22+9=31.`: every step adds the two leftmost
 operands and writes the rest again, so an answer with n operands costs on the order of n * n tokens. The number of
-operands is lognormal; the length of an answer therefore has a heavy tail, as the responses of a reasoning model do.
+operands is lognormal: lengths have a heavy tail, as the responses of a reasoning model do.
 
 Standard library only: data can be generated, and rewards computed, where torch is not installed.
 """
@@ -18,7 +18,7 @@ from typing import Literal
 from efficient_rollout.errors import ConfigError
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same seed would give other problems: cached policies and data then stop matching."""
+"""Raised whenever the same seed would give other problems."""
 
 DATA_SOURCE = "efficient_rollout/arithmetic"
 ANSWER_END = "."
@@ -30,15 +30,9 @@ _VALIDATION_SHARE = 1 / 10
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Says how hard problems are, and how long their worked answers get.
+    """Says how hard problems are, and how long their worked answers get, their end-of-sequence token included.
 
-    Attributes:
-        median_operands: Median of the lognormal number of operands, before truncation.
-        log_sigma_operands: Standard deviation of its logarithm: the weight of the tail.
-        min_operands: Fewest operands, at least 2.
-        max_operands: Most operands.
-        max_digits: Most decimal digits of an operand; the number of digits is uniform from 1.
-        max_response_tokens: No worked answer is longer, its end-of-sequence token included.
+    The number of operands is lognormal, cut at both ends; the number of an operand's decimal digits is uniform from 1.
     """
 
     median_operands: float
@@ -82,12 +76,9 @@ class Problem:
     @property
     def worked_answer(self) -> str:
         """Return every intermediate chain, leftmost pair reduced first, then `ANSWER_END`."""
-        steps = []
-        total = self.operands[0]
-        for position, operand in enumerate(self.operands[1:], start=2):
-            total += operand
-            steps.append("+".join(map(str, (total, *self.operands[position:]))))
-        return "=".join(steps) + ANSWER_END
+        totals = itertools.accumulate(self.operands)
+        chains = [(total, *self.operands[done:]) for done, total in enumerate(totals, start=1)]
+        return "=".join("+".join(map(str, chain)) for chain in chains[1:]) + ANSWER_END
 
     @property
     def num_response_tokens(self) -> int:
@@ -119,9 +110,6 @@ def _draw(level: Level, rng: random.Random) -> Problem:
     while True:
         num_operands = int(rng.lognormvariate(math.log(level.median_operands), level.log_sigma_operands) + 0.5)
         if level.min_operands <= num_operands <= level.max_operands:
-            return Problem(tuple(_draw_operand(level, rng) for _ in range(num_operands)))
-
-
-def _draw_operand(level: Level, rng: random.Random) -> int:
-    digits = rng.randint(1, level.max_digits)
-    return rng.randint(10 ** (digits - 1), 10**digits - 1)
+            # Lazily: an operand is drawn right behind its number of digits.
+            digits = (rng.randint(1, level.max_digits) for _ in range(num_operands))
+            return Problem(tuple(rng.randint(10 ** (number - 1), 10**number - 1) for number in digits))

@@ -14,7 +14,7 @@ _SIZES = (*SIZES, SMOLLM2)
 
 
 def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `policy`; the parsed arguments' `run` finds, copies or trains the policy and returns the exit code."""
+    """Add `policy`, which finds, copies or trains a policy."""
     parser = subparsers.add_parser("policy", help="say where a policy is, copy it, or train one like it")
     parser.add_argument(
         "--size", choices=_SIZES, required=True, help="nano: tests; small: quickstart; smollm2: a real language model"
@@ -31,7 +31,7 @@ def add_policy_command(subparsers: "argparse._SubParsersAction[argparse.Argument
 
 
 def add_data_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `data`; the parsed arguments' `run` writes the parquet files and returns the exit code."""
+    """Add `data`, which writes the parquet files."""
     parser = subparsers.add_parser("data", help="write the embedded task's parquet files for veRL")
     parser.add_argument("--size", choices=_SIZES, required=True, help="the policy's size, which sets the difficulty")
     parser.add_argument("--out", type=Path, required=True, help="directory for train.parquet and validation.parquet")
@@ -72,13 +72,9 @@ def run_data(args: argparse.Namespace) -> int:
 
     _show_progress()
     paths = write_dataset(
-        args.out,
-        size=args.size,
-        num_train=args.num_train,
-        num_validation=args.num_validation,
-        seed=args.seed,
+        args.out, size=args.size, num_train=args.num_train, num_validation=args.num_validation, seed=args.seed,
         max_response_tokens=args.max_response_tokens,
-    )
+    )  # fmt: skip
     sys.stdout.write("".join(f"{path}\n" for path in paths))
     return 0
 

@@ -1,12 +1,14 @@
 """The embedded tasks as parquet files, for veRL and for OpenRLHF."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from efficient_rollout.errors import ConfigError, InputFileError
+from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import written_whole
 from efficient_rollout.tasks import arithmetic, word_problems
 from efficient_rollout.tasks.arithmetic import Problem, Split
+from efficient_rollout.tasks.policy import disk_faults_told
 from efficient_rollout.tasks.smollm2 import SIZE as SMOLLM2
 from efficient_rollout.tasks.training_plans import level_of
 from efficient_rollout.tasks.word_problems import WordProblem
@@ -23,21 +25,17 @@ def write_dataset(
     seed: int = 0,
     max_response_tokens: int | None = None,
 ) -> tuple[Path, Path]:
-    """Write `train.parquet` and `validation.parquet`, which share no problem, whatever their seeds.
+    """Write `train.parquet` and `validation.parquet`, which share no problem, whatever their seeds; return both.
 
     Within a split short problems may repeat, as there are few of them.
 
     Args:
         path_dir: Directory for the files, made if absent; files of these names are replaced.
-        size: The policy's size, which sets the difficulty.
+        size: The policy's, which sets the difficulty.
         num_train: Problems to train on.
         num_validation: Problems to validate on.
         seed: Of the draw.
-        max_response_tokens: Leave out problems whose worked answer is longer; None keeps the size's own limit. Word
-            problems, which are those of "smollm2", have no worked answer.
-
-    Returns:
-        The two files, training first.
+        max_response_tokens: Leave out longer worked answers; None keeps the size's own limit. Word problems have none.
 
     Raises:
         ConfigError: A number or the size is not a legal one.
@@ -46,46 +44,35 @@ def write_dataset(
     for name, value in (("num_train", num_train), ("num_validation", num_validation)):
         if value < 1:
             raise ConfigError(f"{name} must be 1 or more, got {value}")
-    directory = Path(path_dir)
     counts: dict[Split, int] = {"train": num_train, "validation": num_validation}
     paths = []
     for split, count in counts.items():
+        problems: Sequence[Problem | WordProblem]
         if size == SMOLLM2:
-            rows = [_word_row(problem) for problem in word_problems.take(split, seed, count)]
+            problems = word_problems.take(split, seed, count)
         else:
             level = level_of(size)
             if max_response_tokens is not None:
                 level = level.capped(max_response_tokens)
-            rows = [_sum_row(problem) for problem in arithmetic.take(level, split, seed, count)]
-        for index, row in enumerate(rows):
-            row["extra_info"] |= {"split": split, "index": index}
-        paths.append(_write(directory / f"{split}.parquet", rows))
+            problems = arithmetic.take(level, split, seed, count)
+        rows = [_row(problem, split, index) for index, problem in enumerate(problems)]
+        paths.append(_write(Path(path_dir) / f"{split}.parquet", rows))
     return paths[0], paths[1]
 
 
-def _sum_row(problem: Problem) -> dict:
-    about = {
-        "question": problem.question,
-        "answer": problem.worked_answer,
-        "num_operands": len(problem.operands),
-        "num_worked_tokens": problem.num_response_tokens,
-    }
-    return _row(arithmetic.DATA_SOURCE, [{"role": "user", "content": problem.question}], problem.answer, about)
-
-
-def _word_row(problem: WordProblem) -> dict:
-    about = {"question": problem.question, "num_steps": problem.num_steps}
-    return _row(word_problems.DATA_SOURCE, problem.messages, problem.answer, about)
-
-
-def _row(data_source: str, prompt: list[dict[str, str]], answer: str, about: dict) -> dict:
+def _row(problem: Problem | WordProblem, split: Split, index: int) -> dict:
+    if isinstance(problem, WordProblem):
+        data_source, prompt, about = word_problems.DATA_SOURCE, problem.messages, {"num_steps": problem.num_steps}
+    else:
+        data_source, prompt = arithmetic.DATA_SOURCE, [{"role": "user", "content": problem.question}]
+        about = {"answer": problem.worked_answer, "num_worked_tokens": problem.num_response_tokens}
     return {
         "data_source": data_source,
         "prompt": prompt,
-        "label": answer,  # OpenRLHF takes it from a column of its own
+        "label": problem.answer,  # OpenRLHF takes it from a column of its own
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": answer},
-        "extra_info": about,
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
+        "extra_info": {"question": problem.question, "split": split, "index": index, **about},
     }
 
 
@@ -93,12 +80,7 @@ def _write(path: Path, rows: list[dict]) -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with written_whole(path) as staged:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
-    except OSError as error:
-        raise InputFileError(
-            f"cannot write {path}: {error.strerror or error}; choose a writable directory with free space"
-        ) from error
+    with disk_faults_told(path), written_whole(path) as staged:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), staged)
     logger.info("wrote %d problems to %s", len(rows), path)
     return path

@@ -12,12 +12,7 @@ _ENDS = ("<|endoftext|>", "<|im_end|>", "</s>")
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> dict[str, object]:
-    """Score responses by the rule of `compute_score`.
-
-    Args:
-        queries: Prompts with their responses.
-        prompts: The prompts alone.
-        labels: The sums, in decimal.
+    """Score the responses behind the prompts in `queries` by the rule of `compute_score`.
 
     Returns:
         `rewards` and `scores`, float32 tensors of shape (responses,), and under `extra_logs` whether each response

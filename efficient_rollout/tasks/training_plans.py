@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tasks.arithmetic import GENERATOR_VERSION, Level
@@ -17,32 +19,16 @@ MAX_POSITIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyShape:
-    """Describes a Qwen3 decoder. Packed INT8 and INT4 kernels want linear dimensions that are multiples of 64."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    tied_embeddings: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Schedule:
-    """Says how a policy is trained by AdamW, and when that ends: at the first measurement that is good enough.
+    """Says how a policy is trained by AdamW, at a constant rate after a linear warm-up, and when that ends.
+
+    It ends at the first measurement of sampled validation accuracy that is good enough.
 
     Attributes:
-        learning_rate: Peak rate, constant after a linear warm-up.
         batch_tokens: Most tokens of a batch, padding included; a longer problem is a batch of its own.
-        warmup_steps: Optimizer steps of the warm-up.
-        easy_steps: Optimizer steps at the beginning that only see problems of up to `easy_response_tokens`.
-        easy_response_tokens: Longest worked answer among those.
-        max_steps: Optimizer steps after which training ends in any case.
-        measure_steps: Optimizer steps between two measurements of sampled validation accuracy; easy steps have none.
-        measure_problems: Problems of each measurement.
-        stop_accuracy: Training stops at the first measurement at or above it.
+        easy_steps: Optimizer steps at the beginning that only see worked answers of up to `easy_response_tokens`;
+            none of them is followed by a measurement.
+        measure_steps: Optimizer steps between two measurements, each of `measure_problems`.
     """
 
     learning_rate: float
@@ -58,18 +44,13 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Is the plan of one reproducible policy.
+    """Is the plan of one reproducible policy; `final_problems` are those of the measurement in `CARD_FILE`.
 
-    Attributes:
-        level: Of the problems that it is trained on, and measured by.
-        shape: Of the policy.
-        schedule: Of its training.
-        final_problems: Problems of the measurement written to `CARD_FILE`.
-        seed: Of the initial weights and the training data.
+    `shape` has arguments of `Qwen3Config`; packed kernels want linear dimensions that are multiples of 64.
     """
 
     level: Level
-    shape: PolicyShape
+    shape: Mapping[str, Any]
     schedule: Schedule
     final_problems: int
     seed: int = 0
@@ -86,88 +67,47 @@ class TrainingPlan:
 
 _PLANS = {
     "nano": TrainingPlan(
-        level=Level(
-            median_operands=3,
-            log_sigma_operands=0.5,
-            min_operands=2,
-            max_operands=8,
-            max_digits=1,
+        Level(
+            median_operands=3, log_sigma_operands=0.5, min_operands=2, max_operands=8, max_digits=1,
             max_response_tokens=64,
         ),
-        shape=PolicyShape(
-            hidden_size=256,
-            intermediate_size=512,
-            num_layers=2,
-            num_heads=8,
-            num_kv_heads=4,
-            head_dim=32,
-            tied_embeddings=True,
-        ),
-        schedule=Schedule(
-            learning_rate=1e-3,
-            batch_tokens=1024,
-            warmup_steps=30,
-            easy_steps=0,
-            easy_response_tokens=64,
-            max_steps=4000,
-            measure_steps=25,
-            measure_problems=128,
-            stop_accuracy=0.45,
+        {
+            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True,
+        },
+        Schedule(
+            learning_rate=1e-3, batch_tokens=1024, warmup_steps=30, easy_steps=0, easy_response_tokens=64,
+            max_steps=4000, measure_steps=25, measure_problems=128, stop_accuracy=0.45,
         ),
         final_problems=512,
     ),
     "small": TrainingPlan(
-        level=Level(
-            median_operands=4,
-            log_sigma_operands=0.7,
-            min_operands=2,
-            max_operands=16,
-            max_digits=1,
+        Level(
+            median_operands=4, log_sigma_operands=0.7, min_operands=2, max_operands=16, max_digits=1,
             max_response_tokens=256,
         ),
-        shape=PolicyShape(
-            hidden_size=256,
-            intermediate_size=768,
-            num_layers=3,
-            num_heads=8,
-            num_kv_heads=2,
-            head_dim=64,
-            tied_embeddings=False,
-        ),
-        schedule=Schedule(
-            learning_rate=1e-3,
-            batch_tokens=1024,
-            warmup_steps=30,
-            easy_steps=200,
-            easy_response_tokens=40,
-            max_steps=6000,
-            measure_steps=60,
-            measure_problems=96,
-            stop_accuracy=0.45,
+        {
+            "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": False,
+        },
+        Schedule(
+            learning_rate=1e-3, batch_tokens=1024, warmup_steps=30, easy_steps=200, easy_response_tokens=40,
+            max_steps=6000, measure_steps=60, measure_problems=96, stop_accuracy=0.45,
         ),
         final_problems=256,
     ),
-}
+}  # fmt: skip
 
 SIZES = tuple(_PLANS)
 
 
 def level_of(size: str) -> Level:
-    """Return the difficulty a policy of this size is trained on.
-
-    Raises:
-        ConfigError: There is no such size.
-    """
+    """Return the difficulty a policy of this size is trained on; errors are those of `plan_of`."""
     return plan_of(size).level
 
 
 def plan_of(size: str, *, seed: int = 0, tied: bool | None = None) -> TrainingPlan:
-    """Return the plan of a size.
-
-    Args:
-        size: One of `SIZES`.
-        seed: Of the initial weights and the training data.
-        tied: Share the output head with the embedding, or not; None keeps the size's own choice.
+    """Return the plan of one of `SIZES`; `tied` shares the output head with the embedding, None as the size does.
 
     Raises:
         ConfigError: There is no such size, or the seed is not one.
@@ -177,4 +117,4 @@ def plan_of(size: str, *, seed: int = 0, tied: bool | None = None) -> TrainingPl
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be 0 to {2**32 - 1}, got {seed}")
     plan = replace(_PLANS[size], seed=seed)
-    return plan if tied is None else replace(plan, shape=replace(plan.shape, tied_embeddings=tied))
+    return plan if tied is None else replace(plan, shape={**plan.shape, "tie_word_embeddings": tied})

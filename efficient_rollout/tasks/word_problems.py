@@ -4,7 +4,6 @@ Standard library only: data can be generated, and rewards computed, where torch 
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from efficient_rollout.tasks.arithmetic import Split, split_of
@@ -29,131 +28,51 @@ EXAMPLES = (
 )
 """Questions with the answers that a prompt shows first: a small model takes the form from them, not from an order."""
 
-_NUMBERS = (2, 12)
-
-
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """Is a text with {name}, {other}, {things} and the numbers {a}, {b}, {c}, of which it may use fewer.
-
-    Attributes:
-        text: The question.
-        answer: Of a, b and c. A draw that makes it less than 1 is drawn again.
-    """
-
-    text: str
-    answer: Callable[[int, int, int], int]
-
-
-# So many problems of each kind: one step, two steps.
+# Texts with a name {n}, another {o}, things {t} and numbers, and the answer; a draw that makes it less than 1 is drawn
+# again.
 _ONE_STEP = (
-    _Template(
-        "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?", lambda a, b, _: a + b
-    ),
-    _Template(
-        "{name} has {a} {things} and {other} has {b}. How many {things} do they have together?", lambda a, b, _: a + b
-    ),
-    _Template(
-        "There are {a} {things} in one box and {b} in another. How many {things} are there in all?",
-        lambda a, b, _: a + b,
-    ),
-    _Template(
-        "{name} found {a} {things} in the morning and {b} in the afternoon. How many {things} did {name} find?",
-        lambda a, b, _: a + b,
-    ),
-    _Template(
-        "{name} has {a} {things} and gives {b} of them to {other}. How many {things} does {name} have left?",
-        lambda a, b, _: a - b,
-    ),
-    _Template(
-        "There were {a} {things} on the table. {name} took {b}. How many {things} are still on the table?",
-        lambda a, b, _: a - b,
-    ),
-    _Template(
-        "{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?", lambda a, b, _: a - b
-    ),
-    _Template("{name} needs {a} {things} and has {b}. How many more {things} does {name} need?", lambda a, b, _: a - b),
-    _Template(
-        "{name} has {a} boxes with {b} {things} in each. How many {things} does {name} have?", lambda a, b, _: a * b
-    ),
-    _Template("Each of {a} children has {b} {things}. How many {things} do they have in all?", lambda a, b, _: a * b),
+    ("{n} has {a} {t} and buys {b} more. How many {t} does {n} have now?", lambda a, b, _: a + b),
+    ("{n} has {a} {t} and {o} has {b}. How many {t} do they have together?", lambda a, b, _: a + b),
+    ("There are {a} {t} in one box and {b} in another. How many {t} are there in all?", lambda a, b, _: a + b),
+    ("{n} found {a} {t} in the morning and {b} in the afternoon. How many {t} did {n} find?", lambda a, b, _: a + b),
+    ("{n} has {a} {t} and gives {b} of them to {o}. How many {t} does {n} have left?", lambda a, b, _: a - b),
+    ("There were {a} {t} on the table. {n} took {b}. How many {t} are still on the table?", lambda a, b, _: a - b),
+    ("{n} has {a} {t}. {o} has {b} fewer. How many {t} does {o} have?", lambda a, b, _: a - b),
+    ("{n} needs {a} {t} and has {b}. How many more {t} does {n} need?", lambda a, b, _: a - b),
+    ("{n} has {a} boxes with {b} {t} in each. How many {t} does {n} have?", lambda a, b, _: a * b),
+    ("Each of {a} children has {b} {t}. How many {t} do they have in all?", lambda a, b, _: a * b),
 )
 _TWO_STEPS = (
-    _Template(
-        "{name} has {a} {things}, buys {b} more and then loses {c}. How many {things} does {name} have now?",
-        lambda a, b, c: a + b - c,
-    ),
-    _Template(
-        "{name} has {a} {things}, {other} has {b} and a friend has {c}. How many {things} do they have together?",
+    ("{n} has {a} {t}, buys {b} more and then loses {c}. How many {t} does {n} have now?", lambda a, b, c: a + b - c),
+    (
+        "{n} has {a} {t}, {o} has {b} and a friend has {c}. How many {t} do they have together?",
         lambda a, b, c: a + b + c,
     ),
-    _Template(
-        "{name} has {a} {things}. {other} has {b} more than {name}. How many {things} do they have together?",
-        lambda a, b, _: a + a + b,
-    ),
-    _Template(
-        "{name} has {a} bags with {b} {things} in each, and {c} more {things}. How many {things} does {name} have?",
+    ("{n} has {a} {t}. {o} has {b} more than {n}. How many {t} do they have together?", lambda a, b, _: a + a + b),
+    ("{n} has {a} bags with {b} {t} in each, and {c} more {t}. How many {t} does {n} have?", lambda a, b, c: a * b + c),
+    ("{n} buys {a} packs of {b} {t} and gives {c} {t} away. How many {t} are left?", lambda a, b, c: a * b - c),
+    (
+        "One of the {t} costs {a} dollars. {n} buys {b} and pays {c} dollars too much. How many dollars did {n} pay?",
         lambda a, b, c: a * b + c,
     ),
-    _Template(
-        "{name} buys {a} packs of {b} {things} and gives {c} {things} away. How many {things} are left?",
-        lambda a, b, c: a * b - c,
-    ),
-    _Template(
-        "One of the {things} costs {a} dollars. {name} buys {b} and pays {c} dollars too much. How many dollars did "
-        "{name} pay?",
-        lambda a, b, c: a * b + c,
-    ),
-    _Template(
-        "A shop had {a} {things}, sold {b} on Monday and {c} on Tuesday. How many {things} are left?",
-        lambda a, b, c: a - b - c,
-    ),
-    _Template(
-        "{name} reads {a} pages a day for {b} days, and then {c} pages. How many pages did {name} read?",
+    ("A shop had {a} {t}, sold {b} on Monday and {c} on Tuesday. How many {t} are left?", lambda a, b, c: a - b - c),
+    (
+        "{n} reads {a} pages a day for {b} days, and then {c} pages. How many pages did {n} read?",
         lambda a, b, c: a * b + c,
     ),
 )
+_NUMBERS = (2, 12)
 _NAMES = (
-    "Anna",
-    "Ben",
-    "Carla",
-    "David",
-    "Emma",
-    "Felix",
-    "Grace",
-    "Hugo",
-    "Ivy",
-    "Jack",
-    "Kate",
-    "Leo",
-    "Mia",
-    "Noah",
-)
+    "Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ivy", "Jack", "Kate", "Leo", "Mia", "Noah",
+)  # fmt: skip
 _THINGS = (
-    "apples",
-    "books",
-    "cards",
-    "coins",
-    "cups",
-    "eggs",
-    "flowers",
-    "marbles",
-    "oranges",
-    "pencils",
-    "shells",
-    "toys",
-)
+    "apples", "books", "cards", "coins", "cups", "eggs", "flowers", "marbles", "oranges", "pencils", "shells", "toys",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class WordProblem:
-    """Is one question.
-
-    Attributes:
-        question: The last that the prompt asks.
-        answer: In decimal digits, 1 or more.
-        num_steps: Of arithmetic, 1 or 2.
-    """
+    """Is one question, with its answer in decimal digits, and one or two steps of arithmetic to it."""
 
     question: str
     answer: str
@@ -162,12 +81,8 @@ class WordProblem:
     @property
     def messages(self) -> list[dict[str, str]]:
         """Return the chat that the policy goes on with: `EXAMPLES`, and the question."""
-        shown = [
-            message
-            for question, answer in EXAMPLES
-            for message in (_said("user", question), _said("assistant", answer))
-        ]
-        return [*shown, _said("user", self.question)]
+        said = [text for example in EXAMPLES for text in example] + [self.question]
+        return [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(said)]
 
 
 def take(split: Split, seed: int, count: int) -> list[WordProblem]:
@@ -181,18 +96,13 @@ def take(split: Split, seed: int, count: int) -> list[WordProblem]:
     return found
 
 
-def _said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
 def _draw(rng: random.Random) -> WordProblem:
     num_steps, templates = rng.choice(((1, _ONE_STEP), (2, _TWO_STEPS)))
-    template = rng.choice(templates)
+    text, formula = rng.choice(templates)
     name, other = rng.sample(_NAMES, 2)
     things = rng.choice(_THINGS)
     answer = 0
     while answer < 1:
         a, b, c = (rng.randint(*_NUMBERS) for _ in range(3))
-        answer = template.answer(a, b, c)
-    question = template.text.format(name=name, other=other, things=things, a=a, b=b, c=c)
-    return WordProblem(question, str(answer), num_steps)
+        answer = formula(a, b, c)
+    return WordProblem(text.format(n=name, o=other, t=things, a=a, b=b, c=c), str(answer), num_steps)

@@ -13,54 +13,28 @@ from efficient_rollout.training_runs.run import Run
 # A difference in one of these makes the training another one: there is nothing to compare. A run has either
 # framework's.
 _RECIPE_KEYS = (
-    "actor_rollout_ref.model.path",
-    "algorithm.adv_estimator",
-    "algorithm.use_kl_in_reward",
-    "embedded_task.num_train",
-    "data.train_files",
-    "data.train_batch_size",
-    "data.max_prompt_length",
-    "data.max_response_length",
-    "actor_rollout_ref.rollout.n",
-    "actor_rollout_ref.rollout.temperature",
-    "actor_rollout_ref.rollout.top_p",
-    "actor_rollout_ref.rollout.top_k",
-    "actor_rollout_ref.actor.ppo_mini_batch_size",
-    "actor_rollout_ref.actor.optim.lr",
-    "actor_rollout_ref.actor.use_kl_loss",
-    "actor_rollout_ref.actor.kl_loss_coef",
-    "openrlhf.actor.model_name_or_path",
-    "openrlhf.actor.adam.lr",
-    "openrlhf.algo.advantage.estimator",
-    "openrlhf.algo.kl.init_coef",
-    "openrlhf.algo.kl.use_loss",
-    "openrlhf.data.max_len",
-    "openrlhf.data.prompt_dataset",
-    "openrlhf.rollout.batch_size",
-    "openrlhf.rollout.max_new_tokens",
-    "openrlhf.rollout.n_samples_per_prompt",
-    "openrlhf.rollout.temperature",
-    "openrlhf.rollout.top_p",
-    "openrlhf.train.async_enable",
-    "openrlhf.train.batch_size",
-)
+    "actor_rollout_ref.model.path", "embedded_task.num_train",
+    "algorithm.adv_estimator", "algorithm.use_kl_in_reward",
+    "data.train_files", "data.train_batch_size", "data.max_prompt_length", "data.max_response_length",
+    "actor_rollout_ref.rollout.n", "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.rollout.top_p", "actor_rollout_ref.rollout.top_k",
+    "actor_rollout_ref.actor.ppo_mini_batch_size", "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.use_kl_loss", "actor_rollout_ref.actor.kl_loss_coef",
+    "openrlhf.actor.model_name_or_path", "openrlhf.actor.adam.lr",
+    "openrlhf.algo.advantage.estimator", "openrlhf.algo.kl.init_coef", "openrlhf.algo.kl.use_loss",
+    "openrlhf.data.max_len", "openrlhf.data.prompt_dataset",
+    "openrlhf.rollout.batch_size", "openrlhf.rollout.max_new_tokens", "openrlhf.rollout.n_samples_per_prompt",
+    "openrlhf.rollout.temperature", "openrlhf.rollout.top_p",
+    "openrlhf.train.async_enable", "openrlhf.train.batch_size",
+)  # fmt: skip
 # A difference in one of these is named on the page: it is part of what was measured.
 _SPEED_KEYS = (
-    "data.seed",
-    "embedded_task.seed",
-    "trainer.device",
-    "trainer.nnodes",
-    "trainer.n_gpus_per_node",
-    "actor_rollout_ref.rollout.dtype",
-    "actor_rollout_ref.rollout.enforce_eager",
-    "actor_rollout_ref.rollout.tensor_model_parallel_size",
-    "actor_rollout_ref.rollout.data_parallel_size",
-    "actor_rollout_ref.rollout.gpu_memory_utilization",
-    "actor_rollout_ref.rollout.max_num_seqs",
-    "openrlhf.train.seed",
-    "openrlhf.vllm.enforce_eager",
-    "openrlhf.vllm.num_engines",
-)
+    "data.seed", "embedded_task.seed", "trainer.device", "trainer.nnodes", "trainer.n_gpus_per_node",
+    "actor_rollout_ref.rollout.dtype", "actor_rollout_ref.rollout.enforce_eager",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size", "actor_rollout_ref.rollout.data_parallel_size",
+    "actor_rollout_ref.rollout.gpu_memory_utilization", "actor_rollout_ref.rollout.max_num_seqs",
+    "openrlhf.train.seed", "openrlhf.vllm.enforce_eager", "openrlhf.vllm.num_engines",
+)  # fmt: skip
 _ABSENT = object()
 
 
@@ -93,16 +67,16 @@ def _differences(own: Mapping[str, Any], other: Mapping[str, Any], keys: Iterabl
     for key in keys:
         ours, theirs = _look_up(own, key), _look_up(other, key)
         if _comparable(key, ours) != _comparable(key, theirs):
-            yield f"{key} ({_shown(ours)} here, {_shown(theirs)} in the baseline)"
+            shown = ["not set" if value is _ABSENT else value for value in (ours, theirs)]
+            yield f"{key} ({shown[0]} here, {shown[1]} in the baseline)"
 
 
-def _look_up(config: Mapping[str, Any], key: str) -> Any:
-    found: Any = config
+def _look_up(config: Any, key: str) -> Any:
     for part in key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(config, Mapping) or part not in config:
             return _ABSENT
-        found = found[part]
-    return found
+        config = config[part]
+    return config
 
 
 def _comparable(key: str, value: Any) -> Any:
@@ -111,7 +85,3 @@ def _comparable(key: str, value: Any) -> Any:
         paths = value if isinstance(value, list) else [value]
         return [PurePath(path).name if isinstance(path, str) else path for path in paths]
     return value
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is _ABSENT else str(value)

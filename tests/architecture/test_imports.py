@@ -79,7 +79,7 @@ UPSTREAM = {
     "nodes": {"ray"},
     "training_job": {"ray", "omegaconf", "pyarrow"},
     "doctor": {"packaging"},
-    "tasks": {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "filelock", "gguf"},
+    "tasks": {"torch", "transformers", "tokenizers", "pyarrow", "filelock", "gguf"},
     "engine.weights": {"vllm", "torch"},
     "engine": {"vllm", "torch", "transformers", "numpy", "filelock", "prometheus_client"},
     "engine.cpu": {"vllm", "torch", "numpy"},

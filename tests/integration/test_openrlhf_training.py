@@ -12,8 +12,7 @@ from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 from efficient_rollout.metrics.timeline import NUM_TOKENS
 from efficient_rollout.summary import render_table
-from efficient_rollout.training_runs.run import read_run
-from efficient_rollout.training_runs.steps import read_steps
+from efficient_rollout.training_runs.run import read_run, read_steps
 
 pytestmark = pytest.mark.openrlhf
 

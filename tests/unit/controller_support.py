@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from efficient_rollout.controller.rule import DecodeState
 from efficient_rollout.cost_model.calibration import calibrate_from_table
-from efficient_rollout.cost_model.latency import LatencyModel, TickTable
+from efficient_rollout.cost_model.latency import LatencyModel, ResidualScales, TickTable
 from efficient_rollout.cost_model.profile import Profile
-from efficient_rollout.cost_model.residual import ResidualScales
 from efficient_rollout.cost_model.roofline import NO_PADDING, prior
 from efficient_rollout.cost_model.table import PointArray, read_table
 

@@ -7,11 +7,10 @@ import pytest
 from controller_support import a100_profile
 
 from efficient_rollout.cost_model.calibration import calibrate, effective_rates
-from efficient_rollout.cost_model.fit import leave_one_out_log_errors, shape_prior
-from efficient_rollout.cost_model.latency import LatencyModel
+from efficient_rollout.cost_model.fit import leave_one_out_log_errors
+from efficient_rollout.cost_model.latency import LatencyModel, covariance
 from efficient_rollout.cost_model.model_shape import ModelShape
 from efficient_rollout.cost_model.profile import ProfileKey
-from efficient_rollout.cost_model.residual import covariance
 from efficient_rollout.cost_model.roofline import PARAMETERS, prior, roofline_seconds
 from efficient_rollout.cost_model.table import DRAFT, PLAIN, VERIFY, Point, PointArray
 from efficient_rollout.errors import ProfileError
@@ -27,7 +26,7 @@ WEIGHTS, COMPUTE, KV = (PARAMETERS.index(p) for p in ("weight_read_s", "row_comp
 
 def test_byte_counts_take_the_place_of_guesses_in_the_prior() -> None:
     guess, doubt = prior(0.010)
-    mean, sd = shape_prior(0.010, SHAPE)
+    mean, sd = prior(0.010, SHAPE)
     per_byte_s = np.exp(guess[PLAIN, WEIGHTS]) / 8e9
     assert np.exp(mean[DRAFT, WEIGHTS]) == pytest.approx(2e9 * per_byte_s)
     assert np.exp(mean[[PLAIN, DRAFT], KV]) == pytest.approx([4e5 * per_byte_s] * 2)
@@ -50,9 +49,8 @@ def test_the_error_of_a_point_is_the_one_without_it() -> None:
     everything = PointArray.of(points)
     rows = model.padding.rows(everything)
     residual = np.log(seconds) - np.log(roofline_seconds(model.log_parameters, everything, rows))
-    matrix = covariance(model.scales, everything, rows, everything, rows) + model.scales.nugget_sd**2 * np.eye(
-        len(rows)
-    )
+    matrix = covariance(model.scales, model.padding, everything, everything)
+    matrix += model.scales.nugget_sd**2 * np.eye(len(rows))
     errors = leave_one_out_log_errors(model, everything)
     for i in (0, 7, 29):
         others = [j for j in range(len(points)) if j != i]

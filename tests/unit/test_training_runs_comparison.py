@@ -13,13 +13,12 @@ from efficient_rollout.training_runs.comparison import (
     MIN_STEPS,
     Estimate,
     difference,
+    speed_verdicts,
     speedups,
     tokens_per_tick,
     unequal_load,
 )
-from efficient_rollout.training_runs.run import Run, read_run
-from efficient_rollout.training_runs.steps import REWARD_MEAN, STEP_SECONDS
-from efficient_rollout.training_runs.verdicts import speed_verdicts
+from efficient_rollout.training_runs.run import REWARD_MEAN, STEP_SECONDS, Run, read_run
 
 
 def run_of(rollout_s: list[float], tokens: list[float] | None = None) -> Run:
@@ -70,12 +69,12 @@ def test_a_gap_in_either_run_leaves_its_step_out() -> None:
 def test_a_difference_is_of_means_of_shared_steps(tmp_path: Path) -> None:
     own = read_run(write_run(tmp_path / "own", num_steps=30))
     other = read_run(write_run(tmp_path / "other", num_steps=30, seed=5))
-    found = difference(own, other, REWARD_MEAN, "reward")
+    found = difference(own, other, REWARD_MEAN)
     assert found is not None
     expected = float(np.mean(own.values(REWARD_MEAN)[1:]) - np.mean(other.values(REWARD_MEAN)[1:]))
     assert found.value == pytest.approx(expected)
     assert found.low < found.value < found.high
-    assert difference(own, other, "no such metric", "reward") is None
+    assert difference(own, other, "no such metric") is None
 
 
 def busy_run(slowdown: float, tokens: float = 100.0, *, ticks: float = 10.0) -> Run:
