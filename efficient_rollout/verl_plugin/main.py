@@ -2,14 +2,11 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from efficient_rollout.cleanup import exit_code_of, nothing_left_behind
-
-if TYPE_CHECKING:
-    from hydra._internal.hydra import Hydra
 
 
 def train(argv: Sequence[str]) -> int:
@@ -43,7 +40,7 @@ def train(argv: Sequence[str]) -> int:
     return exit_code_of("train", job)
 
 
-def _start(overrides: Sequence[str], hydra: "Hydra") -> DictConfig:
+def _start(overrides: Sequence[str], hydra: Any) -> DictConfig:
     from efficient_rollout.verl_plugin.compose import compose_config
     from efficient_rollout.verl_plugin.settings import job_settings
 

@@ -23,9 +23,8 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/openrlhf_plugin/stand_ins.py": "tells DeepSpeed its accelerator",
     "efficient_rollout/nodes.py": "Ray's own variable names the cluster that a job would join",
     "efficient_rollout/verl_plugin/compose.py": "Ray's own variable names the cluster that a job was submitted to",
-    "efficient_rollout/preload/client.py": "a process that stands for another takes its variables along",
-    "efficient_rollout/preload/server.py": "the same",
-    "efficient_rollout/verl_plugin/preloading.py": "the imports find the variables that Ray's processes find",
+    "efficient_rollout/verl_plugin/preload_client.py": "a process that stands for another takes its variables along",
+    "efficient_rollout/verl_plugin/preloading.py": "the same, and imports find the variables that Ray's processes find",
     "efficient_rollout/metrics/run_id.py": "wandb's own variables are the one way to name a run that others start",
     "efficient_rollout/verl_plugin/server.py": "hands veRL the name it looks a job's servers up by",
 }
