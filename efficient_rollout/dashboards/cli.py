@@ -4,13 +4,13 @@ And `efficient-rollout dashboard wandb`: save the view of a project's runs.
 """
 
 import argparse
-import importlib
 import re
 import sys
 import time
 import webbrowser
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, MissingPackageError
@@ -59,17 +59,12 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def require(what: str, modules: Mapping[str, str]) -> None:
-    """Raise unless everything can be imported that `what` needs.
+    """Raise unless everything is installed that `what` needs.
 
     Raises:
-        MissingPackageError: Names the packages whose modules cannot, and what to install.
+        MissingPackageError: Names the packages whose modules are not there, and what to install.
     """
-    missing = []
-    for package, module in modules.items():
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            missing.append(package)
+    missing = [package for package, module in modules.items() if find_spec(module) is None]
     if missing:
         raise MissingPackageError(f"{what} needs {', '.join(missing)}: pip install {' '.join(missing)}")
 

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,20 +52,15 @@ class ReportingWandb:
         return self._wandb.finish(*args, **kwargs)
 
     def _log_page(self, *, step: int | None, commit: bool) -> None:
-        start = time.perf_counter()
         try:
             require("the report in wandb", REPORT_PACKAGES)
             from efficient_rollout.dashboards.page import render
             from efficient_rollout.training_runs.run import read_run
 
-            text = render(read_run(self._directory))
-            page = self._wandb.Html(text, inject=False, data_is_not_path=True)
+            page = self._wandb.Html(render(read_run(self._directory)), inject=False, data_is_not_path=True)
             self._wandb.log({PANEL: page}, step=step, commit=commit)
+            self._drawn = self._newest
         except (EfficientRolloutError, OSError) as fault:
             if str(fault) != self._told:
                 logger.warning("wandb gets no report of step %d: %s", self._newest, fault)
             self._told = str(fault)
-            return
-        self._drawn = self._newest
-        seconds, num_bytes = time.perf_counter() - start, len(text)
-        logger.info("logged the report of step %d: %.1f MB, %.1f s", self._newest, num_bytes / 1e6, seconds)

@@ -50,20 +50,20 @@ def read_measured(path: Path) -> tuple[int, dict[str, list[MeasuredRound]]]:
     """
     again = "give a file of: efficient-rollout bench rollout --json FILE"
     data = read_json(path, what="the benchmark", remedy=again)
+    if isinstance(data, dict) and data.get("schema_version", _SCHEMA_VERSION) != _SCHEMA_VERSION:
+        raise InputFileError(f"{path} has schema version {data['schema_version']!r}; this program reads 1")
     try:
-        version, arms = data["schema_version"], {}
-        if version == _SCHEMA_VERSION:
-            prompts = [[prompt for prompt, _ in requests] for requests in data["work"]]
-            for name, arm in data["arms"].items():
-                if _rule_name(name) is not None:
-                    arms[name] = [_round(*pair) for pair in zip(prompts, arm["rounds"], strict=True)]
-            max_draft_tokens = int(data["settings"]["max_draft_tokens"])
+        prompts = [[prompt for prompt, _ in requests] for requests in data["work"]]
+        arms = {
+            name: [_round(*pair) for pair in zip(prompts, arm["rounds"], strict=True)]
+            for name, arm in data["arms"].items()
+            if _rule_name(name) is not None
+        }
+        max_draft_tokens = int(data["settings"]["max_draft_tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputFileError(
             f"{path} is no result of a benchmark ({type(error).__name__}: {error}); {again}"
         ) from error
-    if version != _SCHEMA_VERSION:
-        raise InputFileError(f"{path} has schema version {version!r}; this program reads {_SCHEMA_VERSION}")
     if not arms or not all(arms.values()):
         raise InputFileError(f"{path} holds no round of an arm that can be simulated; {again}")
     return max_draft_tokens, arms
