@@ -7,6 +7,9 @@ closes (`engine/weights/doors.py`), are not among them.
 from checked_names import names
 
 # What an engine's own processes import in any case.
+# Names that moved within the range of versions, the old and the new one in a row: one of them must be there.
+MOVED: tuple[tuple[str, ...], ...] = ()
+
 OF_ENGINES = names("""
     # Configuration.
     vllm.engine.arg_utils:EngineArgs additional_config async_scheduling distributed_executor_backend scheduler_cls

@@ -8,7 +8,7 @@ import pytest
 from checked_names import missing
 from names_of_openrlhf import OF_OPENRLHF
 from names_of_verl import OF_VERL
-from names_of_vllm import OF_ENGINES, OF_MEASURING, OF_SERVERS
+from names_of_vllm import MOVED, OF_ENGINES, OF_MEASURING, OF_SERVERS
 
 ALL_OF_VLLM = {*OF_ENGINES, *OF_MEASURING, *OF_SERVERS}
 
@@ -54,6 +54,12 @@ def test_the_check_sees_an_unlisted_import(tmp_path):
 def test_everything_listed_exists(package, listed):
     pytest.importorskip(package)
     assert missing(listed) == []
+
+
+@pytest.mark.parametrize(("rows", "gone"), [(MOVED, []), ((("vllm:LLM", "vllm:Other"), ("vllm:A", "vllm:B")), [1])])
+def test_of_names_that_moved_one_is_there(rows, gone):
+    pytest.importorskip("vllm")
+    assert [number for number, row in enumerate(rows) if len(missing(row)) == len(row)] == gone
 
 
 @pytest.mark.parametrize("listed", [OF_ENGINES, OF_MEASURING, OF_VERL, OF_OPENRLHF])

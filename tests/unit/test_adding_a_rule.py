@@ -87,3 +87,9 @@ def test_every_rule_has_a_row(repository):
     assert {name: row.endswith("| yes |") for name, row in rows.items()} == {
         name: entry.needs_profile for name, entry in RULES.items()
     }
+
+
+def test_the_frameworks_pages_name_every_rule(repository):
+    for page in ("verl.md", "vllm.md"):
+        text = (repository / "docs" / page).read_text()
+        assert [name for name in RULES if f"`{name}`" not in text] == [], page
