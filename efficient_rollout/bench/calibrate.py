@@ -50,6 +50,7 @@ def add_engine_arguments(parser: "argparse._ActionsContainer") -> None:
     """Add the arguments that say how engines are started, for every command that starts some."""
     add_dtype_argument(parser)
     parser.add_argument("--compile", action="store_true", help="engines in compiled mode, as always on a GPU")
+    parser.add_argument("--gpu-certificate", metavar="FILE", help="of gpu-check, where it is not in the cache")
 
 
 def add_comparison_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
@@ -60,21 +61,20 @@ def add_comparison_arguments(parser: argparse.ArgumentParser, *, rounds: int) ->
     prompts.add_argument("--task", metavar="SIZE", help="prompts of the embedded task for a policy of this size")
     parser.add_argument("--rounds", type=int, default=rounds, help="of all arms, in turns")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0 is greedy")
-    parser.add_argument("--seed", type=int, default=0, help="of the lengths and the prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts, and of lengths that are drawn")
     add_engine_arguments(parser)
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--png", type=Path, help="where to draw it; needs matplotlib")
 
 
 def settings_of(
-    drafter: Mapping[str, Any], max_draft_tokens: int, *, verify_kernel: str = "auto", profile: Path | None = None
+    drafter: Mapping[str, Any], max_draft_tokens: int, *, profile: Path | None = None, **others: Any
 ) -> Settings:
     """Return the settings of a self-drafting engine that is told when to draft; arguments are named as settings are."""
     controller = {"rule": "never", "max_draft_tokens": max_draft_tokens}
     if profile is not None:
         controller["profile"] = str(profile.resolve())
-    tree = {"verify_kernel": verify_kernel, "drafter": drafter, "controller": controller}
-    return Settings.parse(tree, where="the command line")
+    return Settings.parse({**others, "drafter": drafter, "controller": controller}, where="the command line")
 
 
 def natural_prompts(args: argparse.Namespace, min_response_tokens: int = 0) -> FixedPrompts | TaskPrompts | None:
@@ -134,7 +134,12 @@ def run(args: argparse.Namespace) -> int:
         is_compiled=args.compile,
         tensor_parallel_size=args.tensor_parallel_size,
     )
-    settings = settings_of({"scheme": args.scheme}, max(probe.lengths), verify_kernel=args.verify_kernel)
+    settings = settings_of(
+        {"scheme": args.scheme},
+        max(probe.lengths),
+        verify_kernel=args.verify_kernel,
+        gpu_certificate_path=args.gpu_certificate,
+    )
     profile = calibrate_engine(str(args.model), settings, probe, provenance={"source": "engine", **provenance()})
     save_profile(profile, args.out)
     spent = profile.provenance

@@ -97,8 +97,9 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
     if args.fixed_batches is not None:
         rounds |= _fixed(args, source)
     resolve_engine_arguments(args)
-    drafter, kernel = {"scheme": args.scheme}, args.verify_kernel
-    settings = settings_of(drafter, args.max_draft_tokens, verify_kernel=kernel)
+    drafter = {"scheme": args.scheme}
+    others = {"verify_kernel": args.verify_kernel, "gpu_certificate_path": args.gpu_certificate}
+    settings = settings_of(drafter, args.max_draft_tokens, **others)
     if args.profile is None and any(arm.needs_profile for arm in arms):
         from efficient_rollout.engine.profiles import ensure_profile
 
@@ -108,7 +109,7 @@ def _plan(args: argparse.Namespace) -> BenchPlan:
         model=str(args.model),
         arms=arms,
         rounds=rounds,
-        settings=settings_of(drafter, args.max_draft_tokens, verify_kernel=kernel, profile=args.profile),
+        settings=settings_of(drafter, args.max_draft_tokens, profile=args.profile, **others),
         temperature=args.temperature,
         eos_token_ids=eos_token_ids(config) if args.natural_eos else (),
         dtype=args.dtype,

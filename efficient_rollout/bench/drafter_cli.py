@@ -100,7 +100,7 @@ def plan_of(args: argparse.Namespace) -> tuple[DrafterPlan, AcceptancePlan | Non
     """
     batches, lengths = (positive_integers(f"--{name}", getattr(args, name)) for name in ("batches", "lengths"))
     _check_numbers(args, max(lengths))
-    drafters = drafters_of(args.schemes, max(lengths))
+    drafters = drafters_of(args.schemes, max(lengths), args.gpu_certificate)
     config = read_policy_config(args.model)
     acceptance = _acceptance(args, config, max(lengths)) if args.acceptance else None
     if args.also_model and acceptance is None:
@@ -147,7 +147,7 @@ def _check_numbers(args: argparse.Namespace, most: int) -> None:
         raise ConfigError("--rounds and --acceptance-prompts must be at least 1, --temperature 0")
 
 
-def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
+def drafters_of(text: str, max_draft_tokens: int, gpu_certificate_path: str | None = None) -> dict[str, Settings]:
     """Return the settings by the arm's name, from `NAME[:SETTING=VALUE...]`, separated by commas.
 
     Raises:
@@ -163,7 +163,9 @@ def drafters_of(text: str, max_draft_tokens: int) -> dict[str, Settings]:
             raise ConfigError(f"--schemes repeats {name}")
         drafter = {"scheme": scheme} | {key: _value(value) for key, _, value in pairs}
         kernel = drafter.pop("verify_kernel", "auto")
-        drafters[name] = settings_of(drafter, max_draft_tokens, verify_kernel=kernel)
+        drafters[name] = settings_of(
+            drafter, max_draft_tokens, verify_kernel=kernel, gpu_certificate_path=gpu_certificate_path
+        )
     if not drafters:
         raise ConfigError("--schemes names none; give at least one, as in int8")
     return drafters

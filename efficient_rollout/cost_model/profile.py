@@ -1,8 +1,8 @@
 """The latency profile: a fitted model with its key, its error and its provenance, as one JSON file."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from efficient_rollout.errors import ProfileError
 from efficient_rollout.files import read_json, written_whole
 
 SCHEMA_VERSION = 1
+_SIZES = ("num_draft_tokens", "batch", "context_tokens")  # of a measured point
+_LARGEST = 1e18  # of any number: nothing overflows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,7 @@ def load_profile(path: Path, *, remedy: str | None = None) -> Profile:
     again = f"make one with: {remedy or f'efficient-rollout calibrate --from-csv FILE --out {path}'}"
     data = read_json(path, what="the latency profile", remedy=again, error=ProfileError)
     try:
-        with np.errstate(all="ignore"):
-            return _from_dict(data)
+        return _from_dict(data)
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}; {again}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -115,22 +116,54 @@ def profile_to_dict(profile: Profile) -> dict[str, Any]:
 
 
 def _from_dict(data: Any) -> Profile:
-    """Do the inverse of `profile_to_dict`; KeyError, TypeError or ValueError where it is something else."""
+    """Do the inverse of `profile_to_dict`; ProfileError, KeyError, TypeError or ValueError for anything else."""
     if data["schema_version"] != SCHEMA_VERSION:
         raise ProfileError(f"schema version is {data['schema_version']!r}, this program reads {SCHEMA_VERSION}")
-    body, measured, weights = data["model"], {}, []
+    _part(data, ("schema_version", "key", "model", "held_out_error", "provenance"))
+    body = _part(data["model"], ("passes", "row_padding", "correction_scales", "points"))
+    measured, weights = {}, []
     for entry in body["points"]:
-        kind = PASS_NAMES.index(entry["pass"])
-        point = Point(kind, entry["num_draft_tokens"], entry["batch"], entry["context_tokens"])
-        measured[point] = entry["median_s"]
-        weights.append(entry["correction_weight"])
+        kind, *sizes, median_s, weight = _part(entry, ("pass", *_SIZES, "median_s", "correction_weight")).values()
+        if not all(map(_is_whole, sizes)) or min(sizes[1:]) < 1 or not _is_number(weight) or not _is_positive(median_s):
+            raise ProfileError(
+                f"a point of the profile has whole sizes, positive seconds and a weight, got {entry!r:.300}"
+            )
+        measured[Point(PASS_NAMES.index(kind), *sizes)] = median_s
+        weights.append(weight)
+    if not measured:
+        raise ProfileError("a profile needs at least one measured point")
+    passes = _part(body["passes"], PASS_NAMES)
     model = LatencyModel(
-        np.log([[body["passes"][name][parameter] for parameter in PARAMETERS] for name in PASS_NAMES]),
-        RowPadding(**body["row_padding"]),
-        ResidualScales(**body["correction_scales"]),
+        np.log([list(_part(passes[name], PARAMETERS, _is_positive).values()) for name in PASS_NAMES]),
+        _record(
+            RowPadding, body["row_padding"], lambda value: type(value) is bool or (_is_whole(value) and value >= 1)
+        ),
+        _record(ResidualScales, body["correction_scales"], _is_positive),
         PointArray.of(list(measured)),
         np.array(weights),
     )
-    if not measured or not np.isfinite(model.seconds(model.anchors)).all():
-        raise ProfileError("its numbers predict no seconds")
-    return Profile(ProfileKey(**data["key"]), model, measured, data["held_out_error"], data["provenance"])
+    key = _record(ProfileKey, data["key"], lambda value: isinstance(value, str))
+    return Profile(key, model, measured, data["held_out_error"], data["provenance"])
+
+
+def _record(kind: type[Any], entry: Any, is_legal: Callable[[Any], bool]) -> Any:
+    return kind(**_part(entry, [item.name for item in fields(kind)], is_legal))
+
+
+def _part(entry: Any, names: Sequence[str], is_legal: Callable[[Any], bool] = lambda _: True) -> dict[str, Any]:
+    """Return a part of a profile in the order of its names: it has all of them and no other, each of its own kind."""
+    if not isinstance(entry, dict) or set(entry) != set(names) or not all(map(is_legal, entry.values())):
+        raise ProfileError(f"a profile has exactly {list(names)} there, each of its own kind, got {entry!r:.300}")
+    return {name: entry[name] for name in names}
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0

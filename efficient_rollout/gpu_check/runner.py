@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from efficient_rollout.certificate import JsonFile, Machine
 from efficient_rollout.cleanup import descendants, end_processes, nothing_left_behind
@@ -33,6 +33,7 @@ class DiskError(EfficientRolloutError):
 class Outcome(BaseModel):
     """Says what became of a step."""
 
+    model_config = ConfigDict(extra="forbid")
     name: str
     certifies: bool
     log: Path  # its output
@@ -45,7 +46,7 @@ class Outcome(BaseModel):
 class State(JsonFile):
     """Records what is known so far."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     machine: Machine  # where the steps passed
     steps: dict[str, Outcome]  # those that passed, by name
 

@@ -109,8 +109,8 @@ def disk_faults_told(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputFileError(
-            f"cannot write {place}: {error.strerror or error}; choose a writable directory with free space (--out, or "
-            "XDG_CACHE_HOME for the cache)"
+            f"cannot write {place}: {error.strerror or error}; choose a writable directory with free "
+            "space (--out, or XDG_CACHE_HOME for the cache)"
         ) from error
 
 

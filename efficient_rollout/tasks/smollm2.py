@@ -33,7 +33,7 @@ SOURCE = {
     "quantization": "matrices from 4 bits with a scale and an offset per 32 inputs (Q4_1), the embedding from 8 bits "
     "with a scale per 32 (Q8_0); rounded to bfloat16",
     # Raised whenever the same file would give another checkpoint.
-    "converter_version": 1,
+    "converter_version": 2,
 }
 NUM_BYTES = 280 * 2**20  # of the checkpoint, about
 _FILES = (

@@ -116,10 +116,14 @@ def read_run(directory: Path) -> Run:
     if not directory.is_dir():
         raise InputFileError(f"{directory} is no directory: name the run's (trainer.default_local_dir)")
     rows, is_half_written = read_rows(directory / FILE_NAME)
-    records = [row for row in rows if not row.get(IS_VALIDATION)]
+    steps = [row for row in rows if not row.get(IS_VALIDATION)]
+    newest = {row["step"]: row for row in steps}
+    records = [newest[step] for step in sorted(newest)]
     notes = []
     if is_half_written:
         notes.append(f"The last line of {FILE_NAME} is only half written, as when the run goes on: it is left out.")
+    if len(newest) < len(steps):
+        notes.append(f"{FILE_NAME} holds some steps more than once, as after a restart: the newest record counts.")
     timelines, num_bad = _timelines(directory / TIMELINE_FILE)
     if num_bad:
         notes.append(f"{num_bad} lines of {TIMELINE_FILE} are no timelines and are left out.")

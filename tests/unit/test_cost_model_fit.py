@@ -137,6 +137,18 @@ def test_a_profile_of_another_machine_is_refused_with_the_way_out(profile: Profi
         lambda d: d["model"]["points"][0].pop("median_s"),
         lambda d: d["model"]["row_padding"].update(tile=3),
         lambda d: d["model"].update(points=[]),
+        lambda d: d["model"]["row_padding"].clear(),
+        lambda d: d["model"]["row_padding"].update(draft_tile_rows=-16),
+        lambda d: d["model"]["correction_scales"].update(draft_sd=True),
+        lambda d: d["model"]["correction_scales"].pop("draft_sd"),
+        lambda d: d["model"]["passes"]["draft"].update(fixed_s=float("nan")),
+        lambda d: d["model"]["passes"]["draft"].update(fixed_s=True),
+        lambda d: d["model"]["points"][0].update(batch="8"),
+        lambda d: d["model"]["points"][0].update(batch=10**400),
+        lambda d: d["model"]["points"][0].update(median_s="<b>"),
+        lambda d: d["model"]["points"][0].update(correction_weight=True),
+        lambda d: d["key"].update(hardware=3),
+        lambda d: d.update(more=1),
     ],
 )
 def test_a_malformed_profile_is_refused(

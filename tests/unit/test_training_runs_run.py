@@ -31,6 +31,16 @@ def test_a_last_line_that_lacks_only_its_end_of_line_counts(tmp_path: Path) -> N
     assert read_run(run).notes == []
 
 
+def test_the_newest_record_of_a_step_counts_in_the_order_of_steps(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_steps=3)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, names.ROLLOUT_SECONDS: 99.0}) + "\n")
+    read = read_run(run)
+    assert read.steps == [1, 2, 3]
+    assert read.values(names.ROLLOUT_SECONDS)[1] == 99.0
+    assert "more than once" in " ".join(read.notes)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "1.0", True, [1.0], 10**400])
 def test_what_is_no_finite_number_is_a_gap(value: object) -> None:
     assert math.isnan(as_number(value))
