@@ -20,7 +20,7 @@ from efficient_rollout.engine.checks import (
 )
 from efficient_rollout.engine.environment import waits_for_gpu
 from efficient_rollout.engine.profiles import check_profile, with_profile
-from efficient_rollout.errors import ConfigError, InputFileError, ours_behind
+from efficient_rollout.errors import ConfigError, EfficientRolloutError, InputFileError, ours_behind
 from efficient_rollout.files import write_json
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_on_every_node
@@ -131,12 +131,17 @@ def write_run_files(directory: Path, tree: Any) -> None:
 
 
 @contextmanager
-def around_ray(take_signals: Callable[[], None], start: Callable[..., Any] | None = None) -> Iterator[None]:
+def around_ray(
+    take_signals: Callable[[], None],
+    start: Callable[..., Any] | None = None,
+    explain: Callable[[BaseException], EfficientRolloutError | None] = ours_behind,
+) -> Iterator[None]:
     """Stand around a framework's entry point: what follows its `ray.init`, and whose error Ray's is.
 
     Args:
         take_signals: From `nothing_left_behind`.
         start: In the place of `ray.init`.
+        explain: Returns what an error that Ray carried means to users; None where it is not this package's.
 
     Raises:
         PluginInactiveError: A node of the cluster lacks this package.
@@ -155,7 +160,7 @@ def around_ray(take_signals: Callable[[], None], start: Callable[..., Any] | Non
     try:
         yield
     except RayError as error:
-        if (ours := ours_behind(error)) is None:
+        if (ours := explain(error)) is None:
             raise
         raise ours from error
     finally:

@@ -41,6 +41,8 @@ class _Asking:
             torch.manual_seed(request_seed(seed, "prompts"))
         super().__init__(pretrain, strategy, *args, **kwargs)
         place_prompts(self.samples_generator, self.places)
+        # What ended an engine at its start is told now: groups for weights would wait for it, and say something else.
+        ray.get([engine.get_num_unfinished_requests.remote() for engine in self.samples_generator.vllm_engines])
 
 
 class _Reporting:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from efficient_rollout.config import Settings
 from efficient_rollout.engine.checks import check_options
 from efficient_rollout.engine.environment import bind_workers
-from efficient_rollout.errors import ConfigError, PluginInactiveError
+from efficient_rollout.errors import ConfigError, EfficientRolloutError, PluginInactiveError, ours_behind
 from efficient_rollout.files import require_in_python
 from efficient_rollout.metrics.step_file import require_free
 from efficient_rollout.nodes import require_running_cluster
@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 _SAMPLER = "trainer.v1.sampler.custom_sampler"
 # By their names, so that a job's first process need not import the trainers that they stand in.
 _PACKAGE = "efficient_rollout.verl_plugin"
+# veRL's and vLLM's words in a process where the plugin did not load.
+_WITHOUT_PLUGIN = (
+    f"Unknown rollout mode: {ROLLOUT_NAME}",
+    f"Rollout {ROLLOUT_NAME} with mode",
+    "vllm version None not supported",
+)
 _BUFFERS, _ORDERED_BUFFER = f"pkg://{_PACKAGE}.replay_buffer", "OrderedReplayBuffer"
 
 
@@ -86,10 +92,28 @@ def check_job(config: DictConfig) -> Settings:
         files = config.data[name]
         for file in map(str, files if isinstance(files, list | ListConfig) else [files]):
             if "://" not in file:
-                check_table(f"data.{name}", Path(file).expanduser(), config.data.prompt_key, "data.prompt_key")
+                _check_data(f"data.{name}", Path(file).expanduser(), config.data.prompt_key)
     _check_reward(config.reward.custom_reward_function)
     require_running_cluster(config.ray_kwargs.get("ray_init", {}).get("address"))
     return settings
+
+
+def _check_data(option: str, path: Path, key: str) -> None:
+    # Of other files than parquet, veRL's reader takes more forms than a look at the first line could tell.
+    if path.suffix == ".parquet" or not path.is_file():
+        check_table(option, path, key, "data.prompt_key")
+
+
+def explain(error: BaseException) -> EfficientRolloutError | None:
+    """Return our own error behind one that Ray carried, or what veRL's words for a missing plugin mean; else None."""
+    if (ours := ours_behind(error)) is not None:
+        return ours
+    if any(words in str(error) for words in _WITHOUT_PLUGIN):
+        return PluginInactiveError(
+            "the plugin of efficient_rollout did not load in a process of the job: it must be installed on every node. "
+            f"{HOW_TO_LOAD}"
+        )
+    return None
 
 
 def _engine_facts(config: DictConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -38,8 +39,42 @@ MODEL_PATH = "actor_rollout_ref.model.path"
 _VERL = "veRL"
 _SAMPLER = "trainer.v1.sampler.custom_sampler"
 _RAY_INIT, _RAY_ADDRESS = "ray_kwargs.ray_init", "RAY_ADDRESS"
+_SEARCH_PATH = "hydra.searchpath"
 # Ray takes these for a cluster that it starts, and refuses them for one that runs.
 _OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "_system_config", "include_dashboard")
+
+
+class _JobConfigLoader(ConfigLoaderImpl):
+    """Is hydra's loader, with what a job's options bring along.
+
+    A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
+    """
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        """Do as stock does, and complete the configuration."""
+        config = super().load_configuration(config_name, _brought_along(overrides), *args, **kwargs)
+        chosen = _chosen(overrides)
+        if config_name is not None and f"{_RAY_INIT}.address" not in chosen:
+            _join_running_cluster(config)
+        if config_name is not None and f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
+            OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
+        return config
+
+    def compute_defaults_list(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
+        """Do as stock does, with the same overrides."""
+        return super().compute_defaults_list(config_name, _brought_along(overrides), *args, **kwargs)
+
+
+def _brought_along(overrides: Sequence[str]) -> list[str]:
+    chosen, brought = _chosen(overrides), []
+    if MODEL_PATH in chosen and "size" not in chosen:
+        brought.append(f"size={OWN_SIZE}")
+    if _SEARCH_PATH not in chosen:
+        # veRL's folder is on the path already; as in our file, hydra would import veRL to find it.
+        brought.append(f"{_SEARCH_PATH}=[]")
+    return [*brought, *overrides]
 
 
 def config_dir() -> Path:
@@ -65,7 +100,7 @@ def job_hydra(extra: str | None = None) -> Hydra:
         folders.insert(0, ("command-line", Path(extra).resolve()))
     for provider, folder in folders:
         search_path.prepend(provider=provider, path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    return Hydra(task_name="train", config_loader=ConfigLoaderImpl(config_search_path=search_path))
+    return Hydra(task_name="train", config_loader=_JobConfigLoader(config_search_path=search_path))
 
 
 def _verl_config_dir() -> Path:
@@ -90,29 +125,16 @@ def groups(hydra: Hydra) -> dict[str, list[str]]:
 def compose_config(overrides: Sequence[str], hydra: Hydra | None = None) -> DictConfig:
     """Compose the job's configuration from the user's overrides, with what they bring along.
 
-    A model of the user's own is trained with veRL's defaults, or with an embedded policy's where its size is named.
-
     Raises:
         ConfigError: An override names nothing, or cannot be resolved.
     """
     hydra = hydra or job_hydra()
-    chosen = _chosen(overrides)
     with told_plainly(hydra):
-        config = hydra.compose_config(CONFIG_NAME, with_size(overrides), RunMode.RUN)
+        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
         with open_dict(config):
             del config["hydra"]
-        if f"{_RAY_INIT}.address" not in chosen:
-            _join_running_cluster(config)
-        if f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
-            OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
         OmegaConf.to_container(config, resolve=True)
     return config
-
-
-def with_size(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with the size that a model of the user's own has."""
-    chosen = _chosen(overrides)
-    return [f"size={OWN_SIZE}", *overrides] if MODEL_PATH in chosen and "size" not in chosen else list(overrides)
 
 
 def _chosen(overrides: Sequence[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from efficient_rollout import __version__
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.metrics.run_id import one_wandb_run
 from efficient_rollout.patching import Patch, state, unfit
+from efficient_rollout.provenance import package_versions
 from efficient_rollout.verl_plugin import HOW_TO_LOAD, PLUGIN_MODULE, ROLLOUT_NAME
 from efficient_rollout.verl_plugin.platform import cpu_is_chosen
 
@@ -51,12 +53,12 @@ def _with_our_checks(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_step_logger(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __init__(self: Any, *args: Any, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         from efficient_rollout.verl_plugin.metrics import step_logger
 
-        ours = step_logger(config)
+        ours = step_logger(inspect.signature(original).bind(self, *args, **kwargs).arguments.get("config"))
         with one_wandb_run(ours.run_id) if ours else contextlib.nullcontext():
-            original(self, *args, config=config, **kwargs)
+            original(self, *args, **kwargs)
         if ours:
             self.logger = ours.before(self.logger)
 
@@ -146,6 +148,7 @@ def plugin_status() -> dict[str, Any]:
     return {
         "active": PLUGIN_MODULE in sys.modules and not unfit(everywhere),
         "efficient_rollout": __version__,
+        **package_versions(("verl",)),
         "patches": patches,
     }
 

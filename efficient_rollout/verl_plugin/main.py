@@ -65,12 +65,13 @@ def _run(config: DictConfig, take_signals: Callable[[], None]) -> None:
     from verl.trainer.main_ppo import run_ppo
 
     from efficient_rollout.training_job import around_ray
+    from efficient_rollout.verl_plugin.checks import explain
     from efficient_rollout.verl_plugin.preloading import preloaded
 
     if not config.trainer.use_v1:
         # It imports the legacy trainer, and vLLM with it.
         from verl.trainer.main_ppo_v0 import TaskRunner as task_runner
-    with around_ray(take_signals), preloaded(config):
+    with around_ray(take_signals, explain=explain), preloaded(config):
         run_ppo(config, checked(task_runner))
 
 

@@ -17,12 +17,16 @@ from efficient_rollout.verl_plugin.compose import (
     config_dir,
     groups,
     told_plainly,
-    with_size,
 )
 
 _PROGRAM = "efficient-rollout train"
 _WIDTH = 110
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+# hydra's flags that a job has no use for.
+_MEANINGLESS = (
+    ("-cn", "--config-name"), ("-cp", "--config-path"), ("-sc", "--shell-completion"), ("--hydra-help",),
+    ("--version",),
+)  # fmt: skip
 _DESCRIPTION = """\
 Train with veRL. Every veRL option is an override: key=value; +key=value where veRL lists no such key; ~key takes one
 out. This package's own stand under actor_rollout_ref.rollout.custom.efficient_rollout.
@@ -49,7 +53,8 @@ def _parser(description: str = "") -> DiscreetParser:
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     flags = parser.add_argument_group("flags")
     flags.add_argument("-h", "--help", action="store_true", help="show this and exit")
-    flags.add_argument("-c", "--cfg", choices=["job"], help="show the composed configuration instead of running it")
+    which = "show the composed configuration instead of running it"
+    flags.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help=which)
     flags.add_argument("--resolve", action="store_true", help="with --cfg, every reference followed")
     part = "with --cfg, the part to show, as in trainer or actor_rollout_ref.rollout"
     flags.add_argument("-p", "--package", metavar="KEY", help=part)
@@ -59,6 +64,9 @@ def _parser(description: str = "") -> DiscreetParser:
     flags.add_argument("-m", "--multirun", action="store_true", help=each)
     own = "a folder of your own, whose groups add to these: DIR/recipe/mine.yaml is recipe=mine"
     flags.add_argument("-cd", "--config-dir", metavar="DIR", help=own)
+    flags.add_argument("-r", "--run", action="store_true", help="run a job, as without any flag")
+    for names in _MEANINGLESS:
+        flags.add_argument(*names, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser
 
 
@@ -66,11 +74,14 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments; flags may stand between overrides.
 
     Raises:
-        ConfigError: Flags exclude each other.
+        ConfigError: Flags exclude each other, or one has no meaning here.
         SystemExit: A flag is unknown.
     """
     options = _parser().parse_intermixed_args(list(argv))
-    if len(both := [f"--{name}" for name in ("multirun", "cfg", "info") if vars(options)[name]]) > 1:
+    for *_, flag in _MEANINGLESS:
+        if vars(options)[flag.strip("-").replace("-", "_")]:
+            raise ConfigError(f"{flag} has no meaning here: {_PROGRAM} runs its own job")
+    if len(both := [f"--{name}" for name in ("run", "multirun", "cfg", "info") if vars(options)[name]]) > 1:
         raise ConfigError(f"only one of {', '.join(both)} can be given")
     for name in ("resolve", "package"):
         if vars(options)[name] and not options.cfg:
@@ -87,16 +98,19 @@ def show(options: argparse.Namespace, hydra: Hydra) -> str | None:
     if options.help:
         return _parser(_DESCRIPTION + _groups(hydra)).format_help()
     printed = io.StringIO()
-    if options.cfg:
+    if options.cfg in ("hydra", "all"):
+        with told_plainly(hydra), contextlib.redirect_stdout(printed):
+            hydra.show_cfg(CONFIG_NAME, options.overrides, options.cfg, options.package, options.resolve)
+    elif options.cfg:
         found = compose_config(options.overrides, hydra)
-        if options.package:
+        if options.package not in (None, "_global_"):
             found = OmegaConf.select(found, options.package)
             if found is None:
                 raise ConfigError(f"--package: {options.package} is not in the configuration, or not set there")
         printed.write(OmegaConf.to_yaml(found, resolve=options.resolve) if OmegaConf.is_config(found) else f"{found}\n")
     elif options.info:
         with told_plainly(hydra), contextlib.redirect_stdout(printed):
-            hydra.show_info(options.info, CONFIG_NAME, with_size(options.overrides))
+            hydra.show_info(options.info, CONFIG_NAME, options.overrides)
     else:
         return None
     return text_without_secrets(printed.getvalue())

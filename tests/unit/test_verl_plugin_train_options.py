@@ -69,6 +69,8 @@ def test_help_lists_every_recipe_and_marks_what_is_chosen(capsys: pytest.Capture
         (["--cfg", "job", "-m"], "only one of --multirun, --cfg"),
         (["--resolve"], "--resolve goes with --cfg"),
         (["--package", "trainer"], "--package goes with --cfg"),
+        (["--config-name", "x"], "--config-name has no meaning here"),
+        (["-cn", "x"], "--config-name has no meaning here"),
     ],
 )
 def test_flags_that_make_no_sense_together_are_refused(arguments: list[str], words: str) -> None:
