@@ -14,7 +14,7 @@ from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.files import written_whole
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "int4.c", "int8.c", "sampling.c"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("activations.h", "common.h"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("activations.h", "blocks.h", "common.h"))
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
@@ -28,8 +28,8 @@ _ARGUMENTS = {
     "er_gumbel_draw": "pllppp",
     "er_q4_multiply": "plpplllppp",
     "er_q4_pack": "plllpp",
-    "er_q8_multiply": "plppllppp",
-    "er_q8_pack": "pllpp",
+    "er_q8_multiply": "plpplllppp",
+    "er_q8_pack": "plllpp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long}
 
