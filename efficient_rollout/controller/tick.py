@@ -39,27 +39,23 @@ class DrafterReport:
 
         It has a fault that one of them has, and new weights once all of them have.
         """
+
+        def first(faults: Sequence[str | None]) -> str | None:
+            told = (f"on rank {rank}: {fault}" if rank else fault for rank, fault in enumerate(faults) if fault)
+            return next(told, None)
+
         return cls(
             min(report.weights_version for report in reports),
-            _of_first([report.weights_fault for report in reports]),
-            _of_first([report.drafter_fault for report in reports]),
+            first([report.weights_fault for report in reports]),
+            first([report.drafter_fault for report in reports]),
         )
 
 
-def _of_first(faults: Sequence[str | None]) -> str | None:
-    for rank, fault in enumerate(faults):
-        if fault is not None:
-            return f"on rank {rank}: {fault}" if rank else fault
-    return None
-
-
 class DrafterHealth:
-    """Keeps the last report, and the acceptance of first drafts since the weights it speaks of arrived.
-
-    Acceptance is looked at in consecutive windows. It trips once, and stays tripped until new weights arrive.
+    """Keeps the last report, and the acceptance of first drafts, in windows, since the weights it speaks of arrived.
 
     Attributes:
-        is_stale: Acceptance shows that the drafter does not follow the policy.
+        is_stale: Acceptance has shown that the drafter does not follow the policy; so until new weights arrive.
     """
 
     def __init__(self) -> None:
@@ -78,13 +74,8 @@ class DrafterHealth:
         return "drafter_stale" if self.is_stale else None
 
     def take_report(self, report: DrafterReport) -> bool:
-        """Believe the worker.
-
-        Returns:
-            Whether it has other weights than in the report before: what was known of the drafter is then forgotten.
-        """
-        has_new_weights = report.weights_version != self._report.weights_version
-        self._report = report
+        """Believe the worker; tell whether it has other weights than before: what was known is then forgotten."""
+        has_new_weights, self._report = report.weights_version != self._report.weights_version, report
         if has_new_weights:
             self.forget()
         return has_new_weights
@@ -152,7 +143,7 @@ class TickSpan:
         end_s: Its end, by a clock that never runs backwards.
         seconds: From the finish of the tick before it to its own.
         num_requests: Requests that had tokens computed.
-        num_draft_tokens: k it was scheduled with; 0 is plain decoding.
+        num_draft_tokens: k it was scheduled with.
     """
 
     end_s: float
@@ -167,11 +158,8 @@ class FinishedTick:
 
     Attributes:
         reason: Of the decision that was made in it.
-        num_emitted_tokens: Tokens that requests got.
-        verified: The drafts that were verified.
         speedup: What the rule predicted and measured since the last tick; None from one that predicts nothing.
-        is_drafter_stale: Acceptance shows that the drafter does not follow the policy.
-        span: When it ran; None for the first tick after an idle engine, whose beginning is not known.
+        span: None for the first tick after an idle engine, whose beginning is not known.
     """
 
     reason: str
@@ -190,7 +178,6 @@ class TickResult:
         num_requests: Requests that had tokens computed.
         num_computed_tokens: Those tokens: of prompts, the newest of each decoding request, and drafts.
         num_emitted_tokens: Tokens that requests got.
-        verified: The drafts that were verified.
         num_drafted: Draft tokens per request that the worker drafted at its end, for the tick after it.
         drafting: What the drafter did for that; None where it is not told.
         goes_on: Whether the engine has requests left.
@@ -256,8 +243,6 @@ class TickBook:
         seconds = None if self._last_finish is None else now - self._last_finish
         self._last_finish = now if result.goes_on else None
         k, verified = decision.num_draft_tokens, result.verified
-        # A chain that requests near their end cut short says nothing about the length that was asked for.
-        is_cut = result.num_drafted < k
         self.rule.observe(
             TickObservation(
                 num_draft_tokens=k,
@@ -266,7 +251,8 @@ class TickBook:
                 attempts_per_position=tuple(verified.judged),
                 accepted_per_position=tuple(verified.stood),
                 num_tokens=result.num_emitted_tokens,
-                seconds=None if is_cut else seconds,
+                # A chain that requests near their end cut short says nothing about the length that was asked for.
+                seconds=None if result.num_drafted < k else seconds,
                 drafting=result.drafting,
                 had_prefill=result.num_computed_tokens != result.num_requests + sum(verified.drafted),
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from efficient_rollout.controller.script import PATTERN
+from efficient_rollout.controller.rule import PATTERN
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand
 
 # Two engines' log-probabilities of one token may differ by this much, and a tie by twice that falls either way. Passes

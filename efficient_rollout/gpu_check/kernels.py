@@ -19,8 +19,8 @@ import torch
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.chains import find_copies
 from efficient_rollout.drafter.cuda.lookup import CopyingChains
-from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.scheme import FLOAT_DTYPES, PackedLinear
+from efficient_rollout.drafter.schemes import cuda_schemes
 from efficient_rollout.files import read_json, write_json
 from efficient_rollout.gpu_check.stand import CheckFailed, Measured, Stand, require
 from efficient_rollout.gpu_check.weights import addresses_of, digest, hard_weight, hashed, packed_of

@@ -9,8 +9,7 @@ from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from efficient_rollout.controller.rule import Never, Rule, RuleInputs, make_rule
-from efficient_rollout.controller.script import PATTERN, Script
+from efficient_rollout.controller.rule import PATTERN, Never, Rule, RuleInputs, Script, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler

@@ -14,8 +14,7 @@ from file_transfer import tensors
 from vllm.compilation.counter import compilation_counter
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.controller.rule import Decision, DecodeState, Rule
-from efficient_rollout.controller.script import PATTERN
+from efficient_rollout.controller.rule import PATTERN, Decision, DecodeState, Rule
 from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.cpu import sampling as verifier
