@@ -21,7 +21,9 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prediction:
+class Prediction:
+    """Holds what a profile predicts for one k."""
+
     k: int
     tick_seconds: float
     tokens: float  # per request and tick
@@ -58,7 +60,7 @@ def run_explain(args: argparse.Namespace) -> int:
     contexts = _numbers("--context", args.context, int)
     acceptances = _numbers("--acceptance", args.acceptance, float)
     cases = _cases(batches, contexts, acceptances)
-    predicted = [_predict(model, *case, choices) for case in cases]
+    predicted = [explain(model, *case, choices) for case in cases]
     if args.json:
         data = [{"choice": _best(ks).k, "speedup": {str(one.k): one.speedup for one in ks}} for ks in predicted]
         is_list = any("," in text for text in (args.batch, args.context, args.acceptance))
@@ -75,19 +77,24 @@ def run_explain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predict(
+def explain(
     model: LatencyModel, batch: int, context_tokens: int, acceptance: float, choices: Sequence[int]
-) -> list[_Prediction]:
+) -> list[Prediction]:
+    """Predict every choice of k, in ascending order.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
     if batch < 1 or context_tokens < 1:
         raise ConfigError(f"batch is {batch} and context {context_tokens}; both must be at least 1")
     if min(choices) < 0:
         raise ConfigError(f"choices are {list(choices)}; give numbers of draft tokens, each at least 0")
     seconds = model.tick_seconds(max(choices), batch, np.array([float(context_tokens)]))[:, 0].tolist()
     tokens = {k: expected_tokens(acceptance, k) for k in sorted(set(choices))}
-    return [_Prediction(k, seconds[k], tokens[k], speedup(tokens[k], seconds[0], seconds[k])) for k in tokens]
+    return [Prediction(k, seconds[k], tokens[k], speedup(tokens[k], seconds[0], seconds[k])) for k in tokens]
 
 
-def _best(predictions: Sequence[_Prediction]) -> _Prediction:
+def _best(predictions: Sequence[Prediction]) -> Prediction:
     return max(predictions, key=lambda one: one.speedup)
 
 

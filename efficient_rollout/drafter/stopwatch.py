@@ -13,9 +13,6 @@ _MOST_PENDING = 256
 class Stopwatch:
     """Sums the time between entering and leaving; a GPU's is measured by its own events.
 
-    Args:
-        device: Whose time it is.
-
     Attributes:
         num_laps: How often it was left; a lap's number is how often it had been left before.
     """
@@ -38,10 +35,7 @@ class Stopwatch:
         self._laps = {}
 
     def take_laps(self) -> dict[int, float]:
-        """Return seconds by a lap's number, since the last call.
-
-        It waits for what the device has not done yet.
-        """
+        """Return seconds by a lap's number, since the last call; it waits as `seconds` does."""
         self.seconds()
         laps, self._laps = self._laps or {}, {}
         return laps

@@ -142,14 +142,14 @@ def require_free(directory: Path) -> None:
 
 def set_aside(*paths: Path) -> None:
     """Keep an earlier run's files under other names, `metrics.1.jsonl` and so on, one number for all of them."""
-    present = [path for path in paths if path.exists()]
     for number in itertools.count(1):
-        kept = [path.with_suffix(f".{number}{path.suffix}") for path in paths]
-        if not any(path.exists() for path in kept):
+        kept = {path: path.with_suffix(f".{number}{path.suffix}") for path in paths}
+        if not any(other.exists() for other in kept.values()):
             break
-    for path in present:
-        path.rename(path.with_suffix(f".{number}{path.suffix}"))
-        logger.warning("kept %s of an earlier run as %s", path, path.with_suffix(f".{number}{path.suffix}").name)
+    for path, other in kept.items():
+        if path.exists():
+            path.rename(other)
+            logger.warning("kept %s of an earlier run as %s", path, other.name)
 
 
 def _locked(directory: Path) -> int:

@@ -1,4 +1,4 @@
-"""Noise of a request's next positions, the same whoever asks for it, and how often; and the draws that it decides.
+"""Noise of a request's next positions, the same whoever asks for it, and how often; the draws that it decides; seeds.
 
 A draw from the distribution p is the token with the largest p(v) / e(v), where e(v) are independent and exponentially
 distributed. Where a draft model and the policy take their largest with the same e, they mostly take the same token, and
@@ -6,6 +6,8 @@ the policy's is a draw of its own whatever the other one took (arXiv 2408.07978)
 """
 
 import hashlib
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -67,10 +69,7 @@ NoiseStream = GeneratorNoise | CountedNoise
 
 
 def stream_key(*parts: int | str) -> int:
-    """Return 64 bits that belong to what is named.
-
-    They have nothing in common with those of any other name.
-    """
+    """Return 64 bits that belong to what is named, and have nothing in common with those of any other name."""
     digest = hashlib.sha256(" ".join(map(str, ("efficient_rollout", *parts))).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
@@ -78,6 +77,29 @@ def stream_key(*parts: int | str) -> int:
 def request_seed(seed: int, *parts: int | str) -> int:
     """Return a seed for what is named, as vLLM takes it: 63 bits."""
     return stream_key("seed", seed, *parts) >> 1
+
+
+def tokens_digest(token_ids: Sequence[int]) -> str:
+    """Return a name of a sequence of tokens that no other sequence has."""
+    return hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
+
+
+class TrajectorySeeds:
+    """Makes seeds for the requests of one trajectory: one, or one for each turn or branch.
+
+    A request is told from the others of its trajectory, whose own `base` is, by what is asked, and where the same is
+    asked again, by how often: not by when, so that branches side by side have their seeds whichever comes first.
+    """
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self._asked: Counter[tuple[str, int | None]] = Counter()
+
+    def next_seed(self, prompt_token_ids: Sequence[int], own: int | None) -> int:
+        """Return the seed of a request that is made now, 63 bits; its `own` one chooses among the trajectory's."""
+        asked = (tokens_digest(prompt_token_ids), own)
+        self._asked[asked] += 1
+        return request_seed(self.base, asked[0], "none" if own is None else own, self._asked[asked])
 
 
 def draw(logits: torch.Tensor, streams: Sequence[NoiseStream], positions: Sequence[int]) -> torch.Tensor:
@@ -94,15 +116,13 @@ def draw(logits: torch.Tensor, streams: Sequence[NoiseStream], positions: Sequen
     Raises:
         ValueError: There are more rows, or fewer.
     """
-    counted = [row for row, stream in enumerate(streams) if isinstance(stream, CountedNoise)]
-    if len(counted) == len(streams):
-        return _draw_counted(logits, streams, positions)
     tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
-    generated = [row for row, stream in enumerate(streams) if isinstance(stream, GeneratorNoise)]
-    for rows, draw_rows in ((counted, _draw_counted), (generated, _draw_generated)):
+    for kind, draw_rows in ((CountedNoise, _draw_counted), (GeneratorNoise, _draw_generated)):
+        rows = [row for row, stream in enumerate(streams) if isinstance(stream, kind)]
+        if len(rows) == len(streams):
+            return draw_rows(logits, streams, positions)
         if rows:
-            chosen = logits if len(rows) == len(streams) else logits[rows]
-            tokens[rows] = draw_rows(chosen, [streams[row] for row in rows], [positions[row] for row in rows])
+            tokens[rows] = draw_rows(logits[rows], [streams[row] for row in rows], [positions[row] for row in rows])
     return tokens
 
 
