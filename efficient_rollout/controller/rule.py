@@ -22,11 +22,8 @@ PATTERN = "draft_tokens_per_tick"
 class DecodeState:
     """Describes one engine tick, as the scheduler sees it before it schedules.
 
-    Attributes:
-        num_prefill_tokens: Prompt tokens of running requests that are not computed yet.
-        mean_context_tokens: Tokens (prompt and response) per running request; 0.0 when none run.
-        max_draft_tokens: Upper bound of the answer: of the settings, and of what any running request wants. 0 is no
-            question to a rule.
+    Prompt tokens to prefill are those of running requests; the mean context, prompt and response, is 0.0 when none run.
+    The answer's upper bound is the settings', and what any running request wants; 0 is no question to a rule.
     """
 
     num_running_requests: int
@@ -95,11 +92,8 @@ class TickObservation:
 class SpeedupSums:
     """Holds predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
 
-    A speed-up is the time of plain decoding for the same tokens, by the profile, over the time of drafting.
-
-    Attributes:
-        predicted_plain_seconds: Plain decoding, for the tokens that were expected; measured: that were emitted.
-        predicted_tick_seconds: Drafting, by the profile; measured: by the clock.
+    A speed-up is the time of plain decoding for the same tokens, by the profile, over that of drafting: predicted for
+    the tokens that were expected, by the profile; measured for those that were emitted, by the clock.
     """
 
     predicted_plain_seconds: float = 0.0
@@ -152,11 +146,7 @@ class RuleInputs:
         return self.num_draft_tokens or self.max_draft_tokens
 
     def require_table(self, rule: str) -> TickTable:
-        """Return the latency table.
-
-        Raises:
-            ConfigError: there is none, or it stops below `max_draft_tokens`.
-        """
+        """Return the latency table; raise ConfigError where there is none, or it stops below `max_draft_tokens`."""
         if self.table is None:
             raise ConfigError(f"rule {rule} needs a latency profile; make one with: efficient-rollout calibrate")
         if self.table.max_draft_tokens < self.max_draft_tokens:
@@ -168,10 +158,7 @@ class RuleInputs:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names of a list with commas; a piece that starts with no letter belongs to the argument before it.
-
-    `never,batch_threshold:4,8` is two names.
-    """
+    """Return the names of a list with commas: `never,batch_threshold:4,8` is two, as names begin with a letter."""
     names: list[str] = []
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
         if names and not piece[0].isalpha():
@@ -202,11 +189,7 @@ def no_argument(rule: str, argument: str) -> None:
 
 
 def integers(rule: str, argument: str, defaults: list[int]) -> list[int]:
-    """Return positive integers out of an argument, the rest from the defaults.
-
-    Raises:
-        ConfigError: The argument is something else, or has more of them.
-    """
+    """Return positive integers out of an argument, the rest from the defaults; raise ConfigError for anything else."""
     given = argument.split(",") if argument else []
     if len(given) > len(defaults) or not all(part.isdecimal() and int(part) > 0 for part in given):
         raise ConfigError(f"rule {rule} takes up to {len(defaults)} positive integers, got {argument!r}")

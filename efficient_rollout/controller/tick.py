@@ -100,11 +100,9 @@ class DrafterHealth:
 
 @dataclass(slots=True)
 class VerifiedDrafts:
-    """Holds what one tick verified, by draft position, first draft token first.
+    """Holds what one tick verified, by draft position, and in how many requests.
 
     Attributes:
-        num_passes: Requests that had at least one draft token verified.
-        drafted: Draft tokens at each position.
         judged: Those reached: all drafts before them were the policy's own draws.
         stood: Those that were the policy's own draws, behind a response's end too: what a drafter is judged by.
         accepted: Those that a request gained: it got so many tokens more than plain decoding gives in a tick.
@@ -117,12 +115,9 @@ class VerifiedDrafts:
     accepted: list[int] = field(default_factory=list)
 
     def add(self, num_draft_tokens: int, *, num_sampled_tokens: int, num_emitted_tokens: int) -> None:
-        """Count one request's verify pass.
+        """Count one request's verify pass, which sampled the drafts that stood and the token behind them.
 
-        Args:
-            num_draft_tokens: Its drafts.
-            num_sampled_tokens: The drafts that stood, and the token behind them.
-            num_emitted_tokens: Those that the request got: fewer where its response ended among them.
+        The request got fewer where its response ended among them.
         """
         self.num_passes += 1
         missing = max(0, num_draft_tokens - len(self.drafted))
@@ -137,14 +132,7 @@ class VerifiedDrafts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickSpan:
-    """Says when one tick ran, and with what.
-
-    Attributes:
-        end_s: Its end, by a clock that never runs backwards.
-        seconds: From the finish of the tick before it to its own.
-        num_requests: Requests that had tokens computed.
-        num_draft_tokens: k it was scheduled with.
-    """
+    """Says when one tick ended, how many seconds after the one before it, and with what it ran."""
 
     end_s: float
     seconds: float
@@ -193,15 +181,10 @@ class TickResult:
 
 
 class TickBook:
-    """Holds one engine's rule, the health of its drafter, and the clock between ticks.
+    """Holds one engine's rule, the health of its drafter, and a clock that never runs backwards.
 
     An engine that schedules asynchronously begins a tick before the one before it is finished; ticks finish in the
     order they began in.
-
-    Args:
-        rule: Decides where the drafter may draft, and learns from every tick.
-        health: Of the drafter.
-        clock: Seconds that never run backwards.
     """
 
     def __init__(self, rule: Rule, health: DrafterHealth, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -34,12 +34,11 @@ _MOST_TOKENS_OF_A_PROMPT = 32 << 10
 
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """Holds the rows of one draft pass, in the order of requests and, within one, of positions.
+    """Holds the rows of one draft pass: those of each of some requests, ascending.
 
     Attributes:
-        requests: Those that have rows, ascending.
-        tokens: Of each of them, the tokens to feed: the newest of its chain, and copies behind it.
-        places: Of each of them, the place in its chain that its first row draws.
+        tokens: To feed, of each request: the newest of its chain, and copies behind it.
+        places: The place in each request's chain that its first row draws.
     """
 
     requests: list[int]
@@ -141,18 +140,13 @@ class Chains:
 
 
 def find_copies(text: Tokens, most: int) -> tuple[Tokens, int]:
-    """Find what came after the last place where the text reads as its end does.
+    """Find up to `most` tokens that came after the last place where a text, int32 [tokens], reads as its end does.
 
     Of several places, the one with the longest match counts, and of those the latest. Where the copied part reaches
     the end of the text, it goes on with itself, as text that repeats would.
 
-    Args:
-        text: int32 [tokens], prompt and response; at least one.
-        most: Tokens to return.
-
     Returns:
-        int32 [most], or [0] where the last token occurs nowhere else; and the number of tokens that match, at most
-        `MOST_MATCHING_TOKENS`.
+        int32 [most], or [0] where the last token occurs nowhere else; and the number of tokens that match.
     """
     newest = len(text) - 1
     places = np.flatnonzero(text[:newest] == text[newest])[-_MOST_PLACES:]

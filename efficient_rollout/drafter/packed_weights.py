@@ -10,10 +10,6 @@ from efficient_rollout.drafter.stopwatch import Stopwatch
 class PackedWeights:
     """Holds packed layers by the policy's own layer names.
 
-    Args:
-        scheme: How to quantize.
-        quantize_output_head: Whether output heads are packed too.
-
     Attributes:
         layers: By name; a layer the scheme does not take is absent.
         product_faults: Products that could not be computed, where ranks compute them together (`PackedLinear.faults`);
@@ -41,10 +37,7 @@ class PackedWeights:
 
         What fails is in the next report: this is called inside the load of the policy's own weights, which must go on.
 
-        Args:
-            name: The policy's layer name.
-            weight: [out_features, in_features], on the policy's device; not kept.
-            bias: [out_features] or None.
+        Weight [out_features, in_features] and bias [out_features] are on the policy's device, and not kept.
         """
         if not self.scheme.takes(*weight.shape, weight.dtype):
             return

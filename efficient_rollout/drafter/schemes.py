@@ -61,12 +61,7 @@ def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
 
 
 def cuda_schemes(settings: DrafterSettings, capability: Capability | None = None) -> dict[str, Scheme]:
-    """Return every scheme for a GPU, by name.
-
-    Args:
-        settings: The drafter's part of the settings tree.
-        capability: Of the GPU that is asked whether they can run; None: the current one's, which starts CUDA.
-    """
+    """Return every scheme for a GPU, by name; asked whether they run without a capability, they start CUDA for it."""
 
     # The tiles are the kernels' own: outputs are padded by the layers, in the pack alone.
     def scheme(name: str, kernel: str, num_inputs: int, layer_name: str, **options: Any) -> Scheme:

@@ -9,14 +9,7 @@ PREFIX = "efficient_rollout/"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Describes one reported number.
-
-    Attributes:
-        name: Key in veRL's step metrics and in the JSONL file, with `PREFIX`.
-        unit: SI unit, or "ratio", "tokens", "count".
-        meaning: One line for a dashboard's tooltip.
-        good: Which direction is better; None where neither is.
-    """
+    """Describes one reported number: its key, with `PREFIX`, a line for a tooltip, and which direction is better."""
 
     name: str
     unit: str
@@ -147,13 +140,9 @@ def _key(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Describes one family of numbers of an engine, since it started.
+    """Describes one family of numbers of an engine, since it started: a field of its record.
 
     Attributes:
-        name: Of the family; a counter's samples add `_total`.
-        unit: Of a sample.
-        field: Of the engine's record.
-        meaning: One line for `# HELP` and for a dashboard's tooltip.
         label: What tells the field's values apart, by key or by place; None where there is one.
     """
 

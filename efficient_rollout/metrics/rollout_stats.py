@@ -230,11 +230,7 @@ def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
 class Tally:
     """Keeps statistics that are taken now and then, and all of them since the start.
 
-    Args:
-        num_engines: 0 for a part that is added to an engine's record.
-
-    Attributes:
-        recent: What was counted since `take` was called last.
+    What was counted since `take` was called last is `recent`. No engine is counted of a part of an engine's record.
     """
 
     def __init__(self, num_engines: int = 0) -> None:

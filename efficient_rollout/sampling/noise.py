@@ -18,14 +18,7 @@ _CHUNK = 8192  # tokens; `er_gumbel_draw` splits a row so
 
 
 class GeneratorNoise:
-    """Takes noise out of a generator, a row for each token.
-
-    It is drawn in the order and the shape of stock vLLM's sampler.
-
-    Args:
-        generator: The request's own; nobody else draws from it.
-        dtype: Of the noise.
-    """
+    """Takes noise out of a request's own generator, a row for each token, in the order of stock vLLM's sampler."""
 
     def __init__(self, generator: torch.Generator, dtype: torch.dtype) -> None:
         self._generator, self._dtype = generator, dtype
@@ -47,12 +40,7 @@ class GeneratorNoise:
 
 
 class CountedNoise:
-    """Computes noise from a key, a position and a token, with nothing to keep (`gumbel_draw`).
-
-    Attributes:
-        key: Of the request, 64 bits.
-        num_sampled: Tokens that the request has sampled.
-    """
+    """Computes noise from a request's 64 bit key, a position and a token, with nothing to keep (`gumbel_draw`)."""
 
     __slots__ = ("key", "num_sampled")
 
@@ -103,15 +91,12 @@ class TrajectorySeeds:
 
 
 def draw(logits: torch.Tensor, streams: Sequence[NoiseStream], positions: Sequence[int]) -> torch.Tensor:
-    """Draw a token for each row; no stream advances.
+    """Draw a token for each row, int64 [rows]; no stream advances.
 
     Args:
         logits: float32 [rows, vocab], of the distribution to draw from; -inf where a token is not allowed.
         streams: Of each row's request.
         positions: Of each row in its stream, 0 for the request's next token.
-
-    Returns:
-        int64 [rows].
 
     Raises:
         ValueError: There are more rows, or fewer.
@@ -144,7 +129,7 @@ def _draw_counted(logits: torch.Tensor, streams: Sequence[NoiseStream], position
 
 
 def gumbel_draw(logits: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Draw the largest logit minus the logarithm of exponential noise, which needs no softmax.
+    """Draw the largest logit minus the logarithm of exponential noise, which needs no softmax: int64 [rows].
 
     Random bits are Philox4x32-10's (Salmon et al., SC 2011) for the counter (token // 32 * 8 + lane, position) and the
     key; the same token is drawn from a row whatever rows are beside it.
@@ -152,9 +137,6 @@ def gumbel_draw(logits: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.
     Args:
         logits: float32 [rows, vocab].
         keys: A 64-bit key and a position for each row.
-
-    Returns:
-        int64 [rows].
 
     Raises:
         SchemeUnavailableError: The kernel cannot be compiled here (`native_missing`).

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from efficient_rollout.metrics.run_id import one_wandb_run
+from efficient_rollout.metrics.step_file import one_wandb_run
 from efficient_rollout.patching import Patch
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 from efficient_rollout.verl_plugin.platform import cpu_is_chosen

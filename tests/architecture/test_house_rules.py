@@ -27,7 +27,7 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/preload/client.py": "a process that stands for another takes its variables along",
     "efficient_rollout/preload/server.py": "the same",
     "efficient_rollout/verl_plugin/preloading.py": "the imports find the variables that Ray's processes find",
-    "efficient_rollout/metrics/run_id.py": "wandb's own variables are the one way to name a run that others start",
+    "efficient_rollout/metrics/step_file.py": "wandb's own variables are the one way to name a run that others start",
     "efficient_rollout/verl_plugin/adapter.py": "hands veRL the name it looks a job's servers up by",
 }
 # Tests in `tests/unit` of what no module does alone, each with what that is. Every other one is named after its module.

@@ -19,15 +19,7 @@ _INT8_BLOCK, _INT8_INPUTS = 16, 4
 
 
 class _NativeLinear(PackedLinear):
-    """Holds packed weights, and multiplies them by activations in int8, which get a scale per row and group.
-
-    Args:
-        weight: [out_features, in_features]; multiples of a block, and of `group_size`.
-        bias: [out_features] or None.
-        group_size: Input channels that share a scale.
-        values: Memory for the packed weight.
-        scales: Memory for what it is scaled by.
-    """
+    """Multiplies by activations in int8, with a scale per row and group; its subclasses make the memory of the pack."""
 
     _kernel: str  # as in the kernels' names
 
@@ -72,11 +64,8 @@ class _NativeLinear(PackedLinear):
 class Int8NativeLinear(_NativeLinear):
     """Multiplies int8 weights, with a float32 scale per output channel, by int8 activations, with a scale per row.
 
-    Weights are rounded to the nearest of 255 values. Products are summed as integers: exactly.
-
-    Args:
-        weight: [out_features, in_features]; multiples of 16.
-        bias: [out_features] or None.
+    Weights [out_features, in_features], multiples of 16, are rounded to the nearest of 255 values. Products are summed
+    as integers: exactly.
     """
 
     _kernel = "q8"
@@ -180,9 +169,7 @@ def attend(
     blocks: torch.Tensor,
     scale: float,
 ) -> None:
-    """Attend causally with every query.
-
-    A position's result is the same, bit for bit, however many come with it.
+    """Attend causally with every query; a position's result is the same, bit for bit, however many come with it.
 
     Args:
         query: float32 [tokens, heads, head_dim], heads contiguous; head_dim a multiple of 16.
