@@ -64,14 +64,13 @@ class DraftCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickObservation:
-    """Holds one finished tick.
+    """Holds one finished tick, of requests that decoded.
 
     Attributes:
-        num_draft_tokens: k the tick was scheduled with.
-        mean_context_tokens: Of requests that decoded, as it was decided on.
+        mean_context_tokens: As it was decided on.
         attempts_per_position: How often draft position i was reached, that is, all positions before it were accepted.
         accepted_per_position: How often it was the policy's own draw.
-        num_tokens: Tokens emitted by the tick, all requests together.
+        num_tokens: Emitted by the tick, all requests together.
         seconds: Time between this scheduler update and the previous one; None when it is not known.
         had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.
         drafting: What the drafter did in the tick, for the next one.

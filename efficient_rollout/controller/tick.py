@@ -41,8 +41,10 @@ class DrafterReport:
         """
 
         def first(faults: Sequence[str | None]) -> str | None:
-            told = (f"on rank {rank}: {fault}" if rank else fault for rank, fault in enumerate(faults) if fault)
-            return next(told, None)
+            told = enumerate(faults)
+            return next(
+                (f"on rank {rank}: {fault}" if rank else fault for rank, fault in told if fault is not None), None
+            )
 
         return cls(
             min(report.weights_version for report in reports),

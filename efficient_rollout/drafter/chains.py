@@ -59,8 +59,7 @@ class Chains:
 
     Args:
         newest: Of each request, the newest sampled token.
-        text_of: Returns the text of a request by its number, int32 [tokens], the newest sampled token last. It is asked
-            where something is looked up, and once for a request.
+        text_of: Returns a request's text, int32 [tokens], the newest sampled token last; asked once, where needed.
         most: Draft tokens that each request can use.
         num_tokens: Draft tokens to make, of all requests together.
         max_copies: Copied tokens that a pass checks for a request; 0 looks nothing up.

@@ -30,9 +30,7 @@ def _packed_linear_shape(x: torch.Tensor, layer: str, out_features: int) -> torc
 
 
 class PackedLinear(ABC):
-    """Computes `y = x W^T + b` with W quantized. It owns its packed weight, and a copy of the bias.
-
-    `requantize` replaces the weight; the object stays, so that a layer bound to it never has to be rebound.
+    """Computes `y = x W^T + b` with W quantized. It owns its packed weight and a bias, which `requantize` replaces.
 
     Attributes:
         faults: Where this is a list, a product that cannot be computed is noted in it, and is zero. For ranks that

@@ -1,7 +1,6 @@
 """Seconds that a device spends, without waiting for it."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -48,9 +47,7 @@ class Stopwatch:
             self._started = time.perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         number, self.num_laps = self.num_laps, self.num_laps + 1
         if not self._is_gpu:
             self._add(number, time.perf_counter() - self._started)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
 from efficient_rollout.errors import InputFileError
@@ -92,11 +91,7 @@ class StepTimelines:
 
     @classmethod
     def from_dict(cls, raw: Any) -> "StepTimelines":
-        """Rebuild from `to_dict`.
-
-        Raises:
-            InputFileError: It is not what `to_dict` gives.
-        """
+        """Rebuild from `to_dict`; raise InputFileError where it is something else."""
         if isinstance(raw, dict) and raw.keys() == {item.name for item in fields(cls)}:
             engines, lanes = raw["engines"], raw["lanes"]
             if (
@@ -113,7 +108,7 @@ class StepTimelines:
         cls,
         step: int,
         by_engine: Mapping[str, Sequence[Bin]],
-        lanes_by_engine: Mapping[str, Sequence[Lane]] = MappingProxyType({}),
+        lanes_by_engine: Mapping[str, Sequence[Lane]] | None = None,
         num_responses: int = 0,
     ) -> "StepTimelines":
         """Make those of a step, from what its engines recorded by clocks of their own."""
@@ -121,7 +116,7 @@ class StepTimelines:
         engines: list[list[Bin]] = []
         lanes: list[list[Lane]] = []
         for name in longest[:MAX_ENGINES]:
-            bins, responses = by_engine[name], lanes_by_engine.get(name, ())
+            bins, responses = by_engine[name], (lanes_by_engine or {}).get(name, ())
             zero = min([bins[0][START], *(lane[START] for lane in responses)])
             engines.append([[b[START] - zero, b[END] - zero, *b[2:]] for b in bins])
             lanes.append([moved(lane, zero) for lane in responses])

@@ -15,25 +15,15 @@ from efficient_rollout.metrics import names, timeline
 class RolloutStats:
     """Says what happened in the engines since the last report.
 
+    `metrics/names.py` says what most of it is.
+
     Attributes:
         num_engines: Engines merged into this record; the workers of one engine are its ranks.
-        num_ticks: Engine steps that computed at least one token; speculative ones verified a draft token, or more.
-        num_generated_tokens: Tokens emitted to requests, drafts included.
         num_verify_passes: Requests times ticks with at least one draft token.
-        num_accepted_tokens: Draft tokens that requests gained.
         behind_end_per_position: Drafts that were the policy's own draws too, but behind a response's end.
-        ticks_by_reason: Ticks by the controller's reason for its decision.
-        num_copies: Tokens copied from requests' own text that passes of the drafter checked.
-        num_copies_kept: Those that were the drafter's own draws.
         weight_sync_seconds: Of all weight syncs, requantizations included.
-        drafter_bytes: Memory of the drafter's own weights.
-        packed_weight_share: Of the weights a draft step reads, those it reads quantized; None without a drafter.
-        weights_checksum: Of the policy that the last weight sync brought; this and the next two None before one.
-        proven_weight_share: Of its values, those of parameters that are asked in turn whether they are held as they
-            came.
-        is_as_sent: 1 where it came with its sender's own checksums.
-        num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the policy.
-        is_uncertified: 1 where an engine drafts on a GPU without a certificate of its kind.
+        packed_weight_share: None without a drafter.
+        weights_checksum: This and the next two are None before a weight sync.
         predicted_plain_seconds: As in `SpeedupSums`, with the next three.
         timelines: By engine, its running requests and draft lengths over time, bounded (`metrics/timeline.py`).
         lanes: By engine, the responses that ended, bounded (`metrics/timeline.py`).
