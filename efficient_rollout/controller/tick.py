@@ -41,10 +41,8 @@ class DrafterReport:
         """
 
         def first(faults: Sequence[str | None]) -> str | None:
-            told = enumerate(faults)
-            return next(
-                (f"on rank {rank}: {fault}" if rank else fault for rank, fault in told if fault is not None), None
-            )
+            found = [(rank, fault) for rank, fault in enumerate(faults) if fault is not None]
+            return next((f"on rank {rank}: {fault}" if rank else fault for rank, fault in found), None)
 
         return cls(
             min(report.weights_version for report in reports),
