@@ -182,7 +182,7 @@ class FaultyWorker(CpuWorker):
         if not hasattr(self, "own_modules"):
             self.own_modules = {path: drafter.model.get_submodule(path) for path in packed.layers}
         packed.scheme, packed.quantize_output_head = make_scheme(wanted, "cpu"), wanted.quantize_output_head
-        packed._layers.clear()
+        packed.layers.clear()
         self.sync_from(policy)
         for path, module in self.own_modules.items():
             if path in packed.layers:
