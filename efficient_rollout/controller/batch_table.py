@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from efficient_rollout.controller.rule import Decision, DecodeState, Rule, RuleInputs
 from efficient_rollout.cost_model.speedup import expected_tokens
@@ -41,23 +41,16 @@ class BatchTable(Rule):
 
 
 def compile_table(inputs: RuleInputs, *, max_batch: int = 256) -> BatchTable:
-    """Return the best table a latency profile gives for the acceptance that is assumed, and one context.
-
-    Args:
-        inputs: With a latency table.
-        max_batch: Last batch of the table.
-    """
+    """Return the best table a latency profile gives for the acceptance that is assumed, and one context."""
     table, lengths = inputs.require_table("batch_table"), range(inputs.max_draft_tokens + 1)
     tokens = [expected_tokens(inputs.prior_acceptance, k) for k in lengths]
-    ranges: list[Range] = []
-    for batch in range(1, max_batch + 1):
+
+    def best(batch: int) -> int:
         seconds = table.by_length(batch, _REFERENCE_CONTEXT_TOKENS)
-        k = max(lengths, key=lambda k: tokens[k] / seconds[k])
-        if ranges and ranges[-1][2] == k:
-            ranges[-1] = (ranges[-1][0], batch, k)
-        else:
-            ranges.append((batch, batch, k))
-    return BatchTable(tuple(ranges))
+        return max(lengths, key=lambda k: tokens[k] / seconds[k])
+
+    alike = [(k, list(batches)) for k, batches in groupby(range(1, max_batch + 1), best)]
+    return BatchTable(tuple((batches[0], batches[-1], k) for k, batches in alike))
 
 
 def make(inputs: RuleInputs, argument: str) -> Rule:

@@ -17,48 +17,17 @@ from efficient_rollout.cost_model.speedup import expected_tokens, speedup
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.tables import aligned
 
-_DEFAULT_CHOICES = "0,1,2,3,4,5,6,7,8"
 Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
-    """Holds predictions for one (batch, context, acceptance); every mapping is by k.
+class Prediction:
+    """Holds what a profile predicts for one k."""
 
-    Attributes:
-        choice: The k of the highest speed-up; the smallest such k on a tie.
-        speedup: Tokens per second over plain decoding.
-        tick_seconds: Seconds of a whole tick.
-        tokens: Expected tokens per request and tick.
-    """
-
-    choice: int
-    speedup: dict[int, float]
-    tick_seconds: dict[int, float]
-    tokens: dict[int, float]
-
-    def to_dict(self) -> dict[str, object]:
-        """Return `{"choice": 3, "speedup": {"0": 1.0, "3": 1.31}}`."""
-        return {"choice": self.choice, "speedup": {str(k): gain for k, gain in self.speedup.items()}}
-
-
-def explain(
-    model: LatencyModel, batch: int, context_tokens: int, acceptance: float, choices: Sequence[int]
-) -> Explanation:
-    """Predict every choice of k.
-
-    Raises:
-        ConfigError: an argument is out of range, or there is no choice.
-    """
-    if batch < 1 or context_tokens < 1:
-        raise ConfigError(f"batch is {batch} and context {context_tokens}; both must be at least 1")
-    if not choices or min(choices) < 0:
-        raise ConfigError(f"choices are {list(choices)}; give one or more numbers of draft tokens, each at least 0")
-    by_length = model.tick_seconds(max(choices), batch, np.array([float(context_tokens)]))[:, 0]
-    seconds = {k: float(by_length[k]) for k in sorted(set(choices))}
-    tokens = {k: expected_tokens(acceptance, k) for k in seconds}
-    gains = {k: speedup(tokens[k], float(by_length[0]), seconds[k]) for k in seconds}
-    return Explanation(max(gains, key=gains.__getitem__), gains, seconds, tokens)
+    k: int
+    tick_seconds: float
+    tokens: float  # per request and tick
+    speedup: float  # of tokens per second, over plain decoding
 
 
 def add_explain_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -74,28 +43,59 @@ def add_explain_command(subparsers: "argparse._SubParsersAction[argparse.Argumen
     parser.add_argument("--batch", required=True, help="running sequences")
     parser.add_argument("--context", required=True, help="mean context tokens per sequence")
     parser.add_argument("--acceptance", required=True, help="per-token acceptance, 0 to 1")
-    parser.add_argument("--choices", default=_DEFAULT_CHOICES, help="numbers of draft tokens to compare")
+    parser.add_argument("--choices", default="0,1,2,3,4,5,6,7,8", help="numbers of draft tokens to compare")
     parser.add_argument("--json", action="store_true", help="print JSON: one object, or a list for lists")
     parser.set_defaults(run=run_explain)
 
 
 def run_explain(args: argparse.Namespace) -> int:
-    """Print the prediction of every requested case."""
+    """Print the prediction of every requested case.
+
+    Raises:
+        ConfigError: An option is malformed or out of range.
+    """
     model = load_profile(args.profile).model
     choices = _numbers("--choices", args.choices, int)
     batches = _numbers("--batch", args.batch, int)
     contexts = _numbers("--context", args.context, int)
     acceptances = _numbers("--acceptance", args.acceptance, float)
     cases = _cases(batches, contexts, acceptances)
-    explanations = [explain(model, *case, choices) for case in cases]
+    predicted = [explain(model, *case, choices) for case in cases]
     if args.json:
+        data = [{"choice": _best(ks).k, "speedup": {str(one.k): one.speedup for one in ks}} for ks in predicted]
         is_list = any("," in text for text in (args.batch, args.context, args.acceptance))
-        data = [e.to_dict() for e in explanations] if is_list else explanations[0].to_dict()
-        sys.stdout.write(json.dumps(data) + "\n")
-    else:
-        for case, explanation in zip(cases, explanations, strict=True):
-            sys.stdout.write(_text(case, explanation))
+        sys.stdout.write(json.dumps(data if is_list else data[0]) + "\n")
+        return 0
+    for (batch, context, acceptance), ks in zip(cases, predicted, strict=True):
+        lines = [["k", "tick ms", "tokens", "speed-up", ""]]
+        for one in ks:
+            mark = "<- choice" if one is _best(ks) else ""
+            lines.append([str(one.k), f"{one.tick_seconds * 1e3:.2f}", f"{one.tokens:.2f}", f"{one.speedup:.3f}", mark])
+        sys.stdout.write(
+            f"batch {batch}, context {context} tokens, acceptance {acceptance}\n{aligned(lines, left=(4,))}"
+        )
     return 0
+
+
+def explain(
+    model: LatencyModel, batch: int, context_tokens: int, acceptance: float, choices: Sequence[int]
+) -> list[Prediction]:
+    """Predict every choice of k, in ascending order.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+    if batch < 1 or context_tokens < 1:
+        raise ConfigError(f"batch is {batch} and context {context_tokens}; both must be at least 1")
+    if min(choices) < 0:
+        raise ConfigError(f"choices are {list(choices)}; give numbers of draft tokens, each at least 0")
+    seconds = model.tick_seconds(max(choices), batch, np.array([float(context_tokens)]))[:, 0].tolist()
+    tokens = {k: expected_tokens(acceptance, k) for k in sorted(set(choices))}
+    return [Prediction(k, seconds[k], tokens[k], speedup(tokens[k], seconds[0], seconds[k])) for k in tokens]
+
+
+def _best(predictions: Sequence[Prediction]) -> Prediction:
+    return max(predictions, key=lambda one: one.speedup)
 
 
 def _cases(
@@ -104,11 +104,9 @@ def _cases(
     longest = max(len(batches), len(contexts), len(acceptances))
     if any(len(values) not in (1, longest) for values in (batches, contexts, acceptances)):
         return list(itertools.product(batches, contexts, acceptances))
-
-    def stretched(values: Sequence[Number]) -> list[Number]:
-        return list(values) * longest if len(values) == 1 else list(values)
-
-    return list(zip(stretched(batches), stretched(contexts), stretched(acceptances), strict=True))
+    # A single value goes with every element.
+    columns = (itertools.islice(itertools.cycle(values), longest) for values in (batches, contexts, acceptances))
+    return list(zip(*columns, strict=True))
 
 
 def _numbers(option: str, text: str, parse: Callable[[str], Number]) -> list[Number]:
@@ -116,13 +114,3 @@ def _numbers(option: str, text: str, parse: Callable[[str], Number]) -> list[Num
         return [parse(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{option} must be numbers separated by commas, got {text!r}") from error
-
-
-def _text(case: tuple[int, int, float], explanation: Explanation) -> str:
-    batch, context, acceptance = case
-    lines = [["k", "tick ms", "tokens", "speed-up", ""]]
-    for k, gain in explanation.speedup.items():
-        mark = "<- choice" if k == explanation.choice else ""
-        seconds, tokens = explanation.tick_seconds[k], explanation.tokens[k]
-        lines.append([str(k), f"{seconds * 1e3:.2f}", f"{tokens:.2f}", f"{gain:.3f}", mark])
-    return f"batch {batch}, context {context} tokens, acceptance {acceptance}\n{aligned(lines, left=(4,))}"

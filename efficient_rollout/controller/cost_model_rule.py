@@ -1,6 +1,6 @@
 """Draft as many tokens as maximize the expected tokens per second: a table of seconds, averages, one choice."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from efficient_rollout.controller.rule import (
     Decision,
     DecodeState,
-    DraftCounts,
     Rule,
     RuleInputs,
     SpeedupSums,
@@ -36,29 +35,24 @@ class _Position:
         return (self.accepted + prior * _PRIOR_ATTEMPTS) / (self.attempts + _PRIOR_ATTEMPTS)
 
 
-@dataclass(slots=True)
 class AcceptanceAverages:
     """Keeps per-position acceptance of a drafter, P(accepted | all before it were).
 
     Context length is no input: the counts come from the requests that are running, so when only long survivors are
     left, they are what is counted.
 
-    Attributes:
+    Args:
         max_draft_tokens: Number of positions.
         prior_acceptance: Mean before any draft was verified.
     """
 
-    max_draft_tokens: int
-    prior_acceptance: float = 0.9
-    _positions: list[_Position] = field(default_factory=list)
-    _all: _Position = field(default_factory=_Position)
-
-    def __post_init__(self) -> None:
+    def __init__(self, max_draft_tokens: int, prior_acceptance: float = 0.9) -> None:
+        self._num_positions, self._prior = max_draft_tokens, prior_acceptance
         self.forget()
 
     def forget(self) -> None:
         """Begin anew: other weights may be accepted more, or less."""
-        self._positions = [_Position() for _ in range(self.max_draft_tokens)]
+        self._positions = [_Position() for _ in range(self._num_positions)]
         self._all = _Position()
 
     def observe(self, attempts: tuple[int, ...], accepted: tuple[int, ...]) -> None:
@@ -69,7 +63,7 @@ class AcceptanceAverages:
 
     def by_position(self) -> list[float]:
         """Return the mean of each position; those hardly tried lean on the mean over all positions."""
-        pooled = self._all.mean(self.prior_acceptance)
+        pooled = self._all.mean(self._prior)
         return [position.mean(pooled) for position in self._positions]
 
     def expected_tokens(self) -> list[float]:
@@ -77,100 +71,66 @@ class AcceptanceAverages:
         return expected_tokens_by_position(self.by_position())
 
 
-@dataclass(slots=True)
-class LookupAverages:
-    """Keeps how many copied tokens a draft pass checks for a request, and how many of them stand.
-
-    Other weights change neither: a text repeats itself as much as before.
-    """
-
-    _checked: _Position = field(default_factory=_Position)
-    _kept: _Position = field(default_factory=_Position)
-
-    def observe(self, counts: DraftCounts) -> None:
-        """Add the counts of a tick."""
-        self._checked.add(counts.num_chains_fed, counts.num_copies)
-        self._kept.add(counts.num_chains_fed, counts.num_copies_kept)
-
-    @property
-    def checked(self) -> float:
-        """Return the copies that a pass checks for a request; 0 before any was."""
-        return self._checked.mean(0.0)
-
-    @property
-    def kept(self) -> float:
-        """Return those of them that stand."""
-        return self._kept.mean(0.0)
-
-
-@dataclass(slots=True)
 class CostModelRule(Rule):
-    """Chooses the k that maximizes tokens per second.
+    """Chooses the k that maximizes tokens per second, by a calibrated table and what drafts and copies taught.
 
-    It reads a calibrated table and the acceptance since the last weight sync.
-
-    Attributes:
-        table: Predicted seconds of a tick; may be shared by many rules.
+    Args:
+        table: Predicted seconds of a tick, up to at least `max_draft_tokens`; may be shared by many rules.
         max_draft_tokens: Largest k ever chosen.
         prior_acceptance: Acceptance assumed before any draft of the present weights was verified.
-        acceptance: What drafts taught.
-        lookup: What copies taught.
     """
 
-    table: TickTable
-    max_draft_tokens: int
-    prior_acceptance: float = 0.9
-    acceptance: AcceptanceAverages = field(init=False)
-    lookup: LookupAverages = field(default_factory=LookupAverages)
-    _previous: int = 0
-    _speedup: SpeedupSums = field(default_factory=SpeedupSums)
-
-    def __post_init__(self) -> None:
-        self.acceptance = AcceptanceAverages(self.max_draft_tokens, self.prior_acceptance)
+    def __init__(self, table: TickTable, max_draft_tokens: int, prior_acceptance: float = 0.9) -> None:
+        self._table, self._max_draft_tokens = table, max_draft_tokens
+        self._acceptance = AcceptanceAverages(max_draft_tokens, prior_acceptance)
+        # Copied tokens that a pass checks for a request, and those that stand. Other weights change neither: a text
+        # repeats itself as much as before.
+        self._checked, self._kept = _Position(), _Position()
+        self._previous = 0
+        self._speedup = SpeedupSums()
 
     def mark_stale(self) -> None:
         """Learn acceptance again, as the weights changed. So a rule that has given drafting up tries it again."""
-        self.acceptance.forget()
+        self._acceptance.forget()
 
     def decide(self, state: DecodeState) -> Decision:
-        """Return the tokens to draft at this tick."""
         batch = state.num_running_requests
         if batch < 1:
             return Decision(0, "idle")
         if state.num_prefill_tokens > 0:
             return Decision(0, "prefill")
-        limit = min(self.max_draft_tokens, state.max_draft_tokens)
+        limit = min(self._max_draft_tokens, state.max_draft_tokens)
         seconds = self._seconds(batch, state.mean_context_tokens)
-        tokens = self.acceptance.expected_tokens()
+        tokens = self._acceptance.expected_tokens()
         best = max(range(limit + 1), key=lambda k: tokens[k] / seconds[k])
         return Decision(best, "drafting_is_faster" if best else "plain_is_faster")
 
     def _seconds(self, batch: int, context_tokens: float) -> NDArray[np.float64]:
-        return self.table.by_length(batch, context_tokens, checked=self.lookup.checked, kept=self.lookup.kept)
+        checked, kept = self._checked.mean(0.0), self._kept.mean(0.0)
+        return self._table.by_length(batch, context_tokens, checked=checked, kept=kept)
 
     def observe(self, observation: TickObservation) -> None:
-        """Learn from a finished tick."""
         k, batch = observation.num_draft_tokens, observation.num_requests
         # The first tick of a length verifies the drafts of the length before.
         settled, self._previous = k == self._previous, k
         is_timed = observation.seconds is not None and not observation.had_prefill
-        if settled and is_timed and batch >= 1 and 0 < k <= self.max_draft_tokens:
+        if settled and is_timed and batch >= 1 and 0 < k <= self._max_draft_tokens:
             self._compare(observation)
-        self.acceptance.observe(observation.attempts_per_position, observation.accepted_per_position)
-        if observation.drafting is not None:
-            self.lookup.observe(observation.drafting)
+        self._acceptance.observe(observation.attempts_per_position, observation.accepted_per_position)
+        if (drafting := observation.drafting) is not None:
+            self._checked.add(drafting.num_chains_fed, drafting.num_copies)
+            self._kept.add(drafting.num_chains_fed, drafting.num_copies_kept)
 
     def _compare(self, tick: TickObservation) -> None:
         assert tick.seconds is not None
         seconds = self._seconds(tick.num_requests, tick.mean_context_tokens)
-        expected, plain_s, sums = self.acceptance.expected_tokens(), float(seconds[0]), self._speedup
+        expected, plain_s, sums = self._acceptance.expected_tokens(), float(seconds[0]), self._speedup
         sums.predicted_plain_seconds += expected[tick.num_draft_tokens] * plain_s
         sums.predicted_tick_seconds += float(seconds[tick.num_draft_tokens])
         sums.measured_plain_seconds += tick.num_tokens / tick.num_requests * plain_s
         sums.measured_tick_seconds += tick.seconds
 
     def take_speedup(self) -> SpeedupSums:
-        """Return predicted against measured speed-up of the timed ticks that drafted since the last call."""
         taken, self._speedup = self._speedup, SpeedupSums()
         return taken
 

@@ -5,7 +5,7 @@ speed-up reaches 1.05, and stays on for the rest of the rollout; the length move
 rollout's acceptance was at least 0.94 twice in a row, down when it was at most 0.85 twice in a row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from efficient_rollout.controller.rule import Decision, DecodeState, Rule, RuleInputs, TickObservation, integers
 from efficient_rollout.cost_model.latency import TickTable
@@ -23,7 +23,6 @@ class Published(Rule):
     """Follows the published rule.
 
     Attributes:
-        table: Predicted tick seconds; may be shared.
         length: Present rung of `LADDER`.
         acceptance: Last measured per-token acceptance, or a guess before the first rollout.
     """
@@ -35,14 +34,13 @@ class Published(Rule):
     _attempts: int = 0
     _accepted: int = 0
     _streak: int = 0
-    _highest: int = field(default=0)
+    _highest: int = 0
 
     def __post_init__(self) -> None:
         if self.length not in LADDER:
             raise ConfigError(f"published starts at {self.length}; choose one of {list(LADDER)}")
 
     def decide(self, state: DecodeState) -> Decision:
-        """Draft `length` tokens once switched on; before that, look whether the moment has come."""
         batch = state.num_running_requests
         if batch < 1:
             return Decision(0, "idle")
@@ -58,7 +56,6 @@ class Published(Rule):
         return Decision(k, "switched_on") if self._on else Decision(0, "below_threshold")
 
     def observe(self, observation: TickObservation) -> None:
-        """Count the tick's verified and accepted drafts."""
         self._attempts += sum(observation.attempts_per_position)
         self._accepted += sum(observation.accepted_per_position)
 

@@ -5,7 +5,7 @@ Each answers one question: how many tokens to draft now? On a command line a nam
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 
 from efficient_rollout.cost_model.latency import TickTable
@@ -14,19 +14,16 @@ from efficient_rollout.rule_table import RULES
 
 # How a benchmark calls a rule on its command line, and in its results.
 ALIASES = {"table": "batch_table"}
+# Key of a request's `extra_args`, whose value is the pattern of a `Script`: a list of draft lengths.
+PATTERN = "draft_tokens_per_tick"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeState:
     """Describes one engine tick, as the scheduler sees it before it schedules.
 
-    Attributes:
-        num_running_requests: Requests that hold a slot in the running batch.
-        num_waiting_requests: Requests admitted to the engine but not yet running.
-        num_prefill_tokens: Prompt tokens of running requests that are not computed yet.
-        mean_context_tokens: Mean tokens (prompt and response) per running request; 0.0 when none run.
-        max_draft_tokens: Upper bound of the answer: of the settings, and of what any running request wants. 0 is no
-            question to a rule.
+    Prompt tokens to prefill are those of running requests; the mean context, prompt and response, is 0.0 when none run.
+    The answer's upper bound is the settings', and what any running request wants; 0 is no question to a rule.
     """
 
     num_running_requests: int
@@ -38,12 +35,7 @@ class DecodeState:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Holds the draft tokens per request for one tick, and a short machine-readable reason.
-
-    Attributes:
-        num_draft_tokens: 0 is plain decoding.
-        reason: Ends up in the metrics, as `decision_share/<reason>`.
-    """
+    """Holds the draft tokens per request for one tick, 0 for plain decoding; the reason goes into the metrics."""
 
     num_draft_tokens: int
     reason: str
@@ -54,8 +46,7 @@ class DraftCounts:
     """Counts what draft passes did.
 
     Attributes:
-        num_passes: Passes of the drafter.
-        num_chains_fed: The same, summed over requests: each pass gives a request one draw, and the copies before it.
+        num_chains_fed: Passes, summed over requests: each gives a request one draw, and the copies before it.
         num_copies: Copied tokens that passes checked.
         num_copies_kept: Those that were the drafter's own draws, and went into a chain.
     """
@@ -67,24 +58,19 @@ class DraftCounts:
 
     def add(self, other: "DraftCounts") -> None:
         """Add another's counts."""
-        self.num_passes += other.num_passes
-        self.num_chains_fed += other.num_chains_fed
-        self.num_copies += other.num_copies
-        self.num_copies_kept += other.num_copies_kept
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickObservation:
-    """Holds one finished tick.
+    """Holds one finished tick, of requests that decoded.
 
     Attributes:
-        num_draft_tokens: k the tick was scheduled with; 0 is plain decoding.
-        num_requests: Requests that decoded.
-        mean_context_tokens: Their mean context, in tokens, as it was decided on.
+        mean_context_tokens: As it was decided on.
         attempts_per_position: How often draft position i was reached, that is, all positions before it were accepted.
-        accepted_per_position: How often draft position i was the policy's own draw; same length as
-            `attempts_per_position`.
-        num_tokens: Tokens emitted by the tick, all requests together.
+        accepted_per_position: How often it was the policy's own draw.
+        num_tokens: Emitted by the tick, all requests together.
         seconds: Time between this scheduler update and the previous one; None when it is not known.
         had_prefill: Prompt tokens were computed in the tick, so `seconds` says nothing about decoding.
         drafting: What the drafter did in the tick, for the next one.
@@ -105,13 +91,8 @@ class TickObservation:
 class SpeedupSums:
     """Holds predicted against measured speed-up of ticks that drafted, as sums: they add up over ticks and engines.
 
-    A speed-up is the time of plain decoding for the same tokens, by the profile, over the time of drafting.
-
-    Attributes:
-        predicted_plain_seconds: Plain decoding, for the tokens that were expected.
-        predicted_tick_seconds: Drafting, by the profile.
-        measured_plain_seconds: Plain decoding, for the tokens that were emitted.
-        measured_tick_seconds: Drafting, by the clock.
+    A speed-up is the time of plain decoding for the same tokens, by the profile, over that of drafting: predicted for
+    the tokens that were expected, by the profile; measured for those that were emitted, by the clock.
     """
 
     predicted_plain_seconds: float = 0.0
@@ -148,8 +129,7 @@ class RuleInputs:
         max_draft_tokens: Largest k of any decision, at least 1.
         num_draft_tokens: k of `always` and `batch_threshold` when they draft; None is `max_draft_tokens`.
         max_running_requests: `batch_threshold` drafts at or below this many requests.
-        table: Predicted tick seconds, up to at least `max_draft_tokens`; `cost_model`, `published` and a
-            `batch_table` without an argument need it.
+        table: Predicted tick seconds, up to at least `max_draft_tokens`.
         prior_acceptance: Acceptance assumed before any draft was verified.
     """
 
@@ -165,11 +145,7 @@ class RuleInputs:
         return self.num_draft_tokens or self.max_draft_tokens
 
     def require_table(self, rule: str) -> TickTable:
-        """Return the latency table.
-
-        Raises:
-            ConfigError: there is none, or it stops below `max_draft_tokens`.
-        """
+        """Return the latency table; raise ConfigError where there is none, or it stops below `max_draft_tokens`."""
         if self.table is None:
             raise ConfigError(f"rule {rule} needs a latency profile; make one with: efficient-rollout calibrate")
         if self.table.max_draft_tokens < self.max_draft_tokens:
@@ -181,10 +157,7 @@ class RuleInputs:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names of a list with commas; a piece that starts with no letter belongs to the argument before it.
-
-    `never,batch_threshold:4,8` is two names.
-    """
+    """Return the names of a list with commas: `never,batch_threshold:4,8` is two, as names begin with a letter."""
     names: list[str] = []
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
         if names and not piece[0].isalpha():
@@ -195,11 +168,7 @@ def split_names(text: str) -> list[str]:
 
 
 def make_rule(name: str, inputs: RuleInputs) -> Rule:
-    """Return a new rule, with a memory of its own.
-
-    Args:
-        name: A key of `RULES`; from a command line perhaps with `:argument`, which comes before `inputs`.
-        inputs: What it is made from.
+    """Return a new rule by a key of `RULES`, perhaps with `:argument`, which comes before `inputs`.
 
     Raises:
         ConfigError: the name is unknown, the argument malformed, or an input is missing.
@@ -213,21 +182,13 @@ def make_rule(name: str, inputs: RuleInputs) -> Rule:
 
 
 def no_argument(rule: str, argument: str) -> None:
-    """Refuse an argument.
-
-    Raises:
-        ConfigError: There is one.
-    """
+    """Raise ConfigError where there is an argument."""
     if argument:
         raise ConfigError(f"rule {rule} takes no argument, got {argument!r}")
 
 
 def integers(rule: str, argument: str, defaults: list[int]) -> list[int]:
-    """Return positive integers out of an argument, the rest from the defaults.
-
-    Raises:
-        ConfigError: The argument is something else, or has more of them.
-    """
+    """Return positive integers out of an argument, the rest from the defaults; raise ConfigError for anything else."""
     given = argument.split(",") if argument else []
     if len(given) > len(defaults) or not all(part.isdecimal() and int(part) > 0 for part in given):
         raise ConfigError(f"rule {rule} takes up to {len(defaults)} positive integers, got {argument!r}")
@@ -244,11 +205,7 @@ class Never(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Always(Rule):
-    """Drafts the same number of tokens at every tick.
-
-    Attributes:
-        num_draft_tokens: Draft tokens per request, capped by the state's `max_draft_tokens`.
-    """
+    """Drafts the same number of tokens per request at every tick."""
 
     num_draft_tokens: int
 
@@ -258,12 +215,7 @@ class Always(Rule):
 
 @dataclass(frozen=True, slots=True)
 class BatchThreshold(Rule):
-    """Drafts while few requests run; decodes plainly while many do.
-
-    Attributes:
-        num_draft_tokens: Draft tokens per request when drafting.
-        max_running_requests: Draft only when at most this many requests are running or waiting.
-    """
+    """Drafts while at most so many requests are running or waiting; decodes plainly while more are."""
 
     num_draft_tokens: int
     max_running_requests: int
@@ -289,3 +241,16 @@ def make_batch_threshold(inputs: RuleInputs, argument: str) -> Rule:
     """Make `batch_threshold`, or `batch_threshold:4,8`."""
     defaults = [inputs.draft_tokens_when_drafting, inputs.max_running_requests]
     return BatchThreshold(*integers("batch_threshold", argument, defaults))
+
+
+class Script(Rule):
+    """Drafts entry i of a pattern at tick i, cyclically, for measuring and for checks: no product chooses it."""
+
+    def __init__(self) -> None:
+        self.pattern: list[int] = [0]
+        self._num_decided = 0
+
+    def decide(self, state: DecodeState) -> Decision:
+        self._num_decided += 1  # whichever pattern it is: one may be replaced between ticks
+        wanted = self.pattern[self._num_decided % len(self.pattern)]
+        return Decision(min(wanted, state.max_draft_tokens), "scripted")

@@ -39,27 +39,23 @@ class DrafterReport:
 
         It has a fault that one of them has, and new weights once all of them have.
         """
+
+        def first(faults: Sequence[str | None]) -> str | None:
+            found = [(rank, fault) for rank, fault in enumerate(faults) if fault is not None]
+            return next((f"on rank {rank}: {fault}" if rank else fault for rank, fault in found), None)
+
         return cls(
             min(report.weights_version for report in reports),
-            _of_first([report.weights_fault for report in reports]),
-            _of_first([report.drafter_fault for report in reports]),
+            first([report.weights_fault for report in reports]),
+            first([report.drafter_fault for report in reports]),
         )
 
 
-def _of_first(faults: Sequence[str | None]) -> str | None:
-    for rank, fault in enumerate(faults):
-        if fault is not None:
-            return f"on rank {rank}: {fault}" if rank else fault
-    return None
-
-
 class DrafterHealth:
-    """Keeps the last report, and the acceptance of first drafts since the weights it speaks of arrived.
-
-    Acceptance is looked at in consecutive windows. It trips once, and stays tripped until new weights arrive.
+    """Keeps the last report, and the acceptance of first drafts, in windows, since the weights it speaks of arrived.
 
     Attributes:
-        is_stale: Acceptance shows that the drafter does not follow the policy.
+        is_stale: Acceptance has shown that the drafter does not follow the policy; so until new weights arrive.
     """
 
     def __init__(self) -> None:
@@ -78,13 +74,8 @@ class DrafterHealth:
         return "drafter_stale" if self.is_stale else None
 
     def take_report(self, report: DrafterReport) -> bool:
-        """Believe the worker.
-
-        Returns:
-            Whether it has other weights than in the report before: what was known of the drafter is then forgotten.
-        """
-        has_new_weights = report.weights_version != self._report.weights_version
-        self._report = report
+        """Believe the worker; tell whether it has other weights than before: what was known is then forgotten."""
+        has_new_weights, self._report = report.weights_version != self._report.weights_version, report
         if has_new_weights:
             self.forget()
         return has_new_weights
@@ -109,11 +100,9 @@ class DrafterHealth:
 
 @dataclass(slots=True)
 class VerifiedDrafts:
-    """Holds what one tick verified, by draft position, first draft token first.
+    """Holds what one tick verified, by draft position, and in how many requests.
 
     Attributes:
-        num_passes: Requests that had at least one draft token verified.
-        drafted: Draft tokens at each position.
         judged: Those reached: all drafts before them were the policy's own draws.
         stood: Those that were the policy's own draws, behind a response's end too: what a drafter is judged by.
         accepted: Those that a request gained: it got so many tokens more than plain decoding gives in a tick.
@@ -126,12 +115,9 @@ class VerifiedDrafts:
     accepted: list[int] = field(default_factory=list)
 
     def add(self, num_draft_tokens: int, *, num_sampled_tokens: int, num_emitted_tokens: int) -> None:
-        """Count one request's verify pass.
+        """Count one request's verify pass, which sampled the drafts that stood and the token behind them.
 
-        Args:
-            num_draft_tokens: Its drafts.
-            num_sampled_tokens: The drafts that stood, and the token behind them.
-            num_emitted_tokens: Those that the request got: fewer where its response ended among them.
+        The request got fewer where its response ended among them.
         """
         self.num_passes += 1
         missing = max(0, num_draft_tokens - len(self.drafted))
@@ -146,14 +132,7 @@ class VerifiedDrafts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickSpan:
-    """Says when one tick ran, and with what.
-
-    Attributes:
-        end_s: Its end, by a clock that never runs backwards.
-        seconds: From the finish of the tick before it to its own.
-        num_requests: Requests that had tokens computed.
-        num_draft_tokens: k it was scheduled with; 0 is plain decoding.
-    """
+    """Says when one tick ended, how many seconds after the one before it, and with what it ran."""
 
     end_s: float
     seconds: float
@@ -167,11 +146,8 @@ class FinishedTick:
 
     Attributes:
         reason: Of the decision that was made in it.
-        num_emitted_tokens: Tokens that requests got.
-        verified: The drafts that were verified.
         speedup: What the rule predicted and measured since the last tick; None from one that predicts nothing.
-        is_drafter_stale: Acceptance shows that the drafter does not follow the policy.
-        span: When it ran; None for the first tick after an idle engine, whose beginning is not known.
+        span: None for the first tick after an idle engine, whose beginning is not known.
     """
 
     reason: str
@@ -190,7 +166,6 @@ class TickResult:
         num_requests: Requests that had tokens computed.
         num_computed_tokens: Those tokens: of prompts, the newest of each decoding request, and drafts.
         num_emitted_tokens: Tokens that requests got.
-        verified: The drafts that were verified.
         num_drafted: Draft tokens per request that the worker drafted at its end, for the tick after it.
         drafting: What the drafter did for that; None where it is not told.
         goes_on: Whether the engine has requests left.
@@ -206,15 +181,10 @@ class TickResult:
 
 
 class TickBook:
-    """Holds one engine's rule, the health of its drafter, and the clock between ticks.
+    """Holds one engine's rule, the health of its drafter, and a clock that never runs backwards.
 
     An engine that schedules asynchronously begins a tick before the one before it is finished; ticks finish in the
     order they began in.
-
-    Args:
-        rule: Decides where the drafter may draft, and learns from every tick.
-        health: Of the drafter.
-        clock: Seconds that never run backwards.
     """
 
     def __init__(self, rule: Rule, health: DrafterHealth, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -256,8 +226,6 @@ class TickBook:
         seconds = None if self._last_finish is None else now - self._last_finish
         self._last_finish = now if result.goes_on else None
         k, verified = decision.num_draft_tokens, result.verified
-        # A chain that requests near their end cut short says nothing about the length that was asked for.
-        is_cut = result.num_drafted < k
         self.rule.observe(
             TickObservation(
                 num_draft_tokens=k,
@@ -266,7 +234,8 @@ class TickBook:
                 attempts_per_position=tuple(verified.judged),
                 accepted_per_position=tuple(verified.stood),
                 num_tokens=result.num_emitted_tokens,
-                seconds=None if is_cut else seconds,
+                # A chain that requests near their end cut short says nothing about the length that was asked for.
+                seconds=None if result.num_drafted < k else seconds,
                 drafting=result.drafting,
                 had_prefill=result.num_computed_tokens != result.num_requests + sum(verified.drafted),
             )

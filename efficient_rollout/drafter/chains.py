@@ -7,7 +7,7 @@ from responses that have ended, of requests with the same prompt.
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -34,12 +34,11 @@ _MOST_TOKENS_OF_A_PROMPT = 32 << 10
 
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """Holds the rows of one draft pass, in the order of requests and, within one, of positions.
+    """Holds the rows of one draft pass: those of each of some requests, ascending.
 
     Attributes:
-        requests: Requests that have rows, ascending.
-        tokens: Of each of them, the tokens to feed: the newest of its chain, and copies behind it.
-        places: Of each of them, the place in its chain that its first row draws.
+        tokens: To feed, of each request: the newest of its chain, and copies behind it.
+        places: The place in each request's chain that its first row draws.
     """
 
     requests: list[int]
@@ -52,14 +51,6 @@ class Fed:
         return [len(tokens) for tokens in self.tokens]
 
 
-@dataclass(slots=True)
-class _Chain:
-    newest: int
-    most: int
-    drafts: list[int] = field(default_factory=list)
-    copies: list[int] = field(default_factory=list)
-
-
 class Chains:
     """Grows a chain for each request, until the batch has about as many draft tokens as were asked for.
 
@@ -68,14 +59,14 @@ class Chains:
 
     Args:
         newest: Of each request, the newest sampled token.
-        text_of: Returns the text of a request by its number, int32 [tokens], the newest sampled token last. It is asked
-            where something is looked up, and once for a request.
+        text_of: Returns a request's text, int32 [tokens], the newest sampled token last; asked once, where needed.
         most: Draft tokens that each request can use.
         num_tokens: Draft tokens to make, of all requests together.
         max_copies: Copied tokens that a pass checks for a request; 0 looks nothing up.
         few_chains: Nothing is looked up where more chains grow.
 
     Attributes:
+        drafts: The draft tokens of each request.
         counts: What passes did.
     """
 
@@ -89,63 +80,49 @@ class Chains:
         max_copies: int,
         few_chains: int = FEW_CHAINS,
     ) -> None:
-        self._chains = [_Chain(token, length) for token, length in zip(newest, most, strict=True)]
-        self._text_of = cache(text_of)
+        self._newest, self._most, self._text_of = newest, most, cache(text_of)
+        self.drafts: list[list[int]] = [[] for _ in newest]
         self.counts = DraftCounts()
         self._num_left, self._max_copies, self._few_chains = num_tokens, max_copies, few_chains
-
-    @property
-    def drafts(self) -> list[list[int]]:
-        """Return the draft tokens of each request."""
-        return [chain.drafts for chain in self._chains]
 
     def feed(self) -> Fed | None:
         """Return the next pass's rows, no more of them than tokens are left to draft; None at the end.
 
         A pass for a few of many chains takes nearly as long as one for all: what copies left over is not worth it.
         """
-        growing = [number for number, chain in enumerate(self._chains) if len(chain.drafts) < chain.most]
-        if 2 * self._num_left < len(growing):
+        lengths = list(map(len, self.drafts))
+        growing = [number for number, most in enumerate(self._most) if lengths[number] < most]
+        if not growing or 2 * self._num_left < len(growing):
             return None
         if len(growing) > self._num_left:
             # The shortest chains gain most by another token.
-            growing = sorted(sorted(growing, key=lambda number: len(self._chains[number].drafts))[: self._num_left])
-        if not growing:
-            return None
-        for number in growing:
-            self._chains[number].copies = []
-        if self._max_copies and len(growing) <= self._few_chains:
-            self._look_up(growing)
-        chains = [self._chains[number] for number in growing]
-        rows = [[chain.drafts[-1] if chain.drafts else chain.newest, *chain.copies] for chain in chains]
-        return Fed(growing, rows, [len(self._chains[number].drafts) for number in growing])
+            growing = sorted(sorted(growing, key=lengths.__getitem__)[: self._num_left])
+        copies = self._look_up(growing) if self._max_copies and len(growing) <= self._few_chains else {}
+        ends = (self.drafts[number][-1] if lengths[number] else self._newest[number] for number in growing)
+        rows = [[end, *copies.get(number, ())] for number, end in zip(growing, ends, strict=True)]
+        return Fed(growing, rows, [lengths[number] for number in growing])
 
-    def _look_up(self, growing: list[int]) -> None:
+    def _look_up(self, growing: list[int]) -> dict[int, list[int]]:
         """Choose each chain's copies: no more than match, and where there is no room for all, of the longest match.
 
         A copy costs a row, and saves a pass where one chain grows. The n-th copy behind a match of n tokens stands
         about once in ten (docs/lookup.md), and a row is a tenth of such a pass.
         """
         num_spare = self._num_left - len(growing)
-        found = []
+        found, chosen = [], {}
         for number in growing:
-            chain = self._chains[number]
-            most = min(self._max_copies, chain.most - len(chain.drafts) - 1, num_spare)
-            text = np.append(self._text_of(number), np.array(chain.drafts, dtype=np.int32))
+            drafts = self.drafts[number]
+            most = min(self._max_copies, self._most[number] - len(drafts) - 1, num_spare)
+            text = np.append(self._text_of(number), np.array(drafts, dtype=np.int32))
             copies, length = find_copies(text, most)
-            if length:
-                found.append((length, chain, copies[:length]))
-        for _, chain, copies in sorted(found, key=lambda item: -item[0]):
-            chain.copies = copies[:num_spare].tolist()
-            num_spare -= len(chain.copies)
+            found.append((length, number, copies[:length]))
+        for _, number, copies in sorted(found, key=lambda item: -item[0]):
+            chosen[number] = copies[:num_spare].tolist()
+            num_spare -= len(chosen[number])
+        return chosen
 
     def keep(self, fed: Fed, drawn: list[int]) -> None:
-        """Append what stands.
-
-        Args:
-            fed: The pass's rows.
-            drawn: The token drawn at each row.
-        """
+        """Append what stands of a pass, by the token drawn at each of its rows."""
         first = 0
         self.counts.num_passes += 1
         self.counts.num_chains_fed += len(fed.requests)
@@ -155,25 +132,20 @@ class Chains:
             num_kept = 0
             while num_kept < len(tokens) - 1 and tokens[num_kept + 1] == draws[num_kept]:
                 num_kept += 1
-            self._chains[number].drafts.extend(draws[: num_kept + 1])
+            self.drafts[number].extend(draws[: num_kept + 1])
             self._num_left -= num_kept + 1
             self.counts.num_copies += len(tokens) - 1
             self.counts.num_copies_kept += num_kept
 
 
 def find_copies(text: Tokens, most: int) -> tuple[Tokens, int]:
-    """Find what came after the last place where the text reads as its end does.
+    """Find up to `most` tokens that came after the last place where a text, int32 [tokens], reads as its end does.
 
     Of several places, the one with the longest match counts, and of those the latest. Where the copied part reaches
     the end of the text, it goes on with itself, as text that repeats would.
 
-    Args:
-        text: int32 [tokens], prompt and response; at least one.
-        most: Tokens to return.
-
     Returns:
-        int32 [most], or [0] where the last token occurs nowhere else; and the number of tokens that match, at most
-        `MOST_MATCHING_TOKENS`.
+        int32 [most], or [0] where the last token occurs nowhere else; and the number of tokens that match.
     """
     newest = len(text) - 1
     places = np.flatnonzero(text[:newest] == text[newest])[-_MOST_PLACES:]
@@ -208,12 +180,7 @@ class EndedResponses:
         self.num_tokens = 0
 
     def add(self, prompt: Tokens, response: Tokens) -> None:
-        """Keep a response.
-
-        Args:
-            prompt: int32 [tokens].
-            response: int32 [tokens]; one that is longer than a prompt may have is left out, as is an empty one.
-        """
+        """Keep a response, unless it is empty, or longer than all those of a prompt may be."""
         # With the prompt's end, so that a response's first tokens are found too.
         text = np.concatenate([prompt[-MOST_MATCHING_TOKENS:], response])
         if not len(response) or len(text) > min(self._most_of_a_prompt, self._most_tokens):

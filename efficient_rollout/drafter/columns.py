@@ -29,12 +29,9 @@ def is_due(name: str, turn: int) -> bool:
 
 
 def multiplied(multiply: Callable[[torch.Tensor], torch.Tensor], column: int, like: torch.Tensor) -> torch.Tensor:
-    """Return a column of the weight that `multiply` multiplies by, plus its bias.
+    """Return a column of the weight that `multiply` multiplies [1, in_features] by, plus its bias.
 
-    Args:
-        multiply: Takes [1, in_features], returns [1, out_features].
-        column: Of the weight.
-        like: A vector [in_features] of the input's dtype, on its device.
+    `like` is a vector [in_features] of the input's dtype, on its device.
     """
     x = torch.zeros_like(like)
     x[column] = 1

@@ -30,9 +30,7 @@ def _packed_linear_shape(x: torch.Tensor, layer: str, out_features: int) -> torc
 
 
 class PackedLinear(ABC):
-    """Computes `y = x W^T + b` with W quantized. It owns its packed weight, and a copy of the bias.
-
-    `requantize` replaces the weight; the object stays, so that a layer bound to it never has to be rebound.
+    """Computes `y = x W^T + b` with W quantized. It owns its packed weight and a bias, which `requantize` replaces.
 
     Attributes:
         faults: Where this is a list, a product that cannot be computed is noted in it, and is zero. For ranks that
@@ -52,7 +50,7 @@ class PackedLinear(ABC):
         """Take new values.
 
         Args:
-            weight: [out_features, in_features], bfloat16, float16 or float32, on this layer's device. Not kept.
+            weight: [out_features, in_features], of one of `FLOAT_DTYPES`, on this layer's device. Not kept.
             bias: [out_features], or None. Copied.
 
         Raises:
@@ -77,22 +75,12 @@ class PackedLinear(ABC):
         return self.multiply(x)
 
     def name(self, name: str) -> None:
-        """Let compiled code find this layer under `name`, which is unique in this process.
-
-        The last layer to take a name has it.
-        """
+        """Let compiled code find this layer under `name`; the last layer to take one in this process has it."""
         self._name = name
         _named_layers[name] = self
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply.
-
-        Args:
-            x: [..., in_features], of the weight's dtype.
-
-        Returns:
-            [..., out_features], of the same dtype.
-        """
+        """Multiply [..., in_features], of the weight's dtype, to [..., out_features] of the same."""
         rows = x.reshape(-1, self.in_features)
         try:
             product = self._multiply(rows)
@@ -110,10 +98,7 @@ class PackedLinear(ABC):
 
     @abstractmethod
     def dequantize(self) -> torch.Tensor:
-        """Return the weight that the kernel really multiplies by, read back from the pack.
-
-        It is float32 [out_features, in_features].
-        """
+        """Return what the kernel multiplies by, read back from the pack: float32 [out_features, in_features]."""
 
     @abstractmethod
     def _pack(self, weight: torch.Tensor) -> None: ...
@@ -130,7 +115,6 @@ class Scheme:
     """Describes one way to quantize the policy.
 
     Attributes:
-        name: As in the settings.
         kernel: Whose kernel multiplies, for the log.
         layer: Makes a packed layer from a weight [out_features, in_features] of whole tiles, in any of `FLOAT_DTYPES`,
             and a bias or None; None where the scheme keeps the policy's own layer.
@@ -160,12 +144,7 @@ class Scheme:
         return self.layer is not None and dtype in FLOAT_DTYPES and is_worth_it
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        """Make a packed layer of a weight that it `takes`.
-
-        Args:
-            weight: [out_features, in_features]; read, not kept.
-            bias: [out_features] or None.
-        """
+        """Make a packed layer of a weight that it `takes`, [out_features, in_features], which is not kept."""
         assert self.layer is not None
         padded_shape = self._padded(*weight.shape)
         if padded_shape == weight.shape:
@@ -181,9 +160,7 @@ UNQUANTIZED = Scheme(name="unquantized", kernel="the policy's", layer=None, miss
 
 
 class PaddedLinear(PackedLinear):
-    """Computes a layer with a packed one of whole tiles.
-
-    Inputs get zeros, and outputs behind the last are cut off.
+    """Computes a layer with a packed one of whole tiles: inputs get zeros, and outputs behind the last are cut off.
 
     At padded inputs the weight repeats its last column, so that a group's range and a row's largest value stay those of
     the real weights; to a product it does not matter what zeros are multiplied by.
@@ -195,6 +172,8 @@ class PaddedLinear(PackedLinear):
         padded_shape: Whole tiles, at least as large as the weight.
     """
 
+    _tiles: PackedLinear | None = None
+
     def __init__(
         self,
         layer: Callable[[torch.Tensor, torch.Tensor | None], PackedLinear],
@@ -204,7 +183,6 @@ class PaddedLinear(PackedLinear):
         padded_shape: tuple[int, int],
     ) -> None:
         self._layer, self._padded_shape = layer, padded_shape
-        self._tiles: PackedLinear | None = None
         super().__init__(weight, bias)
 
     def _pack(self, weight: torch.Tensor) -> None:

@@ -1,19 +1,22 @@
-"""The schemes by name, on each type of device."""
+"""The schemes by name, on each type of device. Those of a GPU also run, slowly, on a CPU in Triton's interpreter."""
 
+import importlib.util
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from efficient_rollout.config import SCHEME_NAMES, DrafterSettings
-from efficient_rollout.drafter.cpu.schemes import cpu_schemes
-from efficient_rollout.drafter.scheme import FLOAT_DTYPES, Scheme
+from efficient_rollout.drafter.cpu.layers import Int4NativeLinear, Int8NativeLinear
+from efficient_rollout.drafter.cpu.native.library import has_vnni, native_missing
+from efficient_rollout.drafter.cuda.products import Capability, product_missing
+from efficient_rollout.drafter.scheme import FLOAT_DTYPES, UNQUANTIZED, PackedLinear, Scheme
 from efficient_rollout.errors import SchemeUnavailableError
 
 _SHAPES_NAMED = 6
 
 
-def make_scheme(settings: DrafterSettings, device_type: str, capability: tuple[int, int] | None = None) -> Scheme:
+def make_scheme(settings: DrafterSettings, device_type: str, capability: Capability | None = None) -> Scheme:
     """Return the scheme the settings ask for.
 
     Args:
@@ -35,23 +38,62 @@ def make_scheme(settings: DrafterSettings, device_type: str, capability: tuple[i
     return scheme
 
 
-def schemes_on(
-    device_type: str, settings: DrafterSettings, capability: tuple[int, int] | None = None
-) -> dict[str, Scheme]:
-    """Return those there are for a type of device, by name, whether or not their kernels can run here.
-
-    Args:
-        device_type: As in `torch.device.type`.
-        settings: The drafter's part of the settings tree.
-        capability: As in `make_scheme`.
-    """
+def schemes_on(device_type: str, settings: DrafterSettings, capability: Capability | None = None) -> dict[str, Scheme]:
+    """Return those there are for a type of device, by name, whether or not their kernels can run here."""
     if device_type == "cpu":
         return cpu_schemes(settings)
-    if device_type == "cuda":
-        from efficient_rollout.drafter.cuda.schemes import cuda_schemes  # Triton is not in every environment
+    return cuda_schemes(settings, capability) if device_type == "cuda" else {}
 
-        return cuda_schemes(settings, capability)
-    return {}
+
+def cpu_schemes(settings: DrafterSettings) -> dict[str, Scheme]:
+    """Return every scheme for a CPU, by name: this package's own kernels."""
+    kernel, size = "native VNNI" if has_vnni() else "native AVX2", settings.group_size
+
+    def int4(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        return Int4NativeLinear(weight, bias, group_size=size)
+
+    schemes = (
+        Scheme(name="int8", kernel=kernel, layer=Int8NativeLinear, missing=native_missing, tile=(16, 16)),
+        Scheme(name="int4", kernel=kernel, layer=int4, missing=native_missing, tile=(16, size)),
+        UNQUANTIZED,
+    )
+    return {scheme.name: scheme for scheme in schemes}
+
+
+def cuda_schemes(settings: DrafterSettings, capability: Capability | None = None) -> dict[str, Scheme]:
+    """Return every scheme for a GPU, by name; asked whether they run without a capability, they start CUDA for it."""
+
+    # The tiles are the kernels' own: outputs are padded by the layers, in the pack alone.
+    def scheme(name: str, kernel: str, num_inputs: int, layer_name: str, **options: Any) -> Scheme:
+        def layer(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+            # It loads Triton, which an environment for CPUs has not.
+            from efficient_rollout.drafter.cuda import layers
+
+            made: PackedLinear = getattr(layers, layer_name)(weight, bias, **options)
+            return made
+
+        return Scheme(
+            name=name, kernel=kernel, layer=layer, missing=lambda: _missing(name, capability), tile=(1, num_inputs)
+        )
+
+    schemes = (
+        scheme("int4", "vLLM's Marlin", 128, "MarlinInt4Linear", group_size=settings.group_size),
+        scheme("int8", "vLLM's CUTLASS int8", 16, "ChannelLinear", values_dtype=torch.int8),
+        scheme("fp8", "vLLM's CUTLASS fp8", 16, "ChannelLinear", values_dtype=torch.float8_e4m3fn),
+        UNQUANTIZED,
+    )
+    return {scheme.name: scheme for scheme in schemes}
+
+
+def _missing(name: str, capability: Capability | None) -> str | None:
+    """Return why a GPU's scheme cannot run; in an interpreter it does, with the references of products."""
+    if importlib.util.find_spec("triton") is None:
+        return (
+            "its kernels need Triton, which a CUDA build of torch brings; for tests: bash scripts/install.sh --triton"
+        )
+    import triton
+
+    return None if triton.knobs.runtime.interpret else product_missing(name, capability)
 
 
 def require_taken(
@@ -83,10 +125,7 @@ def require_taken(
 def _takers(
     settings: DrafterSettings, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device_type: str
 ) -> Iterator[str]:
-    """Yield every scheme that takes one of the layers.
-
-    Where it does so with another group size only, the largest of these is named.
-    """
+    """Yield every scheme that takes one of the layers, if need be with another group size, the largest that does."""
     sizes = (settings.group_size, *sorted(get_args(DrafterSettings.model_fields["group_size"].annotation))[::-1])
     for name in SCHEME_NAMES:
         for size in sizes:

@@ -1,7 +1,6 @@
 """Seconds that a device spends, without waiting for it."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -12,9 +11,6 @@ _MOST_PENDING = 256
 
 class Stopwatch:
     """Sums the time between entering and leaving; a GPU's is measured by its own events.
-
-    Args:
-        device: Whose time it is.
 
     Attributes:
         num_laps: How often it was left; a lap's number is how often it had been left before.
@@ -38,10 +34,7 @@ class Stopwatch:
         self._laps = {}
 
     def take_laps(self) -> dict[int, float]:
-        """Return seconds by a lap's number, since the last call.
-
-        It waits for what the device has not done yet.
-        """
+        """Return seconds by a lap's number, since the last call; it waits as `seconds` does."""
         self.seconds()
         laps, self._laps = self._laps or {}, {}
         return laps
@@ -54,9 +47,7 @@ class Stopwatch:
             self._started = time.perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         number, self.num_laps = self.num_laps, self.num_laps + 1
         if not self._is_gpu:
             self._add(number, time.perf_counter() - self._started)

@@ -25,8 +25,8 @@ from triton import language as tl
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.chains import find_copies
 from efficient_rollout.drafter.cuda.lookup import CopyingChains
-from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.scheme import FLOAT_DTYPES, PackedLinear
+from efficient_rollout.drafter.schemes import cuda_schemes
 from efficient_rollout.files import read_json, write_json
 from efficient_rollout.gpu_check.stand import Measured, Stand, median_seconds, require
 from efficient_rollout.gpu_check.weights import addresses_of, digest, hard_weight, hashed, packed_of

@@ -10,8 +10,8 @@ import torch
 
 from efficient_rollout.config import DrafterSettings
 from efficient_rollout.drafter.cuda.products import LARGEST_FP8, LARGEST_INT8, multiplied_in
-from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.scheme import PackedLinear
+from efficient_rollout.drafter.schemes import cuda_schemes
 from efficient_rollout.gpu_check.stand import Measured, Stand, available_schemes, require, runnable_schemes
 from efficient_rollout.gpu_check.weights import hashed
 

@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
-from efficient_rollout.controller.script import PATTERN
+from efficient_rollout.controller.rule import PATTERN
 from efficient_rollout.gpu_check.stand import Measured, Stand, drafting, require, runnable_schemes, worker_of
 from efficient_rollout.gpu_check.weights import make_policy
 

@@ -203,7 +203,7 @@ def drafting(scheme: str, max_draft_tokens: int, *, lookup: str = "off", **contr
 def available_schemes() -> dict[str, str | None]:
     """Return the schemes that quantize -> what each lacks here; None where it can run."""
     from efficient_rollout.config import DrafterSettings
-    from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+    from efficient_rollout.drafter.schemes import cuda_schemes
 
     schemes = cuda_schemes(DrafterSettings(group_size=128))
     return {name: scheme.missing() for name, scheme in schemes.items() if scheme.layer is not None}

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from efficient_rollout.controller.rule import Never, Rule, RuleInputs, make_rule
-from efficient_rollout.controller.script import PATTERN, Script
+from efficient_rollout.controller.rule import PATTERN, Never, Rule, RuleInputs, Script, make_rule
 from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.cost_model.profile import load_profile
 from efficient_rollout.engine.scheduler import AsyncEfficientScheduler, EfficientScheduler

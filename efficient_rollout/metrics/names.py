@@ -9,14 +9,7 @@ PREFIX = "efficient_rollout/"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Describes one reported number.
-
-    Attributes:
-        name: Key in veRL's step metrics and in the JSONL file, with `PREFIX`.
-        unit: SI unit, or "ratio", "tokens", "count".
-        meaning: One line for a dashboard's tooltip.
-        good: Which direction is better; None where neither is.
-    """
+    """Describes one reported number: its key, with `PREFIX`, a line for a tooltip, and which direction is better."""
 
     name: str
     unit: str
@@ -133,25 +126,23 @@ def all_metrics() -> tuple[Metric, ...]:
 
 def declared(name: str) -> Metric:
     """Return the metric of this name, or the one that ends in a slash and that it begins with; KeyError without."""
-    family = name.rpartition("/")[0] + "/"
-    return _REGISTRY[name if name in _REGISTRY else family]
+    return _REGISTRY[_key(name)]
 
 
 def is_declared(name: str) -> bool:
-    """Tell whether a name is a metric's, or begins with one that ends in a slash."""
-    return name in _REGISTRY or any(key.endswith("/") and name.startswith(key) for key in _REGISTRY)
+    """Tell whether `declared` knows this name."""
+    return _key(name) in _REGISTRY
+
+
+def _key(name: str) -> str:
+    return name if name in _REGISTRY else name.rpartition("/")[0] + "/"
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Describes one family of numbers of an engine, since it started.
+    """Describes one family of numbers of an engine, since it started: a field of its record.
 
     Attributes:
-        name: Of the family; a counter's samples add `_total`.
-        kind: A counter only grows; a gauge is a state.
-        unit: For a dashboard's axis, of the sample.
-        field: Of the engine's record.
-        meaning: One line for `# HELP` and for a dashboard's tooltip.
         label: What tells the field's values apart, by key or by place; None where there is one.
     """
 
@@ -171,10 +162,8 @@ class Exported:
         """Return what is known, by label; the only value of a family without one under the empty label."""
         value = getattr(stats, self.field)
         if isinstance(value, list):
-            value = {str(place): one for place, one in enumerate(value)}
-        if isinstance(value, dict):
-            return value
-        return {} if value is None else {"": value}
+            return {str(place): one for place, one in enumerate(value)}
+        return value if isinstance(value, dict) else {} if value is None else {"": value}
 
 
 # vLLM's own counters are right for a self-drafting engine, and are not repeated: requests, tokens, and of drafts

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
 from efficient_rollout.errors import InputFileError
@@ -17,6 +16,10 @@ TIMELINE_FILE = "timeline.jsonl"
 MAX_ENGINES = 4
 # Lanes kept of a step, of those engines together.
 MAX_STEP_LANES = 256
+_OF_SYNCS = (
+    "num_weight_syncs", "weight_sync_seconds", "requantize_seconds", "weights_checksum", "proven_weight_share",
+    "is_as_sent",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,6 @@ class Segment:
     """Holds an engine's statistics up to a weight sync, or since the last one.
 
     Attributes:
-        stats: Counts of the engine.
         first_request_time: Unix time of the first request in, None without requests. Engines behind one server have
             its times in common.
         last_response_time: Unix time of the last response out.
@@ -36,11 +38,7 @@ class Segment:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for the way between processes."""
-        return {
-            "stats": self.stats.to_dict(),
-            "first_request_time": self.first_request_time,
-            "last_response_time": self.last_response_time,
-        }
+        return {item.name: getattr(self, item.name) for item in fields(self)} | {"stats": self.stats.to_dict()}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Segment":
@@ -62,12 +60,14 @@ class Segment:
         return self.last_response_time - self.first_request_time
 
 
+_Engines = Sequence[Sequence[Segment]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimelines:
     """Holds a training step's rollout, a line of `TIMELINE_FILE`.
 
     Attributes:
-        step: Its number.
         num_engines: Engines that have a timeline; those in `engines` are the `MAX_ENGINES` that ran longest.
         engines: Their timelines, the longest first, each in seconds since its own first bin, or its first lane's start.
         lanes: Their lanes, by the same clocks, some of each engine's: `MAX_STEP_LANES` of all at most.
@@ -91,27 +91,24 @@ class StepTimelines:
 
     @classmethod
     def from_dict(cls, raw: Any) -> "StepTimelines":
-        """Rebuild from `to_dict`.
-
-        Raises:
-            InputFileError: It is not what `to_dict` gives.
-        """
-        if not isinstance(raw, dict) or raw.keys() != {item.name for item in fields(cls)}:
-            raise InputFileError("not the timelines of a step")
-        engines, lanes = raw["engines"], raw["lanes"]
-        are_whole = all(type(raw[name]) is int for name in ("step", "num_engines", "num_responses"))
-        are_timelines = isinstance(engines, list) and all(is_timeline(engine) for engine in engines)
-        are_lanes = isinstance(lanes, list) and all(isinstance(one, list) and all(map(is_lane, one)) for one in lanes)
-        if not are_whole or not are_timelines or not are_lanes or len(lanes) != len(engines):
-            raise InputFileError("not the timelines of a step")
-        return cls(**raw)
+        """Rebuild from `to_dict`; raise InputFileError where it is something else."""
+        if isinstance(raw, dict) and raw.keys() == {item.name for item in fields(cls)}:
+            engines, lanes = raw["engines"], raw["lanes"]
+            if (
+                all(type(raw[name]) is int for name in ("step", "num_engines", "num_responses"))
+                and isinstance(engines, list) and all(map(is_timeline, engines))
+                and isinstance(lanes, list) and all(isinstance(one, list) and all(map(is_lane, one)) for one in lanes)
+                and len(lanes) == len(engines)
+            ):  # fmt: skip
+                return cls(**raw)
+        raise InputFileError("not the timelines of a step")
 
     @classmethod
     def of(
         cls,
         step: int,
         by_engine: Mapping[str, Sequence[Bin]],
-        lanes_by_engine: Mapping[str, Sequence[Lane]] = MappingProxyType({}),
+        lanes_by_engine: Mapping[str, Sequence[Lane]] | None = None,
         num_responses: int = 0,
     ) -> "StepTimelines":
         """Make those of a step, from what its engines recorded by clocks of their own."""
@@ -119,7 +116,7 @@ class StepTimelines:
         engines: list[list[Bin]] = []
         lanes: list[list[Lane]] = []
         for name in longest[:MAX_ENGINES]:
-            bins, responses = by_engine[name], lanes_by_engine.get(name, ())
+            bins, responses = by_engine[name], (lanes_by_engine or {}).get(name, ())
             zero = min([bins[0][START], *(lane[START] for lane in responses)])
             engines.append([[b[START] - zero, b[END] - zero, *b[2:]] for b in bins])
             lanes.append([moved(lane, zero) for lane in responses])
@@ -142,30 +139,18 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
         engines: For each engine its segments, oldest first; each ends with a weight sync, the last one is open.
         validated: The step's own metrics contain validation results.
     """
-    engines = [list(segments) for segments in engines if segments]
+    engines, training, validation = _parts(engines, validated=validated)
     if not engines:
         return {}
-    has_validation = _has_validation(engines, validated=validated)
     num_engines = sum(segments[0].stats.num_engines for segments in engines)
-    # A sync is counted by the segment that follows it.
-    synced = Segment.merge([Segment.merge(segments) for segments in engines]).stats
-    training = _training(engines, has_validation=has_validation)
     merged = _merge_engines(training)
     metrics: dict[str, float] = {}
-    if merged.first_request_time is not None or not has_validation:
-        stats = replace(
-            merged.stats,
-            num_weight_syncs=synced.num_weight_syncs,
-            weight_sync_seconds=synced.weight_sync_seconds,
-            requantize_seconds=synced.requantize_seconds,
-            weights_checksum=synced.weights_checksum,
-            proven_weight_share=synced.proven_weight_share,
-            is_as_sent=synced.is_as_sent,
-            num_engines=num_engines,
-        )
+    if merged.first_request_time is not None or not validation:
+        # A sync is counted by the segment that follows it.
+        synced = _merge_engines(engines).stats
+        stats = replace(merged.stats, num_engines=num_engines, **{name: getattr(synced, name) for name in _OF_SYNCS})
         metrics |= stats.to_metrics(rollout_seconds=merged.rollout_seconds) | _over_engines(training)
-    if has_validation:
-        validation = [segments[-1:] for segments in engines]
+    if validation:
         merged = _merge_engines(validation)
         stats = replace(merged.stats, num_weight_syncs=0, num_engines=num_engines)
         reported = stats.to_metrics(rollout_seconds=merged.rollout_seconds) | _over_engines(validation)
@@ -175,21 +160,19 @@ def step_metrics(engines: Iterable[Sequence[Segment]], *, validated: bool) -> di
 
 def step_timelines(step: int, engines: Iterable[Sequence[Segment]], *, validated: bool) -> StepTimelines:
     """Return the timelines of a step's training rollout; the other arguments are those of `step_metrics`."""
-    engines = [list(segments) for segments in engines if segments]
-    training = _training(engines, has_validation=_has_validation(engines, validated=validated))
-    stats = _merge_engines(training).stats
+    stats = _merge_engines(_parts(engines, validated=validated)[1]).stats
     return StepTimelines.of(step, stats.timelines, stats.lanes, stats.num_responses)
 
 
-def _has_validation(engines: Sequence[Sequence[Segment]], *, validated: bool) -> bool:
-    return validated and any(len(segments) > 1 for segments in engines)
+def _parts(engines: Iterable[Sequence[Segment]], *, validated: bool) -> tuple[_Engines, _Engines, _Engines]:
+    """Return the segments of engines that have any: all, those of training, and those of a validation behind it."""
+    engines = [list(segments) for segments in engines if segments]
+    if validated and any(len(segments) > 1 for segments in engines):
+        return engines, [segments[:-1] for segments in engines], [segments[-1:] for segments in engines]
+    return engines, engines, []
 
 
-def _training(engines: Sequence[Sequence[Segment]], *, has_validation: bool) -> Sequence[Sequence[Segment]]:
-    return [segments[:-1] if has_validation else segments for segments in engines]
-
-
-def _over_engines(engines: Sequence[Sequence[Segment]]) -> dict[str, float]:
+def _over_engines(engines: _Engines) -> dict[str, float]:
     merged = [Segment.merge(segments) for segments in engines if segments]
     by_engine = [one.stats.to_metrics(rollout_seconds=one.rollout_seconds) for one in merged]
     spread: dict[str, float] = {}
@@ -202,5 +185,5 @@ def _over_engines(engines: Sequence[Sequence[Segment]]) -> dict[str, float]:
     return spread
 
 
-def _merge_engines(engines: Sequence[Sequence[Segment]]) -> Segment:
+def _merge_engines(engines: _Engines) -> Segment:
     return Segment.merge([segment for segments in engines for segment in segments])

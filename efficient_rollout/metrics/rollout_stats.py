@@ -15,38 +15,16 @@ from efficient_rollout.metrics import names, timeline
 class RolloutStats:
     """Says what happened in the engines since the last report.
 
+    `metrics/names.py` says what most of it is.
+
     Attributes:
         num_engines: Engines merged into this record; the workers of one engine are its ranks.
-        num_ticks: Engine steps that computed at least one token.
-        num_speculative_ticks: Ticks that verified at least one draft token.
-        num_generated_tokens: Tokens emitted to requests, drafts included.
-        num_verify_passes: Verify events: requests times ticks with at least one draft token.
-        num_draft_tokens: Draft tokens verified.
-        num_accepted_tokens: Draft tokens accepted: those that requests gained.
+        num_verify_passes: Requests times ticks with at least one draft token.
         behind_end_per_position: Drafts that were the policy's own draws too, but behind a response's end.
-        accepted_per_position: Accepted drafts at each position, first draft token first.
-        drafted_per_position: Verified drafts at each position.
-        ticks_by_reason: Ticks by the controller's reason for its decision.
-        draft_seconds: Time inside the drafter.
-        num_draft_passes: Passes of the drafter.
-        num_copies: Tokens copied from requests' own text that passes of the drafter checked.
-        num_copies_kept: Those that were the drafter's own draws.
-        weight_sync_seconds: Time of the weight syncs since the last report, requantization included.
-        requantize_seconds: Time of the requantizations in them.
-        num_weight_syncs: Weight syncs since the last report.
-        drafter_bytes: Memory of the drafter's own weights.
-        packed_weight_share: Of the weights a draft step reads, those it reads quantized; None without a drafter.
-        weights_checksum: Of the policy that the last weight sync brought; None before one.
-        proven_weight_share: Of its values, those of parameters that are asked in turn whether they are held as they
-            came; None before a sync.
-        is_as_sent: 1 where it came with its sender's own checksums; None before a sync.
-        num_drafter_faults: Faults that turned the drafter off.
-        num_stale_drafters: Engines whose acceptance shows that the drafter does not follow the policy.
-        is_uncertified: 1 where an engine drafts on a GPU without a certificate of its kind.
-        predicted_plain_seconds: Of timed ticks that drafted: plain decoding, for the tokens that were expected.
-        predicted_tick_seconds: Of the same ticks: what the controller expected them to take.
-        measured_plain_seconds: Of the same ticks: plain decoding, for the tokens that were emitted.
-        measured_tick_seconds: Of the same ticks: what they took.
+        weight_sync_seconds: Of all weight syncs, requantizations included.
+        packed_weight_share: None without a drafter.
+        weights_checksum: This and the next two are None before a weight sync.
+        predicted_plain_seconds: As in `SpeedupSums`, with the next three.
         timelines: By engine, its running requests and draft lengths over time, bounded (`metrics/timeline.py`).
         lanes: By engine, the responses that ended, bounded (`metrics/timeline.py`).
         num_responses: Those that ended, lanes or none.
@@ -94,14 +72,7 @@ class RolloutStats:
     # The same policy everywhere: an engine with less of it quantized, or proven, is the one to know of.
     _SMALLEST = frozenset({"packed_weight_share", "proven_weight_share", "is_as_sent"})
     # What is so until it changes.
-    _STATES = (
-        "num_engines",
-        "num_stale_drafters",
-        "is_uncertified",
-        "drafter_bytes",
-        *sorted(_SMALLEST),
-        "weights_checksum",
-    )
+    _STATES = _SMALLEST | {"num_engines", "num_stale_drafters", "is_uncertified", "drafter_bytes", "weights_checksum"}
     _JOINED: ClassVar[Mapping[str, Callable[..., list[Any]]]] = {
         "timelines": timeline.joined,
         "lanes": timeline.joined_lanes,
@@ -135,10 +106,8 @@ class RolloutStats:
     def add_speedup(self, speedup: SpeedupSums | None) -> None:
         """Add what a rule predicted and measured; None from one that predicts nothing."""
         if speedup is not None:
-            self.predicted_plain_seconds += speedup.predicted_plain_seconds
-            self.predicted_tick_seconds += speedup.predicted_tick_seconds
-            self.measured_plain_seconds += speedup.measured_plain_seconds
-            self.measured_tick_seconds += speedup.measured_tick_seconds
+            for item in fields(speedup):
+                setattr(self, item.name, getattr(self, item.name) + getattr(speedup, item.name))
 
     @property
     def mean_accepted_length(self) -> float | None:
@@ -193,12 +162,8 @@ class RolloutStats:
         return total
 
     def to_metrics(self, *, rollout_seconds: float | None = None) -> dict[str, float]:
-        """Return step metrics by the names in `names`; a ratio without a denominator is left out, never 0.
-
-        Args:
-            rollout_seconds: Wall time of the rollout, where the caller measured it.
-        """
-        metrics: dict[str, float] = {
+        """Return step metrics by the names in `names`; a ratio without a denominator is left out, never 0."""
+        told: dict[str, float | None] = {
             names.NUM_ENGINES: self.num_engines,
             names.ENGINE_TICKS: self.num_ticks,
             names.GENERATED_TOKENS: self.num_generated_tokens,
@@ -210,14 +175,12 @@ class RolloutStats:
             names.DRAFTER_FAULTS: self.num_drafter_faults,
             names.STALE_DRAFTER: self.num_stale_drafters,
             names.UNCERTIFIED: self.is_uncertified,
-        }
-        states = {
             names.PACKED_WEIGHT_SHARE: self.packed_weight_share,
             names.PROVEN_WEIGHT_SHARE: self.proven_weight_share,
             names.WEIGHTS_CHECKSUM: self.weights_checksum,
             names.WEIGHTS_AS_SENT: self.is_as_sent,
         }
-        metrics |= {name: state for name, state in states.items() if state is not None}
+        metrics = {name: value for name, value in told.items() if value is not None}
         if self.num_ticks:
             metrics[names.SPECULATIVE_TICK_SHARE] = self.num_speculative_ticks / self.num_ticks
             for reason, ticks in sorted(self.ticks_by_reason.items()):
@@ -246,9 +209,7 @@ class RolloutStats:
 
 def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
     if isinstance(ours, list):
-        length = max(len(ours), len(theirs))
-        padded = [values + [0] * (length - len(values)) for values in (ours, theirs)]
-        return [a + b for a, b in zip(*padded, strict=True)]
+        return timeline.added(ours, theirs)
     if isinstance(ours, dict):
         return dict(Counter(ours) + Counter(theirs))
     if ours is None or theirs is None:
@@ -259,11 +220,7 @@ def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
 class Tally:
     """Keeps statistics that are taken now and then, and all of them since the start.
 
-    Args:
-        num_engines: 0 for a part that is added to an engine's record.
-
-    Attributes:
-        recent: What was counted since `take` was called last.
+    What was counted since `take` was called last is `recent`. No engine is counted of a part of an engine's record.
     """
 
     def __init__(self, num_engines: int = 0) -> None:

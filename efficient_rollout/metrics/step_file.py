@@ -1,7 +1,7 @@
 """What a run writes of its steps: `metrics.jsonl`, one JSON object a line, and `timeline.jsonl`.
 
 One file is one run, whichever command started it, and however often it was resumed: a run that begins anew sets an
-earlier one's files aside, and one that resumes goes on behind the rows that led to its checkpoint.
+earlier one's files aside, and one that resumes goes on behind the rows that led to its checkpoint, which keeps its id.
 """
 
 import fcntl
@@ -11,14 +11,15 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.files import written_whole
 from efficient_rollout.metrics.rollout_record import TIMELINE_FILE, StepTimelines
-from efficient_rollout.metrics.run_id import new_run_id, run_id_of
 from efficient_rollout.metrics.timeline import is_sampled
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ FILE_NAME = "metrics.jsonl"
 # that is no part of a step's own row, that it is one.
 RUN_ID, RUN_PART, IS_VALIDATION = "run_id", "run_part", "is_validation"
 _LOCK_FILE = ".metrics.lock"
+# In the folder of each checkpoint.
+RUN_ID_FILE = "efficient_rollout_run_id"
+_WANDB_RUN_ID, _WANDB_RESUME = "WANDB_RUN_ID", "WANDB_RESUME"
 
 
 class StepFiles:
@@ -39,9 +43,6 @@ class StepFiles:
     Args:
         directory: The run's, made if absent.
         resumed_from: Folder of the checkpoint that training goes on from; None without one.
-
-    Attributes:
-        run_id: Of the run.
 
     Raises:
         ConfigError: Another job writes there now.
@@ -57,11 +58,12 @@ class StepFiles:
         self._refused: set[str] = set()
 
     def _run_id(self, directory: Path, resumed_from: Path | None) -> str:
-        if resumed_from is None:
-            return new_run_id()
-        # A job that ended between a checkpoint and its mark leaves one whose place alone tells whose it is.
-        lies_here = resumed_from.resolve().is_relative_to(directory.resolve())
-        return run_id_of(resumed_from) or (self._id_of_rows() if lies_here else None) or new_run_id()
+        found = None
+        if resumed_from is not None:
+            # A job that ended between a checkpoint and its mark leaves one whose place alone tells whose it is.
+            lies_here = resumed_from.resolve().is_relative_to(directory.resolve())
+            found = run_id_of(resumed_from) or (self._id_of_rows() if lies_here else None)
+        return found or uuid.uuid4().hex[:16]  # fit for wandb
 
     def _id_of_rows(self) -> str | None:
         ids = [row.get(RUN_ID) for _, row in _rows(self._metrics)]
@@ -131,25 +133,21 @@ class StepFiles:
 
 
 def require_free(directory: Path) -> None:
-    """Check, before a job writes anything there, that no other job writes into this directory now.
-
-    Raises:
-        ConfigError: One does.
-    """
+    """Raise ConfigError, before a job writes anything there, where another job writes into this directory now."""
     if directory.is_dir():
         os.close(_locked(directory))
 
 
 def set_aside(*paths: Path) -> None:
     """Keep an earlier run's files under other names, `metrics.1.jsonl` and so on, one number for all of them."""
-    present = [path for path in paths if path.exists()]
     for number in itertools.count(1):
-        kept = [path.with_suffix(f".{number}{path.suffix}") for path in paths]
-        if not any(path.exists() for path in kept):
+        kept = {path: path.with_suffix(f".{number}{path.suffix}") for path in paths}
+        if not any(other.exists() for other in kept.values()):
             break
-    for path in present:
-        path.rename(path.with_suffix(f".{number}{path.suffix}"))
-        logger.warning("kept %s of an earlier run as %s", path, path.with_suffix(f".{number}{path.suffix}").name)
+    for path, other in kept.items():
+        if path.exists():
+            path.rename(other)
+            logger.warning("kept %s of an earlier run as %s", path, other.name)
 
 
 def _locked(directory: Path) -> int:
@@ -203,3 +201,31 @@ def _as_number(value: Any) -> bool | int | float | None:
         except (ValueError, RuntimeError):  # several numbers, or none that is known
             return None
     return value if isinstance(value, bool | int | float) else None
+
+
+def mark_checkpoint(folder: Path, run_id: str) -> None:
+    """Keep the run's id with a checkpoint that was just saved; nothing where the folder lies on no disk of this one."""
+    if folder.is_dir():
+        (folder / RUN_ID_FILE).write_text(run_id, encoding="utf-8")
+
+
+def run_id_of(folder: Path) -> str | None:
+    """Return the id of the run that saved this checkpoint; None where the checkpoint holds none."""
+    path = folder / RUN_ID_FILE
+    return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
+
+
+@contextmanager
+def one_wandb_run(run_id: str) -> Iterator[None]:
+    """Make `wandb.init` go on with the run of this id, or begin it, unless the user names a run to wandb himself.
+
+    Both frameworks call `wandb.init` themselves, and pass no id: wandb's own variables are the one way to give it one.
+    """
+    if _WANDB_RUN_ID in os.environ or _WANDB_RESUME in os.environ:
+        yield
+        return
+    os.environ.update({_WANDB_RUN_ID: run_id, _WANDB_RESUME: "allow"})
+    try:
+        yield
+    finally:
+        del os.environ[_WANDB_RUN_ID], os.environ[_WANDB_RESUME]

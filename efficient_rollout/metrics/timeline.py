@@ -14,6 +14,7 @@ request.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from efficient_rollout.controller.tick import TickSpan
@@ -54,7 +55,7 @@ def seconds_by_length(bins: Iterable[Bin]) -> list[float]:
     """Return the seconds at k = 0, 1, and so on."""
     total: list[float] = []
     for one in bins:
-        total = _added(total, one[FIRST_LENGTH:])
+        total = added(total, one[FIRST_LENGTH:])
     return total
 
 
@@ -64,16 +65,15 @@ def is_sampled(step: int) -> bool:
 
 
 def _thinned(parts: Sequence[list[float]], share: float) -> list[list[float]]:
-    """Put neighbours together where both fit into a share of the whole time.
+    """Put neighbours together where both fit into `share` seconds: hardly more than two parts a share stay.
 
-    Any two neighbours that stay apart span more than a share, so no more than twice as many parts as shares stay, and
-    one. Numbers add up: nothing is lost but when exactly in its part each was spent.
+    Numbers add up: nothing is lost but when exactly in its part each was spent.
     """
     kept = [list(parts[0])]
     for one in parts[1:]:
         last = kept[-1]
         if one[END] - last[START] <= share:
-            kept[-1] = [last[START], max(last[END], one[END]), *_added(last[END + 1 :], one[END + 1 :])]
+            kept[-1] = [last[START], max(last[END], one[END]), *added(last[END + 1 :], one[END + 1 :])]
         else:
             kept.append(list(one))
     return kept
@@ -96,9 +96,9 @@ def tail_seconds(bins: Sequence[Bin]) -> float:
     return bins[-1][END] - ends[-1] if ends else 0.0
 
 
-def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    longer, shorter = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
-    return [value + (shorter[index] if index < len(shorter) else 0.0) for index, value in enumerate(longer)]
+def added(ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+    """Add number by number; where one is longer, its end stays as it is."""
+    return [one + other for one, other in zip_longest(ours, theirs, fillvalue=0)]
 
 
 def extent(bins: Sequence[Bin]) -> float:
@@ -108,12 +108,17 @@ def extent(bins: Sequence[Bin]) -> float:
 
 def is_timeline(bins: Any) -> bool:
     """Tell whether a value from a file is a timeline."""
+    return isinstance(bins, list) and len(bins) > 0 and all(_are_numbers(one, FIRST_LENGTH + 1) for one in bins)
 
-    def is_bin(one: Any) -> bool:
-        is_list = isinstance(one, list) and len(one) > FIRST_LENGTH
-        return is_list and all(type(value) in (int, float) and 0.0 <= value < 1e9 for value in one)
 
-    return isinstance(bins, list) and len(bins) > 0 and all(is_bin(one) for one in bins)
+def is_lane(one: Any) -> bool:
+    """Tell whether a value from a file is a lane."""
+    return _are_numbers(one, FIRST_PART) and (len(one) - FIRST_PART) % PART == 0
+
+
+def _are_numbers(one: Any, least: int) -> bool:
+    is_long = isinstance(one, list) and len(one) >= least
+    return is_long and all(type(value) in (int, float) and 0.0 <= value < 1e9 for value in one)
 
 
 @dataclass(slots=True)
@@ -123,11 +128,7 @@ class _Open:
 
 
 class LaneRecorder:
-    """Records the lanes of one engine. A tick in which nothing is drafted costs nothing for its requests.
-
-    Args:
-        clock: Seconds that never run backwards, as the timeline's.
-    """
+    """Records the lanes of one engine, by the timeline's clock. A tick in which nothing is drafted costs nothing."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -193,7 +194,7 @@ def joined_lanes(parts: Iterable[Sequence[Lane]]) -> list[Lane]:
 
 
 def selected(lanes: Iterable[Lane], limit: int) -> list[Lane]:
-    """Return as many lanes as `limit` at most, those that ended last first.
+    """Return `limit` lanes at most, those that ended last first.
 
     Half of them are the last to end, which the others waited for; the rest stand evenly for all others.
     """
@@ -210,12 +211,6 @@ def moved(lane: Lane, zero_s: float) -> Lane:
     for start_s, end_s, *counts in parts_of(lane):
         found += [_rounded(start_s - zero_s), _rounded(end_s - zero_s), *counts]
     return found
-
-
-def is_lane(one: Any) -> bool:
-    """Tell whether a value from a file is a lane."""
-    is_long = isinstance(one, list) and len(one) >= FIRST_PART and (len(one) - FIRST_PART) % PART == 0
-    return is_long and all(type(value) in (int, float) and 0.0 <= value < 1e9 for value in one)
 
 
 def _rounded(seconds: float) -> float:

@@ -23,8 +23,7 @@ from efficient_rollout.dashboards.wandb_panel import ReportingWandb
 from efficient_rollout.drafter import columns
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX, Segment, step_metrics, step_timelines
-from efficient_rollout.metrics.run_id import mark_checkpoint, one_wandb_run
-from efficient_rollout.metrics.step_file import StepFiles
+from efficient_rollout.metrics.step_file import StepFiles, mark_checkpoint, one_wandb_run
 from efficient_rollout.openrlhf_plugin.engine_actor import written_class
 from efficient_rollout.openrlhf_plugin.seeded_prompts import PromptPlaces, in_order, place_prompts
 from efficient_rollout.sampling.noise import request_seed

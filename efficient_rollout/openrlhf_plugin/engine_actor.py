@@ -24,8 +24,7 @@ from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engi
 from efficient_rollout.errors import PluginInactiveError
 from efficient_rollout.openrlhf_plugin.seeded_prompts import EVALUATION, Place
 from efficient_rollout.patching import unfit
-from efficient_rollout.sampling.noise import request_seed
-from efficient_rollout.sampling.request_seeds import TrajectorySeeds
+from efficient_rollout.sampling.noise import TrajectorySeeds, request_seed
 
 # OpenRLHF's name for the executor of an engine with several workers.
 _RAY = "ray"

@@ -1,4 +1,4 @@
-"""Noise of a request's next positions, the same whoever asks for it, and how often; and the draws that it decides.
+"""Noise of a request's next positions, the same whoever asks for it, and how often; the draws that it decides; seeds.
 
 A draw from the distribution p is the token with the largest p(v) / e(v), where e(v) are independent and exponentially
 distributed. Where a draft model and the policy take their largest with the same e, they mostly take the same token, and
@@ -6,6 +6,8 @@ the policy's is a draw of its own whatever the other one took (arXiv 2408.07978)
 """
 
 import hashlib
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -16,14 +18,7 @@ _CHUNK = 8192  # tokens; `er_gumbel_draw` splits a row so
 
 
 class GeneratorNoise:
-    """Takes noise out of a generator, a row for each token.
-
-    It is drawn in the order and the shape of stock vLLM's sampler.
-
-    Args:
-        generator: The request's own; nobody else draws from it.
-        dtype: Of the noise.
-    """
+    """Takes noise out of a request's own generator, a row for each token, in the order of stock vLLM's sampler."""
 
     def __init__(self, generator: torch.Generator, dtype: torch.dtype) -> None:
         self._generator, self._dtype = generator, dtype
@@ -45,12 +40,7 @@ class GeneratorNoise:
 
 
 class CountedNoise:
-    """Computes noise from a key, a position and a token, with nothing to keep (`gumbel_draw`).
-
-    Attributes:
-        key: Of the request, 64 bits.
-        num_sampled: Tokens that the request has sampled.
-    """
+    """Computes noise from a request's 64 bit key, a position and a token, with nothing to keep (`gumbel_draw`)."""
 
     __slots__ = ("key", "num_sampled")
 
@@ -67,10 +57,7 @@ NoiseStream = GeneratorNoise | CountedNoise
 
 
 def stream_key(*parts: int | str) -> int:
-    """Return 64 bits that belong to what is named.
-
-    They have nothing in common with those of any other name.
-    """
+    """Return 64 bits that belong to what is named, and have nothing in common with those of any other name."""
     digest = hashlib.sha256(" ".join(map(str, ("efficient_rollout", *parts))).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
@@ -80,29 +67,47 @@ def request_seed(seed: int, *parts: int | str) -> int:
     return stream_key("seed", seed, *parts) >> 1
 
 
+def tokens_digest(token_ids: Sequence[int]) -> str:
+    """Return a name of a sequence of tokens that no other sequence has."""
+    return hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
+
+
+class TrajectorySeeds:
+    """Makes seeds for the requests of one trajectory: one, or one for each turn or branch.
+
+    A request is told from the others of its trajectory, whose own `base` is, by what is asked, and where the same is
+    asked again, by how often: not by when, so that branches side by side have their seeds whichever comes first.
+    """
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self._asked: Counter[tuple[str, int | None]] = Counter()
+
+    def next_seed(self, prompt_token_ids: Sequence[int], own: int | None) -> int:
+        """Return the seed of a request that is made now, 63 bits; its `own` one chooses among the trajectory's."""
+        asked = (tokens_digest(prompt_token_ids), own)
+        self._asked[asked] += 1
+        return request_seed(self.base, asked[0], "none" if own is None else own, self._asked[asked])
+
+
 def draw(logits: torch.Tensor, streams: Sequence[NoiseStream], positions: Sequence[int]) -> torch.Tensor:
-    """Draw a token for each row; no stream advances.
+    """Draw a token for each row, int64 [rows]; no stream advances.
 
     Args:
         logits: float32 [rows, vocab], of the distribution to draw from; -inf where a token is not allowed.
         streams: Of each row's request.
         positions: Of each row in its stream, 0 for the request's next token.
 
-    Returns:
-        int64 [rows].
-
     Raises:
         ValueError: There are more rows, or fewer.
     """
-    counted = [row for row, stream in enumerate(streams) if isinstance(stream, CountedNoise)]
-    if len(counted) == len(streams):
-        return _draw_counted(logits, streams, positions)
     tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
-    generated = [row for row, stream in enumerate(streams) if isinstance(stream, GeneratorNoise)]
-    for rows, draw_rows in ((counted, _draw_counted), (generated, _draw_generated)):
+    for kind, draw_rows in ((CountedNoise, _draw_counted), (GeneratorNoise, _draw_generated)):
+        rows = [row for row, stream in enumerate(streams) if isinstance(stream, kind)]
+        if len(rows) == len(streams):
+            return draw_rows(logits, streams, positions)
         if rows:
-            chosen = logits if len(rows) == len(streams) else logits[rows]
-            tokens[rows] = draw_rows(chosen, [streams[row] for row in rows], [positions[row] for row in rows])
+            tokens[rows] = draw_rows(logits[rows], [streams[row] for row in rows], [positions[row] for row in rows])
     return tokens
 
 
@@ -124,7 +129,7 @@ def _draw_counted(logits: torch.Tensor, streams: Sequence[NoiseStream], position
 
 
 def gumbel_draw(logits: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Draw the largest logit minus the logarithm of exponential noise, which needs no softmax.
+    """Draw the largest logit minus the logarithm of exponential noise, which needs no softmax: int64 [rows].
 
     Random bits are Philox4x32-10's (Salmon et al., SC 2011) for the counter (token // 32 * 8 + lane, position) and the
     key; the same token is drawn from a row whatever rows are beside it.
@@ -132,9 +137,6 @@ def gumbel_draw(logits: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.
     Args:
         logits: float32 [rows, vocab].
         keys: A 64-bit key and a position for each row.
-
-    Returns:
-        int64 [rows].
 
     Raises:
         SchemeUnavailableError: The kernel cannot be compiled here (`native_missing`).

@@ -9,7 +9,7 @@ from typing import Any
 
 from efficient_rollout import __version__
 from efficient_rollout.errors import PluginInactiveError
-from efficient_rollout.metrics.run_id import one_wandb_run
+from efficient_rollout.metrics.step_file import one_wandb_run
 from efficient_rollout.patching import Patch, state, unfit
 from efficient_rollout.provenance import package_versions
 from efficient_rollout.verl_plugin import HOW_TO_LOAD, PLUGIN_MODULE, ROLLOUT_NAME

@@ -11,8 +11,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from efficient_rollout.dashboards.wandb_panel import ReportingWandb
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, step_metrics, step_timelines
-from efficient_rollout.metrics.run_id import mark_checkpoint
-from efficient_rollout.metrics.step_file import StepFiles
+from efficient_rollout.metrics.step_file import StepFiles, mark_checkpoint
 from efficient_rollout.verl_plugin import ROLLOUT_NAME
 
 _ENGINE_SERVER = re.compile(rf"{ROLLOUT_NAME}_server_(\d+)_0")

@@ -20,8 +20,7 @@ from verl.utils import tensordict_utils
 from verl.utils.ray_utils import auto_await
 
 from efficient_rollout.engine.request_word import with_word
-from efficient_rollout.sampling.noise import request_seed
-from efficient_rollout.sampling.request_seeds import TrajectorySeeds
+from efficient_rollout.sampling.noise import TrajectorySeeds, request_seed
 from efficient_rollout.verl_plugin.replay_buffer import OrderedReplayBuffer
 from efficient_rollout.verl_plugin.settings import job_settings
 

@@ -14,8 +14,7 @@ from efficient_rollout.engine.statistics import SegmentRecorder, call_every_engi
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.own_logs import keep_own_warnings
 from efficient_rollout.patching import unfit
-from efficient_rollout.sampling.noise import request_seed
-from efficient_rollout.sampling.request_seeds import tokens_digest
+from efficient_rollout.sampling.noise import request_seed, tokens_digest
 from efficient_rollout.verl_plugin.adapter import unique_job_id
 from efficient_rollout.verl_plugin.ledger import plugin_status
 from efficient_rollout.verl_plugin.settings import SETTINGS_PATH, rollout_settings

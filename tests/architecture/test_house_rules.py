@@ -25,7 +25,7 @@ ENVIRONMENT_USERS = {
     "efficient_rollout/verl_plugin/compose.py": "Ray's own variable names the cluster that a job was submitted to",
     "efficient_rollout/verl_plugin/preload_client.py": "a process that stands for another takes its variables along",
     "efficient_rollout/verl_plugin/preloading.py": "the same, and imports find the variables that Ray's processes find",
-    "efficient_rollout/metrics/run_id.py": "wandb's own variables are the one way to name a run that others start",
+    "efficient_rollout/metrics/step_file.py": "wandb's own variables are the one way to name a run that others start",
     "efficient_rollout/verl_plugin/server.py": "hands veRL the name it looks a job's servers up by",
 }
 # Tests in `tests/unit` of what no module does alone, each with what that is. Every other one is named after its module.

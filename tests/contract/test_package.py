@@ -53,6 +53,7 @@ def test_nothing_else_ships(wheel):
     assert {path.parent.name for path in ours if path.suffix == ".json"} == {"gpu_check", "nano", "small"}
     assert sorted(path.name for path in ours if path.suffix in {".c", ".h"}) == [
         "activations.h",
+        "blocks.h",
         "common.h",
         "float32.c",
         "int4.c",

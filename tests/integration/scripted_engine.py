@@ -14,8 +14,7 @@ from file_transfer import tensors
 from vllm.compilation.counter import compilation_counter
 
 from efficient_rollout.config import DrafterSettings
-from efficient_rollout.controller.rule import Decision, DecodeState, Rule
-from efficient_rollout.controller.script import PATTERN
+from efficient_rollout.controller.rule import PATTERN, Decision, DecodeState, Rule
 from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.cpu import sampling as verifier
@@ -183,7 +182,7 @@ class FaultyWorker(CpuWorker):
         if not hasattr(self, "own_modules"):
             self.own_modules = {path: drafter.model.get_submodule(path) for path in packed.layers}
         packed.scheme, packed.quantize_output_head = make_scheme(wanted, "cpu"), wanted.quantize_output_head
-        packed._layers.clear()
+        packed.layers.clear()
         self.sync_from(policy)
         for path, module in self.own_modules.items():
             if path in packed.layers:

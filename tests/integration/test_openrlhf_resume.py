@@ -10,7 +10,7 @@ pytest.importorskip("openrlhf", reason="OpenRLHF has an environment of its own: 
 from openrlhf_support import DRAFTING, train
 from reproducible_support import training
 
-from efficient_rollout.metrics.run_id import RUN_ID_FILE
+from efficient_rollout.metrics.step_file import RUN_ID_FILE
 from efficient_rollout.training_runs.run import read_run
 
 pytestmark = [pytest.mark.openrlhf, pytest.mark.slow]

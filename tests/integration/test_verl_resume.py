@@ -20,7 +20,7 @@ from verl_support import OURS, STOCK, start
 
 from efficient_rollout.__main__ import main
 from efficient_rollout.cleanup import descendants
-from efficient_rollout.metrics.run_id import RUN_ID_FILE
+from efficient_rollout.metrics.step_file import RUN_ID_FILE
 from efficient_rollout.training_runs.run import read_run
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]

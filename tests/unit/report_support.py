@@ -11,8 +11,7 @@ from efficient_rollout.controller.tick import TickSpan
 from efficient_rollout.metrics import names
 from efficient_rollout.metrics.rollout_record import Segment, StepTimelines, step_metrics
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.run_id import mark_checkpoint
-from efficient_rollout.metrics.step_file import StepFiles
+from efficient_rollout.metrics.step_file import StepFiles, mark_checkpoint
 from efficient_rollout.metrics.timeline import Lane, LaneRecorder, add_tick
 
 CONFIG = {

@@ -72,7 +72,7 @@ def test_the_page_carried_out_passes_the_tests_it_names(fp16, repository, tmp_pa
         shutil.copy(repository / path, tmp_path / path)
     shutil.copy(fp16.__file__, tmp_path / MODULE)
     changed = {str(apply(diff, tmp_path)) for diff in code_blocks(repository / PAGE, "diff")}
-    assert changed == {"efficient_rollout/drafter/cpu/schemes.py", "efficient_rollout/config.py", str(BUILT_IN_TESTS)}
+    assert changed == {"efficient_rollout/drafter/schemes.py", "efficient_rollout/config.py", str(BUILT_IN_TESTS)}
     # In a process of its own, whose working directory comes before the installed package.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(BUILT_IN_TESTS), "-k", "fp16"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)

@@ -11,7 +11,7 @@ import torch
 
 from efficient_rollout.certificate import Certificate, Machine, certificate_path
 from efficient_rollout.config import DrafterSettings, Settings
-from efficient_rollout.drafter.cuda.schemes import cuda_schemes
+from efficient_rollout.drafter.schemes import cuda_schemes
 from efficient_rollout.drafter.stopwatch import Stopwatch
 from efficient_rollout.engine.gpu import worker as gpu_worker
 from efficient_rollout.engine.record import Health

@@ -12,8 +12,14 @@ import pytest
 
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.metrics.rollout_record import StepTimelines
-from efficient_rollout.metrics.run_id import mark_checkpoint, one_wandb_run, run_id_of
-from efficient_rollout.metrics.step_file import StepFiles, require_free, set_aside
+from efficient_rollout.metrics.step_file import (
+    StepFiles,
+    mark_checkpoint,
+    one_wandb_run,
+    require_free,
+    run_id_of,
+    set_aside,
+)
 
 BINS = [[5.0, 6.0, 4.0, 1.0]]
 METRICS, TIMELINE = "metrics.jsonl", "timeline.jsonl"

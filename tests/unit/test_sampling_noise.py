@@ -1,5 +1,7 @@
 """Noise of requests and positions, and the draws that it decides."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,7 +11,14 @@ pytest.importorskip("torch")
 import torch
 
 from efficient_rollout.drafter.cpu.native.library import native_missing
-from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, draw, gumbel_draw, stream_key
+from efficient_rollout.sampling.noise import (
+    CountedNoise,
+    GeneratorNoise,
+    TrajectorySeeds,
+    draw,
+    gumbel_draw,
+    stream_key,
+)
 
 needs_kernel = pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
 FALSE_ALARM_RATE = 1e-4
@@ -154,3 +163,25 @@ def test_rows_of_both_kinds_beside_each_other():
 def test_names_of_streams_do_not_run_together():
     assert stream_key("a", 11) != stream_key("a", 1, 1)
     assert stream_key("request", 0, 1) == stream_key("request", 0, 1) < 1 << 64
+
+
+TURNS = ([5, 6, 7], [5, 6, 8], [5, 6, 7, 9])  # two as long as one another
+
+
+def seeds(base: int, asked: list[tuple[list[int], int | None]]) -> list[int]:
+    trajectory = TrajectorySeeds(base)
+    return [trajectory.next_seed(prompt, own) for prompt, own in asked]
+
+
+def test_no_two_requests_of_a_trajectory_share_a_seed_and_no_two_trajectories() -> None:
+    # The same turn asked three times over, with a seed of the loop's own and without.
+    asked = [(turn, own) for own in (None, 42) for turn in TURNS for _ in range(3)]
+    found = seeds(1, asked) + seeds(2, asked)
+    assert len(set(found)) == len(found) == 36
+    assert all(0 <= seed < 2**63 for seed in found)
+
+
+def test_branches_have_their_seeds_whichever_comes_first() -> None:
+    wanted = sorted(seeds(1, [(turn, None) for turn in (*TURNS, *TURNS)]))
+    for order in itertools.permutations((*TURNS, *TURNS)):
+        assert sorted(seeds(1, [(turn, None) for turn in order])) == wanted

@@ -22,8 +22,8 @@ from efficient_rollout.drafter import columns
 from efficient_rollout.drafter.cuda import layout, products
 from efficient_rollout.drafter.cuda.layers import ChannelLinear, MarlinInt4Linear
 from efficient_rollout.drafter.cuda.quantize import quantize_int4
-from efficient_rollout.drafter.cuda.schemes import cuda_schemes
 from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.schemes import cuda_schemes
 
 BYTE_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 NAMES = ("int4", *BYTE_DTYPES)

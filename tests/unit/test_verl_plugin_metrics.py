@@ -10,7 +10,7 @@ pytest.importorskip("verl")
 
 from efficient_rollout.metrics.rollout_record import Segment, StepTimelines
 from efficient_rollout.metrics.rollout_stats import RolloutStats
-from efficient_rollout.metrics.run_id import run_id_of
+from efficient_rollout.metrics.step_file import run_id_of
 from efficient_rollout.verl_plugin import ROLLOUT_NAME, metrics
 from efficient_rollout.verl_plugin.metrics import StepLogger, step_logger
 

@@ -21,11 +21,6 @@ class _FixedLinear(PackedLinear):
         super().__init__(weight, bias)
 
     def requantize(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Take new values in place; see `PackedLinear.requantize`.
-
-        Raises:
-            ValueError: Also where a bias comes or goes.
-        """
         if (bias is not None) != self._has_bias:
             raise ValueError(f"this layer was made {'with' if self._has_bias else 'without'} a bias: make another one")
         super().requantize(weight, bias)
@@ -38,9 +33,7 @@ class _FixedLinear(PackedLinear):
 
 
 class MarlinInt4Linear(_FixedLinear):
-    """Multiplies 4-bit weights by 16-bit activations, with vLLM's Marlin kernel.
-
-    Weights have a zero point per group.
+    """Multiplies 4-bit weights, with a zero point per group, by 16-bit activations, with vLLM's Marlin kernel.
 
     Args:
         weight: [outputs, inputs], any number of outputs, inputs a multiple of 128; bfloat16, float16 or float32.
@@ -53,14 +46,8 @@ class MarlinInt4Linear(_FixedLinear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, group_size: int) -> None:
         self.group_size = group_size
-        outputs, inputs = weight.shape
-        self._buffers = layout.empty_pack(
-            (outputs, inputs),
-            group_size,
-            products.multiplied_in(weight.dtype),
-            weight.device,
-            has_bias=bias is not None,
-        )
+        dtype = products.multiplied_in(weight.dtype)
+        self._buffers = layout.empty_pack(weight.shape, group_size, dtype, weight.device, has_bias=bias is not None)
         self._locks = products.marlin_locks(weight.device)
         super().__init__(weight, bias)
 
@@ -84,9 +71,7 @@ class MarlinInt4Linear(_FixedLinear):
 
 
 class ChannelLinear(_FixedLinear):
-    """Multiplies 8-bit weights by 8-bit activations, with vLLM's CUTLASS kernels.
-
-    Weights have a scale per output, activations a scale per row.
+    """Multiplies 8-bit weights, with a scale per output, by 8-bit activations, with one per row, by vLLM's CUTLASS.
 
     Args:
         weight: [outputs, inputs], any number of outputs, inputs a multiple of 16; bfloat16, float16 or float32.
@@ -108,8 +93,7 @@ class ChannelLinear(_FixedLinear):
         self._scales = torch.empty(wide, 1, dtype=torch.float32, device=weight.device)
         self._wide_bias: torch.Tensor | None = None
         if bias is not None:
-            dtype = products.multiplied_in(weight.dtype)
-            self._wide_bias = torch.empty(wide, dtype=dtype, device=weight.device)
+            self._wide_bias = torch.empty(wide, dtype=products.multiplied_in(weight.dtype), device=weight.device)
         super().__init__(weight, bias)
 
     def _pack(self, weight: torch.Tensor) -> None:

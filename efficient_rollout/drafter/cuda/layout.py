@@ -17,14 +17,13 @@ INPUTS_MULTIPLE = 128
 class MarlinPack:
     """Holds an int4 weight as Marlin reads it; its tensors are made once, and keep their addresses.
 
-    `wide` is the number of outputs, padded to whole tiles. Padding has values, scales and zero points of 0.
+    `wide` is the number of outputs, padded to whole tiles, with values, scales and zero points of 0.
 
     Attributes:
         values: int32 [inputs / 16, 2 * wide]: eight values 0..15 in a word.
         scales: bfloat16 or float16 [inputs / group_size, wide].
         zeros: int32 [inputs / group_size, wide / 8]: eight zero points 0..15 in a word.
         bias: Of the scales' dtype [wide], in an order of its own, or None.
-        num_outputs: Without padding.
     """
 
     values: torch.Tensor
@@ -109,8 +108,11 @@ def read_bias(pack: MarlinPack) -> torch.Tensor | None:
 
 def dequantize(pack: MarlinPack) -> torch.Tensor:
     """Return (value - zero point) * scale, exactly: float32 [num_outputs, num_inputs]."""
-    steps = _read_values(pack).float() - _read_zeros(pack).float().repeat_interleave(pack.group_size, 1)
-    return (steps * _read_scales(pack).float().repeat_interleave(pack.group_size, 1))[: pack.num_outputs]
+    order = _order(pack.wide, pack.scales.device, is_one_group=pack.scales.shape[0] == 1)
+    zeros, scales = (
+        each.float().repeat_interleave(pack.group_size, 1) for each in (_read_zeros(pack), pack.scales[:, order].t())
+    )
+    return ((_read_values(pack).float() - zeros) * scales)[: pack.num_outputs]
 
 
 def _order(wide: int, device: torch.device, *, is_one_group: bool) -> torch.Tensor:
@@ -137,11 +139,6 @@ def _read_values(pack: MarlinPack) -> torch.Tensor:
     tiles[..., (output * TILE_INPUTS + row).flatten()] = nibbles.flatten(2)
     # [tiles of outputs, 64, tiles of inputs, 16], once permuted.
     return tiles.unflatten(2, (TILE_OUTPUTS, TILE_INPUTS)).permute(1, 2, 0, 3).reshape(pack.wide, pack.num_inputs)
-
-
-def _read_scales(pack: MarlinPack) -> torch.Tensor:
-    """Read the scales: [wide, groups]."""
-    return pack.scales[:, _order(pack.wide, pack.scales.device, is_one_group=pack.scales.shape[0] == 1)].t()
 
 
 def _read_zeros(pack: MarlinPack) -> torch.Tensor:

@@ -213,9 +213,7 @@ class CopyingChains:
     def begin(
         self, firsts: torch.Tensor, slots: torch.Tensor, all_token_ids: torch.Tensor, last_sampled: torch.Tensor
     ) -> None:
-        """Begin a chain for each request.
-
-        The texts are read once a chain: vLLM keeps them in the host's memory, which a GPU reads slowly.
+        """Begin a chain for each request. vLLM has the texts in the host's memory, which a GPU reads slowly: once.
 
         Args:
             firsts: [requests], the positions of the newest sampled tokens.
@@ -259,14 +257,7 @@ class CopyingChains:
         )  # fmt: skip
 
     def keep(self, num_requests: int, drawn: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> None:
-        """Append what stands of a pass.
-
-        Args:
-            num_requests: As in `feed`.
-            drawn: int64 [requests * num_rows], the token drawn at each row.
-            input_ids: int32 [requests * num_rows], what the pass was fed.
-            slots: [requests], as in `begin`.
-        """
+        """Append what stands of a pass that was fed `input_ids`, by the token drawn at each row, int64, as many."""
         keep_kernel[(num_requests,)](
             self._texts, self.firsts, self._lengths, self._best, self.counts, drawn, input_ids, slots,
             self._texts.stride(0), self._max_tokens, **self._shape,

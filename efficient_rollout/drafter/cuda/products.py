@@ -27,10 +27,7 @@ def multiplied_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def marlin_locks(device: torch.device) -> torch.Tensor:
-    """Return what Marlin's blocks wait for each other by; None on a CPU.
-
-    These are int32 zeros, and every product leaves them zero.
-    """
+    """Return what Marlin's blocks wait for each other by: int32 zeros, which every product leaves so; none on a CPU."""
     count = 0
     if device.type == "cuda":
         count = torch.cuda.get_device_properties(device).multi_processor_count * _LOCKS_PER_MULTIPROCESSOR
@@ -38,15 +35,12 @@ def marlin_locks(device: torch.device) -> torch.Tensor:
 
 
 def multiply_int4(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> torch.Tensor:
-    """Compute rows W^T + bias, of an int4 weight and its bias.
+    """Compute rows W^T + bias of an int4 weight and its bias: [n, pack.num_outputs], contiguous, of the rows' dtype.
 
     Args:
         rows: [n, inputs], bfloat16, float16 or float32.
         pack: On the rows' device, its scales of dtype `multiplied_in(rows.dtype)`.
         locks: Of `marlin_locks`; for one product at a time.
-
-    Returns:
-        [n, pack.num_outputs], contiguous, of the rows' dtype.
     """
     return _marlin_gemm(rows, pack, locks) if rows.is_cuda else multiply_int4_reference(rows, pack)
 
@@ -54,9 +48,8 @@ def multiply_int4(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> 
 def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tensor:
     """Compute as `multiply_int4` does, in plain torch.
 
-    Weights are rounded to the activations' dtype. Sums are in float32, and are rounded; then the bias is added.
-
-    Where one group spans all inputs Marlin scales sums instead, and rounds before it does: the last bit may differ.
+    Weights are rounded to the activations' dtype. Sums are in float32, and are rounded; then the bias is added. Where
+    one group spans all inputs Marlin scales sums instead, and rounds before it does: the last bit may differ.
     """
     dtype = pack.scales.dtype
     weight = dequantize(pack).to(dtype).float()
@@ -68,7 +61,7 @@ def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tenso
 def multiply_channels(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute rows W^T + bias, of a weight in int8 or e4m3; rows get a scale each, and values of the same dtype.
+    """Compute rows W^T + bias, [n, wide] of the rows' dtype, of a weight in int8 or e4m3, as which rows are rounded.
 
     A NaN among the rows is lost: the kernel makes a number of it.
 
@@ -77,12 +70,8 @@ def multiply_channels(
         values: int8 or float8_e4m3fn [wide, inputs]; both multiples of 16.
         scales: float32 [wide, 1].
         bias: [wide], of dtype `multiplied_in(rows.dtype)`, or None.
-
-    Returns:
-        [n, wide], of the rows' dtype.
     """
-    multiply = _scaled_mm if rows.is_cuda else multiply_channels_reference
-    return multiply(rows, values, scales, bias)
+    return (_scaled_mm if rows.is_cuda else multiply_channels_reference)(rows, values, scales, bias)
 
 
 def multiply_channels_reference(
@@ -111,21 +100,14 @@ def _marlin_gemm(rows: torch.Tensor, pack: MarlinPack, locks: torch.Tensor) -> t
     product: torch.Tensor = torch.ops._C.marlin_gemm(
         rows.to(pack.scales.dtype).contiguous(),
         None,  # a new tensor for the product
-        pack.values,
-        pack.bias,
-        pack.scales,
+        pack.values, pack.bias, pack.scales,
         None,  # scales of the activations
         None,  # one of all weights
-        pack.zeros,
-        locks,
-        UINT4_ID,
-        rows.shape[0],
-        pack.wide,
-        pack.num_inputs,
+        pack.zeros, locks, UINT4_ID, rows.shape[0], pack.wide, pack.num_inputs,
         False,  # atomic additions
         True,  # sums of several blocks are added in float32
         False,  # zero points are integers
-    )
+    )  # fmt: skip
     return product[:, : pack.num_outputs].contiguous().to(rows.dtype)
 
 
@@ -147,8 +129,6 @@ def _scaled_mm(
 
 # Of a GPU's instructions, such as (9, 0).
 Capability = tuple[int, int]
-
-
 # What each product needs: vLLM's operators, the least capability, and the one from which on vLLM has it no more.
 _NEEDS: dict[str, tuple[tuple[str, ...], Capability, Capability | None]] = {
     "int4": (("marlin_gemm",), (8, 0), None),
@@ -160,9 +140,7 @@ _NEEDS: dict[str, tuple[tuple[str, ...], Capability, Capability | None]] = {
 def product_missing(scheme: str, capability: Capability | None = None) -> str | None:
     """Return what a scheme's product lacks on a GPU; None when it can multiply.
 
-    Args:
-        scheme: int4, int8 or fp8.
-        capability: The GPU's; None: the current one's, which starts CUDA in this process. It may not fork then.
+    Without a `capability` the current GPU is asked, which starts CUDA in this process: it may not fork then.
     """
     operators, least, below = _NEEDS[scheme]
     if capability is None and not torch.cuda.is_available():

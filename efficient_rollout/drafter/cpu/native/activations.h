@@ -12,15 +12,6 @@ typedef struct {
   const int32_t *sums;    /* [rows][groups] */
 } Rows;
 
-/* Calls `TILE(n)` for `rows` as a number that the compiler knows, so that every loop over rows is unrolled. */
-#define BY_ROWS(rows, most)                                                                                 \
-  switch (rows) {                                                                                           \
-    CASE(1, most) CASE(2, most) CASE(3, most) CASE(4, most) CASE(5, most) CASE(6, most) CASE(7, most)       \
-    CASE(8, most) CASE(9, most) CASE(10, most) CASE(11, most) CASE(12, most)                                \
-  }
-#define CASE(n, most) \
-  case n: if (n <= most) TILE(n <= most ? n : 1); break;
-
 /* 8 integers, at most 127 in magnitude. */
 INLINE void store_bytes(__m256i integers, void *bytes) {
   __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));

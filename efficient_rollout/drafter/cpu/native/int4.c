@@ -5,13 +5,15 @@
 /* Weights: blocks of 8 outputs; of each, 32 bytes per 8 inputs: byte 4 j + t holds input t of output j in its low half
  * and input 4 + t in its high one. Scales: per block and group 8 scales and 8 offsets, bfloat16.
  * weight = (value - 8) * scale + offset, the convention of torch's int4 kernels. */
-enum { Q4_BLOCK = 8, Q4_SUB = 32, Q4_AHEAD_BYTES = 768 };
+enum { BLOCK = 8, WEIGHTS_PER_BYTE = 2, SCALES = 2, SUB = 32, AHEAD_BYTES = 768 };
+typedef uint8_t Packed;
+typedef uint16_t Scale;
 
 /* Rows that a tile takes at most: their sums stay in registers. VNNI sums four products of bytes in one instruction. */
 #ifdef __AVX512VNNI__
-enum { Q4_TILE_ROWS = 8 };
+enum { TILE_ROWS = 8 };
 #else
-enum { Q4_TILE_ROWS = 4 };
+enum { TILE_ROWS = 4 };
 #endif
 
 static float bf16_to_f32(uint16_t value) {
@@ -34,7 +36,7 @@ INLINE float horizontal_min(__m256 v) {
   return _mm_cvtss_f32(_mm_min_ss(m, _mm_shuffle_ps(m, m, 1)));
 }
 
-static void q4_quantize_group(const float *w, long group, uint16_t *scale_out, uint16_t *offset_out, uint8_t *values) {
+static void quantize_group(const float *w, long group, uint16_t *scale_out, uint16_t *offset_out, int8_t *values) {
   __m256 low = _mm256_loadu_ps(w), high = low, strange = _mm256_cmp_ps(low, low, _CMP_UNORD_Q);
   for (long i = 8; i < group; i += 8) {
     __m256 v = _mm256_loadu_ps(w + i);
@@ -58,56 +60,40 @@ static void q4_quantize_group(const float *w, long group, uint16_t *scale_out, u
   }
 }
 
-/* Quantize and pack weight [outputs][inputs]; returns 0, or 1 where memory ran out. */
-int er_q4_pack(const float *weight, long outputs, long inputs, long group, uint8_t *packed, uint16_t *scales) {
-  long groups = inputs / group;
-  int failed = 0;
-#pragma omp parallel reduction(| : failed)
-  {
-    uint8_t *values = malloc((size_t)(Q4_BLOCK * inputs));
-    failed = values == NULL;
-    long first, last;
-    my_share(outputs / Q4_BLOCK, &first, &last);
-    for (long b = first; b < last && !failed; b++) {
-      for (long j = 0; j < Q4_BLOCK; j++)
-        for (long g = 0; g < groups; g++) {
-          uint16_t *of_group = scales + (b * groups + g) * 2 * Q4_BLOCK;
-          q4_quantize_group(weight + (b * Q4_BLOCK + j) * inputs + g * group, group, of_group + j,
-                            of_group + Q4_BLOCK + j, values + j * inputs + g * group);
-        }
-      uint8_t *out = packed + b * Q4_BLOCK * inputs / 2;
-      for (long i = 0; i < inputs; i += 8)
-        for (long j = 0; j < Q4_BLOCK; j++, out += 4) {
-          uint32_t low, high;
-          memcpy(&low, values + j * inputs + i, sizeof low);
-          memcpy(&high, values + j * inputs + i + 4, sizeof high);
-          low |= high << 4;
-          memcpy(out, &low, sizeof low);
-        }
+static void pack_block(const float *weight, long inputs, long group, int8_t *values, uint8_t *out, uint16_t *scales) {
+  for (long j = 0; j < BLOCK; j++)
+    for (long g = 0; g < inputs / group; g++) {
+      uint16_t *of_group = scales + g * 2 * BLOCK + j;
+      long at = j * inputs + g * group;
+      quantize_group(weight + at, group, of_group, of_group + BLOCK, values + at);
     }
-    free(values);
-  }
-  return failed;
+  for (long i = 0; i < inputs; i += 8)
+    for (long j = 0; j < BLOCK; j++, out += 4) {
+      uint32_t halves[2];
+      memcpy(halves, values + j * inputs + i, sizeof halves);
+      halves[0] |= halves[1] << 4;
+      memcpy(out, halves, 4);
+    }
 }
 
-INLINE void q4_tile(const int rows, Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
-                    const float *bias, float *y, long outputs) {
+INLINE void tile(const int rows, Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
+                 const float *bias, float *y, long outputs) {
   const __m256i low_half = _mm256_set1_epi8(15);
   const long groups = inputs / group;
-  __m256 sum[Q4_TILE_ROWS];
+  __m256 sum[TILE_ROWS];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++) sum[r] = bias ? _mm256_loadu_ps(bias) : _mm256_setzero_ps();
-  for (long g = 0; g < groups; g++, scales += 2 * Q4_BLOCK) {
-    __m256i dot[Q4_TILE_ROWS];
+  for (long g = 0; g < groups; g++, scales += 2 * BLOCK) {
+    __m256i dot[TILE_ROWS];
 #ifdef __AVX512VNNI__
     /* Four chains of sums for a row or two, two for more: a single one would wait for itself. */
     const int chains = rows < 3 ? 4 : 2;
-    __m256i part[Q4_TILE_ROWS][4];
+    __m256i part[TILE_ROWS][4];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
       for (int c = 0; c < chains; c++) part[r][c] = _mm256_setzero_si256();
     for (long i = g * group; i < (g + 1) * group; i += 16, weight += 64) {
-      _mm_prefetch((const char *)(weight + Q4_AHEAD_BYTES), _MM_HINT_T0);
+      _mm_prefetch((const char *)(weight + AHEAD_BYTES), _MM_HINT_T0);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
         __m256i both = _mm256_loadu_si256((const __m256i *)(weight + 32 * half));
@@ -129,14 +115,14 @@ INLINE void q4_tile(const int rows, Rows x, const uint8_t *weight, const uint16_
 #else
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
-    for (long s = g * group; s < (g + 1) * group; s += Q4_SUB) {
+    for (long s = g * group; s < (g + 1) * group; s += SUB) {
       /* 8 products of at most 2 * 15 * 127 fit 16 bits. */
-      __m256i part[Q4_TILE_ROWS];
+      __m256i part[TILE_ROWS];
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++) part[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
-      for (long i = s; i < s + Q4_SUB; i += 8, weight += 32) {
-        _mm_prefetch((const char *)(weight + Q4_AHEAD_BYTES), _MM_HINT_T0);
+      for (long i = s; i < s + SUB; i += 8, weight += 32) {
+        _mm_prefetch((const char *)(weight + AHEAD_BYTES), _MM_HINT_T0);
         __m256i both = _mm256_loadu_si256((const __m256i *)weight);
         __m256i low = _mm256_and_si256(both, low_half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
 #pragma GCC unroll 4
@@ -151,7 +137,7 @@ INLINE void q4_tile(const int rows, Rows x, const uint8_t *weight, const uint16_
     }
 #endif
     __m128i raw_scale = _mm_loadu_si128((const __m128i *)scales);
-    __m128i raw_offset = _mm_loadu_si128((const __m128i *)(scales + Q4_BLOCK));
+    __m128i raw_offset = _mm_loadu_si128((const __m128i *)(scales + BLOCK));
     __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw_scale), 16));
     __m256 offset = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw_offset), 16));
 #pragma GCC unroll 8
@@ -166,29 +152,6 @@ INLINE void q4_tile(const int rows, Rows x, const uint8_t *weight, const uint16_
   for (int r = 0; r < rows; r++) _mm256_storeu_ps(y + r * outputs, sum[r]);
 }
 
-static void q4_rows(int rows, Rows x, const uint8_t *weight, const uint16_t *scales, long inputs, long group,
-                    const float *bias, float *y, long outputs) {
-#define TILE(n) q4_tile(n, x, weight, scales, inputs, group, bias, y, outputs)
-  BY_ROWS(rows, Q4_TILE_ROWS)
-#undef TILE
-}
-
-/* y [rows][outputs] = x [rows][inputs] times the packed weight, plus bias [outputs] or NULL.
- * scratch: rows * (inputs + 8 * inputs / group) bytes, 4-byte aligned. */
-void er_q4_multiply(const float *x, long rows, const uint8_t *packed, const uint16_t *scales, long outputs, long inputs,
-                    long group, const float *bias, float *y, uint8_t *scratch) {
-  long groups = inputs / group;
-#pragma omp parallel
-  {
-    Rows all = quantize_rows(x, rows, inputs, group, scratch);
-    long first, last, tiles = (rows + Q4_TILE_ROWS - 1) / Q4_TILE_ROWS;
-    my_share(outputs / Q4_BLOCK, &first, &last);
-    for (long b = first; b < last; b++)
-      for (long t = 0; t < tiles; t++) {
-        long r = rows * t / tiles, next = rows * (t + 1) / tiles;
-        Rows of_tile = {all.integers + r * inputs, all.scales + r * groups, all.sums + r * groups};
-        q4_rows((int)(next - r), of_tile, packed + b * Q4_BLOCK * inputs / 2, scales + b * groups * 2 * Q4_BLOCK,
-                inputs, group, bias ? bias + b * Q4_BLOCK : NULL, y + r * outputs + b * Q4_BLOCK, outputs);
-      }
-  }
-}
+#define PACK er_q4_pack
+#define MULTIPLY er_q4_multiply
+#include "blocks.h"

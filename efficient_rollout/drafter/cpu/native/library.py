@@ -13,8 +13,7 @@ from efficient_rollout.cache import cache_directory
 from efficient_rollout.errors import SchemeUnavailableError
 from efficient_rollout.files import written_whole
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("float32.c", "int4.c", "int8.c", "sampling.c"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("activations.h", "common.h"))
+_SOURCES, _HEADERS = (sorted(Path(__file__).parent.glob(pattern)) for pattern in ("*.c", "*.h"))
 _COMPILERS = ("gcc", "clang")
 # Instruction sets by name, not the machine's own: a home directory may be shared by different machines.
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-fopenmp", "-shared", "-fPIC")
@@ -28,8 +27,8 @@ _ARGUMENTS = {
     "er_gumbel_draw": "pllppp",
     "er_q4_multiply": "plpplllppp",
     "er_q4_pack": "plllpp",
-    "er_q8_multiply": "plppllppp",
-    "er_q8_pack": "pllpp",
+    "er_q8_multiply": "plpplllppp",
+    "er_q8_pack": "plllpp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long}
 
@@ -88,18 +87,15 @@ def _compile(compiler: list[str], path: Path) -> None:
     with written_whole(path) as staged:
         command = [*compiler, "-o", str(staged), *map(str, _SOURCES)]
         try:
-            result = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_SECONDS
-            )
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_COMPILE_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise SchemeUnavailableError(
                 f"its kernel was not compiled by {compiler[0]} within {_COMPILE_TIMEOUT_SECONDS} s: the machine may be "
                 "too busy; start again when it is free"
             ) from error
-        if result.returncode != 0:
-            raise SchemeUnavailableError(
-                f"its kernel could not be compiled by {compiler[0]}: {' '.join(result.stderr.split()[-40:])}"
-            )
+        except subprocess.CalledProcessError as error:
+            said = " ".join(error.stderr.split()[-40:])
+            raise SchemeUnavailableError(f"its kernel could not be compiled by {compiler[0]}: {said}") from error
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
