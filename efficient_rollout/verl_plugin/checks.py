@@ -14,7 +14,6 @@ from efficient_rollout.engine.checks import (
     check_build,
     check_certificate,
     check_model,
-    check_options,
     check_scheme,
     check_vllm_version,
 )
@@ -100,15 +99,12 @@ def check_job(config: DictConfig) -> Settings:
             "set actor_rollout_ref.rollout.custom.efficient_rollout.enabled=false for plain vLLM"
         )
     num_workers = rollout.tensor_model_parallel_size
-    options = _engine_options(config)
-    if settings.enabled:
-        check_options(options)
     check_model(
         config.actor_rollout_ref.model.path,
         settings,
         dtype=rollout.dtype,
         tensor_parallel_size=num_workers,
-        options=options,
+        options=_engine_options(config),
     )
     if not waits_for_gpu():  # each engine's server and worker check their own device
         check_scheme(settings, config.trainer.device)
