@@ -12,6 +12,6 @@
    it. Statistics are there when `executor.py` is asked for them (`statistics.py`).
 
 Between ticks new weights arrive through `weights/`, and the taps (`tapped_target.py`) let the drafter follow; while
-they are incomplete, no token is sampled. An engine is made by `engine_args.py`, checked by `checks.py` before any minute
-is spent, and patched by `ledger.py` alone.
+they are incomplete, no token is sampled. An engine is made by `engine_args.py`, checked by `checks.py` before any
+minute is spent, and patched by `ledger.py` alone.
 """

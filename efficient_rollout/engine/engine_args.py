@@ -64,10 +64,8 @@ def engine_args(
     settings = with_profile(
         model, settings, dtype=dtype, is_compiled=not enforce_eager, tensor_parallel_size=tensor_parallel_size
     )
-    args: dict[str, Any] = {
-        "worker_cls": GPU_WORKER if is_gpu else CPU_WORKER,
-        "additional_config": {CONFIG_KEY: settings.to_dict()},
-    }
+    worker = GPU_WORKER if is_gpu else CPU_WORKER
+    args: dict[str, Any] = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     if settings.enabled:
         args |= drafting_args(model, settings, tensor_parallel_size=tensor_parallel_size)
         if not is_gpu:

@@ -79,21 +79,19 @@ class WorkerReport:
     """Holds what a worker says at the end of a tick that has news.
 
     Attributes:
-        health: Of the weights and of the drafter.
         num_drafted: Draft tokens per request that were drafted.
         drafts: Those each request can use, by request; None where nothing was asked for.
         drafting: What the drafter did for them; None where they stay on the device.
     """
 
     health: DrafterReport
-    num_drafted: int = 0
-    drafts: DraftTokenIds | None = None
-    drafting: DraftCounts | None = None
+    num_drafted: int
+    drafts: DraftTokenIds | None
+    drafting: DraftCounts | None
 
-
-def attach(output: ModelRunnerOutput, report: WorkerReport) -> None:
-    """Let the report ride on the output, from the worker's process to the scheduler's."""
-    setattr(output, _REPORT, report)
+    def attach(self, output: ModelRunnerOutput) -> None:
+        """Ride on the output, from the worker's process to the scheduler's."""
+        setattr(output, _REPORT, self)
 
 
 def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
@@ -102,21 +100,12 @@ def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
 
 
 def settings_of(vllm_config: "VllmConfig") -> Settings:
-    """Parse the settings an engine was started with.
-
-    Raises:
-        ConfigError: They are absent or invalid; the message names the argument to pass.
-    """
+    """Parse the settings an engine was started with; ConfigError names the argument to pass where they are invalid."""
     return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")
 
 
 class EngineRecord:
-    """Keeps one engine's record, in the process of its core.
-
-    Attributes:
-        settings: The engine's.
-        tally: What the scheduler has counted; the ranks count what takes place in them.
-    """
+    """Keeps an engine's settings, and the tally of what its scheduler has counted, in the process of its core."""
 
     def __init__(self, vllm_config: "VllmConfig") -> None:
         # Held, so that no other configuration gets its identity while this record lives.
@@ -129,11 +118,7 @@ _records: "WeakValueDictionary[int, EngineRecord]" = WeakValueDictionary()
 
 
 def record_of(vllm_config: "VllmConfig") -> EngineRecord:
-    """Return the record of the engine with this configuration, which its parts share; made at the first call.
-
-    Raises:
-        ConfigError: See `settings_of`.
-    """
+    """Return the record of the engine with this configuration, which its parts share; made at the first call."""
     record = _records.get(id(vllm_config))
     if record is None:
         record = _records[id(vllm_config)] = EngineRecord(vllm_config)
@@ -180,26 +165,17 @@ class Ranks:
         self._faults.clear()
 
     def draw(self, draw: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """Draw a token per request.
-
-        Args:
-            draw: Takes `logits`; returns tokens, int64 [num_requests].
-            logits: [num_requests, vocab], the same on every rank.
-        """
+        """Draw a token, int64 [num_requests], by logits [num_requests, vocab] that are the same on every rank."""
         try:
             return draw(logits)
         except Exception as error:
             if self._size == 1:
                 raise
-            self._faults.append(f"{type(error).__name__}: {error}")
+            self._faults.append(fault_of(error))
             return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
     def end(self) -> None:
-        """End the chain on every rank.
-
-        Raises:
-            DrafterFault: It failed on one.
-        """
+        """End the chain on every rank; raise DrafterFault where it failed on one."""
         if self._size == 1:
             return
         failed = self.votes().nonzero().flatten().tolist()
@@ -209,9 +185,6 @@ class Ranks:
         raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
 
     def votes(self) -> torch.Tensor:
-        """Return which ranks have failed since `begin`: float32 [ranks], 1 for one that has.
-
-        They are on the device, from all ranks.
-        """
+        """Return which ranks have failed since `begin`: float32 [ranks] on the device, 1 for one that has."""
         ranks = torch.arange(self._size, device=self._device)
         return tensor_model_parallel_all_reduce((ranks == self._rank).float() * bool(self._faults))

@@ -68,21 +68,14 @@ class TappedTargetConfig(_InternalConfig):
         self._num_named: Counter[str] = Counter()
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        if isinstance(layer, LinearBase):
-            return _TappedLinearMethod(self._tap(prefix))
-        if isinstance(layer, ParallelLMHead):
-            return _TappedHeadMethod(self._tap(prefix))
-        return None
-
-    def _tap(self, prefix: str) -> "_Tap":
-        """Make a tap under a name of its own.
-
-        Architectures are free to give two layers one prefix, or none.
-        """
+        if not isinstance(layer, LinearBase | ParallelLMHead):
+            return None
+        # A name of its own: architectures are free to give two layers one prefix, or none.
         self._num_named[prefix] += 1
         number = self._num_named[prefix]
-        name = prefix if number == 1 else f"{prefix}#{number}"
-        return _Tap(self._packed, name, self._products)
+        method = _TappedLinearMethod() if isinstance(layer, LinearBase) else _TappedHeadMethod()
+        method.tap = _Tap(self._packed, prefix if number == 1 else f"{prefix}#{number}", self._products)
+        return method
 
 
 def packed_twin(layer: torch.nn.Module, packed: PackedWeights) -> PackedLinear | None:
@@ -131,9 +124,7 @@ class _Tap:
 
 
 class _TappedLinearMethod(UnquantizedLinearMethod):
-    def __init__(self, tap: _Tap) -> None:
-        super().__init__()
-        self.tap = tap
+    tap: _Tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         self.tap.show(layer)
@@ -148,9 +139,7 @@ class _TappedLinearMethod(UnquantizedLinearMethod):
 
 
 class _TappedHeadMethod(UnquantizedEmbeddingMethod):
-    def __init__(self, tap: _Tap) -> None:
-        super().__init__()
-        self.tap = tap
+    tap: _Tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if self.tap.packed.quantize_output_head:
@@ -161,10 +150,7 @@ class _TappedHeadMethod(UnquantizedEmbeddingMethod):
 
 
 class HollowDrafterConfig(_InternalConfig):
-    """Serves the building of the drafter, with layers without weights.
-
-    They are to be filled by `PackedMethod` or by the policy's own.
-    """
+    """Serves the building of the drafter, with layers to be filled by `PackedMethod` or by the policy's own."""
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase | VocabParallelEmbedding):
