@@ -122,11 +122,7 @@ def sharing_kv_cache(layers: Mapping[str, Any], twins: Mapping[str, Attention]) 
 
     Nothing is allocated for them, and they get the policy's cache. It lasts no longer than that: a layer that names
     another's cache writes no KV, and code compiled from it, which a GPU's worker does before there is a cache, never
-    would.
-
-    Args:
-        layers: All attention layers of the engine, by name.
-        twins: As in `Drafter`.
+    would. `layers` are all of the engine's, by name.
     """
     for name, twin in twins.items():
         layers[name].kv_sharing_target_layer_name = twin.layer_name
@@ -217,13 +213,7 @@ def _shape(layer: torch.nn.Module) -> tuple[int, int]:
 
 
 def require_quantized(report: LinkReport, settings: DrafterSettings, dtype: torch.dtype) -> None:
-    """Raise SchemeUnavailableError for a drafter that is the policy itself, unasked; warn of one that is so in part.
-
-    Args:
-        report: Of the drafter just built.
-        settings: The drafter's part of the settings tree.
-        dtype: Of the policy.
-    """
+    """Raise SchemeUnavailableError for a drafter that is the policy itself, unasked; warn of one that is so in part."""
     wanted = [layer for layer in report.layers if settings.quantize_output_head or not layer.is_head]
     left = [layer for layer in wanted if not layer.is_packed]
     if settings.scheme == "unquantized" or not left:

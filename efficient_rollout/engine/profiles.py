@@ -35,12 +35,7 @@ _DIGEST_LETTERS = 16
 def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> ProfileKey:
     """Return what a latency profile must have been measured on to describe an engine on this machine.
 
-    It is the same in an engine's process and in the one that starts it.
-
-    Args:
-        model: The policy's directory, or its name on the Hugging Face Hub.
-        scheme: From `profiled_scheme`.
-        tensor_parallel_size: Of the engine.
+    It is the same in an engine's process and in the one that starts it. `scheme` is from `profiled_scheme`.
     """
     return ProfileKey(
         hardware=_hardware(tensor_parallel_size),

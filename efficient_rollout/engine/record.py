@@ -34,13 +34,9 @@ _REPORT = "efficient_rollout_report"
 
 @dataclass(slots=True)
 class Health:
-    """Is the one place on a rank that knows how its weights and its drafter are.
+    """Is the one place on a rank that knows how its weights and its drafter are, with fields as in `DrafterReport`.
 
-    Attributes:
-        weights_version: Weight syncs that were completed since the engine started.
-        weights_fault: Why the weights in the engine are no policy's; None while they are.
-        drafter_fault: Why the drafter is off; None while it works. The next weight sync requantizes then.
-        num_drafter_faults: Faults that turned the drafter off, since they were counted last.
+    `num_drafter_faults` turned the drafter off since they were counted last; the next weight sync requantizes it then.
     """
 
     weights_version: int = 0
@@ -150,7 +146,7 @@ class Ranks:
 
     Args:
         packed: The drafter's weights, before a layer is packed.
-        device: The engine's, for what ranks tell one another: vLLM's collectives of a GPU take tensors of a GPU.
+        device: For what ranks tell one another: vLLM's collectives of a GPU take tensors of a GPU.
     """
 
     def __init__(self, packed: PackedWeights, device: torch.device | None = None) -> None:
@@ -176,13 +172,10 @@ class Ranks:
 
     def end(self) -> None:
         """End the chain on every rank; raise DrafterFault where it failed on one."""
-        if self._size == 1:
-            return
-        failed = self.votes().nonzero().flatten().tolist()
-        if not failed:
-            return
-        others = ", ".join(str(rank) for rank in failed)
-        raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
+        failed = [] if self._size == 1 else self.votes().nonzero().flatten().tolist()
+        if failed:
+            others = ", ".join(map(str, failed))
+            raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
 
     def votes(self) -> torch.Tensor:
         """Return which ranks have failed since `begin`: float32 [ranks] on the device, 1 for one that has."""

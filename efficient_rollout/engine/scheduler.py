@@ -146,10 +146,7 @@ class Controlled:
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """Remember the drafts, to count them in stock's own statistics later.
-
-        Those count what requests gain, which is known once a response's end has been looked for.
-        """
+        """Remember the drafts: stock's own statistics count what requests gain, known once a response's end is."""
         if self.log_stats and spec_decoding_stats is None:
             spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
         num_invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
@@ -192,10 +189,7 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
     """Serves vLLM's V2 model runner, with asynchronous scheduling on or off."""
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Take drafts as stock does, cut to the number that was asked for, and to what each request wants.
-
-        It is called where scheduling is not asynchronous. That runner tells of the largest number, whatever was asked.
-        """
+        """Take drafts as stock does, where scheduling is not asynchronous, cut to what was asked and is wanted."""
         for request_id, drafts in zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True):
             request = self.requests.get(request_id)
             wanted = 0 if request is None else self._longest_draft(request)
@@ -203,10 +197,7 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
         super().update_draft_token_ids(draft_token_ids)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        """Run stock, which leaves room for drafts that are not there yet; then cut it to what each request wants.
-
-        So neither rows of the verifying pass nor counts are spent on drafts that nobody asked for.
-        """
+        """Run stock, which leaves room for drafts that are not there yet; then cut it to what each request wants."""
         super()._update_after_schedule(scheduler_output)
         for request_id in scheduler_output.num_scheduled_tokens if scheduler_output.num_spec_tokens_to_schedule else ():
             request = self.requests[request_id]

@@ -55,12 +55,7 @@ class _InternalConfig(QuantizationConfig):
 
 
 class TappedTargetConfig(_InternalConfig):
-    """Serves the policy: its layers are unquantized, and show their weights to `packed`.
-
-    Args:
-        packed: Receives every linear layer's weight, and every output head's where it quantizes those.
-        products: How the policy's layers compute.
-    """
+    """Serves the policy: its layers are unquantized, and show their weights to `packed`; heads where it takes those."""
 
     def __init__(self, packed: PackedWeights, *, products: Products) -> None:
         super().__init__()
@@ -92,21 +87,17 @@ class _Tap:
         self._product: Float32NativeLinear | None = None
 
     def show(self, layer: torch.nn.Module) -> None:
-        """Show the weight to the drafter."""
         # Where inputs are split over ranks, every rank holds the bias and the first adds it.
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
         self.packed.refresh(self.name, layer.weight.data, layer.bias if adds_bias else None)
 
     def keep(self, layer: torch.nn.Module) -> bool:
-        """Leave the weight where it was loaded; False where stock does with it as it pleases.
-
-        On a GPU stock leaves it there too. On a CPU it would pack it, but for this hook of its own.
-        """
-        if self._products != "in place":
-            return False
-        if layer.weight.device.type == "cpu":
+        """Leave the weight where it was loaded; False where stock does with it as it pleases."""
+        is_kept = self._products == "in place"
+        # On a GPU stock leaves it there too. On a CPU it would pack it, but for this hook of its own.
+        if is_kept and layer.weight.device.type == "cpu":
             layer.cpu_linear = torch.nn.functional.linear
-        return True
+        return is_kept
 
     def take_over(self, layer: torch.nn.Module) -> bool:
         """Compute the layer's products natively from now on, through vLLM's own hook; False where stock must."""

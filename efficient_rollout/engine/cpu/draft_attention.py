@@ -32,17 +32,11 @@ class AttentionWindow:
 
 @dataclass(frozen=True, slots=True)
 class DraftTables:
-    """Says where the chains of a tick write and what they read, in one group of layers, for n requests.
+    """Says where the chains of a tick write and what they read, in one group of layers, for n requests."""
 
-    Attributes:
-        slots_from: int32 [n, blocks], the policy's block table.
-        read_from: int32 [n, blocks], of the blocks attended to.
-        num_skipped: int64 [n], tokens left out before those.
-    """
-
-    slots_from: torch.Tensor
-    read_from: torch.Tensor
-    num_skipped: torch.Tensor
+    slots_from: torch.Tensor  # int32 [n, blocks], the policy's block table
+    read_from: torch.Tensor  # int32 [n, blocks], of the blocks attended to
+    num_skipped: torch.Tensor  # int64 [n], tokens left out before those
     block_size: int
 
     @classmethod
@@ -82,23 +76,14 @@ class DraftTables:
 
 @dataclass(frozen=True, slots=True)
 class DraftRows:
-    """Holds the rows of one draft pass as tensors, for m requests that have any.
+    """Holds the rows of one draft pass as tensors, for m requests that have any."""
 
-    Attributes:
-        requests: int64 [m], ascending.
-        starts: int32 [m + 1], first row of each.
-        requests_of_rows: int64 [rows].
-        positions: int64 [rows], of the token each row feeds.
-        last_positions: int64 [m], of each request's last row.
-        most_rows: Rows of one request at most.
-    """
-
-    requests: torch.Tensor
-    starts: torch.Tensor
-    requests_of_rows: torch.Tensor
-    positions: torch.Tensor
-    last_positions: torch.Tensor
-    most_rows: int
+    requests: torch.Tensor  # int64 [m], ascending
+    starts: torch.Tensor  # int32 [m + 1], first row of each
+    requests_of_rows: torch.Tensor  # int64 [rows]
+    positions: torch.Tensor  # int64 [rows], of the token each row feeds
+    last_positions: torch.Tensor  # int64 [m], of each request's last row
+    most_rows: int  # of one request
 
     @classmethod
     def of(cls, requests: Sequence[int], first_positions: Sequence[int], num_rows: Sequence[int]) -> "DraftRows":
@@ -186,8 +171,7 @@ class DraftAttention:
     def capacity(self, num_requests: int) -> torch.Tensor:
         """Return the positions that each request's own blocks hold, in every group: int64 [num_requests].
 
-        The block table's row of a request is not cleared beyond its blocks: a slot looked up there may be another
-        request's.
+        Beyond them the row of a block table is not cleared: a slot looked up there may be another request's.
         """
         capacity = torch.full((num_requests,), self._runner.max_model_len)
         for group in self.groups:

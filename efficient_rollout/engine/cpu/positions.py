@@ -31,21 +31,13 @@ _STATELESS = (AdapterLogitsProcessor, LogitBiasLogitsProcessor, MinPLogitsProces
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Names rows of logits, in the order of requests, and of positions within a request.
+    """Names rows of logits, in the order of requests, and of positions within a request."""
 
-    Attributes:
-        requests: Each row's request, as its row in the batch.
-        steps: Each row's place among its request's.
-        new_tokens: Tokens before each row that the runner does not know yet.
-        outputs: The runner's lists of each request's sampled tokens.
-        num_requests: Of the batch; some may have no row.
-    """
-
-    requests: list[int]
-    steps: list[int]
-    new_tokens: list[list[int]]
-    outputs: list[list[int]]
-    num_requests: int
+    requests: list[int]  # each row's, as its row in the batch
+    steps: list[int]  # each row's place among its request's
+    new_tokens: list[list[int]]  # tokens before each row that the runner does not know yet
+    outputs: list[list[int]]  # the runner's lists of each request's sampled tokens
+    num_requests: int  # of the batch; some may have no row
 
     @classmethod
     def of(cls, rows: list[tuple[int, int, list[int]]], outputs: list[list[int]], num_requests: int) -> "Positions":

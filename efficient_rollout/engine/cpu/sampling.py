@@ -5,7 +5,8 @@ stand while they are what it sampled; behind the first that is not, the tokens b
 assumed, and what was sampled there is thrown away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -87,26 +88,12 @@ class NoiseSampler(torch.nn.Module):
         self.noise, self._logprobs_mode = noise, logprobs_mode
         self._rows: tuple[Sequence[NoiseStream], Sequence[int]] | None = None
 
-    def sample_at(
-        self,
-        positions: Positions,
-        streams: Sequence[NoiseStream],
-        sampler: Sampler,
-        logits: torch.Tensor,
-        sampling: SamplingMetadata,
-    ) -> SamplerOutput:
-        """Run the sampler whose last operation this is, for a row at each position; no stream advances.
-
-        Args:
-            positions: Of the logits.
-            streams: Of the batch's requests.
-            logits: [rows, vocab]; may be written to.
-            sampling: Of the batch.
-        """
-        metadata = metadata_at(sampling, positions)
+    @contextmanager
+    def at(self, positions: Positions, streams: Sequence[NoiseStream]) -> Iterator[None]:
+        """Give logits of these positions the noise of their requests until the block ends; no stream advances."""
         self._rows = [streams[request] for request in positions.requests], positions.steps
         try:
-            return sampler(logits, metadata)
+            yield
         finally:
             self._rows = None
 
@@ -115,7 +102,7 @@ class NoiseSampler(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw, by stock's contract: tokens int64 [rows], and processed logits or log-probabilities where asked for.
 
-        Outside of `sample_at`, logits are of the batch's next tokens, and its streams advance.
+        Outside of `at`, logits are of the batch's next tokens, and its streams advance.
         """
         logits = apply_top_k_top_p(logits, k, p)
         returned = None
@@ -150,7 +137,6 @@ class Verifier(torch.nn.Module):
         Args:
             metadata: The drafts, and how many each request has.
             logits: [drafts + requests, vocab], the policy's: a row for each draft of a request, and one more.
-            sampling_metadata: Of the batch.
 
         Returns:
             Tokens int32 [requests, most drafts + 1], with stock's placeholder behind the last of each request; and
@@ -163,18 +149,15 @@ class Verifier(torch.nn.Module):
         positions = Positions.of(rows, self._runner.input_batch.req_output_token_ids, len(drafts))
         noise = self._noise_sampler.noise
         streams = noise.streams(len(drafts))
-        sampled = self._noise_sampler.sample_at(positions, streams, self.sampler, logits, sampling_metadata)
+        with self._noise_sampler.at(positions, streams):
+            sampled = self.sampler(logits, metadata_at(sampling_metadata, positions))
         tokens, num_emitted, sources = _emitted(sampled.sampled_token_ids[:, 0].numpy(), drafts)
         noise.advance(streams, num_emitted.tolist())
         return SamplerOutput(torch.from_numpy(tokens), _rows_of(sampled.logprobs_tensors, sources))
 
 
 def _emitted(sampled: np.ndarray, drafts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what stands of each request's samples.
-
-    Args:
-        sampled: int32 [drafts + requests].
-        drafts: Of each request.
+    """Return what stands of the samples, int32 [drafts + requests], by each request's drafts.
 
     Returns:
         Tokens int32 [requests, width], padded behind the last; how many of each request; and for every place of the
@@ -207,7 +190,6 @@ class DraftSampler:
 
     Args:
         sampler: The runner's, whose last operation is `noise_sampler`.
-        noise_sampler: Of the same engine.
         sampling: Of the batch, as it was when the newest tokens were sampled.
         new_tokens: Of each request, those that `sampling` does not know yet: accepted drafts, and the newest.
         outputs: The runner's lists of each request's sampled tokens.
@@ -245,5 +227,5 @@ class DraftSampler:
         """
         if logits.amax(dim=-1).isnan().any():
             raise FloatingPointError("the drafter's logits are not numbers")
-        sampled = self._noise_sampler.sample_at(positions, self._streams, self._sampler, logits, self._sampling)
-        return sampled.sampled_token_ids[:, 0].long()
+        with self._noise_sampler.at(positions, self._streams):
+            return self._sampler(logits, metadata_at(self._sampling, positions)).sampled_token_ids[:, 0].long()

@@ -217,10 +217,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self, num_requests: int, num_tokens: int, metadata: Any, slot_mappings: Any, num_tokens_across_dp: Any,
         mode: CUDAGraphMode, num_speculative_steps: int | None = None,
     ) -> None:  # fmt: skip
-        """Do what is captured: every replay renews where KV is written and how attention is planned, and steps.
-
-        Stock captures with mode NONE. The number is that of a graph of stock's; one step has its own on the device.
-        """
+        """Do what is captured, in mode NONE: each replay renews slots and how attention is planned, and steps."""
         self.steps = self._plain if num_tokens == num_requests else self._widest
         self.steps.slots(num_requests, num_tokens)
         for groups in self.attn_groups:

@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,9 +26,8 @@ _QKV = {"q": 0, "k": 1, "v": 2}  # vLLM's names for the parts of a fused query, 
 _MAX_LISTED = 5
 
 
-@dataclass(slots=True)
 class _Parameter:
-    """Describes a parameter of the model, what a checkpoint holds for it, and what has come.
+    """Describes a parameter of a layer that has not been packed, what a checkpoint holds for it, and what has come.
 
     A fused parameter takes several tensors of a checkpoint, its parts.
 
@@ -40,17 +38,8 @@ class _Parameter:
         arrived: Names of the tensors that came, each with its part (None: unnamed) and its number of values.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    column: HeldColumn
-    part_rows: tuple[int, ...] = ()
-    num_ranks: int = 1
-    arrived: list[tuple[str, Any, int]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, name: str, layer: torch.nn.Module, tensor: torch.Tensor, turn: int) -> "_Parameter":
-        """Describe a parameter of a layer that has not been packed, in a sync's `turn`."""
-        shape, rows, num_ranks = tuple(tensor.shape), (), 1
+    def __init__(self, name: str, layer: torch.nn.Module, tensor: torch.Tensor, turn: int) -> None:
+        shape, rows, self.num_ranks = tuple(tensor.shape), (), 1
         if isinstance(layer, VocabParallelEmbedding):
             # vLLM pads the vocabulary; no checkpoint has the padding.
             shape = (layer.org_vocab_size, *shape[1:])
@@ -60,9 +49,10 @@ class _Parameter:
             rows = _part_rows(layer)
             shape = (sum(rows) or layer.output_size, *shape[1:])
         else:  # of a norm for one: split where its model says so
-            num_ranks = get_tensor_model_parallel_world_size()
-        column = HeldColumn(name, layer, tensor, rows or shape[:1], turn)
-        return cls(name, shape, column, rows, num_ranks)
+            self.num_ranks = get_tensor_model_parallel_world_size()
+        self.name, self.shape, self.part_rows = name, shape, rows
+        self.column = HeldColumn(name, layer, tensor, rows or shape[:1], turn)
+        self.arrived: list[tuple[str, Any, int]] = []
 
     def num_values_in(self, loaded: torch.Tensor) -> int:
         """Count the values of a tensor of the checkpoint, as those of `shape` are."""
@@ -127,7 +117,7 @@ class Arrivals:
         self._watched: list[tuple[torch.Tensor, Callable[..., Any], Callable[..., Any]]] = []
         for path, layer in model.named_modules():
             for name, tensor in layer.named_parameters(recurse=False):
-                parameter = _Parameter.of(f"{path}.{name}" if path else name, layer, tensor, turn)
+                parameter = _Parameter(f"{path}.{name}" if path else name, layer, tensor, turn)
                 if parameter.name in expected:
                     self._expected.append(parameter)
                 self._watch(tensor, parameter)

@@ -19,8 +19,7 @@ class HeldColumn:
     A parameter with one axis counts whole.
 
     Args:
-        name: Of the parameter.
-        layer: That has it.
+        layer: That has the parameter.
         tensor: The parameter, or one of its shape.
         part_rows: Rows of all ranks that a checkpoint holds for each part of the parameter, in vLLM's order.
         turn: Which weight sync this is.
@@ -42,12 +41,7 @@ class HeldColumn:
         self.is_known = _is_plain(tensor) and tensor.dim() in (1, 2)
 
     def take(self, loaded: torch.Tensor, parts: tuple[int, ...] | None) -> None:
-        """Note what came.
-
-        Args:
-            loaded: As the checkpoint has it; its memory may be used again afterwards.
-            parts: That it is for; None for all.
-        """
+        """Note what came for some parts, None for all; its memory may be used again afterwards."""
         if not self.is_due:
             return
         parts = tuple(range(len(self._part_rows))) if parts is None else parts
@@ -63,11 +57,7 @@ class HeldColumn:
             self._pieces[part] = rows[start:stop].to(self._dtype, copy=True)
 
     def differing(self, layer: torch.nn.Module) -> torch.Tensor | None:
-        """Count values that the layer holds otherwise than they came, on its device; None where that cannot be told.
-
-        Args:
-            layer: Its own, or another that has the same weight, a tied head.
-        """
+        """Count values that its layer, or a head tied to it, holds otherwise than they came; None: cannot be told."""
         if not self.is_known or len(self._pieces) < len(self._part_rows):
             self.is_known = False
             return None

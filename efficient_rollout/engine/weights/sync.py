@@ -62,11 +62,7 @@ class WeightSync:
         return self._worker.open_weight_sync is self
 
     def begin(self) -> None:
-        """Make the model ready to be loaded again.
-
-        Raises:
-            WeightSyncError: Another sync is open; it stays as it is.
-        """
+        """Make the model ready to be loaded again; raise WeightSyncError where another sync is open."""
         open_sync = self._worker.open_weight_sync
         if open_sync is not None:
             raise WeightSyncError(
@@ -90,11 +86,7 @@ class WeightSync:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Run a part of this sync, in vLLM's context; whatever is raised inside ends the sync.
-
-        Raises:
-            WeightSyncError: For any exception inside; or the sync is not open.
-        """
+        """Run a part of this sync, in vLLM's context; whatever is raised inside ends the sync as WeightSyncError."""
         if not self._is_open:
             raise WeightSyncError(
                 f"this weight sync is not open: {self._worker.health.weights_fault or 'it has finished'}. "
@@ -109,13 +101,7 @@ class WeightSync:
             raise self.fail(error) from error
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load one bucket of checkpoint tensors.
-
-        Args:
-            weights: Names as in the checkpoint, and tensors, whose memory may be used again afterwards.
-
-        Returns:
-            The model's names of what was loaded.
+        """Load one bucket of checkpoint tensors, whose memory may be used again; return the model's names of them.
 
         Raises:
             WeightSyncError: A tensor has an unknown name, a wrong shape, or values that are no finite numbers; or the
