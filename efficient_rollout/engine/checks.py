@@ -102,14 +102,12 @@ def check_model(
     tensor_parallel_size: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check a policy, and the options of the engine that is to serve it.
+    """Check a policy, and the options of the engine that is to serve it, by vLLM's names.
 
     Args:
         model: Directory of a checkpoint, or a name on the Hugging Face Hub.
         settings: With `enabled=False` nothing but readability is asked of the policy.
-        dtype: Of the engine, as vLLM's option.
-        tensor_parallel_size: Of the engine.
-        options: The engine's others, by vLLM's names, of which some say how the policy is read.
+        options: The engine's others, of which some say how the policy is read.
 
     Raises:
         InputFileError: It is missing or unreadable.
@@ -176,9 +174,7 @@ def check_widths(
 
     Args:
         config: From transformers.
-        settings: With drafting enabled.
         dtype: Of the engine; None where vLLM is to choose it.
-        tensor_parallel_size: Workers that share every layer's outputs, or its inputs.
         device: As in `torch.device.type`; None: vLLM's own.
     """
     names = ("hidden_size", "intermediate_size", "num_attention_heads")

@@ -126,13 +126,10 @@ def engines_in_this_process() -> Iterator[None]:
 
 
 def bind_workers(num_workers: int) -> None:
-    """Give every worker of an engine cores of its own, where vLLM by itself would refuse to.
+    """Give every worker of all engines that share one set of options cores of its own, where vLLM would refuse to.
 
     vLLM binds each worker to a memory node, and a machine with fewer nodes than workers gets "Not enough allowed NUMA
     nodes". Such a machine's cores are shared out alike, less the one per worker that vLLM too leaves to others.
-
-    Args:
-        num_workers: Of all engines that share one set of options: tensor parallel times data parallel size, here.
 
     Raises:
         ConfigError: There are fewer cores than workers, no workers, or the user's binding is for another number.

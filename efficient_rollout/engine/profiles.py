@@ -186,15 +186,14 @@ def _digest(key: ProfileKey, settings: Settings, dtype: str, is_compiled: bool) 
 
 
 def _is_usable(path: Path, key: ProfileKey) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        load_profile(path).require(key, remedy="remove it")
-    except ProfileError as error:
-        # Of another schema version, or damaged: the cache is ours to write again.
-        logger.warning("measuring again, because the cached latency profile cannot be used: %s", error)
-        return False
-    return True
+    if path.is_file():
+        try:
+            load_profile(path).require(key, remedy="remove it")
+            return True
+        except ProfileError as error:
+            # Of another schema version, or damaged: the cache is ours to write again.
+            logger.warning("measuring again, because the cached latency profile cannot be used: %s", error)
+    return False
 
 
 def _measure(request: CalibrationRequest, key: ProfileKey) -> None:

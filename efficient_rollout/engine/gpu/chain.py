@@ -233,7 +233,7 @@ class KeptCopies:
     def __init__(self, counts: torch.Tensor) -> None:
         self._counts, self._is_gpu = counts, counts.is_cuda
         self._pending: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
-        self._last = (0, 0)
+        self._last = [0, 0]
         self._num_fed = self._num_kept = 0.0
 
     def a_pass(self) -> float:
@@ -244,9 +244,8 @@ class KeptCopies:
         """End a chain; return what an earlier one has added to both counters."""
         on_host = torch.empty(2, dtype=torch.int64, pin_memory=self._is_gpu)
         on_host.copy_(self._counts, non_blocking=True)
-        event = None
-        if self._is_gpu:
-            event = torch.cuda.Event()
+        event = torch.cuda.Event() if self._is_gpu else None
+        if event is not None:
             event.record()
         self._pending.append((on_host, event))
         if len(self._pending) <= _LATE_CHAINS:
@@ -254,9 +253,9 @@ class KeptCopies:
         known, event = self._pending.popleft()
         if event is not None:
             event.synchronize()
-        fed, kept = known.tolist()
-        added = fed - self._last[0], kept - self._last[1]
-        self._last = fed, kept
-        self._num_fed = self._num_fed * _KEPT_OF_BEFORE + added[0]
-        self._num_kept = self._num_kept * _KEPT_OF_BEFORE + added[1]
-        return added
+        total = known.tolist()
+        fed, kept = (now - before for now, before in zip(total, self._last, strict=True))
+        self._last = total
+        self._num_fed = self._num_fed * _KEPT_OF_BEFORE + fed
+        self._num_kept = self._num_kept * _KEPT_OF_BEFORE + kept
+        return fed, kept
