@@ -4,6 +4,7 @@ What of the policy it reads quantized is counted when it is built, and said wher
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,21 +38,14 @@ class LinkedLayer:
     """Describes one matrix of the drafter.
 
     Attributes:
-        name: As in the policy.
         shape: Of the policy's weight on this rank: outputs, inputs.
         is_packed: Computed with quantized weights; else it is the policy's own.
-        is_head: The output head.
     """
 
     name: str
     shape: tuple[int, int]
     is_packed: bool
     is_head: bool
-
-    @property
-    def num_weights(self) -> int:
-        """Return the number of elements of the policy's weight."""
-        return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +67,8 @@ class LinkReport:
     @property
     def packed_weight_share(self) -> float:
         """Return the share of a draft step's weights, by number, that it reads quantized."""
-        num_packed = sum(layer.num_weights for layer in self.layers if layer.is_packed)
-        return num_packed / sum(layer.num_weights for layer in self.layers)
+        num_packed = sum(math.prod(layer.shape) for layer in self.layers if layer.is_packed)
+        return num_packed / sum(math.prod(layer.shape) for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +76,7 @@ class Drafter:
     """Holds a drafter as it was built.
 
     Attributes:
-        model: The module.
         twins: The policy's attention layer of each of the drafter's, by the name the drafter's has in the engine.
-        links: What it reads in a step.
     """
 
     model: torch.nn.Module
@@ -93,9 +85,7 @@ class Drafter:
 
 
 def build_drafter(draft_config: VllmConfig, target: torch.nn.Module, packed: PackedWeights) -> Drafter:
-    """Build a second instance of the policy's architecture.
-
-    It owns nothing but its attention layers and packed weights.
+    """Build a second instance of the policy's architecture, which owns but its attention layers and packed weights.
 
     It is built as the policy was, prefix and all, so that its attention layers call themselves what the policy's do.
     Architectures use as much of a prefix as they like; a name from elsewhere may not be unique.
@@ -132,11 +122,7 @@ def sharing_kv_cache(layers: Mapping[str, Any], twins: Mapping[str, Attention]) 
 
     Nothing is allocated for them, and they get the policy's cache. It lasts no longer than that: a layer that names
     another's cache writes no KV, and code compiled from it, which a GPU's worker does before there is a cache, never
-    would.
-
-    Args:
-        layers: All attention layers of the engine, by name.
-        twins: As in `Drafter`.
+    would. `layers` are all of the engine's, by name.
     """
     for name, twin in twins.items():
         layers[name].kv_sharing_target_layer_name = twin.layer_name
@@ -160,15 +146,9 @@ def _unregistered(config: VllmConfig) -> Iterator[dict[str, Any]]:
 
 
 def _register(built: dict[str, Any], engines_layers: dict[str, Any]) -> dict[str, Attention]:
-    """Rename the drafter's attention layers, and make them known to the engine, whose code finds layers by name.
-
-    Args:
-        built: The drafter's layers, by the names they were built with.
-        engines_layers: The policy's, by theirs; the drafter's are added.
-    """
-    odd = sorted(built.keys() ^ engines_layers.keys()) or [
-        name for name, layer in engines_layers.items() if not _is_plain(layer)
-    ]
+    """Rename the drafter's attention layers, and add them to the engine's, whose code finds layers by name."""
+    odd = sorted(built.keys() ^ engines_layers.keys())
+    odd = odd or [name for name, layer in engines_layers.items() if not _is_plain(layer)]
     sizes = {(layer.num_kv_heads, layer.head_size) for layer in engines_layers.values() if isinstance(layer, Attention)}
     if odd or len(sizes) > 1:
         fault = f"such as {odd[0]}" if odd else f"whose KV caches differ in heads and head size: {sorted(sizes)}"
@@ -185,9 +165,8 @@ def _register(built: dict[str, Any], engines_layers: dict[str, Any]) -> dict[str
 
 def _is_plain(layer: Any) -> bool:
     """Tell whether a layer attends with nothing but its own queries, keys and values."""
-    if not isinstance(layer, Attention) or layer.kv_sharing_target_layer_name is not None:
-        return False
-    return not getattr(layer, "has_sink", False)
+    is_alone = isinstance(layer, Attention) and layer.kv_sharing_target_layer_name is None
+    return is_alone and not getattr(layer, "has_sink", False)
 
 
 def _link(drafter: torch.nn.Module, target: torch.nn.Module, packed: PackedWeights) -> None:
@@ -234,16 +213,7 @@ def _shape(layer: torch.nn.Module) -> tuple[int, int]:
 
 
 def require_quantized(report: LinkReport, settings: DrafterSettings, dtype: torch.dtype) -> None:
-    """Refuse a drafter that is the policy itself where that was not asked for; warn of one that is so in part.
-
-    Args:
-        report: Of the drafter just built.
-        settings: The drafter's part of the settings tree.
-        dtype: Of the policy.
-
-    Raises:
-        SchemeUnavailableError: Nothing is quantized.
-    """
+    """Raise SchemeUnavailableError for a drafter that is the policy itself, unasked; warn of one that is so in part."""
     wanted = [layer for layer in report.layers if settings.quantize_output_head or not layer.is_head]
     left = [layer for layer in wanted if not layer.is_packed]
     if settings.scheme == "unquantized" or not left:

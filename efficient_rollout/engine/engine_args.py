@@ -8,7 +8,6 @@ from efficient_rollout.engine.checks import (
     check_device,
     check_gpu_settings,
     check_model,
-    check_options,
     check_scheme,
     check_vllm_version,
 )
@@ -41,10 +40,10 @@ def engine_args(
         model: The policy's path, or its name on the Hugging Face Hub: the same as the engine's own `model`.
         settings: With `enabled=False` the engine is stock vLLM, plus a report of what it did. Where its rule needs a
             latency profile and none is named, the cached one is taken, or measured first.
-        dtype: The engine's own option: for that profile, and whether the scheme takes it.
-        enforce_eager: The engine's own option, for that profile.
-        tensor_parallel_size: The engine's own option: for that profile, and for the scheme.
-        data_parallel_size: The same; workers of all engines get cores of their own through this process's variables.
+        dtype: The engine's own option, as are the next three: for that profile, and whether the scheme takes it.
+        enforce_eager: For that profile.
+        tensor_parallel_size: For that profile, and for the scheme.
+        data_parallel_size: Workers of all engines get cores of their own through this process's variables.
         others: The engine's further options, by vLLM's names: to read the policy as the engine will, and to refuse here
             what would end behind "Engine core initialization failed" there. They are not among the arguments returned.
 
@@ -56,8 +55,6 @@ def engine_args(
     check_device()
     check_certificate(settings)
     is_gpu = device_type() == "cuda"
-    if settings.enabled:
-        check_options(others)
     check_model(model, settings, dtype=dtype, tensor_parallel_size=tensor_parallel_size, options=others)
     check_scheme(settings)
     if is_gpu:
@@ -70,19 +67,12 @@ def engine_args(
     worker = GPU_WORKER if is_gpu else CPU_WORKER
     args: dict[str, Any] = {"worker_cls": worker, "additional_config": {CONFIG_KEY: settings.to_dict()}}
     if settings.enabled:
-        drafting = drafting_args(model, settings, tensor_parallel_size=tensor_parallel_size)
-        args |= drafting if is_gpu else drafting | _cpu_drafting_args()
+        args |= drafting_args(model, settings, tensor_parallel_size=tensor_parallel_size)
+        if not is_gpu:
+            choose_runner()
+            # Decisions are made per tick from results of the tick before: both must be in hand.
+            args |= {"scheduler_cls": SCHEDULER, "distributed_executor_backend": EXECUTOR, "async_scheduling": False}
     return args
-
-
-def _cpu_drafting_args() -> dict[str, Any]:
-    choose_runner()
-    return {
-        "scheduler_cls": SCHEDULER,
-        "distributed_executor_backend": EXECUTOR,
-        # Decisions are made per tick from results of the tick before: both must be in hand.
-        "async_scheduling": False,
-    }
 
 
 def drafting_args(model: str, settings: Settings, *, tensor_parallel_size: int = 1) -> dict[str, Any]:

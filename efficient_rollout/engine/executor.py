@@ -20,7 +20,7 @@ _LIMIT_SECONDS = 300.0
 
 
 class Reporting:
-    """Stands before a stock executor among a class's bases.
+    """Stands before a stock executor among the bases.
 
     Calls for statistics are answered with the scheduler's half, which is in this process. Drafts come back with the
     sampled tokens: stock asks the worker for them in a second call after every tick, drafts or none, which on a small
@@ -54,10 +54,7 @@ class Reporting:
         return output
 
     def take_draft_token_ids(self) -> DraftTokenIds | None:
-        """Return the drafts of the last tick; None where none were asked for.
-
-        Where they stay on the device, it does as stock does.
-        """
+        """Return the drafts of the last tick, None where none were asked for; as stock where they are on the device."""
         if self.vllm_config.use_v2_model_runner:
             return super().take_draft_token_ids()
         return None if self._report is None else self._report.drafts
@@ -77,7 +74,7 @@ class InProcessExecutor(Reporting, UniProcExecutor):
 
 
 class OfRanks(Reporting):
-    """Stands before a stock executor of several processes, one for each worker, among a class's bases.
+    """Stands before a stock executor of several processes, one for each worker, among the bases.
 
     Only the first rank answers a tick. What a call between ticks left behind, on whichever rank, a weight sync that
     failed there for one, is made known to every rank before the next.
@@ -95,9 +92,8 @@ class OfRanks(Reporting):
     def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """Do as stock does; what the call does to a rank is asked before the next tick.
 
-        Raises:
-            RuntimeError: It failed on a rank. What the ranks after it answered is read too: stock leaves that for the
-                next call, which would take it for its own.
+        Where it fails on one, what the ranks after it answered is read too: stock leaves that for the next call, which
+        would take it for its own.
         """
         if method in _TICK:
             return super().collective_rpc(method, *args, **kwargs)

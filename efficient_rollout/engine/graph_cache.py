@@ -24,11 +24,8 @@ GRAPH_KEY = "efficient_rollout_graph"
 def name_policy_graph(config: VllmConfig, *, native_products: bool) -> None:
     """Put what the policy's graph depends on into the engine's configuration, before the policy is built.
 
-    That is this package's code, this processor's instruction sets, and what the code decides for them.
-
-    Args:
-        config: The engine's; whoever starts it gives it nothing but settings.
-        native_products: Whose products the graph calls, which `verify_kernel: auto` leaves to the machine.
+    That is this package's code, this processor's instruction sets, and whose products the graph calls, which
+    `verify_kernel: auto` leaves to the machine.
     """
     config.additional_config = with_graph_of(
         config, _code_digest(), sorted(cpu_flags()), torch.backends.cpu.get_cpu_capability(), native_products
@@ -36,10 +33,7 @@ def name_policy_graph(config: VllmConfig, *, native_products: bool) -> None:
 
 
 def with_graph_of(config: VllmConfig, *facts: Any) -> dict[str, Any]:
-    """Return the config's `additional_config`, with a digest of facts of JSON types.
-
-    The digest also covers the facts that it has already.
-    """
+    """Return the config's `additional_config`, with a digest of facts of JSON types, and of those it has already."""
     known = [config.additional_config.get(GRAPH_KEY), *facts]
     return {**config.additional_config, GRAPH_KEY: hashlib.sha256(json.dumps(known).encode()).hexdigest()}
 
@@ -51,10 +45,7 @@ def packed_facts(packed: PackedWeights) -> list[Any]:
 
 @cache
 def _code_digest() -> str:
-    """Return a digest of every module of this package.
-
-    Which of them a graph depends on, not even the tracer knows.
-    """
+    """Return a digest of every module of this package: on which a graph depends, not even the tracer knows."""
     root = Path(efficient_rollout.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

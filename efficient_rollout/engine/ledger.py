@@ -29,10 +29,7 @@ def _make_try_load(original: Callable[..., Any]) -> Callable[..., Any]:
     loaded = _inductors_callable()
 
     def _try_load_aot_compiled_fn(model: torch.nn.Module, aot_compilation_path: str) -> Any | None:
-        """Call the upstream function, for what torch itself has compiled.
-
-        It returns None where weights would be part of it.
-        """
+        """Call the upstream function, for what torch itself has compiled; return None where that holds weights."""
         if inductor.freezing:
             return None
         loaded.finalize_loading = lambda _self, _vllm_config: None
@@ -48,10 +45,7 @@ def _make_validate_spec_decode(original: Callable[..., Any]) -> Callable[..., An
     from vllm.exceptions import VLLMValidationError
 
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
-        """Run the upstream check, but not for an engine that serves what it refuses.
-
-        There a request's own word on drafting is checked.
-        """
+        """Run the upstream check, but for an engine that serves what it refuses: that checks a request's own word."""
         if _is_self_drafting(speculative_config):
             try:
                 check_word(self.extra_args, speculative_config.num_speculative_tokens)

@@ -35,15 +35,7 @@ _DIGEST_LETTERS = 16
 def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> ProfileKey:
     """Return what a latency profile must have been measured on to describe an engine on this machine.
 
-    It is the same in an engine's process and in the one that starts it.
-
-    Args:
-        model: The policy's directory, or its name on the Hugging Face Hub.
-        scheme: From `profiled_scheme`.
-        tensor_parallel_size: Of the engine.
-
-    Raises:
-        InputFileError: The directory has no readable `config.json`.
+    It is the same in an engine's process and in the one that starts it. `scheme` is from `profiled_scheme`.
     """
     return ProfileKey(
         hardware=_hardware(tensor_parallel_size),
@@ -78,26 +70,20 @@ def _hardware(num_workers: int) -> str:
 def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Profile | None:
     """Refuse a profile that an engine with these settings would refuse, before one is started.
 
-    Args:
-        settings: The whole tree.
-        model: The policy's directory, or its name on the Hugging Face Hub.
-        tensor_parallel_size: Of the engine.
-
     Returns:
         The profile; None where the settings name none, or drafting is disabled.
 
     Raises:
         ProfileError: `controller.profile` is missing, malformed, or belongs to another machine, policy, scheme or
             version. The message names every difference, and the command that makes a new one.
-        InputFileError: The policy has no readable `config.json`.
     """
     path = settings.controller.profile
     if path is None or not settings.enabled:
         return None
+    of_ranks = f" --tensor-parallel-size {tensor_parallel_size}" if tensor_parallel_size > 1 else ""
     remedy = (
         f"efficient-rollout calibrate --model {model} --scheme {settings.drafter.scheme} "
-        f"--verify-kernel {settings.verify_kernel} --out {path}"
-        + (f" --tensor-parallel-size {tensor_parallel_size}" if tensor_parallel_size > 1 else "")
+        f"--verify-kernel {settings.verify_kernel} --out {path}{of_ranks}"
     )
     profile = load_profile(Path(path).expanduser(), remedy=remedy)
     key = profile_key(model, profiled_scheme(settings), tensor_parallel_size=tensor_parallel_size)
@@ -107,23 +93,14 @@ def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """Says what is to be measured, for `profile_process.py`.
-
-    Attributes:
-        model: The policy's directory, absolute, or its name on the Hugging Face Hub.
-        settings: As `Settings.to_dict()`.
-        dtype: Of the policy, as vLLM's option.
-        is_compiled: Compiled mode instead of eager.
-        out: File to write.
-        tensor_parallel_size: Of the engine.
-    """
+    """Says what is to be measured, for `profile_process.py`, which writes it to `out`."""
 
     model: str
     settings: dict[str, Any]
     dtype: str
     is_compiled: bool
     out: str
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int
 
 
 def with_profile(
@@ -141,44 +118,30 @@ def with_profile(
         is_compiled: The engine's `enforce_eager` is false.
         tensor_parallel_size: The engine's own; its workers' cores are bound already (`environment.py`).
 
-    Returns:
-        The settings, with an absolute `controller.profile` where there is one.
-
     Raises:
         ProfileError: The profile is missing, malformed or another's, or none could be made.
         InputFileError: The policy has no readable `config.json`, or the cache cannot be written.
     """
     controller = settings.controller
-    if not settings.enabled:
+    if not settings.enabled or (controller.profile is None and controller.rule not in RULES_WITH_PROFILE):
         return settings
     if controller.profile is not None:
         check_profile(settings, model, tensor_parallel_size=tensor_parallel_size)
         path = Path(controller.profile).expanduser().resolve()
-    elif controller.rule in RULES_WITH_PROFILE:
+    else:
         path = ensure_profile(
             model, settings, dtype=dtype, is_compiled=is_compiled, tensor_parallel_size=tensor_parallel_size
         )
-    else:
-        return settings
     return settings.model_copy(update={"controller": controller.model_copy(update={"profile": str(path)})})
 
 
 def ensure_profile(
-    model: str,
-    settings: Settings,
-    *,
-    dtype: str = "auto",
-    is_compiled: bool = True,
-    tensor_parallel_size: int = 1,
+    model: str, settings: Settings, *, dtype: str = "auto", is_compiled: bool = True, tensor_parallel_size: int = 1
 ) -> Path:
     """Return the cached profile of this machine, policy, scheme and engine, measured first where there is none.
 
-    Of several processes that want the same profile, one measures and the others wait for it. The arguments are those of
-    `with_profile`; of the settings the drafter counts, and the largest number of draft tokens.
-
-    Raises:
-        ProfileError: It could not be measured.
-        InputFileError: The policy has no readable `config.json`, or the cache cannot be written.
+    Of several processes that want the same profile, one measures and the others wait for it. Arguments and errors are
+    those of `with_profile`; of the settings the drafter counts, and the largest number of draft tokens.
     """
     from filelock import FileLock
 
@@ -187,9 +150,11 @@ def ensure_profile(
     if _is_usable(path, key):
         return path
     folder = Path(model).expanduser()
+    measured = settings.with_lookup("off").to_dict()
+    measured["controller"] = {"rule": "never", "max_draft_tokens": settings.controller.max_draft_tokens}
     request = CalibrationRequest(
         model=str(folder.resolve()) if folder.exists() else model,
-        settings=_for_measuring(settings),
+        settings=measured,
         dtype=dtype,
         is_compiled=is_compiled,
         out=str(path),
@@ -221,21 +186,14 @@ def _digest(key: ProfileKey, settings: Settings, dtype: str, is_compiled: bool) 
 
 
 def _is_usable(path: Path, key: ProfileKey) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        load_profile(path).require(key, remedy="remove it")
-    except ProfileError as error:
-        # Of another schema version, or damaged: the cache is ours to write again.
-        logger.warning("measuring again, because the cached latency profile cannot be used: %s", error)
-        return False
-    return True
-
-
-def _for_measuring(settings: Settings) -> dict[str, Any]:
-    raw = settings.with_lookup("off").to_dict()
-    raw["controller"] = {"rule": "never", "max_draft_tokens": settings.controller.max_draft_tokens}
-    return raw
+    if path.is_file():
+        try:
+            load_profile(path).require(key, remedy="remove it")
+            return True
+        except ProfileError as error:
+            # Of another schema version, or damaged: the cache is ours to write again.
+            logger.warning("measuring again, because the cached latency profile cannot be used: %s", error)
+    return False
 
 
 def _measure(request: CalibrationRequest, key: ProfileKey) -> None:
@@ -279,19 +237,17 @@ def _failure(request: CalibrationRequest, fault: str, log: Path) -> ProfileError
 
 
 def rule_from(settings: Settings, model: str, *, tensor_parallel_size: int = 1) -> Rule:
-    """Make the rule the settings name. The arguments are those of `check_profile`.
+    """Make the rule the settings name, with arguments and errors of `check_profile`.
 
     Raises:
-        ProfileError: See `check_profile`.
         ConfigError: The rule needs a profile and the settings name none.
     """
     controller = settings.controller
     profile = check_profile(settings, model, tensor_parallel_size=tensor_parallel_size)
-    table = None if profile is None else TickTable(profile.model, controller.max_draft_tokens)
     inputs = RuleInputs(
         max_draft_tokens=controller.max_draft_tokens,
         num_draft_tokens=controller.num_draft_tokens,
         max_running_requests=controller.max_running_requests,
-        table=table,
+        table=None if profile is None else TickTable(profile.model, controller.max_draft_tokens),
     )
     return make_rule(controller.rule, inputs)

@@ -29,26 +29,21 @@ _NEGOTIATION = (b"accept", b"accept-encoding")
 _PATIENCE_SECONDS = 5.0
 
 Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Message]], Send], Awaitable[None]]
+Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class MetricsMiddleware:
-    """Adds what the engines count to the answer of `/metrics`; every other request passes untouched.
+    """Adds what the engines count to the answer of `/metrics` of vLLM's app; other requests pass untouched.
 
     Engines are asked when somebody looks, and not otherwise. Where they are not self-drafting, the answer stays vLLM's
     own; where they do not answer in time, too, with a warning in the log.
-
-    Args:
-        app: vLLM's.
     """
 
     def __init__(self, app: App) -> None:
         self._app = app
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Message]], send: Send
-    ) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         server = _self_drafting_server(scope)
         if server is None:
@@ -89,7 +84,7 @@ def exposition(model_name: str, engines: Mapping[int, RolloutStats]) -> bytes:
 
     Args:
         model_name: As the server serves it.
-        engines: Their records since they started, by the number vLLM labels them with.
+        engines: Their counts since they started, by vLLM's numbers.
     """
     return generate_latest(SimpleNamespace(collect=lambda: _families(model_name, engines)))
 
@@ -105,10 +100,7 @@ async def _exposition(server: Any) -> bytes:
 
 
 def _self_drafting_server(scope: Mapping[str, Any]) -> Any:
-    """Return the `AsyncLLM` of a request for the metrics of engines that draft for themselves.
-
-    It is None for any other request.
-    """
+    """Return the `AsyncLLM` of a request for the metrics of engines that draft for themselves; None for any other."""
     if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/") != _PATH:
         return None
     server = getattr(scope["app"].state, "engine_client", None)

@@ -34,13 +34,9 @@ _REPORT = "efficient_rollout_report"
 
 @dataclass(slots=True)
 class Health:
-    """Is the one place on a rank that knows how its weights and its drafter are.
+    """Is the one place on a rank that knows how its weights and its drafter are, with fields as in `DrafterReport`.
 
-    Attributes:
-        weights_version: Weight syncs that were completed since the engine started.
-        weights_fault: Why the weights in the engine are no policy's; None while they are.
-        drafter_fault: Why the drafter is off; None while it works. The next weight sync requantizes then.
-        num_drafter_faults: Faults that turned the drafter off, since they were counted last.
+    `num_drafter_faults` turned the drafter off since they were counted last; the next weight sync requantizes it then.
     """
 
     weights_version: int = 0
@@ -79,21 +75,19 @@ class WorkerReport:
     """Holds what a worker says at the end of a tick that has news.
 
     Attributes:
-        health: Of the weights and of the drafter.
         num_drafted: Draft tokens per request that were drafted.
         drafts: Those each request can use, by request; None where nothing was asked for.
         drafting: What the drafter did for them; None where they stay on the device.
     """
 
     health: DrafterReport
-    num_drafted: int = 0
-    drafts: DraftTokenIds | None = None
-    drafting: DraftCounts | None = None
+    num_drafted: int
+    drafts: DraftTokenIds | None
+    drafting: DraftCounts | None
 
-
-def attach(output: ModelRunnerOutput, report: WorkerReport) -> None:
-    """Let the report ride on the output, from the worker's process to the scheduler's."""
-    setattr(output, _REPORT, report)
+    def attach(self, output: ModelRunnerOutput) -> None:
+        """Ride on the output, from the worker's process to the scheduler's."""
+        setattr(output, _REPORT, self)
 
 
 def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
@@ -102,21 +96,12 @@ def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
 
 
 def settings_of(vllm_config: "VllmConfig") -> Settings:
-    """Parse the settings an engine was started with.
-
-    Raises:
-        ConfigError: They are absent or invalid; the message names the argument to pass.
-    """
+    """Parse the settings an engine was started with; ConfigError names the argument to pass where they are invalid."""
     return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")
 
 
 class EngineRecord:
-    """Keeps one engine's record, in the process of its core.
-
-    Attributes:
-        settings: The engine's.
-        tally: What the scheduler has counted; the ranks count what takes place in them.
-    """
+    """Keeps an engine's settings, and the tally of what its scheduler has counted, in the process of its core."""
 
     def __init__(self, vllm_config: "VllmConfig") -> None:
         # Held, so that no other configuration gets its identity while this record lives.
@@ -129,11 +114,7 @@ _records: "WeakValueDictionary[int, EngineRecord]" = WeakValueDictionary()
 
 
 def record_of(vllm_config: "VllmConfig") -> EngineRecord:
-    """Return the record of the engine with this configuration, which its parts share; made at the first call.
-
-    Raises:
-        ConfigError: See `settings_of`.
-    """
+    """Return the record of the engine with this configuration, which its parts share; made at the first call."""
     record = _records.get(id(vllm_config))
     if record is None:
         record = _records[id(vllm_config)] = EngineRecord(vllm_config)
@@ -165,7 +146,7 @@ class Ranks:
 
     Args:
         packed: The drafter's weights, before a layer is packed.
-        device: The engine's, for what ranks tell one another: vLLM's collectives of a GPU take tensors of a GPU.
+        device: For what ranks tell one another: vLLM's collectives of a GPU take tensors of a GPU.
     """
 
     def __init__(self, packed: PackedWeights, device: torch.device | None = None) -> None:
@@ -180,38 +161,23 @@ class Ranks:
         self._faults.clear()
 
     def draw(self, draw: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """Draw a token per request.
-
-        Args:
-            draw: Takes `logits`; returns tokens, int64 [num_requests].
-            logits: [num_requests, vocab], the same on every rank.
-        """
+        """Draw a token, int64 [num_requests], by logits [num_requests, vocab] that are the same on every rank."""
         try:
             return draw(logits)
         except Exception as error:
             if self._size == 1:
                 raise
-            self._faults.append(f"{type(error).__name__}: {error}")
+            self._faults.append(fault_of(error))
             return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
     def end(self) -> None:
-        """End the chain on every rank.
-
-        Raises:
-            DrafterFault: It failed on one.
-        """
-        if self._size == 1:
-            return
-        failed = self.votes().nonzero().flatten().tolist()
-        if not failed:
-            return
-        others = ", ".join(str(rank) for rank in failed)
-        raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
+        """End the chain on every rank; raise DrafterFault where it failed on one."""
+        failed = [] if self._size == 1 else self.votes().nonzero().flatten().tolist()
+        if failed:
+            others = ", ".join(map(str, failed))
+            raise DrafterFault(self._faults[0] if self._faults else f"it failed on rank {others}, whose log says why")
 
     def votes(self) -> torch.Tensor:
-        """Return which ranks have failed since `begin`: float32 [ranks], 1 for one that has.
-
-        They are on the device, from all ranks.
-        """
+        """Return which ranks have failed since `begin`: float32 [ranks] on the device, 1 for one that has."""
         ranks = torch.arange(self._size, device=self._device)
         return tensor_model_parallel_all_reduce((ranks == self._rank).float() * bool(self._faults))

@@ -18,15 +18,7 @@ def with_word(extra_args: Mapping[str, Any] | None, longest: int) -> dict[str, A
 
 
 def check_word(extra_args: Mapping[str, Any] | None, most: int) -> None:
-    """Check the word of a request that is about to be admitted.
-
-    Args:
-        extra_args: The request's.
-        most: The engine's `controller.max_draft_tokens`.
-
-    Raises:
-        ConfigError: It has another key than the one there is, or no whole number between 0 and `most`.
-    """
+    """Raise ConfigError for a request whose word is none, or no number up to `most`, the engine's largest."""
     given = extra_args or {}
     if CONFIG_KEY not in given and FLAT_KEY not in given:
         return

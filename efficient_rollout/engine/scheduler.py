@@ -1,9 +1,9 @@
 """The adapter between vLLM's scheduler and the controller: decides, hands on, observes."""
 
 import copy
+import itertools
 import logging
 import uuid
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingParams
@@ -43,14 +43,9 @@ class _Decide:
 
 
 class Controlled:
-    """Stands before one of vLLM's schedulers among the bases.
+    """Stands before one of vLLM's schedulers among the bases; only the number of draft tokens is the controller's.
 
-    Only the number of draft tokens is the controller's.
-
-    The number asked for at one tick is drafted at the end of it and verified at the next.
-
-    Attributes:
-        num_draft_tokens: Draft tokens per request that the tick scheduled last asks for.
+    The number asked for at one tick, `num_draft_tokens`, is drafted at the end of it and verified at the next.
     """
 
     num_draft_tokens = 0
@@ -67,11 +62,8 @@ class Controlled:
         self._record = record_of(self.vllm_config)
         settings = self._record.settings
         self._max_draft_tokens = settings.controller.max_draft_tokens
-        rule = rule_from(
-            settings,
-            self.vllm_config.model_config.model,
-            tensor_parallel_size=self.vllm_config.parallel_config.tensor_parallel_size,
-        )
+        num_workers = self.vllm_config.parallel_config.tensor_parallel_size
+        rule = rule_from(settings, self.vllm_config.model_config.model, tensor_parallel_size=num_workers)
         self._book = TickBook(rule, DrafterHealth())
         self._verified = VerifiedDrafts()
         self._num_first_drafts = self._num_first_stood = 0
@@ -121,13 +113,16 @@ class Controlled:
         core_outputs = super().update_from_output(scheduler_output, model_runner_output)
         if with_stop_strings:
             for of_client in core_outputs.values():
-                of_client.outputs = split_by_token(of_client.outputs, with_stop_strings)
+                parts = [_split(one) if one.request_id in with_stop_strings else [one] for one in of_client.outputs]
+                of_client.outputs = list(itertools.chain.from_iterable(parts))
         # Where the next tick is scheduled early, one may have been refused whose requests ended before it: what it
         # says of the weights may be out of date.
         is_of_a_request = any(request_id in self.requests for request_id in scheduler_output.num_scheduled_tokens)
         if report is not None and report.health.weights_fault is not None and is_of_a_request:
-            end_all_requests(self, core_outputs, report.health.weights_fault)
-        verified = self._take_verified()
+            _end_all_requests(self, core_outputs, report.health.weights_fault)
+        verified, self._verified = self._verified, VerifiedDrafts()
+        self._book.health.observe_first_drafts(self._num_first_drafts, self._num_first_stood)
+        self._num_first_drafts = self._num_first_stood = 0
         if scheduler_output.total_num_scheduled_tokens:
             result = TickResult(
                 num_requests=len(scheduler_output.num_scheduled_tokens),
@@ -151,10 +146,7 @@ class Controlled:
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """Remember the drafts, to count them in stock's own statistics later.
-
-        Those count what requests gain, which is known once a response's end has been looked for.
-        """
+        """Remember the drafts: stock's own statistics count what requests gain, known once a response's end is."""
         if self.log_stats and spec_decoding_stats is None:
             spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
         num_invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
@@ -188,12 +180,6 @@ class Controlled:
         """Tell whether the drafter follows the request's sampling in every respect; it knows of no grammar."""
         return not request.use_structured_output
 
-    def _take_verified(self) -> VerifiedDrafts:
-        verified, self._verified = self._verified, VerifiedDrafts()
-        self._book.health.observe_first_drafts(self._num_first_drafts, self._num_first_stood)
-        self._num_first_drafts = self._num_first_stood = 0
-        return verified
-
 
 class EfficientScheduler(Controlled, Scheduler):
     """Serves an engine that knows a tick's result before it schedules the next."""
@@ -203,10 +189,7 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
     """Serves vLLM's V2 model runner, with asynchronous scheduling on or off."""
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Take drafts as stock does, cut to the number that was asked for, and to what each request wants.
-
-        It is called where scheduling is not asynchronous. That runner tells of the largest number, whatever was asked.
-        """
+        """Take drafts as stock does, where scheduling is not asynchronous, cut to what was asked and is wanted."""
         for request_id, drafts in zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True):
             request = self.requests.get(request_id)
             wanted = 0 if request is None else self._longest_draft(request)
@@ -214,46 +197,25 @@ class AsyncEfficientScheduler(Controlled, AsyncScheduler):
         super().update_draft_token_ids(draft_token_ids)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        """Run stock, which leaves room for drafts that are not there yet; then cut it to what each request wants.
-
-        So neither rows of the verifying pass nor counts are spent on drafts that nobody asked for.
-        """
+        """Run stock, which leaves room for drafts that are not there yet; then cut it to what each request wants."""
         super()._update_after_schedule(scheduler_output)
         for request_id in scheduler_output.num_scheduled_tokens if scheduler_output.num_spec_tokens_to_schedule else ():
             request = self.requests[request_id]
             request.spec_token_ids = request.spec_token_ids[: self._longest_draft(request)]
 
     def tells_of_the_drafter(self, request: Request) -> bool:
-        """Tell whether a draft step follows the request's sampling.
-
-        Drafts of others are rejected for that alone.
-        """
+        """Tell whether a draft step follows the request's sampling: drafts of others are rejected for that alone."""
         return super().tells_of_the_drafter(request) and follows(request.sampling_params)
 
 
 def follows(parameters: SamplingParams) -> bool:
-    """Tell whether a captured draft step draws as these parameters say.
-
-    It does whatever the temperature, with nothing else set.
-    """
+    """Tell whether a captured draft step draws as these parameters say: with nothing set but the temperature."""
     # A greedy request's truncation is nobody's; vLLM takes it away itself.
     return all((getattr(parameters, name) or 0) == (getattr(_PLAIN, name) or 0) for name in _UNFOLLOWED)
 
 
-def split_by_token(outputs: list[EngineCoreOutput], request_ids: Collection[str]) -> list[EngineCoreOutput]:
-    """Return outputs with those of some requests in pieces of one token each.
-
-    Args:
-        outputs: Of one tick.
-        request_ids: Requests that have stop strings and were given several tokens.
-    """
-    pieces: list[EngineCoreOutput] = []
-    for output in outputs:
-        pieces += _pieces(output) if output.request_id in request_ids else [output]
-    return pieces
-
-
-def _pieces(output: EngineCoreOutput) -> list[EngineCoreOutput]:
+def _split(output: EngineCoreOutput) -> list[EngineCoreOutput]:
+    """Return an output in pieces of one token each."""
     num_tokens = len(output.new_token_ids)
     if num_tokens < 2:
         return [output]
@@ -272,22 +234,13 @@ def _pieces(output: EngineCoreOutput) -> list[EngineCoreOutput]:
     return pieces
 
 
-def end_all_requests(scheduler: Scheduler, outputs: dict[int, EngineCoreOutputs], fault: str) -> None:
-    """End every request with vLLM's finish reason "error".
-
-    Args:
-        scheduler: The engine's.
-        outputs: Of the tick, by client; the requests' last outputs are added.
-        fault: Why the weights are no policy's.
-    """
+def _end_all_requests(scheduler: Scheduler, outputs: dict[int, EngineCoreOutputs], fault: str) -> None:
+    """End every request with vLLM's finish reason "error"; their last outputs are added to the tick's, by client."""
     ended = [request for request in scheduler.requests.values() if not request.is_finished()]
     scheduler.finish_requests([request.request_id for request in ended], RequestStatus.FINISHED_ERROR)
     logger.error("the engine refuses to generate, and ended %d requests with an error: %s", len(ended), fault)
     for request in ended:
-        outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
-            EngineCoreOutput(
-                request_id=request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason()
-            )
-        )
+        last = EngineCoreOutput(request.request_id, new_token_ids=[], finish_reason=request.get_finished_reason())
+        outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(last)
     # Blocks are entered as soon as they are scheduled, and these were never computed.
     scheduler.reset_prefix_cache()

@@ -47,12 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def server_arguments(model: str, settings: Settings, options: Sequence[str]) -> argparse.Namespace:
-    """Return what vLLM's server is started with, everything checked that can be.
-
-    Args:
-        model: Directory of a checkpoint, or a name on the Hugging Face Hub.
-        settings: Of this package.
-        options: Of `vllm serve`.
+    """Return what vLLM's server is started with, everything checked that can be; options are of `vllm serve`.
 
     Raises:
         EfficientRolloutError: As `engine_args`.
@@ -77,11 +72,8 @@ def server_arguments(model: str, settings: Settings, options: Sequence[str]) -> 
         check_address(arguments.host, arguments.port)
     given = vars(arguments)
     ours = engine_args(settings=settings, **given)
-    both = [
-        name
-        for name, value in ours.items()
-        if name != _MERGED and given[name] not in (serve_parser.get_default(name), value)
-    ]
+    chosen = {name: (serve_parser.get_default(name), value) for name, value in ours.items() if name != _MERGED}
+    both = [name for name, known in chosen.items() if given[name] not in known]
     if both:
         raise ConfigError(
             f"vLLM's options set {', '.join(both)}, which this package sets itself: leave them out, or start plain "

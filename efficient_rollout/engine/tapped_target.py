@@ -55,12 +55,7 @@ class _InternalConfig(QuantizationConfig):
 
 
 class TappedTargetConfig(_InternalConfig):
-    """Serves the policy: its layers are unquantized, and show their weights to `packed`.
-
-    Args:
-        packed: Receives every linear layer's weight, and every output head's where it quantizes those.
-        products: How the policy's layers compute.
-    """
+    """Serves the policy: its layers are unquantized, and show their weights to `packed`; heads where it takes those."""
 
     def __init__(self, packed: PackedWeights, *, products: Products) -> None:
         super().__init__()
@@ -68,21 +63,14 @@ class TappedTargetConfig(_InternalConfig):
         self._num_named: Counter[str] = Counter()
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        if isinstance(layer, LinearBase):
-            return _TappedLinearMethod(self._tap(prefix))
-        if isinstance(layer, ParallelLMHead):
-            return _TappedHeadMethod(self._tap(prefix))
-        return None
-
-    def _tap(self, prefix: str) -> "_Tap":
-        """Make a tap under a name of its own.
-
-        Architectures are free to give two layers one prefix, or none.
-        """
+        if not isinstance(layer, LinearBase | ParallelLMHead):
+            return None
+        # A name of its own: architectures are free to give two layers one prefix, or none.
         self._num_named[prefix] += 1
         number = self._num_named[prefix]
-        name = prefix if number == 1 else f"{prefix}#{number}"
-        return _Tap(self._packed, name, self._products)
+        method = _TappedLinearMethod() if isinstance(layer, LinearBase) else _TappedHeadMethod()
+        method.tap = _Tap(self._packed, prefix if number == 1 else f"{prefix}#{number}", self._products)
+        return method
 
 
 def packed_twin(layer: torch.nn.Module, packed: PackedWeights) -> PackedLinear | None:
@@ -99,21 +87,17 @@ class _Tap:
         self._product: Float32NativeLinear | None = None
 
     def show(self, layer: torch.nn.Module) -> None:
-        """Show the weight to the drafter."""
         # Where inputs are split over ranks, every rank holds the bias and the first adds it.
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
         self.packed.refresh(self.name, layer.weight.data, layer.bias if adds_bias else None)
 
     def keep(self, layer: torch.nn.Module) -> bool:
-        """Leave the weight where it was loaded; False where stock does with it as it pleases.
-
-        On a GPU stock leaves it there too. On a CPU it would pack it, but for this hook of its own.
-        """
-        if self._products != "in place":
-            return False
-        if layer.weight.device.type == "cpu":
+        """Leave the weight where it was loaded; False where stock does with it as it pleases."""
+        is_kept = self._products == "in place"
+        # On a GPU stock leaves it there too. On a CPU it would pack it, but for this hook of its own.
+        if is_kept and layer.weight.device.type == "cpu":
             layer.cpu_linear = torch.nn.functional.linear
-        return True
+        return is_kept
 
     def take_over(self, layer: torch.nn.Module) -> bool:
         """Compute the layer's products natively from now on, through vLLM's own hook; False where stock must."""
@@ -131,9 +115,7 @@ class _Tap:
 
 
 class _TappedLinearMethod(UnquantizedLinearMethod):
-    def __init__(self, tap: _Tap) -> None:
-        super().__init__()
-        self.tap = tap
+    tap: _Tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         self.tap.show(layer)
@@ -148,9 +130,7 @@ class _TappedLinearMethod(UnquantizedLinearMethod):
 
 
 class _TappedHeadMethod(UnquantizedEmbeddingMethod):
-    def __init__(self, tap: _Tap) -> None:
-        super().__init__()
-        self.tap = tap
+    tap: _Tap
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if self.tap.packed.quantize_output_head:
@@ -161,10 +141,7 @@ class _TappedHeadMethod(UnquantizedEmbeddingMethod):
 
 
 class HollowDrafterConfig(_InternalConfig):
-    """Serves the building of the drafter, with layers without weights.
-
-    They are to be filled by `PackedMethod` or by the policy's own.
-    """
+    """Serves the building of the drafter, with layers to be filled by `PackedMethod` or by the policy's own."""
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase | VocabParallelEmbedding):

@@ -11,11 +11,14 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from efficient_rollout import __version__
 from efficient_rollout.controller.rule import DraftCounts
 from efficient_rollout.controller.tick import DrafterReport
+from efficient_rollout.drafter.packed_weights import PackedWeights
+from efficient_rollout.drafter.scheme import Scheme
 from efficient_rollout.engine import ledger
 from efficient_rollout.engine.drafter_model import require_quantized
 from efficient_rollout.engine.environment import installed_vllm
-from efficient_rollout.engine.record import Health, WorkerReport, attach, settings_of
+from efficient_rollout.engine.record import Health, WorkerReport, settings_of
 from efficient_rollout.engine.register import is_registered
+from efficient_rollout.engine.tapped_target import Products, TappedTargetConfig
 from efficient_rollout.engine.weights.doors import WeightDoors
 from efficient_rollout.errors import PluginInactiveError, WeightSyncError
 from efficient_rollout.metrics.rollout_stats import Tally
@@ -25,9 +28,7 @@ class ReportingWorker(WeightDoors):
     """Stands before one of vLLM's worker classes among the bases.
 
     Attributes:
-        settings: The engine's.
         self_drafter: What drafts; None in an engine that does not.
-        health: How this rank's weights and its drafter are.
         tally: What takes place on this rank: weight syncs, drafting; ticks and tokens where the scheduler is stock.
         certificate_gap: Why a GPU's engine drafts without a certificate; None where it has one, or needs none.
     """
@@ -60,19 +61,21 @@ class ReportingWorker(WeightDoors):
         self.tally = Tally(num_engines=1)
         self._unseen_finished_ids: set[str] = set()
 
-    def load_model(self, **kwargs: Any) -> None:
-        """Load as stock does, and the drafter with it.
+    def tap_policy(self, scheme: Scheme, products: Products) -> PackedWeights:
+        """Have the policy, once it is loaded, show its weights to the drafter's; return these."""
+        packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
+        self.vllm_config.quant_config = TappedTargetConfig(packed, products=products)
+        return packed
 
-        Raises:
-            SchemeUnavailableError: The scheme quantized nothing.
-        """
+    def load_model(self, **kwargs: Any) -> None:
+        """Load as stock does, and the drafter with it; raise SchemeUnavailableError where nothing was quantized."""
         super().load_model(**kwargs)
         if self.self_drafter is not None:
-            assert self.self_drafter.links is not None
-            require_quantized(self.self_drafter.links, self.settings.drafter, self.model_config.dtype)
+            links, packed = self.self_drafter.links, self.self_drafter.packed
+            require_quantized(links, self.settings.drafter, self.model_config.dtype)
             self._drafter_facts = {
-                "drafter_bytes": self.self_drafter.packed.num_bytes,
-                "packed_weight_share": self.self_drafter.links.packed_weight_share,
+                "drafter_bytes": packed.num_bytes,
+                "packed_weight_share": links.packed_weight_share,
             }
 
     def take_in(self, scheduler_output: SchedulerOutput) -> bool:
@@ -81,23 +84,21 @@ class ReportingWorker(WeightDoors):
         Raises:
             WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
         """
-        if self.health.weights_fault is not None and scheduler_output.total_num_scheduled_tokens:
-            self._refuse(scheduler_output, self.health.weights_fault)
+        fault, has_work = self.health.weights_fault, scheduler_output.total_num_scheduled_tokens > 0
+        if fault is not None and has_work:
+            if not self.settings.enabled:
+                raise WeightSyncError(f"the engine refuses to generate: {fault}")
+            # The runner hears later of requests that ended before this tick, which it does not see.
+            self._unseen_finished_ids |= scheduler_output.finished_req_ids
+            self._refused_tick = _without_tokens(scheduler_output)
+            self.report_on(self._refused_tick)
             return False
         if self._unseen_finished_ids:
             scheduler_output.finished_req_ids |= self._unseen_finished_ids
             self._unseen_finished_ids = set()
-        if not self.settings.enabled and scheduler_output.total_num_scheduled_tokens:
+        if not self.settings.enabled and has_work:
             self.tally.recent.num_ticks += 1
         return True
-
-    def _refuse(self, scheduler_output: SchedulerOutput, fault: str) -> None:
-        if not self.settings.enabled:
-            raise WeightSyncError(f"the engine refuses to generate: {fault}")
-        # The runner hears later of requests that ended before this tick, which it does not see.
-        self._unseen_finished_ids |= scheduler_output.finished_req_ids
-        self._refused_tick = _without_tokens(scheduler_output)
-        self.report_on(self._refused_tick)
 
     def take_refused_tick(self) -> ModelRunnerOutput | None:
         """Return the answer to a tick that was not run, once."""
@@ -112,9 +113,9 @@ class ReportingWorker(WeightDoors):
         drafting: DraftCounts | None = None,
     ) -> None:
         """Let the news of a tick ride on its output, where there are any."""
-        health = self.drafter_report()
+        health = self.health.report()
         if num_drafted or health != self._told_health:
-            attach(output, WorkerReport(health, num_drafted, drafts, drafting))
+            WorkerReport(health, num_drafted, drafts, drafting).attach(output)
             # A fault of the weights is told with every tick that it refuses.
             self._told_health = None if health.weights_fault is not None else health
 
@@ -146,11 +147,11 @@ class ReportingWorker(WeightDoors):
 
     def take_rollout_stats(self) -> dict[str, Any]:
         """Return this rank's counts since the last call, as `RolloutStats.to_dict()`."""
-        taken = self.tally.take(**self._drafter_counts())
+        taken = self.tally.take(**self._drafter_counts()).to_dict()
         self.health.num_drafter_faults = 0
         if self.self_drafter is not None:
             self.self_drafter.stopwatch.reset()
-        return taken.to_dict()
+        return taken
 
     def rollout_totals(self) -> dict[str, Any]:
         """Return this rank's counts since the engine started, as `RolloutStats.to_dict()`; takes nothing."""

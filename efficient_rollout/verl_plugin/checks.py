@@ -12,7 +12,6 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from efficient_rollout.config import Settings
-from efficient_rollout.engine.checks import check_options
 from efficient_rollout.engine.environment import bind_workers
 from efficient_rollout.errors import ConfigError, EfficientRolloutError, PluginInactiveError, ours_behind
 from efficient_rollout.files import require_in_python
@@ -80,11 +79,9 @@ def check_job(config: DictConfig) -> Settings:
             f"actor_rollout_ref.rollout.name is {rollout.name!r}: `efficient-rollout train` runs {ROLLOUT_NAME!r}; "
             f"set {SETTINGS_PATH}.enabled=false for plain vLLM"
         )
-    options = _engine_options(config)
     if settings.enabled:
-        check_options(options)
         _check_fits_drafting(config)
-    model = config.actor_rollout_ref.model.path
+    model, options = config.actor_rollout_ref.model.path, _engine_options(config)
     check_policy(model, settings, **_engine_facts(config), options=options, device=config.trainer.device)
     bind_workers(rollout.tensor_model_parallel_size * rollout.data_parallel_size)
     _check_replay_buffer(config)

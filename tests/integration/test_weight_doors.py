@@ -278,25 +278,6 @@ def answered(engine):
     ]
 
 
-def test_a_stock_drafters_own_sync_is_vllms_business(policies):
-    engine = engine_support.start(
-        policies[0],
-        {"enabled": False},
-        weight_transfer_config={"backend": file_transfer.BACKEND},
-        speculative_config={"method": "draft_model", "model": str(policies[0]), "num_speculative_tokens": 2},
-    )
-    try:
-        before = status(engine)
-        engine.collective_rpc("start_draft_weight_update")
-        weight_support.send_chunk(engine, policies[1], 0, None)
-        engine.finish_weight_update()
-        assert status(engine) == before
-        weight_support.through_transfer(engine, policies[1])
-        assert status(engine)["weights_version"] == before["weights_version"] + 1
-    finally:
-        engine_support.stop(engine)
-
-
 def through_verl(engine, path, on_the_way=lambda sent: sent, **kwargs):
     """As veRL's trainer does; its sender must end, whatever becomes of the sync."""
     from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
@@ -354,3 +335,23 @@ def test_what_comes_otherwise_than_verls_trainer_sent_it_is_told(engine, policie
     assert_fresh_after_a_sync(engine, policies[0], fresh, through_verl)
     through_verl(engine, policies[0])
     assert take_rollout_stats(engine.collective_rpc).is_as_sent == 1
+
+
+# Last: an engine that ends in this process takes vLLM's groups of ranks along.
+def test_a_stock_drafters_own_sync_is_vllms_business(policies):
+    engine = engine_support.start(
+        policies[0],
+        {"enabled": False},
+        weight_transfer_config={"backend": file_transfer.BACKEND},
+        speculative_config={"method": "draft_model", "model": str(policies[0]), "num_speculative_tokens": 2},
+    )
+    try:
+        before = status(engine)
+        engine.collective_rpc("start_draft_weight_update")
+        weight_support.send_chunk(engine, policies[1], 0, None)
+        engine.finish_weight_update()
+        assert status(engine) == before
+        weight_support.through_transfer(engine, policies[1])
+        assert status(engine)["weights_version"] == before["weights_version"] + 1
+    finally:
+        engine_support.stop(engine)

@@ -17,9 +17,7 @@ from efficient_rollout.errors import UnsupportedModelError
 
 @dataclass(frozen=True, slots=True)
 class AttentionWindow:
-    """Lets the drafter attend to whole blocks that hold the first and the last tokens.
-
-    It skips the blocks between.
+    """Lets the drafter attend to whole blocks that hold the first and the last tokens, and skip those between.
 
     Keys in the cache carry their rotary positions, so that leaving blocks out moves none.
 
@@ -34,18 +32,11 @@ class AttentionWindow:
 
 @dataclass(frozen=True, slots=True)
 class DraftTables:
-    """Says where the chains of a tick write and what they read, in one group of layers, for n requests.
+    """Says where the chains of a tick write and what they read, in one group of layers, for n requests."""
 
-    Attributes:
-        slots_from: int32 [n, blocks], the policy's block table.
-        read_from: int32 [n, blocks], of the blocks attended to.
-        num_skipped: int64 [n], tokens left out before those.
-        block_size: Tokens per block.
-    """
-
-    slots_from: torch.Tensor
-    read_from: torch.Tensor
-    num_skipped: torch.Tensor
+    slots_from: torch.Tensor  # int32 [n, blocks], the policy's block table
+    read_from: torch.Tensor  # int32 [n, blocks], of the blocks attended to
+    num_skipped: torch.Tensor  # int64 [n], tokens left out before those
     block_size: int
 
     @classmethod
@@ -85,33 +76,18 @@ class DraftTables:
 
 @dataclass(frozen=True, slots=True)
 class DraftRows:
-    """Holds the rows of one draft pass as tensors, for m requests that have any.
+    """Holds the rows of one draft pass as tensors, for m requests that have any."""
 
-    Attributes:
-        requests: int64 [m], ascending.
-        starts: int32 [m + 1], first row of each.
-        requests_of_rows: int64 [rows].
-        positions: int64 [rows], of the token each row feeds.
-        last_positions: int64 [m], of each request's last row.
-        most_rows: Rows of one request at most.
-    """
-
-    requests: torch.Tensor
-    starts: torch.Tensor
-    requests_of_rows: torch.Tensor
-    positions: torch.Tensor
-    last_positions: torch.Tensor
-    most_rows: int
+    requests: torch.Tensor  # int64 [m], ascending
+    starts: torch.Tensor  # int32 [m + 1], first row of each
+    requests_of_rows: torch.Tensor  # int64 [rows]
+    positions: torch.Tensor  # int64 [rows], of the token each row feeds
+    last_positions: torch.Tensor  # int64 [m], of each request's last row
+    most_rows: int  # of one request
 
     @classmethod
     def of(cls, requests: Sequence[int], first_positions: Sequence[int], num_rows: Sequence[int]) -> "DraftRows":
-        """Lay out rows of requests.
-
-        Args:
-            requests: That have rows, ascending.
-            first_positions: Of each of them, the position of its first row.
-            num_rows: Of each of them.
-        """
+        """Lay out rows of requests, ascending, by the position of each one's first row, and their numbers."""
         counts = np.array(num_rows)
         starts = np.zeros(len(counts) + 1, dtype=np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -130,19 +106,12 @@ class DraftRows:
 
 @dataclass(slots=True)
 class _Group:
-    """Names layers that are told the same: they share a block table, and a window or none.
-
-    Attributes:
-        stock: vLLM's view of them, with the builder of their metadata.
-        block_size: Tokens per block of their block table.
-        has_own_window: Whether the policy itself attends to a sliding window there.
-        is_native: Whether the native kernel attends in all of them.
-    """
+    """Names layers that are told the same: they share a block table, and a window of the policy's own or none."""
 
     stock: AttentionGroup
     block_size: int
     has_own_window: bool
-    is_native: bool
+    is_native: bool  # the native kernel attends in all of them
 
     @property
     def cache_group(self) -> int:
@@ -202,8 +171,7 @@ class DraftAttention:
     def capacity(self, num_requests: int) -> torch.Tensor:
         """Return the positions that each request's own blocks hold, in every group: int64 [num_requests].
 
-        The block table's row of a request is not cleared beyond its blocks: a slot looked up there may be another
-        request's.
+        Beyond them the row of a block table is not cleared: a slot looked up there may be another request's.
         """
         capacity = torch.full((num_requests,), self._runner.max_model_len)
         for group in self.groups:
@@ -213,12 +181,7 @@ class DraftAttention:
         return capacity
 
     def begin(self, num_computed: torch.Tensor, most_drafts: int) -> None:
-        """Begin a tick's chains.
-
-        Args:
-            num_computed: int64 [num_requests], tokens whose KV is the policy's.
-            most_drafts: Of any request.
-        """
+        """Begin a tick's chains, with arguments as in `DraftTables.of`."""
         tables = self._runner.input_batch.block_table
         self.tables = [
             DraftTables.of(
@@ -235,12 +198,7 @@ class DraftAttention:
     def metadata(
         self, common: CommonAttentionMetadata, rows: DraftRows
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return attention metadata and slots of one pass, by layer name.
-
-        Args:
-            common: Of the batch's last pass.
-            rows: That the pass feeds.
-        """
+        """Return attention metadata and slots of one pass, by layer name; `common` is the batch's last one."""
         per_layer, slots = {}, {}
         for index, (group, tables) in enumerate(zip(self.groups, self.tables, strict=True)):
             seq_lens = (rows.last_positions + 1 - tables.num_skipped[rows.requests]).int()
@@ -252,9 +210,8 @@ class DraftAttention:
                 "max_seq_len": int(seq_lens.max()),
                 "slot_mapping": tables.slots(rows),
             }
-            read_from = tables.read_from
-            if len(rows.requests) < len(read_from):
-                read_from = read_from[rows.requests]
+            is_whole = len(rows.requests) == len(tables.read_from)
+            read_from = tables.read_from if is_whole else tables.read_from[rows.requests]
             if self._built[index] is not None and group.is_native:
                 # Stock kernels want their work divided anew for every pass; the native one does not.
                 self._built[index] = replace(self._built[index], block_table=read_from, **changed)

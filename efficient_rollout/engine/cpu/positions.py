@@ -8,7 +8,7 @@ no custom logits processors, which are built as for an engine without speculatio
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,42 +31,23 @@ _STATELESS = (AdapterLogitsProcessor, LogitBiasLogitsProcessor, MinPLogitsProces
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Names rows of logits, in the order of requests, and of positions within a request.
+    """Names rows of logits, in the order of requests, and of positions within a request."""
 
-    Attributes:
-        requests: Each row's request, as its row in the batch.
-        steps: Each row's place among its request's.
-        new_tokens: Tokens before each row that the runner does not know yet.
-        outputs: The runner's lists of each request's sampled tokens.
-        num_requests: Of the batch; some may have no row.
-    """
-
-    requests: list[int]
-    steps: list[int]
-    new_tokens: list[list[int]]
-    outputs: list[list[int]]
-    num_requests: int
+    requests: list[int]  # each row's, as its row in the batch
+    steps: list[int]  # each row's place among its request's
+    new_tokens: list[list[int]]  # tokens before each row that the runner does not know yet
+    outputs: list[list[int]]  # the runner's lists of each request's sampled tokens
+    num_requests: int  # of the batch; some may have no row
 
     @classmethod
-    def of_drafts(cls, drafts: Sequence[list[int]], outputs: list[list[int]]) -> "Positions":
-        """Make a row for each draft, and one behind the last, of every request."""
-        rows = [(request, step) for request, tokens in enumerate(drafts) for step in range(len(tokens) + 1)]
-        return cls(
-            [request for request, _ in rows],
-            [step for _, step in rows],
-            [drafts[request][:step] for request, step in rows],
-            outputs,
-            len(drafts),
-        )
+    def of(cls, rows: list[tuple[int, int, list[int]]], outputs: list[list[int]], num_requests: int) -> "Positions":
+        """Take each row's request, step and new tokens."""
+        requests, steps, new_tokens = (list(column) for column in zip(*rows, strict=True))
+        return cls(requests, steps, new_tokens, outputs, num_requests)
 
 
 def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMetadata:
-    """Return the batch's metadata, with a row for each position.
-
-    Args:
-        sampling: Of the batch.
-        positions: Of the logits it is for.
-    """
+    """Return the batch's metadata, with a row for each position."""
     rows = positions.requests
     index = None if rows == list(range(positions.num_requests)) else torch.tensor(rows)
 
@@ -84,6 +65,8 @@ def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMet
         of_requests = getattr(sampling, name, None)
         if of_requests:
             changed[name] = {row: of_requests[request] for row, request in enumerate(rows) if request in of_requests}
+    holder = sampling.thinking_budget_state_holder
+    has_budgets = holder is not None and holder.has_tracked_requests()
     return replace(
         sampling,
         **changed,
@@ -91,7 +74,7 @@ def metadata_at(sampling: SamplingMetadata, positions: Positions) -> SamplingMet
         allowed_token_ids_mask=repeated(sampling.allowed_token_ids_mask),
         logitsprocs=LogitsProcessors(processors_at(sampling.logitsprocs, positions)),
         spec_token_ids=None,
-        thinking_budget_state_holder=_holder_at(sampling.thinking_budget_state_holder, positions),
+        thinking_budget_state_holder=_HolderAt(holder, positions) if has_budgets else None,
     )
 
 
@@ -127,10 +110,7 @@ class _At(LogitsProcessor):
 
 
 class _MinTokensAt(_At):
-    """Allows no stop token before a request has its `min_tokens`.
-
-    Stock keeps the rule of a tick's first position.
-    """
+    """Allows no stop token before a request has its `min_tokens`; stock keeps the rule of a tick's first position."""
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         positions = self._positions
@@ -150,23 +130,25 @@ class _MinTokensAt(_At):
 
 
 class _ProcessorAt(_At):
-    """Asks a processor, stock or the user's, which takes a row for each request.
-
-    It is asked once for each place, with the tokens before it.
-    """
+    """Asks a processor, stock or the user's, which takes a row a request: once for each place."""
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        for rows, requests in _passes(self._positions):
-            with _known(self._positions, rows):
-                logits[rows] = self._processor.apply(_whole_batch(logits, rows, requests, self._positions))[requests]
+        positions = self._positions
+        for rows, requests in _passes(positions):
+            held = [(positions.outputs[request], len(positions.outputs[request])) for request in requests]
+            try:
+                # Processors hold the runner's lists: for so long the tokens before the place are in them.
+                for row, (output, _) in zip(rows, held, strict=True):
+                    output.extend(positions.new_tokens[row])
+                logits[rows] = self._processor.apply(_whole_batch(logits, rows, requests, positions))[requests]
+            finally:
+                for output, length in held:
+                    del output[length:]
         return logits
 
 
 class _HolderAt:
-    """Applies vLLM's rule of thinking budgets.
-
-    It concerns requests without drafts only (`SelfDraftProposer`).
-    """
+    """Applies vLLM's rule of thinking budgets; it concerns requests without drafts only (`SelfDraftProposer`)."""
 
     def __init__(self, holder: Any, positions: Positions) -> None:
         self._holder, self._positions = holder, positions
@@ -184,10 +166,6 @@ class _HolderAt:
         return logits
 
 
-def _holder_at(holder: Any, positions: Positions) -> Any:
-    return _HolderAt(holder, positions) if holder is not None and holder.has_tracked_requests() else None
-
-
 def _passes(positions: Positions) -> Iterator[tuple[list[int], list[int]]]:
     """Yield rows with one for a request at most, and their requests."""
     for step in sorted(set(positions.steps)):
@@ -199,20 +177,6 @@ def _whole_batch(logits: torch.Tensor, rows: list[int], requests: list[int], pos
     whole = logits.new_zeros(positions.num_requests, logits.shape[1])
     whole[requests] = logits[rows]
     return whole
-
-
-@contextmanager
-def _known(positions: Positions, rows: list[int]) -> Iterator[None]:
-    """Put these rows' new tokens into the runner's lists, which processors hold, until the block ends."""
-    lengths = [(positions.outputs[positions.requests[row]], positions.new_tokens[row]) for row in rows]
-    held = [(output, len(output)) for output, _ in lengths]
-    try:
-        for output, new in lengths:
-            output.extend(new)
-        yield
-    finally:
-        for output, length in held:
-            del output[length:]
 
 
 @contextmanager

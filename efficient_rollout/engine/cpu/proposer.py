@@ -27,13 +27,6 @@ from efficient_rollout.engine.record import Health, Ranks, fault_of
 from efficient_rollout.engine.request_word import longest_draft
 
 
-def _num_computed(metadata: CommonAttentionMetadata, num_rejected: torch.Tensor | None) -> torch.Tensor:
-    """Count tokens before the one just sampled, whose KV is the policy's: int64 [num_requests]."""
-    num_requests = metadata.batch_size()
-    num_computed = metadata.seq_lens[:num_requests].long()
-    return num_computed if num_rejected is None else num_computed - num_rejected[:num_requests]
-
-
 class SelfDraftProposer(DraftModelProposer):
     """Drafts by the `draft_model` method, with the policy as its own draft model.
 
@@ -48,7 +41,6 @@ class SelfDraftProposer(DraftModelProposer):
         num_drafted: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
             same on every rank, as are the next two.
         drafts: Of each request, where `num_drafted` is not 0.
-        drafting: What passes did for them.
     """
 
     def __init__(
@@ -64,10 +56,8 @@ class SelfDraftProposer(DraftModelProposer):
         lookup: Lookup,
     ) -> None:
         super().__init__(vllm_config=vllm_config, device=device, runner=runner)
-        self.runner = runner
-        self._noise_sampler = noise_sampler
-        self.packed, self._health = packed, health
-        self.window = window
+        self.runner, self._noise_sampler = runner, noise_sampler
+        self.packed, self._health, self.window = packed, health, window
         self._max_copies = 0 if lookup == "off" else MOST_COPIES
         self._ended = EndedResponses() if lookup == "group" else None
         self.num_drafted = 0
@@ -131,7 +121,10 @@ class SelfDraftProposer(DraftModelProposer):
         none = torch.empty(num_requests, 0, dtype=torch.int64, device=self.device)
         if num_speculative_tokens == 0 or self._health.drafter_fault is not None:
             return none
-        num_computed = _num_computed(common_attn_metadata, num_rejected_tokens_gpu)
+        # Tokens before the one just sampled, whose KV is the policy's.
+        num_computed = common_attn_metadata.seq_lens[:num_requests].long()
+        if num_rejected_tokens_gpu is not None:
+            num_computed = num_computed - num_rejected_tokens_gpu[:num_requests]
         useful = self._useful_drafts(num_computed)
         num_draft_tokens = min(num_speculative_tokens, max(useful))
         if num_draft_tokens == 0:
@@ -153,16 +146,11 @@ class SelfDraftProposer(DraftModelProposer):
 
         A request can use none while its prompt is still being computed, and none where a processor cannot be asked what
         comes after a draft. Verifying k emits up to k + 1: so many must be left before `max_tokens`. It may want fewer.
-
-        Args:
-            num_computed: int64 [num_requests], tokens before the one just sampled.
         """
-        batch = self.runner.input_batch
-        is_prompt_left = self.runner.discard_request_mask.np
+        batch, num_requests, useful = self.runner.input_batch, num_computed.shape[0], []
         if not can_look_ahead(batch):
-            return [0] * num_computed.shape[0]
-        useful = []
-        capacity = self.attention.capacity(num_computed.shape[0])
+            return [0] * num_requests
+        is_prompt_left, capacity = self.runner.discard_request_mask.np, self.attention.capacity(num_requests)
         for row, (computed, held) in enumerate(zip(num_computed.tolist(), capacity.tolist(), strict=True)):
             if is_prompt_left[row]:
                 useful.append(0)
@@ -185,10 +173,8 @@ class SelfDraftProposer(DraftModelProposer):
         """Draft as many tokens as requests can use of `num_draft_tokens` each; some may get more, for others' less."""
         new_tokens = self._new_tokens(newest, num_computed)
         num_tokens = sum(min(num_draft_tokens, most) for most in useful)
-        if self._max_copies:
-            most = [min(self.num_speculative_tokens, most) for most in useful]
-        else:
-            most = [min(num_draft_tokens, most) for most in useful]
+        longest = self.num_speculative_tokens if self._max_copies else num_draft_tokens
+        most = [min(longest, most) for most in useful]
         chains = Chains(newest.tolist(), partial(self._text, new_tokens), most, num_tokens, max_copies=self._max_copies)
         outputs = self.runner.input_batch.req_output_token_ids
         sampler = DraftSampler(self.runner.sampler, self._noise_sampler, sampling, new_tokens, outputs)
@@ -229,10 +215,8 @@ class SelfDraftProposer(DraftModelProposer):
             return
         for request in filter(None, map(self.runner.requests.get, request_ids)):
             if request.prompt_token_ids is not None:
-                prompt, response = (
-                    np.array(tokens, dtype=np.int32) for tokens in (request.prompt_token_ids, request.output_token_ids)
-                )
-                self._ended.add(prompt, response)
+                texts = request.prompt_token_ids, request.output_token_ids
+                self._ended.add(*(np.array(tokens, dtype=np.int32) for tokens in texts))
 
     def _forward(self, fed: Fed, rows: DraftRows, metadata: CommonAttentionMetadata) -> torch.Tensor:
         """Run a pass's rows through the drafter; return hidden states [rows, hidden_size]."""

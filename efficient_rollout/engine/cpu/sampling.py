@@ -26,13 +26,12 @@ from efficient_rollout.sampling.noise import CountedNoise, GeneratorNoise, Noise
 
 
 class RequestNoise:
-    """Keeps a stream for each request of an engine, from its first token to its last.
+    """Keeps a stream for each request of a runner, from its first token to its last.
 
     A request with a seed has the generator that stock gives it. One without has its number among this engine's
     requests, the engine's seed, and its rank: two engines of a server that get one prompt answer it each for itself.
 
     Args:
-        runner: Whose requests they are.
         seed: The engine's; all engines of a server have one.
         rank: The engine's among those of its server.
         use_float64: vLLM's `use_fp64_gumbel`.
@@ -49,10 +48,7 @@ class RequestNoise:
         self._num_requests = 0
 
     def streams(self, num_requests: int) -> list[NoiseStream]:
-        """Return the streams of the batch's first rows.
-
-        Rows that are nobody's, as in vLLM's warm-up, get some noise.
-        """
+        """Return the streams of the batch's first rows; those that are nobody's, as in a warm-up, get some noise."""
         ids = self._runner.input_batch.req_ids[:num_requests]
         streams = [self._streams.get(request_id) or self._begin(request_id) for request_id in ids]
         return streams + [self._new(None, 0) for _ in range(num_requests - len(ids))]
@@ -85,12 +81,7 @@ class RequestNoise:
 
 
 class NoiseSampler(torch.nn.Module):
-    """Stands in the place of a sampler's `topk_topp_sampler`.
-
-    Args:
-        noise: Of the engine's requests.
-        logprobs_mode: The engine's.
-    """
+    """Stands in the place of a sampler's `topk_topp_sampler`, with the noise of the engine's requests."""
 
     def __init__(self, noise: RequestNoise, logprobs_mode: str) -> None:
         super().__init__()
@@ -98,9 +89,9 @@ class NoiseSampler(torch.nn.Module):
         self._rows: tuple[Sequence[NoiseStream], Sequence[int]] | None = None
 
     @contextmanager
-    def rows(self, streams: Sequence[NoiseStream], positions: Sequence[int]) -> Iterator[None]:
-        """Give logits these streams and positions until the block ends; no stream advances."""
-        self._rows = streams, positions
+    def at(self, positions: Positions, streams: Sequence[NoiseStream]) -> Iterator[None]:
+        """Give logits of these positions the noise of their requests until the block ends; no stream advances."""
+        self._rows = [streams[request] for request in positions.requests], positions.steps
         try:
             yield
         finally:
@@ -109,11 +100,9 @@ class NoiseSampler(torch.nn.Module):
     def forward(
         self, logits: torch.Tensor, _generators: Any, k: torch.Tensor | None, p: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Draw, by stock's contract.
+        """Draw, by stock's contract: tokens int64 [rows], and processed logits or log-probabilities where asked for.
 
-        It returns tokens int64 [rows], and the processed logits or log-probabilities where asked for.
-
-        Outside of `rows`, logits are of the batch's next tokens, and its streams advance.
+        Outside of `at`, logits are of the batch's next tokens, and its streams advance.
         """
         logits = apply_top_k_top_p(logits, k, p)
         returned = None
@@ -130,13 +119,7 @@ class NoiseSampler(torch.nn.Module):
 
 
 class Verifier(torch.nn.Module):
-    """Stands in the place of the runner's rejection sampler.
-
-    Args:
-        sampler: The runner's, whose last operation is `noise_sampler`.
-        noise_sampler: Of the same engine.
-        runner: Whose batch it is.
-    """
+    """Stands in the place of a runner's rejection sampler; its sampler's last operation is `noise_sampler`."""
 
     def __init__(self, sampler: Sampler, noise_sampler: NoiseSampler, runner: Any) -> None:
         super().__init__()
@@ -154,30 +137,27 @@ class Verifier(torch.nn.Module):
         Args:
             metadata: The drafts, and how many each request has.
             logits: [drafts + requests, vocab], the policy's: a row for each draft of a request, and one more.
-            sampling_metadata: Of the batch.
 
         Returns:
             Tokens int32 [requests, most drafts + 1], with stock's placeholder behind the last of each request; and
             log-probabilities of as many rows, where asked for.
         """
-        counts = metadata.num_draft_tokens
-        drafts = [part.tolist() for part in metadata.draft_token_ids.split(counts)]
-        outputs = self._runner.input_batch.req_output_token_ids
-        positions = Positions.of_drafts(drafts, outputs)
-        streams = self._noise_sampler.noise.streams(len(counts))
-        with self._noise_sampler.rows([streams[request] for request in positions.requests], positions.steps):
+        drafts = [part.tolist() for part in metadata.draft_token_ids.split(metadata.num_draft_tokens)]
+        rows = [
+            (request, step, tokens[:step]) for request, tokens in enumerate(drafts) for step in range(len(tokens) + 1)
+        ]
+        positions = Positions.of(rows, self._runner.input_batch.req_output_token_ids, len(drafts))
+        noise = self._noise_sampler.noise
+        streams = noise.streams(len(drafts))
+        with self._noise_sampler.at(positions, streams):
             sampled = self.sampler(logits, metadata_at(sampling_metadata, positions))
         tokens, num_emitted, sources = _emitted(sampled.sampled_token_ids[:, 0].numpy(), drafts)
-        self._noise_sampler.noise.advance(streams, num_emitted.tolist())
+        noise.advance(streams, num_emitted.tolist())
         return SamplerOutput(torch.from_numpy(tokens), _rows_of(sampled.logprobs_tensors, sources))
 
 
 def _emitted(sampled: np.ndarray, drafts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what stands of each request's samples.
-
-    Args:
-        sampled: int32 [drafts + requests].
-        drafts: Of each request.
+    """Return what stands of the samples, int32 [drafts + requests], by each request's drafts.
 
     Returns:
         Tokens int32 [requests, width], padded behind the last; how many of each request; and for every place of the
@@ -210,7 +190,6 @@ class DraftSampler:
 
     Args:
         sampler: The runner's, whose last operation is `noise_sampler`.
-        noise_sampler: Of the same engine.
         sampling: Of the batch, as it was when the newest tokens were sampled.
         new_tokens: Of each request, those that `sampling` does not know yet: accepted drafts, and the newest.
         outputs: The runner's lists of each request's sampled tokens.
@@ -232,35 +211,21 @@ class DraftSampler:
             self._sampling.logprob_token_ids = None
 
     def positions(self, fed: Fed, drafts: list[list[int]]) -> Positions:
-        """Return the positions of a pass's rows.
-
-        Args:
-            fed: The rows.
-            drafts: Of each request, its chain so far.
-        """
+        """Return the positions of a pass's rows, by each request's chain so far."""
         rows = [
             (request, place + row, [*self._new_tokens[request], *drafts[request], *tokens[1 : row + 1]])
             for request, tokens, place in zip(fed.requests, fed.tokens, fed.places, strict=True)
             for row in range(len(tokens))
         ]
-        requests, steps, new_tokens = (list(column) for column in zip(*rows, strict=True))
-        return Positions(requests, steps, new_tokens, self._outputs, len(drafts))
+        return Positions.of(rows, self._outputs, len(drafts))
 
     def draw(self, positions: Positions, logits: torch.Tensor) -> torch.Tensor:
-        """Draw one token per position.
-
-        Args:
-            positions: Of the logits.
-            logits: [rows, vocab], of the drafter; may be written to.
-
-        Returns:
-            int64 [rows].
+        """Draw one token per position, int64 [rows], by the drafter's logits [rows, vocab]; they may be written to.
 
         Raises:
             FloatingPointError: A logit is not a number.
         """
         if logits.amax(dim=-1).isnan().any():
             raise FloatingPointError("the drafter's logits are not numbers")
-        metadata = metadata_at(self._sampling, positions)
-        with self._noise_sampler.rows([self._streams[request] for request in positions.requests], positions.steps):
-            return self._sampler(logits, metadata).sampled_token_ids[:, 0].long()
+        with self._noise_sampler.at(positions, self._streams):
+            return self._sampler(logits, metadata_at(self._sampling, positions)).sampled_token_ids[:, 0].long()

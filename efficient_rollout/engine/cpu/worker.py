@@ -1,7 +1,7 @@
 """The CPU worker: stock, plus the self-drafter, and a report of what the engine did."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -9,7 +9,6 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_engine
 from efficient_rollout.engine.cpu.draft_attention import AttentionWindow
@@ -19,23 +18,7 @@ from efficient_rollout.engine.cpu.proposer import SelfDraftProposer
 from efficient_rollout.engine.cpu.sampling import NoiseSampler, RequestNoise, Verifier
 from efficient_rollout.engine.environment import uses_native_products
 from efficient_rollout.engine.graph_cache import name_policy_graph
-from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.worker import ReportingWorker
-
-
-@contextmanager
-def speculation_hidden(model_runner: Any) -> Iterator[None]:
-    """Have the stock runner take its path without speculation, for one of a plain tick's two calls.
-
-    With speculation, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not any
-    draft is wanted. Both calls of a tick must see the same.
-    """
-    speculation, model_runner.speculative_config = model_runner.speculative_config, None
-    try:
-        yield
-    finally:
-        model_runner.speculative_config = speculation
-
 
 # As many first tokens as StreamingLLM keeps (arXiv 2309.17453); the engine rounds up to a block of its KV cache.
 _SINK_TOKENS = 4
@@ -48,11 +31,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
     _is_plain_tick = False
 
     def init_device(self) -> None:
-        """Check everything, start stock, and put the self-drafter in the place of the stock draft model.
-
-        Raises:
-            EfficientRolloutError: Something this package needs is not there; nothing is started then.
-        """
+        """Check everything, start stock, and put the self-drafter in the place of the stock draft model."""
         self.begin()
         check_engine(self.vllm_config, self.settings)
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
@@ -67,13 +46,9 @@ class CpuWorker(ReportingWorker, CPUWorker):
         if scheme is not None:
             assert noise_sampler is not None
             use_every_processor(self.model_runner, self.vllm_config)
-            packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
-            self.vllm_config.quant_config = TappedTargetConfig(
-                packed, products="native" if native_products else "stock"
-            )
             window_tokens = self.settings.drafter.attention_window_tokens
             self.self_drafter = SelfDraftProposer(
-                packed=packed,
+                packed=self.tap_policy(scheme, "native" if native_products else "stock"),
                 health=self.health,
                 window=AttentionWindow(window_tokens, _SINK_TOKENS) if window_tokens else None,
                 vllm_config=self.vllm_config,
@@ -103,11 +78,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
             return super().get_kv_cache_spec()
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Run stock, with the scheduler's statistics taken in.
-
-        Raises:
-            WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
-        """
+        """Run stock, unless the weights are no policy's."""
         if not self.take_in(scheduler_output):
             return None
         if self.noise is not None:
@@ -121,15 +92,23 @@ class CpuWorker(ReportingWorker, CPUWorker):
         with self._speculating_where_asked():
             return self.count(super().execute_model(scheduler_output))
 
-    def _speculating_where_asked(self) -> AbstractContextManager[None]:
-        is_hidden = self.self_drafter is not None and self._is_plain_tick
-        return speculation_hidden(self.model_runner) if is_hidden else nullcontext()
+    @contextmanager
+    def _speculating_where_asked(self) -> Iterator[None]:
+        """Have the stock runner take its path without speculation in a plain tick, in both of its calls.
+
+        With speculation, the runner lays out inputs for a drafter and reads sampled tokens back for one, whether or not
+        any draft is wanted.
+        """
+        runner, speculation = self.model_runner, self.model_runner.speculative_config
+        if self.self_drafter is not None and self._is_plain_tick:
+            runner.speculative_config = None
+        try:
+            yield
+        finally:
+            runner.speculative_config = speculation
 
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | None:
-        """Run stock; a report rides along.
-
-        An engine with the stock scheduler has its tokens counted.
-        """
+        """Run stock; a report rides along."""
         refused = self.take_refused_tick()
         if refused is not None:
             return refused
@@ -153,9 +132,6 @@ class CpuWorker(ReportingWorker, CPUWorker):
         generator on a GPU only: on a CPU the engine would end there.
         """
         batch = self.model_runner.input_batch
-        if not batch.generators:
-            yield
-            return
         unfinished = self.model_runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
         held = {row: batch.generators.pop(row) for row in unfinished if row in batch.generators}
         try:

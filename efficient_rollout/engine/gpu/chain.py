@@ -30,15 +30,9 @@ _KEPT_OF_BEFORE = 0.95
 
 
 class PlainSteps:
-    """Drafts a token per request and step.
+    """Drafts a token per request and step, with a speculator's buffers, model and draws."""
 
-    Args:
-        speculator: Whose buffers, model and draws they are.
-
-    Attributes:
-        num_rows: Rows of a request in a pass.
-    """
-
+    # Of a request in a pass.
     num_rows = 1
 
     def __init__(self, speculator: "SelfDraftSpeculator") -> None:
@@ -83,7 +77,7 @@ class PlainSteps:
         return (input_batch.seq_lens[:n] - num_rejected[:n]).clamp(max=self._of.max_model_len - 1)
 
     def forget(self) -> None:
-        """Forget every request; a plain step has nothing of them but what stock prepares."""
+        """Forget every request: there is none in what is captured."""
 
     def end(self, num_requests: int, num_passes: int) -> None:
         """Count a chain that was begun with `begin`; one of no requests has no passes to count."""
@@ -108,23 +102,13 @@ class PlainSteps:
         return self._of.idx_mapping[:num_rows]
 
     def step(
-        self,
-        num_requests: int,
-        num_tokens: int,
-        metadata: Any,
-        slot_mappings: Any,
-        num_tokens_across_dp: torch.Tensor | None,
+        self, num_requests: int, num_tokens: int, metadata: Any, slot_mappings: Any, num_tokens_across_dp: Any
     ) -> None:
         """Run a pass, draw, and advance; all of it is on the device, at fixed addresses."""
         of, buffers = self._of, self._of.input_buffers
         n = num_requests * self.num_rows
-        hidden = of._run_model(
-            buffers.input_ids[:num_tokens],
-            buffers.positions[:num_tokens],
-            metadata,
-            slot_mappings,
-            num_tokens_across_dp,
-        )
+        tokens, positions = buffers.input_ids[:num_tokens], buffers.positions[:num_tokens]
+        hidden = of._run_model(tokens, positions, metadata, slot_mappings, num_tokens_across_dp)
         self._advance(num_requests, of.ranks.draw(of._draw, of.model.compute_logits(hidden[:n])))
 
     def _advance(self, n: int, tokens: torch.Tensor) -> None:
@@ -142,12 +126,7 @@ class PlainSteps:
 
 
 class LookupSteps(PlainSteps):
-    """Checks copies of each request's own text in every step; chains of a batch grow by what stands.
-
-    Args:
-        speculator: As in `PlainSteps`.
-        num_copies: Copies that a step checks for a request.
-    """
+    """Checks so many copies of each request's own text in every step; chains of a batch grow by what stands."""
 
     def __init__(self, speculator: "SelfDraftSpeculator", num_copies: int) -> None:
         # Needs Triton, which an engine without copies may lack.
@@ -172,15 +151,13 @@ class LookupSteps(PlainSteps):
         return num_requests <= self._most_requests
 
     def num_passes(self, num_draft_tokens: int) -> int:
-        """Return the passes that grow chains to so many drafts on average, as far as copies have stood so far."""
+        # They grow chains to so many drafts on average, as far as copies have stood so far.
         return math.ceil(num_draft_tokens / (1.0 + self._kept.a_pass()))
 
     def longest(self, step: int) -> int:
-        """Return the tokens of a chain that is as long as it can be."""
         return self._of.num_speculative_steps
 
     def begin(self, input_batch: InputBatch, num_rejected: torch.Tensor, last_sampled: torch.Tensor) -> None:
-        """Fill the buffers of a chain's first step, as `PlainSteps` does, and look copies up."""
         of, n = self._of, input_batch.num_reqs
         firsts = self._begin(input_batch, num_rejected)
         texts = of.runner.req_states.all_token_ids.gpu
@@ -188,25 +165,17 @@ class LookupSteps(PlainSteps):
         self._feed(n)
 
     def forget(self) -> None:
-        """Forget every request: there is none in what is captured."""
         self._chains.firsts.fill_(-1)
 
     def end(self, num_requests: int, num_passes: int) -> None:
-        """Count a chain, as `PlainSteps` does; what stood in it is known two chains later."""
+        """Count a chain; what stood in it is known two chains later."""
         if num_passes == 0:
             return
         num_fed, num_kept = self._kept.next()
-        self._of.drafting.add(
-            DraftCounts(
-                num_passes=num_passes,
-                num_chains_fed=num_fed,
-                num_copies=num_fed * (self.num_rows - 1),
-                num_copies_kept=num_kept,
-            )
-        )
+        counts = {"num_copies": num_fed * (self.num_rows - 1), "num_copies_kept": num_kept}
+        self._of.drafting.add(DraftCounts(num_passes=num_passes, num_chains_fed=num_fed, **counts))
 
     def forget_copies(self) -> None:
-        """Forget what copies taught, as `PlainSteps` says; passes are as many as drafts at first."""
         self._chains.counts.zero_()
         self._kept = KeptCopies(self._chains.counts)
 
@@ -219,7 +188,6 @@ class LookupSteps(PlainSteps):
         return slots
 
     def states_of_rows(self, num_rows: int) -> torch.Tensor:
-        """Return the state of each row's request, as `PlainSteps` does."""
         states = self._of.idx_mapping[: num_rows // self.num_rows, None]
         return states.expand(-1, self.num_rows).reshape(-1)
 
@@ -265,7 +233,7 @@ class KeptCopies:
     def __init__(self, counts: torch.Tensor) -> None:
         self._counts, self._is_gpu = counts, counts.is_cuda
         self._pending: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
-        self._last = (0, 0)
+        self._last = [0, 0]
         self._num_fed = self._num_kept = 0.0
 
     def a_pass(self) -> float:
@@ -276,9 +244,8 @@ class KeptCopies:
         """End a chain; return what an earlier one has added to both counters."""
         on_host = torch.empty(2, dtype=torch.int64, pin_memory=self._is_gpu)
         on_host.copy_(self._counts, non_blocking=True)
-        event = None
-        if self._is_gpu:
-            event = torch.cuda.Event()
+        event = torch.cuda.Event() if self._is_gpu else None
+        if event is not None:
             event.record()
         self._pending.append((on_host, event))
         if len(self._pending) <= _LATE_CHAINS:
@@ -286,9 +253,9 @@ class KeptCopies:
         known, event = self._pending.popleft()
         if event is not None:
             event.synchronize()
-        fed, kept = known.tolist()
-        added = fed - self._last[0], kept - self._last[1]
-        self._last = fed, kept
-        self._num_fed = self._num_fed * _KEPT_OF_BEFORE + added[0]
-        self._num_kept = self._num_kept * _KEPT_OF_BEFORE + added[1]
-        return added
+        total = known.tolist()
+        fed, kept = (now - before for now, before in zip(total, self._last, strict=True))
+        self._last = total
+        self._num_fed = self._num_fed * _KEPT_OF_BEFORE + fed
+        self._num_kept = self._num_kept * _KEPT_OF_BEFORE + kept
+        return fed, kept

@@ -11,7 +11,7 @@ that verify drafts, and draft steps, have a sparse grid: two sizes an octave, wh
 bound by memory. Every batch sees the smallest graph of its own length that holds it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.config.compilation import CUDAGraphMode
@@ -38,10 +38,6 @@ def capture_limit(max_draft_tokens: int, max_num_seqs: int) -> int | None:
     A batch beyond the limit runs without one. vLLM's default is enough to hide a large policy's launches; a small
     policy with many requests gains from a higher one, for memory and seconds of capture.
 
-    Args:
-        max_draft_tokens: Largest number of drafts per request.
-        max_num_seqs: Largest number of requests.
-
     Returns:
         Tokens, on the grid of sizes that vLLM captures up to its limit; None where its default is enough.
     """
@@ -55,13 +51,9 @@ def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
 
     It is to be called once stock has made the manager (`initialize_kv_cache`, which also makes one to measure graphs'
     memory) and before it captures; a second call changes nothing. A draft chain has graphs of its longest steps and of
-    plain ones. Piecewise graphs are those of an engine without
-    speculation, and sparse beyond vLLM's default limit. A manager without full graphs for decoding alone stays as it
-    is, and one whose graphs take any mix of query lengths (`varlen_decode`).
-
-    Args:
-        manager: Of the policy, or of the draft chain.
-        is_chain: Which of both.
+    plain ones. Piecewise graphs are those of an engine without speculation, and sparse beyond vLLM's default limit. A
+    manager without full graphs for decoding alone stays as it is, and one whose graphs take any mix of query lengths
+    (`varlen_decode`).
 
     Raises:
         UnsupportedVersionError: The manager is not the one this was written for, or has captured already.
@@ -89,16 +81,11 @@ def complete(manager: "CudaGraphManager", *, is_chain: bool = False) -> None:
     kept = [graph for graph in manager._capture_descs.get(CUDAGraphMode.PIECEWISE, ()) if _is_kept(graph, manager)]
     if kept:
         manager._capture_descs[CUDAGraphMode.PIECEWISE] = kept
-    manager._candidates = _candidates(graphs, kept, manager.lora_capture_cases)
+    manager._candidates = _candidates([*graphs, *kept], manager.lora_capture_cases)
 
 
 def request_counts(limit: int, *, is_dense: bool = False) -> list[int]:
-    """List the numbers of requests up to a limit, itself among them, that have a graph.
-
-    Args:
-        limit: The largest.
-        is_dense: As stock has them for plain decoding.
-    """
+    """List the numbers of requests up to a limit, itself among them, that have a graph; `is_dense` as in stock."""
     if is_dense:
         grid = {1, 2, 4, *range(8, min(limit, 255) + 1, 8), *range(256, limit + 1, 16)}
     else:
@@ -120,9 +107,8 @@ def _decode_graphs(manager: Any, is_chain: bool) -> Iterator["BatchExecutionDesc
     max_tokens = manager.compilation_config.max_cudagraph_capture_size
     longest = manager.decode_query_len
     for query_len in sorted({1, longest}) if is_chain else range(1, longest + 1):
-        for num_reqs in request_counts(
-            min(manager.max_num_reqs, max_tokens // query_len), is_dense=query_len == 1 and not is_chain
-        ):
+        most_reqs = min(manager.max_num_reqs, max_tokens // query_len)
+        for num_reqs in request_counts(most_reqs, is_dense=query_len == 1 and not is_chain):
             for num_active_loras in manager.lora_capture_cases:
                 graph = BatchExecutionDescriptor(
                     cg_mode=CUDAGraphMode.FULL,
@@ -138,24 +124,18 @@ def _decode_graphs(manager: Any, is_chain: bool) -> Iterator["BatchExecutionDesc
 
 
 def _candidates(
-    full: Iterable["BatchExecutionDescriptor"], others: Iterable["BatchExecutionDescriptor"], lora_cases: Iterable[int]
+    graphs: Sequence["BatchExecutionDescriptor"], lora_cases: Iterable[int]
 ) -> dict[tuple[int, int], list["BatchExecutionDescriptor"]]:
     """Return the graphs a batch may run in, by its tokens and active LoRA adapters: full ones first."""
     made = {}
     for case in lora_cases:
+        pending = [graph for graph in graphs if graph.num_active_loras == case]
+        pending.sort(key=lambda graph: graph.num_tokens)
         # From the largest batch down, every graph takes the place of the next larger one of its kind.
-        pending = sorted(
-            (graph for graph in full if graph.num_active_loras == case), key=lambda graph: graph.num_tokens
-        )
-        rest = sorted((graph for graph in others if graph.num_active_loras == case), key=lambda graph: graph.num_tokens)
         smallest: dict[tuple[Any, ...], BatchExecutionDescriptor] = {}
-        smallest_other: dict[int, BatchExecutionDescriptor] = {}
-        for tokens in range(max((graph.num_tokens for graph in (*pending, *rest)), default=-1), -1, -1):
+        for tokens in range(pending[-1].num_tokens if pending else -1, -1, -1):
             while pending and pending[-1].num_tokens >= tokens:
                 graph = pending.pop()
-                smallest[graph.uniform_token_count, graph.num_ubatches] = graph
-            while rest and rest[-1].num_tokens >= tokens:
-                graph = rest.pop()
-                smallest_other[graph.num_ubatches] = graph
-            made[tokens, case] = [*smallest.values(), *smallest_other.values()]
+                smallest[graph.cg_mode, graph.uniform_token_count, graph.num_ubatches] = graph
+            made[tokens, case] = sorted(smallest.values(), key=lambda graph: graph.cg_mode != CUDAGraphMode.FULL)
     return made

@@ -46,9 +46,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
     is the policy's. Drafts write KV into slots the policy overwrites when it verifies them.
 
     Args:
-        runner: Whose speculator it is.
         packed: The drafter's weights, which the policy's layers lead to.
-        health: Of this rank.
         looks_up: Whether draft passes check copies of requests' own text.
 
     Attributes:
@@ -56,10 +54,6 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         num_drafted: Those drafted in the last tick.
         steps: What the passes of the chain that runs do.
         most_rows: Rows of a request in a pass that looks copies up; 1 where none does.
-        drafting: What passes did since it was taken.
-
-    Raises:
-        UnsupportedModelError: Copies are to be looked up in an engine whose passes are those of several.
     """
 
     def __init__(
@@ -84,11 +78,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         return counts
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
-        """Build the drafter, whose attention layers get the policy's KV cache.
-
-        Raises:
-            SchemeUnavailableError: A layer could not be quantized.
-        """
+        """Build the drafter, whose attention layers get the policy's KV cache."""
         parallel = replace(self.speculative_config.draft_parallel_config, rank=self.vllm_config.parallel_config.rank)
         # The policy's own model config: stock's for the drafter is without `hf_overrides` and `model_impl`.
         config = replace(self.vllm_config, quant_config=None, parallel_config=parallel)
@@ -163,8 +153,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         """Draft `num_draft_tokens` tokens for each request of the batch.
 
         Args:
-            input_batch: Of the pass that sampled the newest tokens.
-            num_rejected: [num_requests], drafts of that pass that were rejected.
+            num_rejected: [num_requests], drafts that the pass which sampled the newest tokens has rejected.
             last_sampled: [max requests], the newest token of each request's state.
             temperature: [max requests], float32. A draft is drawn with it and `seeds`, as its position is verified.
             dummy_run: Runs for its memory and its kernels, on no request; so a fault raises.
@@ -172,16 +161,17 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         Returns:
             int64 [num_requests, most drafts]; the first `num_drafted` columns are this chain's; others are any tokens.
         """
-        num_requests = input_batch.num_reqs
-        drafts, self.num_drafted = self.draft_tokens[:num_requests], 0
+        num_requests, self.num_drafted = input_batch.num_reqs, 0
+        drafts = self.draft_tokens[:num_requests]
         if not dummy_run and (self.num_draft_tokens == 0 or self._health.drafter_fault is not None):
             return drafts.fill_(ANY_TOKEN) if self.num_draft_tokens else drafts
         self._copy_request_inputs(num_requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
-        num_passes = self._choose(num_requests, is_dummy=dummy_run)
+        self.steps = self._widest if self._widest.fits(num_requests) else self._plain
+        num_passes = self.num_draft_tokens if dummy_run else self.steps.num_passes(self.num_draft_tokens)
         try:
             with self.stopwatch:
                 self.steps.begin(input_batch, num_rejected, last_sampled)
-                self._run(num_passes, input_batch, dummy_run and skip_attn_for_dummy_run, is_eager=is_profile)
+                self._run(max(1, num_passes), input_batch, dummy_run and skip_attn_for_dummy_run, is_eager=is_profile)
             self.steps.end(num_requests, 0 if dummy_run else num_passes)
         except Exception as error:
             if dummy_run:
@@ -191,11 +181,6 @@ class SelfDraftSpeculator(DraftModelSpeculator):
             return drafts.fill_(ANY_TOKEN)
         self.num_drafted = self.num_draft_tokens
         return drafts
-
-    def _choose(self, num_requests: int, *, is_dummy: bool) -> int:
-        """Choose the steps of a chain; return how many passes it takes."""
-        self.steps = self._widest if self._widest.fits(num_requests) else self._plain
-        return max(1, self.num_draft_tokens if is_dummy else self.steps.num_passes(self.num_draft_tokens))
 
     def _run(self, num_passes: int, input_batch: InputBatch, skips_attention: bool, *, is_eager: bool) -> None:
         steps, n = self.steps, input_batch.num_reqs
@@ -232,10 +217,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         self, num_requests: int, num_tokens: int, metadata: Any, slot_mappings: Any, num_tokens_across_dp: Any,
         mode: CUDAGraphMode, num_speculative_steps: int | None = None,
     ) -> None:  # fmt: skip
-        """Do what is captured: every replay renews where KV is written and how attention is planned, and steps.
-
-        Stock captures with mode NONE. The number is that of a graph of stock's; one step has its own on the device.
-        """
+        """Do what is captured, in mode NONE: each replay renews slots and how attention is planned, and steps."""
         self.steps = self._plain if num_tokens == num_requests else self._widest
         self.steps.slots(num_requests, num_tokens)
         for groups in self.attn_groups:

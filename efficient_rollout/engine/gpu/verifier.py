@@ -10,13 +10,7 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 
 class SharedNoiseVerifier(RejectionSampler):
-    """Stands in the place of the runner's rejection sampler.
-
-    Processing and log-probabilities are stock's.
-
-    Args:
-        stock: The runner's.
-    """
+    """Stands in the place of the runner's rejection sampler; processing and log-probabilities are stock's."""
 
     def __init__(self, stock: RejectionSampler) -> None:
         vars(self).update(vars(stock))

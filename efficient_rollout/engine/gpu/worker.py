@@ -13,7 +13,6 @@ from vllm.v1.worker.gpu_worker import Worker
 from efficient_rollout.certificate import certificate_gap, require_certificate
 from efficient_rollout.config import Settings
 from efficient_rollout.controller.rule import DraftCounts
-from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.drafter.schemes import make_scheme
 from efficient_rollout.engine.checks import check_drafting_engine
 from efficient_rollout.engine.environment import this_machine
@@ -21,7 +20,6 @@ from efficient_rollout.engine.gpu.graphs import capture_limit
 from efficient_rollout.engine.gpu.speculator import SelfDraftSpeculator
 from efficient_rollout.engine.gpu.verifier import SharedNoiseVerifier
 from efficient_rollout.engine.graph_cache import name_policy_graph
-from efficient_rollout.engine.tapped_target import TappedTargetConfig
 from efficient_rollout.engine.weights.sync import InPlaceWeightSync
 from efficient_rollout.engine.worker import ReportingWorker
 from efficient_rollout.sampling.noise import stream_key
@@ -33,16 +31,7 @@ _LEVEL_THAT_DISCARDS = 2
 
 
 class _Reported(AsyncModelRunnerOutput):
-    """Is an output still on its way from the device.
-
-    A worker's report rides on it once it is there.
-
-    Args:
-        output: Stock's.
-        worker: Whose tick it is of.
-        num_drafted: Draft tokens per request that the tick drafted.
-        drafting: What was learned in the tick of what passes did; None without a drafter.
-    """
+    """Is an output still on its way from the device; a worker's report of the tick rides on it once it is there."""
 
     def __init__(
         self, output: AsyncModelRunnerOutput, worker: "V2Worker", num_drafted: int, drafting: DraftCounts | None
@@ -50,41 +39,28 @@ class _Reported(AsyncModelRunnerOutput):
         self._output, self._worker, self._num_drafted, self._drafting = output, worker, num_drafted, drafting
 
     def get_output(self) -> ModelRunnerOutput:
-        """Wait for it."""
         output = self._output.get_output()
         self._worker.report_on(output, self._num_drafted, drafting=self._drafting)
         return self._worker.count(output)
 
 
 class V2Worker(ReportingWorker):
-    """Stands among the bases before one of vLLM's worker classes whose runner is V2.
-
-    It drafts where the settings say so.
-    """
+    """Stands among the bases before one of vLLM's worker classes whose runner is V2."""
 
     weight_sync = InPlaceWeightSync
     self_drafter: SelfDraftSpeculator | None = None
 
     def init_device(self) -> None:
-        """Run stock, then put the self-drafter and the verifier in the places of stock's.
-
-        Raises:
-            EfficientRolloutError: Something this package needs is not there; nothing is started then.
-        """
+        """Check everything, start stock, and put the self-drafter in the place of stock's."""
         self.begin()
         self.check()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
         name_policy_graph(self.vllm_config, native_products=False)
         super().init_device()
         if scheme is not None:
-            packed = PackedWeights(scheme, quantize_output_head=self.settings.drafter.quantize_output_head)
-            self.vllm_config.quant_config = TappedTargetConfig(packed, products="in place")
+            packed, looks_up = self.tap_policy(scheme, "in place"), self.settings.drafter.lookup_on("cuda") != "off"
             self.self_drafter = SelfDraftSpeculator(
-                self.vllm_config,
-                self.model_runner,
-                packed,
-                self.health,
-                looks_up=self.settings.drafter.lookup_on("cuda") != "off",
+                self.vllm_config, self.model_runner, packed, self.health, looks_up=looks_up
             )
             self.model_runner.speculator = self.self_drafter
 
@@ -101,9 +77,8 @@ class V2Worker(ReportingWorker):
         """Run stock, and tell of batches that will run without a graph."""
         super().initialize_from_config(kv_cache_config)
         most = self.vllm_config.compilation_config.max_cudagraph_capture_size
-        wanted = capture_limit(
-            self.settings.controller.max_draft_tokens, self.vllm_config.scheduler_config.max_num_seqs
-        )
+        num_requests = self.vllm_config.scheduler_config.max_num_seqs
+        wanted = capture_limit(self.settings.controller.max_draft_tokens, num_requests)
         if self.self_drafter is not None and most and wanted is not None and wanted > most:
             logger.info(
                 "batches that verify more than %d tokens run without a CUDA graph, which costs a large policy nothing; "
@@ -126,11 +101,7 @@ class V2Worker(ReportingWorker):
         return result
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Run stock, with the scheduler's statistics taken in, and its decision.
-
-        Raises:
-            WeightSyncError: The weights are no policy's, and the scheduler is stock, which cannot be told so.
-        """
+        """Run stock with the scheduler's decision, unless the weights are no policy's."""
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
@@ -139,26 +110,19 @@ class V2Worker(ReportingWorker):
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Run stock; a report rides along.
-
-        An engine with the stock scheduler has its tokens counted.
-        """
+        """Run stock; a report rides along."""
         refused = self.take_refused_tick()
         if refused is not None:
             return refused
         output = super().sample_tokens(grammar_output)
         if not isinstance(output, AsyncModelRunnerOutput):
             return output
-        drafter = self.self_drafter
-        if drafter is None:
+        if (drafter := self.self_drafter) is None:
             return _Reported(output, self, 0, None)
         return _Reported(output, self, drafter.num_drafted, self.count_drafting(drafter.take_drafting()))
 
     def sleep(self, level: int = 1) -> None:
-        """Run stock.
-
-        What a level discards, the drafter's weights among it, is not drafted with before the next sync.
-        """
+        """Run stock; what a level discards, the drafter among it, is not drafted with before the next sync."""
         super().sleep(level)
         if level >= _LEVEL_THAT_DISCARDS:
             self._lose_drafter()
@@ -170,10 +134,7 @@ class V2Worker(ReportingWorker):
             self._lose_drafter()
 
     def shutdown(self) -> None:
-        """Run stock, and let go of the drafter, and of the policy through it.
-
-        An engine after this one needs the memory.
-        """
+        """Run stock, and let go of the drafter, and of the policy through it: the next engine needs the memory."""
         super().shutdown()
         runner = getattr(self, "model_runner", None)
         vars(self).pop("load_checkpoint_tensors", None)  # a method of the policy
@@ -191,29 +152,14 @@ class GpuWorker(V2Worker, Worker):
     """Is the `worker_cls` of an engine on a GPU, with or without drafting."""
 
     def look_for_certificate(self, settings: Settings) -> None:
-        """Find this machine's certificate; without one, warn or refuse as the settings say.
-
-        Raises:
-            UnsupportedDeviceError: There is none and the settings require one; or its check failed.
-        """
-        machine, path = this_machine(), settings.gpu_certificate_path
-        if settings.gpu_certificate == "required":
-            require_certificate(machine, path)
-        self.certificate_gap = certificate_gap(machine, path)
+        """Find this machine's certificate; without one, warn or refuse as the settings say."""
+        look = require_certificate if settings.gpu_certificate == "required" else certificate_gap
+        self.certificate_gap = look(this_machine(), settings.gpu_certificate_path)
         if self.certificate_gap is not None and self.rank == 0:
             logger.warning("this engine drafts without a certificate: %s", self.certificate_gap)
 
     def check(self) -> None:
-        """Check what `engine_args` could not: the engine's options as vLLM has resolved them.
-
-        Raises:
-            UnsupportedVersionError: vLLM, or the model runner it chose, is not one this package was tested with.
-            UnsupportedDeviceError: This kind of machine has no certificate and the settings require one, or its check
-                failed.
-            UnsupportedModelError: The policy, or how the engine splits it, is out of reach of the self-drafter.
-            SchemeUnavailableError: The drafter's scheme takes none of the policy's layers.
-        """
-        settings = self.settings
-        if settings.enabled:
-            self.look_for_certificate(settings)
-            check_drafting_engine(self.vllm_config, settings, device="cuda")
+        """Check what `engine_args` could not: the engine's options as vLLM has resolved them."""
+        if self.settings.enabled:
+            self.look_for_certificate(self.settings)
+            check_drafting_engine(self.vllm_config, self.settings, "cuda")

@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,30 +26,20 @@ _QKV = {"q": 0, "k": 1, "v": 2}  # vLLM's names for the parts of a fused query, 
 _MAX_LISTED = 5
 
 
-@dataclass(slots=True)
 class _Parameter:
-    """Describes a parameter of the model, what a checkpoint holds for it, and what has come.
+    """Describes a parameter of a layer that has not been packed, what a checkpoint holds for it, and what has come.
+
+    A fused parameter takes several tensors of a checkpoint, its parts.
 
     Attributes:
-        name: The model's own name. A fused parameter takes several tensors of a checkpoint, its parts.
         shape: Of all that a checkpoint holds for it, this rank's and the other ranks'.
         part_rows: Rows of each part, in vLLM's order; empty where it is not fused.
         num_ranks: Ranks that may hold a part each of what a checkpoint holds, where `shape` is of this rank's part.
         arrived: Names of the tensors that came, each with its part (None: unnamed) and its number of values.
-        column: One column of it, as it came and as it is held.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    column: HeldColumn
-    part_rows: tuple[int, ...] = ()
-    num_ranks: int = 1
-    arrived: list[tuple[str, Any, int]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, name: str, layer: torch.nn.Module, tensor: torch.Tensor, turn: int) -> "_Parameter":
-        """Describe a parameter of a layer that has not been packed, in a sync's `turn`."""
-        shape, rows, num_ranks = tuple(tensor.shape), (), 1
+    def __init__(self, name: str, layer: torch.nn.Module, tensor: torch.Tensor, turn: int) -> None:
+        shape, rows, self.num_ranks = tuple(tensor.shape), (), 1
         if isinstance(layer, VocabParallelEmbedding):
             # vLLM pads the vocabulary; no checkpoint has the padding.
             shape = (layer.org_vocab_size, *shape[1:])
@@ -60,19 +49,25 @@ class _Parameter:
             rows = _part_rows(layer)
             shape = (sum(rows) or layer.output_size, *shape[1:])
         else:  # of a norm for one: split where its model says so
-            num_ranks = get_tensor_model_parallel_world_size()
-        column = HeldColumn(name, layer, tensor, rows or shape[:1], turn)
-        return cls(name, shape, column, rows, num_ranks)
+            self.num_ranks = get_tensor_model_parallel_world_size()
+        self.name, self.shape, self.part_rows = name, shape, rows
+        self.column = HeldColumn(name, layer, tensor, rows or shape[:1], turn)
+        self.arrived: list[tuple[str, Any, int]] = []
 
-    def num_values(self, loaded: torch.Tensor) -> int:
+    def num_values_in(self, loaded: torch.Tensor) -> int:
         """Count the values of a tensor of the checkpoint, as those of `shape` are."""
         whole = loaded.numel()
-        return whole // self.num_ranks if whole == self.num_ranks * math.prod(self.shape) else whole
+        return whole // self.num_ranks if whole == self.num_ranks * self.num_values else whole
 
     @property
-    def num_missing(self) -> int:
-        """Return the number of values that have not come."""
-        return math.prod(self.shape) - sum(num_values for _, _, num_values in self.arrived)
+    def num_values(self) -> int:
+        """Return the number of values of `shape`."""
+        return math.prod(self.shape)
+
+    @property
+    def num_arrived(self) -> int:
+        """Return the number of values that have come."""
+        return sum(num_values for _, _, num_values in self.arrived)
 
     def parts_of(self, part: Any) -> tuple[int, ...] | None:
         """Return the numbers of the parts that vLLM names so; None where it names none."""
@@ -88,14 +83,14 @@ class _Parameter:
     def earlier(self, part: Any, num_values: int) -> str:
         """Name the tensors that came before for what `num_values` more for `part` would fill."""
         of_part = [name for name, other, _ in self.arrived if part is not None and other == part]
-        return ", ".join(of_part or [name for name, _, _ in self.arrived if num_values > self.num_missing])
+        is_full = self.num_arrived + num_values > self.num_values
+        return ", ".join(of_part or [name for name, _, _ in self.arrived if is_full])
 
     def __str__(self) -> str:
         if not self.arrived:
             return self.name
         names = ", ".join(name for name, _, _ in self.arrived)
-        total = math.prod(self.shape)
-        return f"{self.name} (only {total - self.num_missing} of its {total} values came, with {names})"
+        return f"{self.name} (only {self.num_arrived} of its {self.num_values} values came, with {names})"
 
 
 class Arrivals:
@@ -113,7 +108,7 @@ class Arrivals:
         is_as_sent: Whether the sender's own checksums came along, and are those of what came.
     """
 
-    def __init__(self, model: torch.nn.Module, expected: set[str], *, is_exact: bool, turn: int = 0) -> None:
+    def __init__(self, model: torch.nn.Module, expected: set[str], *, is_exact: bool, turn: int) -> None:
         self.num_tensors, self.is_as_sent = 0, False
         self._model, self._is_exact = model, is_exact
         self._checksums: dict[str, torch.Tensor] = {}
@@ -122,7 +117,7 @@ class Arrivals:
         self._watched: list[tuple[torch.Tensor, Callable[..., Any], Callable[..., Any]]] = []
         for path, layer in model.named_modules():
             for name, tensor in layer.named_parameters(recurse=False):
-                parameter = _Parameter.of(f"{path}.{name}" if path else name, layer, tensor, turn)
+                parameter = _Parameter(f"{path}.{name}" if path else name, layer, tensor, turn)
                 if parameter.name in expected:
                     self._expected.append(parameter)
                 self._watch(tensor, parameter)
@@ -134,12 +129,13 @@ class Arrivals:
         # vLLM's reload looks for the loader below its own wrapper by the wrapper's name and `__wrapped__`.
         @functools.wraps(load)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            _, loaded, *part = signature.bind(*args, **kwargs).arguments.values()
-            self._admit(parameter, loaded, part[0] if part else None)
+            _, loaded, *rest = signature.bind(*args, **kwargs).arguments.values()
+            part = rest[0] if rest else None
+            self._admit(parameter, loaded, part)
             try:
                 return load(*args, **kwargs)
             except Exception as error:
-                raise self._misfit(parameter, part[0] if part else None, error) from error
+                raise self._misfit(parameter, part, error) from error
 
         tensor.weight_loader = watched
         self._watched.append((tensor, watched, load))
@@ -167,11 +163,7 @@ class Arrivals:
             yield name, tensor
 
     def _compare(self, sent: torch.Tensor) -> None:
-        """Compare with what the sender computed, in the order in which it sent.
-
-        Raises:
-            WeightSyncError: Not all of it came, or not as it was sent.
-        """
+        """Raise WeightSyncError unless what the sender computed, in the order in which it sent, is what came."""
         names, came = list(self._checksums), list(self._checksums.values())
         num_alike = min(len(sent), len(came))
         is_other = sent[:num_alike] != torch.stack(came[:num_alike]) if num_alike else sent[:0]
@@ -187,7 +179,7 @@ class Arrivals:
     def _admit(self, parameter: _Parameter, loaded: torch.Tensor, part: Any) -> None:
         if not _is_finite(loaded):
             raise WeightSyncError(f"{self.current} holds values that are not finite numbers")
-        num_values = parameter.num_values(loaded)
+        num_values = parameter.num_values_in(loaded)
         if self._is_exact:
             if num_values > math.prod(parameter.shape_of(part)):
                 raise self._misfit(parameter, part)
@@ -206,12 +198,8 @@ class Arrivals:
         )
 
     def require_complete(self) -> None:
-        """Raise unless every expected parameter got all its values.
-
-        Raises:
-            WeightSyncError: Names those that did not.
-        """
-        missing = [p for p in self._expected if (p.num_missing if self._is_exact else not p.arrived)]
+        """Raise WeightSyncError, which names some that did not, unless every expected parameter got all its values."""
+        missing = [p for p in self._expected if (p.num_arrived != p.num_values if self._is_exact else not p.arrived)]
         if missing:
             listed = [str(parameter) for parameter in missing[:_MAX_LISTED]]
             if len(missing) > _MAX_LISTED:
@@ -235,27 +223,27 @@ class Arrivals:
         Raises:
             WeightSyncError: Names the parameters that hold other values.
         """
-        pairs = [(p.column, p.column.differing()) for p in self._expected if p.column.is_due]
-        pairs += list(self._tied_heads())
+        held = [p.column for p in self._expected]
+        asked = [(column, column.layer) for column in held if column.is_due]
+        heads = tied_heads(self._model)
+        asked += [(column, head) for column, layer in asked for head, embedding in heads if embedding is layer]
+        pairs = [(column, column.differing(layer)) for column, layer in asked]
         found = [(column, number) for column, number in pairs if number is not None]
         numbers = torch.stack([number for _, number in found]).tolist() if found else []
         wrong = [f"{column}, {number} values" for (column, _), number in zip(found, numbers, strict=True) if number]
         if wrong:
             listed = "; ".join(wrong[:_MAX_LISTED])
             raise WeightSyncError(f"the policy computes with other values than came, in {len(wrong)} columns: {listed}")
-        columns_known = [p.column.num_values for p in self._expected if p.column.is_known]
-        return sum(columns_known) / max(sum(p.column.num_values for p in self._expected), 1)
+        num_known = sum(column.num_values for column in held if column.is_known)
+        return num_known / max(sum(column.num_values for column in held), 1)
 
-    def _tied_heads(self) -> Iterator[tuple[HeldColumn, torch.Tensor | None]]:
-        """Yield what heads without a tensor of their own hold: a pack of the embedding's."""
-        modules = dict(self._model.named_modules())
-        owners = {
-            id(modules[p.name.rpartition(".")[0]].weight): p for p in self._expected if p.name.endswith(".weight")
-        }
-        for head in modules.values():
-            owner = owners.get(id(head.weight)) if isinstance(head, ParallelLMHead) else None
-            if owner is not None and owner.column.is_due and modules[owner.name.rpartition(".")[0]] is not head:
-                yield owner.column, owner.column.differing(head)
+
+def tied_heads(model: torch.nn.Module) -> list[tuple[ParallelLMHead, VocabParallelEmbedding]]:
+    """Return the heads without a tensor of their own, which may hold a pack of the embedding's, each with that."""
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    embeddings = {id(layer.weight): layer for layer in layers if not isinstance(layer, ParallelLMHead)}
+    heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+    return [(head, embeddings[id(head.weight)]) for head in heads if id(head.weight) in embeddings]
 
 
 def _part_rows(layer: LinearBase) -> tuple[int, ...]:

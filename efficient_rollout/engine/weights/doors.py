@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,9 @@ _OPEN_DOORS = (
 
 
 class WeightDoors:
-    """Stands before vLLM's worker class. Doors that cannot keep a weight sync's promises are closed.
+    """Stands before vLLM's worker class; doors that cannot keep a weight sync's promises are closed.
+
+    Whatever goes wrong raises WeightSyncError, whose message says what became of the policy.
 
     Attributes:
         weight_sync: How this engine's layers take new weights.
@@ -55,11 +58,7 @@ class WeightDoors:
         weights_path: str | None = None,
         is_checkpoint_format: bool = True,
     ) -> None:
-        """Reload as vLLM does, from named tensors or a checkpoint on disk (unnamed: the one loaded last).
-
-        Raises:
-            WeightSyncError: The checkpoint cannot be read, and nothing was changed; or the sync failed.
-        """
+        """Reload as vLLM does, from named tensors or a checkpoint on disk (unnamed: the one loaded last)."""
         if not is_checkpoint_format:
             raise WeightSyncError(
                 "reload_weights(is_checkpoint_format=False) writes into packed layers that the drafter does not see. "
@@ -72,7 +71,7 @@ class WeightDoors:
         self.model_runner.reset_mm_cache()
 
     def _on_disk(self, path: str | None) -> Iterable[tuple[str, torch.Tensor]]:
-        """Return a checkpoint's tensors, the first of them read."""
+        """Return a checkpoint's tensors; raise WeightSyncError, before anything is changed, if the first is unread."""
         config = self.model_runner.model_config
         before = config.model, config.revision
         if path is not None:
@@ -90,11 +89,7 @@ class WeightDoors:
             ) from error
 
     def start_weight_update(self) -> None:
-        """Run stock; begin a weight sync that `finish_weight_update` ends.
-
-        Raises:
-            WeightSyncError: The update cannot start.
-        """
+        """Run stock; begin a weight sync that `finish_weight_update` ends."""
         self._check_weight_transfer_engine()
         sync = self.weight_sync(self)
         sync.begin()
@@ -102,22 +97,12 @@ class WeightDoors:
             super().start_weight_update()
 
     def update_weights(self, update_info: Any) -> None:
-        """Run stock, checked as a part of the weight sync.
-
-        Raises:
-            WeightSyncError: The update failed, and the sync with it.
-        """
-        if self._is_anothers_update():
-            return super().update_weights(update_info)
-        with self._transfer().step():
-            return super().update_weights(update_info)
+        """Run stock, checked as a part of the weight sync."""
+        with nullcontext() if self._is_anothers_update() else self._transfer().step():
+            super().update_weights(update_info)
 
     def finish_weight_update(self) -> None:
-        """Run stock, once everything came.
-
-        Raises:
-            WeightSyncError: Some parameters did not get all their values.
-        """
+        """Run stock, once everything came."""
         if self._is_anothers_update():
             return super().finish_weight_update()
         sync = self._transfer()

@@ -7,10 +7,7 @@ from vllm.distributed.utils import stateless_init_torch_distributed_process_grou
 
 
 class GlooGroup:
-    """Has `broadcast(tensor, src, stream)` as vLLM's PyNcclCommunicator, which without NCCL does nothing at all.
-
-    It is a group of its own, apart from the default groups that trainer and engine each have.
-    """
+    """Broadcasts as vLLM's PyNcclCommunicator, which without NCCL does nothing, apart from any default group."""
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
         self._group = stateless_init_torch_distributed_process_group(host, port, rank, world_size, "gloo")

@@ -19,14 +19,12 @@ class HeldColumn:
     A parameter with one axis counts whole.
 
     Args:
-        name: Of the parameter.
-        layer: That has it.
+        layer: That has the parameter.
         tensor: The parameter, or one of its shape.
         part_rows: Rows of all ranks that a checkpoint holds for each part of the parameter, in vLLM's order.
         turn: Which weight sync this is.
 
     Attributes:
-        num_values: Of the parameter.
         is_due: Whether it is looked at in this sync.
         is_known: Whether what its layer must hold can be told from what comes.
     """
@@ -35,7 +33,7 @@ class HeldColumn:
         self, name: str, layer: torch.nn.Module, tensor: torch.Tensor, part_rows: tuple[int, ...], turn: int
     ) -> None:
         self.num_values, self.is_due = tensor.numel(), columns.is_due(name, turn)
-        self._name, self._layer, self._dtype = name, layer, tensor.dtype
+        self.layer, self._name, self._dtype = layer, name, tensor.dtype
         self._part_rows, self._own_rows = part_rows, _own_rows(layer, part_rows)
         self._num_inputs = tensor.shape[1] if tensor.dim() == 2 else None
         self._column = columns.place(name, self._num_inputs, turn // columns.PERIOD) if self._num_inputs else None
@@ -43,12 +41,7 @@ class HeldColumn:
         self.is_known = _is_plain(tensor) and tensor.dim() in (1, 2)
 
     def take(self, loaded: torch.Tensor, parts: tuple[int, ...] | None) -> None:
-        """Note what came.
-
-        Args:
-            loaded: As the checkpoint has it; its memory may be used again afterwards.
-            parts: That it is for; None for all.
-        """
+        """Note what came for some parts, None for all; its memory may be used again afterwards."""
         if not self.is_due:
             return
         parts = tuple(range(len(self._part_rows))) if parts is None else parts
@@ -57,27 +50,19 @@ class HeldColumn:
             self.is_known = False
             return
         if self._column is not None:
-            loaded = loaded[:, self._first_input(loaded.shape[1]) + self._column]
+            is_split = isinstance(self.layer, RowParallelLinear) and loaded.shape[1] != self._num_inputs
+            loaded = loaded[:, self._column + (self.layer.tp_rank * self._num_inputs if is_split else 0)]
         for part, rows in zip(parts, loaded.split([self._part_rows[part] for part in parts]), strict=True):
             start, stop = self._own_rows[part]
             self._pieces[part] = rows[start:stop].to(self._dtype, copy=True)
 
-    def _first_input(self, num_inputs: int) -> int:
-        is_split = isinstance(self._layer, RowParallelLinear) and num_inputs != self._num_inputs
-        return self._layer.tp_rank * self._num_inputs if is_split else 0
-
-    def differing(self, layer: torch.nn.Module | None = None) -> torch.Tensor | None:
-        """Count values that the layer holds otherwise than they came, on its device; None where that cannot be told.
-
-        Args:
-            layer: Another that has the same weight, a tied head.
-        """
+    def differing(self, layer: torch.nn.Module) -> torch.Tensor | None:
+        """Count values that its layer, or a head tied to it, holds otherwise than they came; None: cannot be told."""
         if not self.is_known or len(self._pieces) < len(self._part_rows):
             self.is_known = False
             return None
         expected = torch.cat([self._pieces[part] for part in sorted(self._pieces)])
-        held = self._held(self._layer if layer is None else layer, expected)
-        return columns.num_differing(held[: len(expected)], expected)
+        return columns.num_differing(self._held(layer, expected)[: len(expected)], expected)
 
     def _held(self, layer: torch.nn.Module, like: torch.Tensor) -> torch.Tensor:
         parameter = getattr(layer, self._name.rpartition(".")[2])
@@ -94,7 +79,7 @@ class HeldColumn:
 
 
 def _own_rows(layer: torch.nn.Module, part_rows: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the first and the last but one of the rows of each part that this rank has."""
+    """Return where this rank's rows of each part begin and end."""
     if isinstance(layer, VocabParallelEmbedding):
         return [(layer.shard_indices.org_vocab_start_index, layer.shard_indices.org_vocab_end_index)]
     if not isinstance(layer, LinearBase):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from vllm.config import set_current_vllm_config
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import (
     LOADING_LAYERS,
@@ -18,7 +17,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.tracing import instrument_manual
 
-from efficient_rollout.engine.weights.arrivals import Arrivals
+from efficient_rollout.engine.weights.arrivals import Arrivals, tied_heads
 from efficient_rollout.errors import WeightSyncError
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ _MAX_CAUSE_CHARACTERS = 400  # vLLM's may list every parameter
 
 
 class WeightSync:
-    """Is one weight sync of one worker, as a context.
-
-    Buckets of named tensors go in, then everything is repacked.
+    """Is one weight sync of one worker, as a context: buckets of named tensors go in, then everything is repacked.
 
     vLLM on a CPU repacks weights after loading, so new ones go through its layerwise reload: each layer is
     rebuilt from its checkpoint tensors, quantized for the drafter by the taps, and repacked. Every tensor is checked
@@ -40,9 +37,6 @@ class WeightSync:
 
     From `begin` on the worker's health says why its weights are no policy's; `finish` clears it. A sync that
     fails is over, and leaves a model that runs, on a mixture of old and new; drafting is off. The next may begin.
-
-    Args:
-        worker: The engine's worker.
     """
 
     def __init__(self, worker: "ReportingWorker") -> None:
@@ -68,39 +62,31 @@ class WeightSync:
         return self._worker.open_weight_sync is self
 
     def begin(self) -> None:
-        """Make the model ready to be loaded again.
-
-        Raises:
-            WeightSyncError: Another sync is open; it stays as it is.
-        """
+        """Make the model ready to be loaded again; raise WeightSyncError where another sync is open."""
         open_sync = self._worker.open_weight_sync
         if open_sync is not None:
             raise WeightSyncError(
                 f"another weight sync is open in this engine, begun {time.perf_counter() - open_sync.started:.0f} s "
                 "ago: finish it first, or drop it with collective_rpc('abort_weight_sync') if its sender is gone"
             )
+        drafter, health = self._worker.self_drafter, self._worker.health
         self.started = time.perf_counter()
         self._worker.open_weight_sync = self
-        self._worker.health.weights_fault = UNFINISHED
-        if self._worker.self_drafter is not None:
-            packed = self._worker.self_drafter.packed
-            packed.take_report()
-            packed.turn = self._worker.health.weights_version
+        health.weights_fault = UNFINISHED
+        if drafter is not None:
+            drafter.packed.take_report()
+            drafter.packed.turn = health.weights_version
         with self.step():
             # Of a quantized policy (in an engine without a drafter) only vLLM knows what a checkpoint holds.
             is_quantized = self._config.model_config.quantization is not None
             expected = set() if is_quantized else {name for name, _ in self._model.named_parameters()}
             self._open_layers()
-            is_exact, turn = self._worker.self_drafter is not None, self._worker.health.weights_version
-            self._arrivals = Arrivals(self._model, expected, is_exact=is_exact, turn=turn)
+            turn = health.weights_version
+            self._arrivals = Arrivals(self._model, expected, is_exact=drafter is not None, turn=turn)
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Run a part of this sync, in vLLM's context; whatever is raised inside ends the sync.
-
-        Raises:
-            WeightSyncError: For any exception inside; or the sync is not open.
-        """
+        """Run a part of this sync, in vLLM's context; whatever is raised inside ends the sync as WeightSyncError."""
         if not self._is_open:
             raise WeightSyncError(
                 f"this weight sync is not open: {self._worker.health.weights_fault or 'it has finished'}. "
@@ -115,13 +101,7 @@ class WeightSync:
             raise self.fail(error) from error
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load one bucket of checkpoint tensors.
-
-        Args:
-            weights: Names as in the checkpoint, and tensors, whose memory may be used again afterwards.
-
-        Returns:
-            The model's names of what was loaded.
+        """Load one bucket of checkpoint tensors, whose memory may be used again; return the model's names of them.
 
         Raises:
             WeightSyncError: A tensor has an unknown name, a wrong shape, or values that are no finite numbers; or the
@@ -131,11 +111,7 @@ class WeightSync:
             return self._worker.load_checkpoint_tensors(self._arrivals.named(self._owned(weights))) or set()
 
     def require_complete(self) -> None:
-        """Raise, and end the sync, unless every parameter got all its values.
-
-        Raises:
-            WeightSyncError: Names those that did not.
-        """
+        """Raise WeightSyncError, and end the sync, unless every parameter got all its values."""
         with self.step():
             self._arrivals.require_complete()
 
@@ -145,12 +121,12 @@ class WeightSync:
         Raises:
             WeightSyncError: Some parameters did not get all their values, or hold others than came.
         """
-        self.require_complete()
+        worker, arrivals, stats = self._worker, self._arrivals, self._worker.tally.recent
         with self.step():
+            arrivals.require_complete()
             self._close_layers()
-            proven_share = self._arrivals.require_held()
-        worker, stats = self._worker, self._worker.tally.recent
-        self._arrivals.close()
+            proven_share = arrivals.require_held()
+        arrivals.close()
         worker.open_weight_sync = None
         worker.health.take_weights()
         if worker.self_drafter is not None:
@@ -159,13 +135,13 @@ class WeightSync:
             if fault is not None:
                 worker.health.turn_off_drafter(fault)
             stats.requantize_seconds += requantize_seconds
-            stats.weights_checksum, stats.proven_weight_share = self._arrivals.checksum, proven_share
-            stats.is_as_sent = int(self._arrivals.is_as_sent)
+            stats.weights_checksum, stats.proven_weight_share = arrivals.checksum, proven_share
+            stats.is_as_sent = int(arrivals.is_as_sent)
         seconds, now = time.perf_counter() - self.started, time.time_ns()
         stats.weight_sync_seconds += seconds
         stats.num_weight_syncs += 1
         # The drafter is quantized layer by layer in between, so that its seconds are no span of their own.
-        facts = {"requantize_seconds": stats.requantize_seconds, "tensors": self._arrivals.num_tensors}
+        facts = {"requantize_seconds": stats.requantize_seconds, "tensors": arrivals.num_tensors}
         instrument_manual("efficient_rollout.weight_sync", now - int(seconds * 1e9), now, facts)
 
     def fail(self, error: BaseException) -> WeightSyncError:
@@ -192,19 +168,10 @@ class WeightSync:
 
     def _close_layers(self) -> None:
         finalize_layerwise_reload(self._model, self._config.model_config)
-        self._repack_tied_heads()
-
-    def _repack_tied_heads(self) -> None:
-        # A tied head shares the embedding's tensor but owns a packed copy of it, and the layerwise reload
-        # processes only the layer that the checkpoint names.
-        embeddings = {
-            id(module.weight)
-            for module in self._model.modules()
-            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
-        }
-        for module in self._model.modules():
-            if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
-                module.quant_method.process_weights_after_loading(module)
+        # A tied head owns a packed copy of the embedding's tensor, and the layerwise reload processes only the layer
+        # that the checkpoint names.
+        for head, _ in tied_heads(self._model):
+            head.quant_method.process_weights_after_loading(head)
 
     @staticmethod
     def restore_layers(model: torch.nn.Module) -> None:
@@ -233,10 +200,7 @@ class InPlaceWeightSync(WeightSync):
         return weights
 
     def _close_layers(self) -> None:
-        """Show every layer to the drafter, as after a first load.
-
-        It ends when the device has done all of it.
-        """
+        """Show every layer to the drafter, as after a first load; it ends when the device has done all of it."""
         process_weights_after_loading(self._model, self._config.model_config, self._worker.device)
         # Else the sync's seconds would be those of its launches.
         if self._worker.device.type == "cuda":
