@@ -12,7 +12,7 @@ from names_of_openrlhf import OF_OPENRLHF
 from efficient_rollout.openrlhf_plugin import stand_ins  # noqa: F401 - what this machine lacks
 
 
-def test_everything_listed_of_openrlhf_exists() -> None:
+def test_everything_listed_of_openrlhf_exists():
     for name in OF_OPENRLHF:  # a package has its modules once they are imported
         importlib.import_module(name.replace(":", ".").rpartition(".")[0])
     assert missing(OF_OPENRLHF) == []

@@ -3,7 +3,6 @@
 import argparse
 import re
 import runpy
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -38,7 +37,7 @@ def taken() -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["docs/openrlhf.md", "scripts/quickstart_openrlhf.sh"])
-def test_options_exist(name: str, taken: set[str], repository: Path) -> None:
+def test_options_exist(name, taken, repository):
     options = set(NAMED.findall((repository / name).read_text(encoding="utf-8")))
     theirs = {option for option in options if not option.startswith(OURS)}
     assert len(theirs) > 10

@@ -39,12 +39,12 @@ def engines_here() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def policy(tmp_path_factory) -> Path:
     return random_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
-def profile(policy: Path) -> Path:
+def profile(policy) -> Path:
     path = policy.parent / "profile.json"
     run(
         add_calibrate_command,
@@ -55,7 +55,7 @@ def profile(policy: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def document(policy: Path, profile: Path) -> dict[str, Any]:
+def document(policy, profile) -> dict[str, Any]:
     trace, path = policy.parent / "trace.jsonl", policy.parent / "bench.json"
     trace.write_text("\n".join(json.dumps({"prompt_tokens": 9, "response_tokens": n}) for n in RESPONSES))
     run(
@@ -70,7 +70,7 @@ def document(policy: Path, profile: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_the_profile_is_one_that_can_be_explained(profile: Path) -> None:
+def test_the_profile_is_one_that_can_be_explained(profile):
     loaded = load_profile(profile)
     assert {point.kind for point in loaded.measured} == {PLAIN, DRAFT, VERIFY}
     assert len(loaded.measured) == 15
@@ -80,7 +80,7 @@ def test_the_profile_is_one_that_can_be_explained(profile: Path) -> None:
     assert np.isfinite(list(answer.values())).all()
 
 
-def test_the_profile_says_where_it_comes_from(profile: Path) -> None:
+def test_the_profile_says_where_it_comes_from(profile):
     loaded = load_profile(profile)
     assert loaded.key.scheme == "int8"
     assert loaded.key.model_shape.startswith("l2-h128-")
@@ -90,7 +90,7 @@ def test_the_profile_says_where_it_comes_from(profile: Path) -> None:
     assert loaded.held_out_error["leave_one_out"]["num_points"] == 15
 
 
-def test_every_arm_emits_the_forced_tokens_and_the_same_ones(document: dict[str, Any]) -> None:
+def test_every_arm_emits_the_forced_tokens_and_the_same_ones(document):
     assert list(document["arms"]) == sorted(ARMS)
     assert document["work"] == [[[9, n] for n in RESPONSES]] * 2
     for name, arm in document["arms"].items():
@@ -98,7 +98,7 @@ def test_every_arm_emits_the_forced_tokens_and_the_same_ones(document: dict[str,
         assert arm["identical_to_plain"] == 1.0, name
 
 
-def test_fixed_batches_run_to_the_end_of_one_length(document: dict[str, Any]) -> None:
+def test_fixed_batches_run_to_the_end_of_one_length(document):
     assert list(document["fixed_batches"]) == ["1", "3"]
     for batch, arms in document["fixed_batches"].items():
         assert list(arms) == sorted(ARMS)
@@ -107,7 +107,7 @@ def test_fixed_batches_run_to_the_end_of_one_length(document: dict[str, Any]) ->
             assert arm["identical_to_plain"] == 1.0, name
 
 
-def test_only_drafting_arms_draft(document: dict[str, Any]) -> None:
+def test_only_drafting_arms_draft(document):
     arms = document["arms"]
     assert arms["plain"]["draft_tokens_over_time"] == {"seconds": [], "draft_tokens": []}
     assert 3.0 in arms["always:3"]["draft_tokens_over_time"]["draft_tokens"]
@@ -124,7 +124,7 @@ def test_only_drafting_arms_draft(document: dict[str, Any]) -> None:
     assert "always" not in reasons["published"] | reasons["cost_model"]
 
 
-def test_the_result_can_be_made_again(document: dict[str, Any]) -> None:
+def test_the_result_can_be_made_again(document):
     assert document["schema_version"] == 1
     assert document["settings"]["rounds"] == 2
     assert set(document["provenance"]) >= {"argv", "time", "commit", "packages", "hardware"}

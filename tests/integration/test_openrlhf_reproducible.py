@@ -37,14 +37,14 @@ def run_arm(directory: Path, rule: str, *, num_engines: int) -> Run:
 
 
 @pytest.fixture(scope="module")
-def never(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def never(tmp_path_factory) -> Run:
     """The same settings without drafts, on one engine."""
     return run_arm(tmp_path_factory.mktemp("never"), "never", num_engines=1)
 
 
 # The trainer is one process in each: what two engines sample, it adds up in one order.
 @pytest.mark.parametrize("num_engines", [1, 2])
-def test_drafting_changes_no_number_of_two_steps(never: Run, tmp_path: Path, num_engines: int) -> None:
+def test_drafting_changes_no_number_of_two_steps(never, tmp_path, num_engines):
     drafting = run_arm(tmp_path, "always", num_engines=num_engines)
     assert_same_training(drafting.steps, never.steps, num_steps=NUM_STEPS, required=REQUIRED)
     assert_one_drafted(drafting.steps, never.steps)

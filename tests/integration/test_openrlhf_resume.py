@@ -1,7 +1,6 @@
 """A job of OpenRLHF's that resumes: one file, one id, and the responses that the step had before."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +24,7 @@ WANDB = f"--logger.wandb.key {'0' * 40} --logger.wandb.project test"
 OF_SAMPLES = ("rollout/reward_mean", "rollout/response_length_mean", "rollout/num_samples")
 
 
-def test_a_resumed_step_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+def test_a_resumed_step_takes_the_place_of_the_one_before(tmp_path):
     first = train(tmp_path, [*SAVES.split(), *WANDB.split()], ours=SEEDED)
     run_id = (tmp_path / "checkpoints" / "_actor" / "global_step2" / RUN_ID_FILE).read_text()
     again = train(tmp_path, [*SAVES.split(), *WANDB.split()], ours=SEEDED)

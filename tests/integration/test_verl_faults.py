@@ -1,7 +1,5 @@
 """What goes wrong with the drafter in an engine of a veRL job is on the job's console, once, and in its metrics."""
 
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("verl")
@@ -14,7 +12,7 @@ from efficient_rollout.metrics.rollout_record import VALIDATION_PREFIX
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 
-def test_a_drafter_that_strays_and_one_that_fails_are_told_of(tmp_path: Path) -> None:
+def test_a_drafter_that_strays_and_one_that_fails_are_told_of(tmp_path):
     run = train(
         [
             "recipe=grpo_quickstart",

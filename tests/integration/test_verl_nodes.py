@@ -33,7 +33,7 @@ StartNode = Callable[..., None]
 
 
 @pytest.fixture
-def start_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartNode]:
+def start_node(tmp_path, monkeypatch) -> Iterator[StartNode]:
     """`ray start`, the first time of the head, whose address jobs find in Ray's own variable."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     # Ray keeps the cluster's address there, for every later job; and sockets, whose paths must be short.
@@ -64,7 +64,7 @@ def start_on_two_nodes(directory: Path) -> subprocess.Popen:
     return start([*JOB, "trainer.nnodes=2"], directory)
 
 
-def test_two_nodes_train_together(start_node: StartNode, tmp_path: Path) -> None:
+def test_two_nodes_train_together(start_node, tmp_path):
     start_node()
     directory = tmp_path / "job"
     assert "joining the Ray cluster" in log_of(start_on_two_nodes(directory), directory)
@@ -76,7 +76,7 @@ def test_two_nodes_train_together(start_node: StartNode, tmp_path: Path) -> None
     assert metrics[names.SPECULATIVE_TICK_SHARE] > 0.5
 
 
-def test_a_node_without_the_package_is_named(start_node: StartNode, tmp_path: Path) -> None:
+def test_a_node_without_the_package_is_named(start_node, tmp_path):
     without = make_environment(tmp_path / "environment", wheel=None)
     start_node(without / "python")
     directory = tmp_path / "job"
@@ -87,7 +87,7 @@ def test_a_node_without_the_package_is_named(start_node: StartNode, tmp_path: Pa
     assert "Traceback" not in message
 
 
-def test_the_environment_without_is_one(tmp_path: Path) -> None:
+def test_the_environment_without_is_one(tmp_path):
     # Else the test above would prove nothing.
     python = make_environment(tmp_path, wheel=None) / "python"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -23,7 +23,7 @@ BESIDE = {"dapo_qwen2_5_32b": ("reward.reward_kwargs.overlong_buffer_cfg.len=16"
 
 
 @pytest.fixture(scope="module")
-def programs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs(repository, tmp_path_factory) -> Path:
     """Of an environment that has this package from its wheel."""
     wheel = build_wheel(repository, tmp_path_factory.mktemp("wheel"))
     return make_environment(tmp_path_factory.mktemp("environment"), wheel)
@@ -46,7 +46,7 @@ def step_of(recipe: str, programs: Path, directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", recipe_folders())
-def test_a_step(recipe: str, programs: Path, tmp_path: Path) -> None:
+def test_a_step(recipe, programs, tmp_path):
     metrics = step_of(recipe, programs, tmp_path)
     assert ("critic/vf_loss" in metrics) is recipe.startswith("ppo")
     # Few of the tool's questions are answered right at first: a step's groups may be right or wrong as a whole.

@@ -29,7 +29,7 @@ def run_arm(arm: str, directory: Path, *, use_v1: bool) -> Run:
 
 @pytest.mark.parametrize("use_v1", [False, True], ids=["legacy-trainer", "current-trainer"])
 @pytest.mark.parametrize("baseline", ["never", "plain"])
-def test_drafting_changes_no_number_of_a_run(tmp_path: Path, baseline: str, use_v1: bool) -> None:
+def test_drafting_changes_no_number_of_a_run(tmp_path, baseline, use_v1):
     one, other = (run_arm(arm, tmp_path / arm, use_v1=use_v1) for arm in ("drafting", baseline))
     # Plain engines multiply with vLLM's kernels. A draw that is nearly a tie could fall the other way; none has yet.
     assert_identical(one, other, num_steps=NUM_STEPS, without=OF_PRODUCTS if baseline == "plain" else ())

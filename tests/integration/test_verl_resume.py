@@ -85,7 +85,7 @@ def kill(process: subprocess.Popen) -> None:
         segment.unlink(missing_ok=True)
 
 
-def test_a_run_resumed_twice_is_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_resumed_twice_is_one_run(tmp_path, capsys):
     options = [*overrides_of("drafting", tmp_path, use_v1=True), *OPTIONS]
     first = interrupt(tmp_path, options, OURS, behind=2)
     mark = (tmp_path / f"global_step_{first}" / RUN_ID_FILE).read_text()

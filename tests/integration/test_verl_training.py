@@ -1,7 +1,6 @@
 """Whole steps through stock veRL, stock vLLM and Ray, on the nano policy; and that drafting changes none of them."""
 
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -43,7 +42,7 @@ SEEDED = (
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def task(tmp_path_factory) -> list[str]:
     """Overrides that name the policy, the questions and the reward, as a job of one's own does."""
     directory = tmp_path_factory.mktemp("task")
     train_file, validation_file = write_dataset(directory, size="nano", num_train=256, num_validation=32)
@@ -56,7 +55,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def drafting(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def drafting(task, tmp_path_factory) -> Run:
     """Through veRL's own entry point: nothing but the rollout's name and the configuration is ours."""
     directory = tmp_path_factory.mktemp("drafting")
     steps = (f"trainer.total_training_steps={NUM_STEPS}", f"trainer.test_freq={NUM_STEPS}")
@@ -66,7 +65,7 @@ def drafting(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def never(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def never(task, tmp_path_factory) -> Run:
     """Without drafts, through this package's command; ended by Ctrl-C in the middle of a longer training."""
     directory = tmp_path_factory.mktemp("never")
     steps = ("trainer.total_training_steps=500", f"trainer.test_freq={NUM_STEPS}", "trainer.logger=[console,file]")
@@ -87,11 +86,11 @@ def never(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="the native kernels need a CPU with AVX2")
-def test_drafting_changes_no_number_and_ctrl_c_leaves_nothing_behind(drafting: Run, never: Run) -> None:
+def test_drafting_changes_no_number_and_ctrl_c_leaves_nothing_behind(drafting, never):
     assert_identical(drafting, never, num_steps=NUM_STEPS)
 
 
-def test_the_engine_drafts_follows_the_trainer_and_tells(drafting: Run) -> None:
+def test_the_engine_drafts_follows_the_trainer_and_tells(drafting):
     assert sorted(drafting.steps) == [1, 2]
     assert_engine_follows_trainer(drafting, steps=(1, 2))
     assert_reported(drafting)
@@ -103,12 +102,12 @@ def test_the_engine_drafts_follows_the_trainer_and_tells(drafting: Run) -> None:
     assert validation[VALIDATION_PREFIX + "decision_share/unwanted"] > 0.9
 
 
-def test_the_report_draws_the_run(drafting: Run) -> None:
+def test_the_report_draws_the_run(drafting):
     assert main(["report", str(drafting.directory)]) == 0
     assert "this run holds no timeline" not in (drafting.directory / "report.html").read_text()
 
 
-def test_verls_other_loggers_get_the_metrics(drafting: Run) -> None:
+def test_verls_other_loggers_get_the_metrics(drafting):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (events,) = (drafting.directory / "tensorboard_log").rglob("events.out.*")
@@ -127,7 +126,7 @@ def test_verls_other_loggers_get_the_metrics(drafting: Run) -> None:
 
 
 @pytest.mark.slow
-def test_steps_of_the_legacy_trainer(tmp_path: Path) -> None:
+def test_steps_of_the_legacy_trainer(tmp_path):
     steps = ("trainer.total_training_steps=3", "trainer.test_freq=3", "embedded_task.num_validation=64")
     run = train([*overrides_of("drafting", tmp_path, use_v1=False), *steps], tmp_path)
     assert_engine_follows_trainer(run, steps=(1, 2, 3))
@@ -137,7 +136,7 @@ def test_steps_of_the_legacy_trainer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ppo_steps_with_a_critic(task: list[str], tmp_path: Path) -> None:
+def test_ppo_steps_with_a_critic(task, tmp_path):
     options = (
         "recipe=ppo",
         "size=nano",
@@ -157,7 +156,7 @@ def test_ppo_steps_with_a_critic(task: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_terminated_while_its_engine_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_job_that_is_terminated_while_its_engine_starts_leaves_nothing_behind(tmp_path):
     process = start(["trainer.total_training_steps=500", "trainer.test_freq=-1"], tmp_path)
     log = tmp_path / LOG_FILE
     try:

@@ -20,5 +20,5 @@ PLAIN = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 9, 9, 9]]
         ([[0, 2, 3, 4], [5, 6, 7], PLAIN[2]], "1 of 3 .* part behind 0 to 3 tokens \\(median 1.5\\)"),
     ],
 )
-def test_responses_that_part_are_told_with_the_place(ours: list[list[int]], said: str) -> None:
+def test_responses_that_part_are_told_with_the_place(ours, said):
     assert re.search(said, _same(PLAIN, ours))

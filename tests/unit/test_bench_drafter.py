@@ -31,7 +31,7 @@ NUM_WEIGHTS = 8 * 4 * (2 * 2 + 2 * 2) + 3 * 8 * 16 + 8 * 10
 
 
 @pytest.fixture
-def policy(tmp_path: Path) -> Path:
+def policy(tmp_path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path
 
@@ -96,7 +96,7 @@ def measured() -> Measured:
     return found
 
 
-def test_ratios_are_taken_within_a_round_against_the_faster_plain_engine(policy: Path) -> None:
+def test_ratios_are_taken_within_a_round_against_the_faster_plain_engine(policy):
     summary = summarize(plan(policy), measured())
     assert summary["baseline"] == {"1": PLAIN_COMPILED}
     by_k = {row["draft_tokens"]: row for row in summary["drafting"]}
@@ -110,7 +110,7 @@ def test_ratios_are_taken_within_a_round_against_the_faster_plain_engine(policy:
     json.dumps(summary)
 
 
-def test_every_number_of_a_row_is_the_median_of_its_rounds(policy: Path) -> None:
+def test_every_number_of_a_row_is_the_median_of_its_rounds(policy):
     summary = summarize(plan(policy), measured())
     eager, compiled = summary["plain"]
     assert (eager["step_seconds"]["median"], eager["tokens_per_second"]["median"]) == (2.0, 0.5)
@@ -124,7 +124,7 @@ def test_every_number_of_a_row_is_the_median_of_its_rounds(policy: Path) -> None
     assert row["part_seconds"] == {"target_forward": 2.0}
 
 
-def test_the_eager_plain_engine_is_the_baseline_where_it_is_faster() -> None:
+def test_the_eager_plain_engine_is_the_baseline_where_it_is_faster():
     runs = [plain(PLAIN_EAGER, 1.0, 0), plain(PLAIN_COMPILED, 1.5, 0)]
     runs += [plain(PLAIN_EAGER, 4.0, 0, batch=8), plain(PLAIN_COMPILED, 3.0, 0, batch=8)]
     assert [baseline_of(runs, (PLAIN_EAGER, PLAIN_COMPILED), batch) for batch in (1, 8)] == [
@@ -133,7 +133,7 @@ def test_the_eager_plain_engine_is_the_baseline_where_it_is_faster() -> None:
     ]
 
 
-def test_the_headline_names_r_at_five_verified_positions_and_the_best_k(policy: Path) -> None:
+def test_the_headline_names_r_at_five_verified_positions_and_the_best_k(policy):
     (row,) = summarize(plan(policy), measured())["headline"]
     assert row["draft_tokens"] == 4
     assert row["draft_over_plain"]["median"] == pytest.approx(0.3)
@@ -142,7 +142,7 @@ def test_the_headline_names_r_at_five_verified_positions_and_the_best_k(policy: 
     assert row["best_speedup"]["median"] == pytest.approx(2.0)
 
 
-def test_where_every_k_loses_the_best_is_none(policy: Path) -> None:
+def test_where_every_k_loses_the_best_is_none(policy):
     lost = measured()
     lost.runs = [
         replace(run, decode_seconds=run.decode_seconds * 9) if run.num_draft_tokens else run for run in lost.runs
@@ -151,7 +151,7 @@ def test_where_every_k_loses_the_best_is_none(policy: Path) -> None:
     assert row["best_draft_tokens"] == 0
 
 
-def test_switching_is_compared_with_the_same_ticks_in_steady_runs(policy: Path) -> None:
+def test_switching_is_compared_with_the_same_ticks_in_steady_runs(policy):
     summary = summarize(plan(policy), measured())
     (row,) = summary["switching"]
     assert row["draft_tokens"] == 4
@@ -160,18 +160,18 @@ def test_switching_is_compared_with_the_same_ticks_in_steady_runs(policy: Path) 
 
 
 @pytest.mark.parametrize(("lengths", "shown"), [((1, 4, 8), 4), ((1, 2, 8), 2), ((3, 5), 3), ((7,), 7)])
-def test_the_length_that_is_shown_is_four_or_the_nearest(policy: Path, lengths: tuple[int, ...], shown: int) -> None:
+def test_the_length_that_is_shown_is_four_or_the_nearest(policy, lengths, shown):
     assert plan(policy, lengths=lengths).shown_length == shown
 
 
-def test_requantizing_is_compared_with_the_load_it_follows(policy: Path) -> None:
+def test_requantizing_is_compared_with_the_load_it_follows(policy):
     sync = summarize(plan(policy), measured())["weight_sync"]["int8"]
     assert sync["weight_load_seconds"]["median"] == 4.0
     assert sync["requantize_over_load"]["median"] == 0.25
     assert sync["requantize_over_plain_reload"]["median"] == 0.5
 
 
-def test_the_byte_ratio_counts_what_a_draft_step_reads(policy: Path) -> None:
+def test_the_byte_ratio_counts_what_a_draft_step_reads(policy):
     memory = summarize(plan(policy), measured())["memory"]["int8"]
     assert memory["policy_read_bytes"] == 4 * NUM_WEIGHTS
     assert memory["byte_ratio"] == memory["memory_ratio"] == 0.25
@@ -190,7 +190,7 @@ def blocks(text: str) -> list[list[list[str]]]:
     return [[re.split(r"\s{2,}", line) for line in block.splitlines()] for block in text.split("\n\n")]
 
 
-def test_the_table_shows_every_row_and_marks_those_that_lose(policy: Path) -> None:
+def test_the_table_shows_every_row_and_marks_those_that_lose(policy):
     plain_rows, drafting_rows, headline, _, _ = blocks(table(summarize(plan(policy), measured())))
     assert [row[0] for row in plain_rows[1:]] == ["plain eager", "plain compiled *"]
     assert plain_rows[1][2:] == ["2000.00 [2000.00, 20000.00]", "0.5"]
@@ -204,7 +204,7 @@ def test_the_table_shows_every_row_and_marks_those_that_lose(policy: Path) -> No
                            "2.000 [2.000, 2.000]", "0.250"]  # fmt: skip
 
 
-def test_drafters_are_told_apart(policy: Path) -> None:
+def test_drafters_are_told_apart(policy):
     found, other = measured(), measured()
     found.runs += [
         replace(run, arm="other", tick_seconds=9 * run.tick_seconds, decode_seconds=9 * run.decode_seconds)
@@ -222,13 +222,13 @@ def test_drafters_are_told_apart(policy: Path) -> None:
     assert summary["weight_sync"]["other"]["requantize_seconds"]["median"] == 0.5
 
 
-def test_a_plain_engines_ticks_are_the_pauses_between_its_answers() -> None:
+def test_a_plain_engines_ticks_are_the_pauses_between_its_answers():
     # Prefill, requests still arriving, then 0.1 s a tick with one stall.
     answers = [1.0, 1.5, 1.6, 1.9, 2.0, 2.1, 5.1, 5.2]
     assert plain_passes(answers)["tick_seconds"] == pytest.approx(0.1)
 
 
-def test_acceptance_tells_reached_positions_from_all() -> None:
+def test_acceptance_tells_reached_positions_from_all():
     stats = RolloutStats(
         num_verify_passes=4,
         num_draft_tokens=12,
@@ -243,13 +243,13 @@ def test_acceptance_tells_reached_positions_from_all() -> None:
     assert acceptance(RolloutStats())["mean_accepted_length"] is None
 
 
-def test_only_responses_that_go_on_reach_the_next_segment() -> None:
+def test_only_responses_that_go_on_reach_the_next_segment():
     texts = [(5,), (6,), (7,)]
     continued = unfinished(texts, [[8, 8, 8], [8, 2], [8, 8, 2]], 3, (2,))
     assert continued == [(5, 8, 8, 8)]
 
 
-def test_the_acceptance_table_shows_segments_without_drafts_too() -> None:
+def test_the_acceptance_table_shows_segments_without_drafts_too():
     row = {"checkpoint": "policy", "drafter": "int8", "temperature": 0.0, "from_token": 256, "to_token": 384}
     stats = RolloutStats(
         num_verify_passes=1,
@@ -264,7 +264,7 @@ def test_the_acceptance_table_shows_segments_without_drafts_too() -> None:
     assert drafted[4:] == ["7", "1", "2.00", "1.000 0.000 -"]
 
 
-def test_an_arm_can_carry_settings_of_the_drafter() -> None:
+def test_an_arm_can_carry_settings_of_the_drafter():
     drafters = drafters_of("int8,int4:group_size=128:quantize_output_head=false", 8)
     assert list(drafters) == ["int8", "int4:group_size=128:quantize_output_head=false"]
     int4 = drafters["int4:group_size=128:quantize_output_head=false"].drafter
@@ -273,7 +273,7 @@ def test_an_arm_can_carry_settings_of_the_drafter() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "int9", "int4:group_size=7", "int4:128", "int8,int8", "int8:colour=red"])
-def test_a_wrong_arm_is_refused(text: str) -> None:
+def test_a_wrong_arm_is_refused(text):
     with pytest.raises(ConfigError):
         drafters_of(text, 4)
 
@@ -284,7 +284,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(["bench", "drafter", *arguments])
 
 
-def test_auto_becomes_a_dtype_before_anything_is_written(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_becomes_a_dtype_before_anything_is_written(policy, monkeypatch):
     pytest.importorskip("efficient_rollout.measuring.offline")
     torch = pytest.importorskip("torch")
     for capability, dtype in (("AVX2", "float32"), ("DEFAULT", "float32"), ("AVX512", "bfloat16")):
@@ -299,7 +299,7 @@ def test_auto_becomes_a_dtype_before_anything_is_written(policy: Path, monkeypat
     assert asked.dtype == "bfloat16"
 
 
-def test_random_prompts_already_have_the_length_of_the_context(policy: Path) -> None:
+def test_random_prompts_already_have_the_length_of_the_context(policy):
     made, _ = plan_of(parsed("--model", str(policy), "--context", "256", "--dtype", "float32", "--batches", "1,4"))
     assert {len(prompt) for prompt in made.prompts} == {256 - 32}
     assert len(made.prompts) >= 4
@@ -317,12 +317,12 @@ def test_random_prompts_already_have_the_length_of_the_context(policy: Path) -> 
         (["--also-model", "after=x"], "--acceptance"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(policy: Path, arguments: list[str], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(policy, arguments, message):
     with pytest.raises(ConfigError, match=message):
         plan_of(parsed("--model", str(policy), *arguments))
 
 
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     for name, layers in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))

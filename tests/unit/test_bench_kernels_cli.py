@@ -1,7 +1,6 @@
 """`bench kernels` times every kernel that runs here, and shows each of them at each number of rows."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from efficient_rollout.tables import spread
 pytest.importorskip("vllm", reason="the stock kernel is vLLM's")
 
 
-def test_every_kernel_is_timed_at_every_number_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kernel_is_timed_at_every_number_of_rows(tmp_path, capsys):
     out = tmp_path / "kernels.json"
     arguments = ["--outputs", "256", "--inputs", "128", "--rows", "1,3", "--rounds", "2", "--dtype", "float32"]
     assert main(["bench", "kernels", *arguments, "--json", str(out)]) == 0
@@ -30,7 +29,7 @@ def test_every_kernel_is_timed_at_every_number_of_rows(tmp_path: Path, capsys: p
     assert document["provenance"]["packages"]
 
 
-def test_the_table_keeps_kernels_and_rows_apart() -> None:
+def test_the_table_keeps_kernels_and_rows_apart():
     timed = [
         {"kernel": name, "rows": rows, "seconds": spread([rows * scale / 2, rows * scale, rows * scale * 3])}
         for name, scale in (("a", 1e-3), ("b", 2e-3))
@@ -49,6 +48,6 @@ def test_the_table_keeps_kernels_and_rows_apart() -> None:
         (["--rows", "0"], "--rows must be positive"),
     ],
 )
-def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_one_line(arguments, message, capsys):
     assert main(["bench", "kernels", *arguments]) != 0
     assert message in capsys.readouterr().err

@@ -123,7 +123,7 @@ FILES = {
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
+def package(tmp_path) -> Path:
     for name, text in FILES.items():
         path = tmp_path / "package" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,14 +132,14 @@ def package(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_code_for_gpus_counts_and_a_cpu_s_or_another_room_s_does_not(package: Path, name: str) -> None:
+def test_code_for_gpus_counts_and_a_cpu_s_or_another_room_s_does_not(package, name):
     before = sources_digest(package)
     (package / name).write_text(FILES[name] + "\n\nx = 2\n")
     counts = name in ("drafter/cuda/kernel.py", "drafter/packed.py", "engine/gpu/worker.py")
     assert (sources_digest(package) != before) is counts
 
 
-def test_docstrings_comments_and_layout_do_not_count(package: Path) -> None:
+def test_docstrings_comments_and_layout_do_not_count(package):
     before = sources_digest(package)
     (package / "drafter/cuda/kernel.py").write_text(
         '"""Another text."""\nfrom package.drafter.packed import pack\n\n'

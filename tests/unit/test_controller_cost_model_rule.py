@@ -18,7 +18,7 @@ def observe(rule: CostModelRule, k: int, accepted: int, tries: int = 100) -> Non
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(1, 7), (128, 0)])
-def test_cost_model_drafts_in_small_batches_and_not_in_large_ones(batch: int, expected: int) -> None:
+def test_cost_model_drafts_in_small_batches_and_not_in_large_ones(batch, expected):
     table = a100_ticks()
     rule = make_rule("cost_model", RuleInputs(max_draft_tokens=7, table=table, prior_acceptance=0.99))
     choices = []
@@ -33,14 +33,14 @@ def test_cost_model_drafts_in_small_batches_and_not_in_large_ones(batch: int, ex
     assert np.median(choices) == expected
 
 
-def test_cost_model_decodes_plainly_while_prompts_are_computed() -> None:
+def test_cost_model_decodes_plainly_while_prompts_are_computed():
     rule = CostModelRule(a100_ticks(), 7)
     assert rule.decide(state(1, prefill=1)) == Decision(0, "prefill")
     assert rule.decide(state(0)) == Decision(0, "idle")
 
 
 @pytest.mark.parametrize("slowness", [1.0, 1.5])
-def test_predicted_against_measured_speed_up(slowness: float) -> None:
+def test_predicted_against_measured_speed_up(slowness):
     table = a100_ticks()
     rule = CostModelRule(table, 7)
     plain_s, tick_s = (float(table.by_length(2, 1024.0)[k]) for k in (0, 4))
@@ -55,7 +55,7 @@ def test_predicted_against_measured_speed_up(slowness: float) -> None:
     assert rule.take_speedup() == SpeedupSums(), "taken once"
 
 
-def test_plain_and_prefill_ticks_say_nothing_of_the_speed_up() -> None:
+def test_plain_and_prefill_ticks_say_nothing_of_the_speed_up():
     table = a100_ticks()
     rule = CostModelRule(table, 7)
     for k, prefill in ((0, False), (0, False), (4, True), (4, True)):
@@ -67,14 +67,14 @@ def test_plain_and_prefill_ticks_say_nothing_of_the_speed_up() -> None:
 
 
 @pytest.mark.parametrize(("accepted", "decision"), [(90, (1, "drafting_is_faster")), (40, (0, "plain_is_faster"))])
-def test_what_was_accepted_decides(accepted: int, decision: tuple[int, str]) -> None:
+def test_what_was_accepted_decides(accepted, decision):
     rule = CostModelRule(KnownTicks(1.0, 1.6), 1)
     for _ in range(20):
         observe(rule, 1, accepted)
     assert rule.decide(state(1)) == Decision(*decision)
 
 
-def test_new_weights_are_drafted_for_again() -> None:
+def test_new_weights_are_drafted_for_again():
     rule = CostModelRule(KnownTicks(1.0, 1.6), 1)
     for _ in range(20):
         observe(rule, 1, 0)
@@ -83,13 +83,13 @@ def test_new_weights_are_drafted_for_again() -> None:
     assert rule.decide(state(1)).num_draft_tokens == 1, "as much is assumed of them as of the first"
 
 
-def test_the_limit_of_a_tick_is_kept() -> None:
+def test_the_limit_of_a_tick_is_kept():
     rule = CostModelRule(KnownTicks(1.0, 1.0, 1.0), 2)
     assert rule.decide(state(1)).num_draft_tokens == 2
     assert rule.decide(state(1, limit=1)).num_draft_tokens == 1
 
 
-def test_copies_that_stand_make_longer_drafts_pay() -> None:
+def test_copies_that_stand_make_longer_drafts_pay():
     table = a100_ticks()
     chosen = {}
     for num_kept in (0, 1500):
@@ -103,7 +103,7 @@ def test_copies_that_stand_make_longer_drafts_pay() -> None:
     assert chosen[1500] > chosen[0]
 
 
-def test_copies_cost_rows_and_save_passes() -> None:
+def test_copies_cost_rows_and_save_passes():
     table = a100_ticks()
     alone, more = table.by_length(2, 1024.0), table.by_length(8, 1024.0)
     _, draft, verify = table.model.pass_seconds(11, 2, np.array([1024.0]))
@@ -115,7 +115,7 @@ def test_copies_cost_rows_and_save_passes() -> None:
     assert more[4] > alone[4]
 
 
-def test_averages_begin_at_what_is_assumed_and_positions_lean_on_each_other() -> None:
+def test_averages_begin_at_what_is_assumed_and_positions_lean_on_each_other():
     averages = AcceptanceAverages(2, prior_acceptance=0.75)
     assert averages.expected_tokens() == [1.0, 1.75, 1.75 + 0.75**2]
     averages.observe((8, 4), (4, 2))
@@ -125,7 +125,7 @@ def test_averages_begin_at_what_is_assumed_and_positions_lean_on_each_other() ->
     assert averages.expected_tokens() == [1.0, 1.0 + first, 1.0 + first + first * second]
 
 
-def test_other_weights_are_learned_from_the_beginning() -> None:
+def test_other_weights_are_learned_from_the_beginning():
     averages = AcceptanceAverages(1, prior_acceptance=0.75)
     averages.observe((800,), (0,))
     assert averages.by_position()[0] < 0.05
@@ -133,7 +133,7 @@ def test_other_weights_are_learned_from_the_beginning() -> None:
     assert averages.by_position() == [0.75]
 
 
-def test_no_more_than_4000_attempts_count() -> None:
+def test_no_more_than_4000_attempts_count():
     averages = AcceptanceAverages(1, prior_acceptance=0.5)
     for _ in range(500):
         averages.observe((80,), (40,))
@@ -143,7 +143,7 @@ def test_no_more_than_4000_attempts_count() -> None:
     assert averages.by_position()[0] == pytest.approx(expected, abs=0.001), "a slow drift is followed"
 
 
-def test_acceptance_is_recovered_per_position() -> None:
+def test_acceptance_is_recovered_per_position():
     averages, rng = AcceptanceAverages(4, prior_acceptance=0.5), np.random.default_rng(0)
     truth = (0.95, 0.9, 0.8, 0.6)
     for _ in range(500):

@@ -61,7 +61,7 @@ def test_never_and_always_do_not_look_at_the_batch():
         assert Always(4).decide(state(batch)) == Decision(4, "always")
 
 
-def test_counts_of_passes_add_up() -> None:
+def test_counts_of_passes_add_up():
     counts = DraftCounts(num_passes=1, num_chains_fed=2, num_copies=3, num_copies_kept=4)
     counts.add(DraftCounts(num_passes=10, num_chains_fed=20, num_copies=30, num_copies_kept=40))
     assert counts == DraftCounts(num_passes=11, num_chains_fed=22, num_copies=33, num_copies_kept=44)

@@ -24,7 +24,7 @@ SHAPE = ModelShape(
 WEIGHTS, COMPUTE, KV = (PARAMETERS.index(p) for p in ("weight_read_s", "row_compute_s", "kv_read_s_per_token"))
 
 
-def test_byte_counts_take_the_place_of_guesses_in_the_prior() -> None:
+def test_byte_counts_take_the_place_of_guesses_in_the_prior():
     guess, doubt = prior(0.010)
     mean, sd = prior(0.010, SHAPE)
     per_byte_s = np.exp(guess[PLAIN, WEIGHTS]) / 8e9
@@ -34,7 +34,7 @@ def test_byte_counts_take_the_place_of_guesses_in_the_prior() -> None:
     assert sd[DRAFT, WEIGHTS] < doubt[DRAFT, WEIGHTS]
 
 
-def test_the_rates_are_those_the_fitted_plain_step_implies() -> None:
+def test_the_rates_are_those_the_fitted_plain_step_implies():
     model = a100_profile().model
     log_parameters = model.log_parameters.copy()
     log_parameters[PLAIN, [WEIGHTS, COMPUTE]] = np.log([0.004, 1e-4])
@@ -42,7 +42,7 @@ def test_the_rates_are_those_the_fitted_plain_step_implies() -> None:
     assert effective_rates(changed, SHAPE) == pytest.approx({"bandwidth_bytes_per_s": 2e12, "operations_per_s": 8e13})
 
 
-def test_the_error_of_a_point_is_the_one_without_it() -> None:
+def test_the_error_of_a_point_is_the_one_without_it():
     profile = a100_profile()
     model, points = profile.model, list(profile.measured)
     seconds = np.array(list(profile.measured.values()))
@@ -60,7 +60,7 @@ def test_the_error_of_a_point_is_the_one_without_it() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_measurement_that_is_no_time_is_refused(seconds: float) -> None:
+def test_a_measurement_that_is_no_time_is_refused(seconds):
     points = [Point(kind, k, 1, 256) for kind, k in ((PLAIN, 0), (DRAFT, 3), (VERIFY, 3))]
     with pytest.raises(ProfileError, match="must be positive and finite"):
         calibrate(points, lambda _: seconds, key=ProfileKey())

@@ -4,14 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-import pytest
-
 from efficient_rollout.cost_model.cli import add_calibrate_arguments, run_calibrate
 
 DATA = Path(__file__).parent.parent / "data"
 
 
-def test_calibrate_writes_provenance_and_held_out_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_writes_provenance_and_held_out_error(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_calibrate_arguments(parser)
     table, out = DATA / "sweep_a100_tp1_qwen257b.csv", tmp_path / "p.json"

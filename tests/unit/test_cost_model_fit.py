@@ -4,9 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +50,7 @@ def profile() -> Profile:
     return calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"))
 
 
-def test_fit_recovers_the_parameters_that_made_the_data() -> None:
+def test_fit_recovers_the_parameters_that_made_the_data():
     truth, seconds = synthetic()
     points = PointArray.of(GRID)
     fitted = fit_parameters(points, seconds, NO_PADDING, ResidualScales())
@@ -62,7 +60,7 @@ def test_fit_recovers_the_parameters_that_made_the_data() -> None:
     np.testing.assert_allclose(np.exp(fitted[VERIFY, column]), np.exp(truth[VERIFY, column]), rtol=0.15)
 
 
-def test_one_wild_point_does_not_move_the_shape() -> None:
+def test_one_wild_point_does_not_move_the_shape():
     _, seconds = synthetic()
     seconds[GRID.index(Point(VERIFY, 7, 16, 1024))] *= 5
     points = PointArray.of(GRID)
@@ -71,7 +69,7 @@ def test_one_wild_point_does_not_move_the_shape() -> None:
     assert np.median(error) < 0.02
 
 
-def test_corrections_reproduce_measured_points_and_fade_far_away(profile: Profile) -> None:
+def test_corrections_reproduce_measured_points_and_fade_far_away(profile):
     measured = list(profile.measured)
     predicted = profile.model.seconds(PointArray.of(measured))
     np.testing.assert_allclose(predicted, list(profile.measured.values()), rtol=0.02)
@@ -81,20 +79,20 @@ def test_corrections_reproduce_measured_points_and_fade_far_away(profile: Profil
     np.testing.assert_allclose(profile.model.seconds(far), bare.seconds(far), rtol=0.01)
 
 
-def test_padding_follows_the_measured_steps() -> None:
+def test_padding_follows_the_measured_steps():
     verify = PointArray.of([Point(VERIFY, 11, 16, 1), Point(VERIFY, 3, 2, 1), Point(VERIFY, 7, 5, 1)])
     assert RowPadding().rows(verify).tolist() == [256.0, 16.0, 64.0]
     draft = PointArray.of([Point(DRAFT, 11, 16, 1), Point(DRAFT, 3, 16, 1), Point(DRAFT, 11, 64, 1)])
     assert RowPadding().rows(draft).tolist() == [32.0, 16.0, 80.0]
 
 
-def test_held_out_error_is_stated_per_pass(profile: Profile) -> None:
+def test_held_out_error_is_stated_per_pass(profile):
     assert set(profile.held_out_error) == {"leave_one_out", "plain", "draft", "verify"}
     assert profile.held_out_error["verify"]["median"] < 0.05
     assert profile.held_out_error["plain"]["median"] < 0.03
 
 
-def test_a_tick_is_k_draft_steps_and_a_verify_pass(profile: Profile) -> None:
+def test_a_tick_is_k_draft_steps_and_a_verify_pass(profile):
     context = np.array([256.0, 1000.0])
     seconds = profile.model.tick_seconds(7, 8, context)
     for column, tokens in enumerate((256, 1000)):
@@ -104,13 +102,13 @@ def test_a_tick_is_k_draft_steps_and_a_verify_pass(profile: Profile) -> None:
         np.testing.assert_allclose(seconds[[0, 5], column], [plain, 5 * draft + verify])
 
 
-def test_tick_table_agrees_with_the_model(profile: Profile) -> None:
+def test_tick_table_agrees_with_the_model(profile):
     table = TickTable(profile.model, 7)
     direct = profile.model.tick_seconds(7, 8, np.array([700.0]))[:, 0]
     np.testing.assert_allclose(table.by_length(8, 700.0), direct, rtol=0.005)
 
 
-def test_profile_survives_the_disk(profile: Profile, tmp_path: Path) -> None:
+def test_profile_survives_the_disk(profile, tmp_path):
     path = tmp_path / "deep" / "profile.json"
     save_profile(profile, path)
     again = load_profile(path)
@@ -120,7 +118,7 @@ def test_profile_survives_the_disk(profile: Profile, tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["profile.json"]
 
 
-def test_a_profile_of_another_machine_is_refused_with_the_way_out(profile: Profile) -> None:
+def test_a_profile_of_another_machine_is_refused_with_the_way_out(profile):
     with pytest.raises(ProfileError, match=r"hardware: '' != 'H200'.*efficient-rollout calibrate --model m"):
         profile.require(
             ProfileKey(model_shape="Qwen2.5-7B", hardware="H200"), remedy="efficient-rollout calibrate --model m"
@@ -151,9 +149,7 @@ def test_a_profile_of_another_machine_is_refused_with_the_way_out(profile: Profi
         lambda d: d.update(more=1),
     ],
 )
-def test_a_malformed_profile_is_refused(
-    profile: Profile, tmp_path: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
+def test_a_malformed_profile_is_refused(profile, tmp_path, change):
     data = json.loads(json.dumps(profile_to_dict(profile)))
     change(data)
     path = tmp_path / "bad.json"
@@ -174,14 +170,14 @@ def test_a_malformed_profile_is_refused(
         ("model,batch,seq,gamma,mode,median_ms\nm,1,256,0,target_decode,1\nn,1,9,0,target_decode,1\n", "mixes models"),
     ],
 )
-def test_a_malformed_table_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+def test_a_malformed_table_is_refused(tmp_path, text, fault):
     path = tmp_path / "t.csv"
     path.write_text(text)
     with pytest.raises(InputFileError, match=fault):
         read_table(path)
 
 
-def test_too_few_points_and_missing_passes_are_refused() -> None:
+def test_too_few_points_and_missing_passes_are_refused():
     table = LatencyTable("m", {p: 0.01 for p in GRID})
     with pytest.raises(ConfigError, match="at least 12"):
         calibrate_from_table(table, max_points=5)
@@ -214,7 +210,7 @@ class Clock:
         return calibrate(list(self.table.seconds), self.measure, key=ProfileKey(), affords=self.affords)
 
 
-def test_what_does_not_fit_the_time_is_left_out_and_cheap_points_are_not() -> None:
+def test_what_does_not_fit_the_time_is_left_out_and_cheap_points_are_not():
     table = read_table(DATA / "sweep_a100_tp1_qwen257b.csv")
     hurried, patient = Clock(table, 1.0), Clock(table, 1e9)
     profile, unhurried = hurried.calibrate(), patient.calibrate()
@@ -227,7 +223,7 @@ def test_what_does_not_fit_the_time_is_left_out_and_cheap_points_are_not() -> No
     assert max(map(hurried.tick_seconds, left_out)) > max(map(hurried.tick_seconds, hurried.measured))
 
 
-def test_the_cheapest_of_the_start_are_measured_however_long_they_take() -> None:
+def test_the_cheapest_of_the_start_are_measured_however_long_they_take():
     clock = Clock(read_table(DATA / "sweep_a100_tp1_qwen257b.csv"), 0.0)
     profile = clock.calibrate()
     points = sorted(clock.table.seconds)
@@ -236,7 +232,7 @@ def test_the_cheapest_of_the_start_are_measured_however_long_they_take() -> None
     assert {p.kind for p in profile.measured} == {PLAIN, DRAFT, VERIFY}
 
 
-def test_a_machine_that_pads_nothing_is_not_believed_to() -> None:
+def test_a_machine_that_pads_nothing_is_not_believed_to():
     # The Qwen table fits padded rows better, and would get them.
     table = read_table(DATA / "sweep_a100_tp1_qwen257b.csv")
     arguments = list(table.seconds), table.seconds.__getitem__
@@ -244,7 +240,7 @@ def test_a_machine_that_pads_nothing_is_not_believed_to() -> None:
     assert calibrate(*arguments, key=ProfileKey(), padding=NO_PADDING).model.padding == NO_PADDING
 
 
-def test_a_model_config_gives_bytes_and_operations(tmp_path: Path) -> None:
+def test_a_model_config_gives_bytes_and_operations(tmp_path):
     path = tmp_path / "config.json"
     sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
              "num_key_value_heads": 4, "vocab_size": 152064}  # fmt: skip
@@ -257,7 +253,7 @@ def test_a_model_config_gives_bytes_and_operations(tmp_path: Path) -> None:
     assert 1.0e12 < fitted.provenance["effective_rates"]["bandwidth_bytes_per_s"] < 2.1e12
 
 
-def test_a_shape_counts_every_matrix_once(tmp_path: Path) -> None:
+def test_a_shape_counts_every_matrix_once(tmp_path):
     path = tmp_path / "config.json"
     sizes = {"hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 5, "vocab_size": 100}  # fmt: skip
@@ -276,7 +272,7 @@ def test_a_shape_counts_every_matrix_once(tmp_path: Path) -> None:
             read_model_shape(path)
 
 
-def test_expected_tokens_formulas_agree() -> None:
+def test_expected_tokens_formulas_agree():
     assert expected_tokens(1.0, 7) == 8.0
     assert expected_tokens(0.0, 7) == 1.0
     np.testing.assert_allclose(expected_tokens_by_position([0.9] * 5), [expected_tokens(0.9, k) for k in range(6)])
@@ -285,7 +281,7 @@ def test_expected_tokens_formulas_agree() -> None:
         expected_tokens(1.2, 3)
 
 
-def test_the_pure_packages_import_with_numpy_alone() -> None:
+def test_the_pure_packages_import_with_numpy_alone():
     code = (
         "import sys, pkgutil, importlib\n"
         "for name in ('torch','vllm','verl','pydantic','scipy'): sys.modules[name] = None\n"

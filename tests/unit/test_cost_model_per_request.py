@@ -50,13 +50,13 @@ def gain(ticks: Ticks, halves: tuple[float, float]) -> float:
 
 
 @pytest.mark.parametrize("name", ["sweep_a100_tp1_qwen257b.csv", "sweep_a100_tp1_llama318binstruct.csv"])
-def test_lengths_per_request_gain_next_to_nothing_over_the_best_common_one(name: str) -> None:
+def test_lengths_per_request_gain_next_to_nothing_over_the_best_common_one(name):
     model = calibrate_from_table(read_table(DATA / name)).model
     cells = [Ticks(model, batch, context) for batch, context in itertools.product(BATCHES, CONTEXTS)]
     assert max(gain(ticks, halves) for ticks, halves in itertools.product(cells, HALVES)) < 0.001
 
 
-def test_they_would_gain_if_requests_paid_for_their_rows_alone() -> None:
+def test_they_would_gain_if_requests_paid_for_their_rows_alone():
     ticks = Ticks(calibrate_from_table(read_table(DATA / "sweep_a100_tp1_qwen257b.csv")).model, 32, 2048)
     ticks.draft_s, ticks.half_draft_s = np.full(MAX_DRAFTS, 1e-3), 0.5e-3
     ticks.verify_s = 1e-3 * np.arange(1.0, MAX_DRAFTS + 2.0) + 5e-3

@@ -36,7 +36,7 @@ def regrets(table: LatencyTable, profile: Profile) -> list[float]:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_thirty_points_lose_little_to_the_best_choice_in_hindsight(name: str) -> None:
+def test_thirty_points_lose_little_to_the_best_choice_in_hindsight(name):
     table = read_table(DATA / name)
     profile = calibrate_from_table(table)
     assert len(profile.measured) <= 30
@@ -66,14 +66,14 @@ def perturbed_mixture(seed: int) -> LatencyTable:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_same_settings_carry_over_to_models_they_were_not_chosen_on(seed: int) -> None:
+def test_the_same_settings_carry_over_to_models_they_were_not_chosen_on(seed):
     table = perturbed_mixture(seed)
     lost = regrets(table, calibrate_from_table(table))
     assert np.mean(lost) <= 0.007
     assert max(lost) <= 0.15
 
 
-def test_the_rows_that_were_not_chosen_take_no_part() -> None:
+def test_the_rows_that_were_not_chosen_take_no_part():
     table = read_table(DATA / TABLES[0])
     profile = calibrate_from_table(table)
     poisoned = {p: s if p in profile.measured else 7.0 for p, s in table.seconds.items()}

@@ -24,9 +24,7 @@ def report(*arguments: object) -> int:
     return main(["report", *map(str, arguments)])
 
 
-def test_the_page_is_one_file_in_the_run_directory_and_its_path_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_is_one_file_in_the_run_directory_and_its_path_is_printed(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     before = {path.name for path in run.iterdir()}
     assert report(run) == 0
@@ -35,7 +33,7 @@ def test_the_page_is_one_file_in_the_run_directory_and_its_path_is_printed(
     assert (run / "report.html").read_text().rstrip().endswith("</html>")
 
 
-def test_another_file_a_baseline_and_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_a_baseline_and_the_browser(tmp_path, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(cli.webbrowser, "open", lambda url: opened.append(url) or True)
     own, plain = write_run(tmp_path / "own"), write_run(tmp_path / "plain", speed=1000.0, drafting=False, seed=1)
@@ -67,9 +65,7 @@ def metrics_text(*records: Any) -> str:
     ],
 )
 @pytest.mark.parametrize("role", ["run", "baseline"])
-def test_a_directory_that_holds_no_run_is_one_clear_error(
-    files: dict[str, str | bytes] | None, named: str, role: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_directory_that_holds_no_run_is_one_clear_error(files, named, role, tmp_path, capsys):
     bad = tmp_path / "bad"
     if files is not None:
         bad.mkdir()
@@ -85,9 +81,7 @@ def test_a_directory_that_holds_no_run_is_one_clear_error(
     assert (printed.err.count("\n"), printed.out, out.exists()) == (1, "", False)
 
 
-def test_a_baseline_of_another_recipe_is_refused_with_the_keys_that_differ(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_baseline_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path, capsys):
     own = write_run(tmp_path / "own")
     other = write_run(tmp_path / "other", algorithm={"adv_estimator": "gae"})
     assert report(own, "--baseline", other) == 2
@@ -97,15 +91,13 @@ def test_a_baseline_of_another_recipe_is_refused_with_the_keys_that_differ(
     assert not (own / "report.html").exists()
 
 
-def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path, capsys):
     run = write_run(tmp_path / "run", num_steps=2)
     assert report(run, "--out", run / "metrics.jsonl" / "page.html") == 2
     assert "choose another file with --out" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_named_with_its_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch, capsys):
     for module in ("plotly", "yaml"):
         monkeypatch.setitem(sys.modules, module, None)
     assert report(write_run(tmp_path / "run", num_steps=2)) == 2
@@ -132,7 +124,7 @@ def wait_for(path: Path, text: str, *, times: int = 1, seconds: float = 30.0) ->
 
 
 @pytest.fixture
-def watcher(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def watcher(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `report --watch` as users do; none of them outlives the test."""
     started: list[subprocess.Popen[str]] = []
 
@@ -152,9 +144,7 @@ def watcher(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
-def test_a_watched_run_gets_its_page_anew_after_each_step(
-    tmp_path: Path, watcher: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_watched_run_gets_its_page_anew_after_each_step(tmp_path, watcher):
     run = write_run(tmp_path / "run", num_steps=3)
     lines = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").unlink()
@@ -179,9 +169,7 @@ def test_a_watched_run_gets_its_page_anew_after_each_step(
     assert not list(run.glob(".report.html*"))
 
 
-def test_a_full_disk_is_told_once_and_a_page_is_written_when_there_is_room(
-    tmp_path: Path, watcher: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_full_disk_is_told_once_and_a_page_is_written_when_there_is_room(tmp_path, watcher):
     run = write_run(tmp_path / "run", num_steps=2)
     process = watcher(run, "--out", tmp_path / "page.html")
     wait_for(tmp_path / "page.html", "2 steps, 1 to 2")
@@ -198,6 +186,6 @@ def test_a_full_disk_is_told_once_and_a_page_is_written_when_there_is_room(
     wait_for(tmp_path / "page.html", "3 steps, 1 to 3")
 
 
-def test_a_directory_that_is_none_is_not_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_that_is_none_is_not_watched(tmp_path, capsys):
     assert report(tmp_path / "none", "--watch") == 2
     assert "is no directory" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """What is drawn of a step's responses: a line for each, in the colours of its draft lengths, the last to end on top."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def drawn(timelines: StepTimelines) -> dict[tuple[str, str, float], list[Any]]:
     return found
 
 
-def test_each_response_is_drawn_from_its_start_to_its_end_by_what_it_drafted() -> None:
+def test_each_response_is_drawn_from_its_start_to_its_end_by_what_it_drafted():
     # Of rows of 12 pixels: what was accepted of all, of none, of half, of a quarter.
     assert drawn(of([SHORT, LAST, PLAIN])) == {
         ("no drafts", LENGTH_COLOURS[0], 2.16): [(0, 1.0, 2.0), (0, 4.0, 6.0), (1, 0.0, 6.0)],
@@ -51,7 +50,7 @@ def test_each_response_is_drawn_from_its_start_to_its_end_by_what_it_drafted() -
     }
 
 
-def test_the_end_of_each_tells_its_numbers_and_the_note_who_was_waited_for() -> None:
+def test_the_end_of_each_tells_its_numbers_and_the_note_who_was_waited_for():
     panel = lanes_panel(of([SHORT, LAST], [PLAIN], num_responses=40))
     assert panel.figure is not None
     (ends,) = (trace for trace in panel.figure.data if trace.mode == "markers")
@@ -66,11 +65,11 @@ def test_the_end_of_each_tells_its_numbers_and_the_note_who_was_waited_for() -> 
     assert "Each engine counts from its own zero." in panel.note
 
 
-def test_a_step_without_responses_says_so() -> None:
+def test_a_step_without_responses_says_so():
     assert (lanes_panel(of([])).figure, lanes_panel(of([], [])).key) == (None, "")
 
 
-def test_a_thousand_responses_of_several_engines_are_few_lines_on_a_small_page(tmp_path: Path) -> None:
+def test_a_thousand_responses_of_several_engines_are_few_lines_on_a_small_page(tmp_path):
     timelines = step_timelines(4, num_engines=4, num_requests=1024)
     figure = lanes_panel(timelines).figure
     assert figure is not None
@@ -84,7 +83,7 @@ def test_a_thousand_responses_of_several_engines_are_few_lines_on_a_small_page(t
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])
-def test_a_click_on_the_tail_leads_to_who_ran_then(width: int, scheme: str, tmp_path: Path) -> None:
+def test_a_click_on_the_tail_leads_to_who_ran_then(width, scheme, tmp_path):
     browser()
     page = tmp_path / "page.html"
     page.write_text(render(read_run(write_run(tmp_path / "run"))), encoding="utf-8")

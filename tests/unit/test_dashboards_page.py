@@ -47,19 +47,19 @@ def num_figures(own: Run, baseline: Run | None = None) -> int:
     return sum(panel.figure is not None for section in sections(own, baseline) for panel in section.panels)
 
 
-def test_the_questions_come_in_the_order_a_reader_asks_them(tmp_path: Path) -> None:
+def test_the_questions_come_in_the_order_a_reader_asks_them(tmp_path):
     page = render(*pair(tmp_path))
     assert re.findall(r'<section id="(\w+)">', page) == [*KEYS, "origin"]
     assert page.count("<h2>Is it faster?</h2>") == 1
 
 
-def test_an_origin_says_none_where_there_are_none(tmp_path: Path) -> None:
+def test_an_origin_says_none_where_there_are_none(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "provenance.json").write_text(json.dumps({"hardware": {"gpus": [], "num_cores": 2}}))
     assert "gpus none, num_cores 2" in render(read_run(run))
 
 
-def test_the_page_needs_no_other_file_and_holds_the_library_once(tmp_path: Path) -> None:
+def test_the_page_needs_no_other_file_and_holds_the_library_once(tmp_path):
     page = render(*pair(tmp_path))
     around = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", around)
@@ -67,13 +67,13 @@ def test_the_page_needs_no_other_file_and_holds_the_library_once(tmp_path: Path)
     assert len(page) < 6e6
 
 
-def test_without_a_baseline_nothing_is_said_to_be_faster(tmp_path: Path) -> None:
+def test_without_a_baseline_nothing_is_said_to_be_faster(tmp_path):
     said = answers(pair(tmp_path)[0])
     assert said["speed"].startswith("Cannot tell: no baseline was given")
     assert said["training"].startswith("Cannot tell: no baseline was given")
 
 
-def test_a_run_beside_itself_is_neither_faster_nor_different(tmp_path: Path) -> None:
+def test_a_run_beside_itself_is_neither_faster_nor_different(tmp_path):
     own, _ = pair(tmp_path)
     said = answers(own, own)
     assert said["speed"].count("cannot tell") == 2
@@ -81,13 +81,13 @@ def test_a_run_beside_itself_is_neither_faster_nor_different(tmp_path: Path) -> 
     assert said["training"].startswith("No difference can be told")
 
 
-def test_a_run_that_is_slower_is_said_to_be_slower(tmp_path: Path) -> None:
+def test_a_run_that_is_slower_is_said_to_be_slower(tmp_path):
     own, plain = pair(tmp_path)
     assert answers(own, plain)["speed"].startswith("Rollouts are faster: 1.4")
     assert answers(plain, own)["speed"].startswith("Rollouts are slower: 0.6")
 
 
-def test_a_sick_engine_is_named_with_its_first_step(tmp_path: Path) -> None:
+def test_a_sick_engine_is_named_with_its_first_step(tmp_path):
     def fault(record: dict[str, Any]) -> dict[str, Any]:
         return record | {names.DRAFTER_FAULTS: int(record["step"] == 7), names.STALE_DRAFTER: int(record["step"] > 9)}
 
@@ -104,7 +104,7 @@ def test_a_sick_engine_is_named_with_its_first_step(tmp_path: Path) -> None:
     )
 
 
-def test_a_slow_engine_stands_beside_the_mean(tmp_path: Path) -> None:
+def test_a_slow_engine_stands_beside_the_mean(tmp_path):
     def of_three(record: dict[str, Any]) -> dict[str, Any]:
         tokens = {names.ENGINE_MIN_PREFIX: 300.0, names.ENGINE_MEAN_PREFIX: 900.0, names.ENGINE_MAX_PREFIX: 1200.0}
         spread = {names.over_engines(prefix, names.TOKENS_PER_SECOND): value for prefix, value in tokens.items()}
@@ -139,7 +139,7 @@ def test_a_slow_engine_stands_beside_the_mean(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_numbers_that_are_missing_or_absurd_leave_gaps_in_a_whole_page(change: Any, tmp_path: Path) -> None:
+def test_numbers_that_are_missing_or_absurd_leave_gaps_in_a_whole_page(change, tmp_path):
     own, plain = pair(tmp_path)
     broken = rewrite(own.directory, change)
     for runs in ((broken, None), (broken, plain), (plain, broken)):
@@ -150,14 +150,14 @@ def test_numbers_that_are_missing_or_absurd_leave_gaps_in_a_whole_page(change: A
         assert not re.search(r"\bnan\b", told), "a gap is no number"
 
 
-def test_a_run_without_a_timeline_says_so(tmp_path: Path) -> None:
+def test_a_run_without_a_timeline_says_so(tmp_path):
     own = write_run(tmp_path / "own")
     (own / "timeline.jsonl").unlink()
     assert answers(read_run(own))["tail"] == "Cannot tell: this run holds no timeline."
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 3000])
-def test_any_number_of_steps_is_few_points_and_says_what_they_stand_for(num_steps: int, tmp_path: Path) -> None:
+def test_any_number_of_steps_is_few_points_and_says_what_they_stand_for(num_steps, tmp_path):
     drawn = sections(*pair(tmp_path, num_steps=num_steps))
     by_step = {"training", "controller", "cost", "engines"}
     panels = [panel for section in drawn if section.key in by_step for panel in section.panels if panel.figure]
@@ -166,7 +166,7 @@ def test_any_number_of_steps_is_few_points_and_says_what_they_stand_for(num_step
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def hostile(tmp_path_factory) -> Run:
     """A run whose labels, settings and origin are markup with a script."""
     run = write_run(tmp_path_factory.mktemp("hostile") / "<b onclick=x>run", num_steps=3)
 
@@ -181,7 +181,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return rewrite(run, change)
 
 
-def test_markup_from_a_file_is_text(hostile: Run) -> None:
+def test_markup_from_a_file_is_text(hostile):
     page = render(hostile)
     assert HOSTILE not in page
     assert "<img" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
@@ -198,7 +198,7 @@ def written(folder: Path, *runs: Run) -> Path:
 @pytest.mark.parametrize(
     ("num_steps", "width", "scheme"), [(12, 1280, "light"), (3, 400, "dark"), (3000, 400, "light")]
 )
-def test_a_browser_draws_every_figure_within_the_page(num_steps: int, width: int, scheme: str, tmp_path: Path) -> None:
+def test_a_browser_draws_every_figure_within_the_page(num_steps, width, scheme, tmp_path):
     browser()
     own, plain = pair(tmp_path, num_steps=num_steps)
     seen = look_at(written(tmp_path, own, plain), tmp_path, width=width, scheme=scheme)
@@ -224,14 +224,14 @@ def test_a_browser_draws_every_figure_within_the_page(num_steps: int, width: int
     assert (contrast(seen["back"], "rgb(0, 0, 0)") < 2.0) == (scheme == "dark")
 
 
-def test_a_browser_runs_no_script_of_a_label(hostile: Run, tmp_path: Path) -> None:
+def test_a_browser_runs_no_script_of_a_label(hostile, tmp_path):
     browser()
     seen = look_at(written(tmp_path, hostile), tmp_path, width=400, scheme="light")
     assert (seen["marked"], seen["faults"], seen["images"], seen["overflow"]) == (False, [], 0, False)
     assert {"<b>bold</b>", HOSTILE} <= set(seen["legends"]), "markup is shown as the text it is"
 
 
-def test_a_browser_prints_every_question(tmp_path: Path) -> None:
+def test_a_browser_prints_every_question(tmp_path):
     browser()
     page = written(tmp_path, *pair(tmp_path))
     out = tmp_path / "page.pdf"
@@ -251,7 +251,7 @@ def lines_of(run: Run, key: str, title: str) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.parametrize("framework", ["verl", "openrlhf"])
-def test_a_long_runs_troubles_are_drawn_as_what_they_are(framework: str, tmp_path: Path) -> None:
+def test_a_long_runs_troubles_are_drawn_as_what_they_are(framework, tmp_path):
     run = read_run(write_troubled_run(tmp_path / "run", framework=framework))
     assert (run.steps, run.resumed, run.short_of_engines) == ([1, 2, 3, 4, 6, 7, 8], [6], [7, 8])
     page = render(run)
@@ -266,7 +266,7 @@ def test_a_long_runs_troubles_are_drawn_as_what_they_are(framework: str, tmp_pat
     assert list(lines_of(run, "training", "Validation").values()) == [measured]
 
 
-def test_no_comparison_counts_steps_after_a_resume_or_without_an_engine(tmp_path: Path) -> None:
+def test_no_comparison_counts_steps_after_a_resume_or_without_an_engine(tmp_path):
     own, other = (read_run(write_troubled_run(tmp_path / name)) for name in ("own", "other"))
     assert shared_steps(own, other) == [2, 3, 4]
     assert comparison_notes(own, other)[1:] == []
@@ -289,7 +289,7 @@ _ASK = """<script>addEventListener("load", () => {
 @pytest.mark.parametrize(
     ("asked", "told"), [("true", "reload, true, 2 minutes ago"), ("false", "navigate, false, 2 minutes ago")]
 )
-def test_a_watched_page_tells_its_age_and_loads_itself_again_when_asked(asked: str, told: str, tmp_path: Path) -> None:
+def test_a_watched_page_tells_its_age_and_loads_itself_again_when_asked(asked, told, tmp_path):
     browser()
     # Without the library: it is loaded twice, and draws nothing of this.
     text = render(read_run(write_run(tmp_path / "run", num_steps=2)), is_watched=True).replace(get_plotlyjs(), "")
@@ -301,13 +301,13 @@ def test_a_watched_page_tells_its_age_and_loads_itself_again_when_asked(asked: s
     assert re.findall("<title>(.*?)</title>", shown)[0] == told
 
 
-def test_a_page_that_is_not_watched_does_not_load_itself_again(tmp_path: Path) -> None:
+def test_a_page_that_is_not_watched_does_not_load_itself_again(tmp_path):
     page = render(pair(tmp_path)[0])
     assert 'id="written"' in page
     assert 'id="reload"' not in page
 
 
-def test_passes_of_the_drafter_and_what_copies_gave_are_told(tmp_path: Path) -> None:
+def test_passes_of_the_drafter_and_what_copies_gave_are_told(tmp_path):
     own, plain = pair(tmp_path)
     assert answers(own)["drafting"].endswith(
         "The drafter takes 3.0 passes a tick; of the copied tokens that they check 25% stand."

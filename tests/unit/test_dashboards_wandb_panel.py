@@ -18,7 +18,7 @@ from efficient_rollout.dashboards.wandb_panel import PANEL, ReportingWandb
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def offline(tmp_path, monkeypatch) -> Iterator[Path]:
     """Where a run of wandb's writes its files; nobody is logged in."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -38,7 +38,7 @@ def pages(files: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("framework", ["verl", "openrlhf"])
-def test_the_page_is_logged_in_some_steps_and_at_the_end(framework: str, offline: Path, tmp_path: Path) -> None:
+def test_the_page_is_logged_in_some_steps_and_at_the_end(framework, offline, tmp_path):
     run = write_run(tmp_path / "run", num_steps=10)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     tracked = ReportingWandb(wandb, run)
@@ -75,9 +75,7 @@ def test_the_page_is_logged_in_some_steps_and_at_the_end(framework: str, offline
     assert summary[PANEL]["_type"] == "html-file"
 
 
-def test_a_page_that_cannot_be_made_is_told_once_and_ends_nothing(
-    offline: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_cannot_be_made_is_told_once_and_ends_nothing(offline, tmp_path, caplog, monkeypatch):
     tracked = ReportingWandb(wandb, tmp_path / "none")
     with caplog.at_level(logging.WARNING):
         for step in (1, 2, 4):
@@ -93,7 +91,7 @@ def test_a_page_that_cannot_be_made_is_told_once_and_ends_nothing(
     assert pages(offline) == {}
 
 
-def test_long_runs_log_few_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_runs_log_few_pages(tmp_path, monkeypatch):
     drawn: list[int] = []
 
     class Wandb:

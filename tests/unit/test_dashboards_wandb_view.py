@@ -30,14 +30,14 @@ def plotted(panels: dict[str, list[Any]]) -> list[str]:
     return [metric for config in configs for metric in getattr(config, "metrics", None) or []]
 
 
-def test_the_questions_stand_in_their_order() -> None:
+def test_the_questions_stand_in_their_order():
     panels = sections()
     assert [name for name in panels if name in QUESTIONS] == QUESTIONS
     assert all(len(panels[name]) >= 2 for name in QUESTIONS)
 
 
 @pytest.mark.parametrize("framework", ["verl", "openrlhf"])
-def test_every_metric_is_one_that_somebody_logs(framework: wandb_view.Framework) -> None:
+def test_every_metric_is_one_that_somebody_logs(framework):
     prefix = "train/" if framework == "openrlhf" else ""
     metrics = plotted(sections(framework=framework))
     assert all(metric.startswith(prefix) for metric in metrics)
@@ -55,7 +55,7 @@ def test_every_metric_is_one_that_somebody_logs(framework: wandb_view.Framework)
     assert len(set(metrics)) == len(metrics)
 
 
-def test_every_number_of_ours_is_explained_where_it_is_shown() -> None:
+def test_every_number_of_ours_is_explained_where_it_is_shown():
     for panels in sections().values():
         text = "\n".join(getattr(panel.config, "value", None) or "" for panel in panels)
         meanings = {metric.name: metric.meaning for metric in names.all_metrics()}
@@ -63,20 +63,18 @@ def test_every_number_of_ours_is_explained_where_it_is_shown() -> None:
         assert all(meanings[name] in text for name in shown if name in meanings)
 
 
-def test_the_baseline_is_named() -> None:
+def test_the_baseline_is_named():
     view = wandb_view.build_view("team", "runs", baseline="1mbku38n")
     assert "1mbku38n" in str(view.runset_settings.baseline_run)
 
 
 @pytest.mark.parametrize("option", ["--entity", "--project", "--baseline"])
-def test_a_name_that_wandb_does_not_allow_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_wandb_does_not_allow_is_refused(option, capsys):
     assert main([*COMMAND, option, "<b>"]) == 2
     assert f"{option} is '<b>'" in capsys.readouterr().err
 
 
-def test_without_a_login_it_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_login_it_says_what_to_do(monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", "/dev/null")
     assert main(COMMAND) == 2

@@ -25,17 +25,17 @@ def tick(
     )
 
 
-def test_a_tick_is_split_into_draft_steps_and_a_verify_pass() -> None:
+def test_a_tick_is_split_into_draft_steps_and_a_verify_pass():
     passes = seconds_of_passes([tick(1.0, 0.4, k=4, batch=2)] * 3, 4)
     assert passes == {DRAFT: pytest.approx(0.1), VERIFY: pytest.approx(0.6)}
 
 
-def test_a_plain_tick_is_one_pass_and_its_median_ignores_a_stall() -> None:
+def test_a_plain_tick_is_one_pass_and_its_median_ignores_a_stall():
     ticks = [tick(seconds, 0.0, k=0, batch=1) for seconds in (1.0, 1.1, 30.0, 0.9, 1.2)]
     assert seconds_of_passes(ticks, 0) == {PLAIN: 1.1}
 
 
-def test_only_ticks_that_are_all_alike_count() -> None:
+def test_only_ticks_that_are_all_alike_count():
     alike = [tick(1.0, 0.4, k=2, batch=4)] * 6
     others = [
         tick(50.0, 0.4, k=2, batch=3),  # a request was not admitted yet, or has finished
@@ -47,7 +47,7 @@ def test_only_ticks_that_are_all_alike_count() -> None:
     assert steady_ticks(others * 3 + warm_up + alike + others * 9, 2, 4) == alike
 
 
-def test_candidates_fit_the_policy_and_the_cache() -> None:
+def test_candidates_fit_the_policy_and_the_cache():
     probe = ProbeSettings(batches=(1, 8), contexts=(100, 1000, 9000), lengths=(1, 4))
     points = candidates(probe, max_context_tokens=4096, kv_cache_tokens=5000)
     assert {(p.batch, p.context_tokens) for p in points} == {(1, 100), (8, 100), (1, 1000)}
@@ -61,12 +61,12 @@ def test_candidates_fit_the_policy_and_the_cache() -> None:
     }
 
 
-def test_a_probe_with_nothing_to_measure_says_so() -> None:
+def test_a_probe_with_nothing_to_measure_says_so():
     with pytest.raises(ConfigError, match="shorter --contexts"):
         candidates(ProbeSettings(contexts=(4096,)), max_context_tokens=4096, kv_cache_tokens=10**6)
 
 
-def test_the_parts_of_a_tick_do_not_overlap_and_add_up_to_it() -> None:
+def test_the_parts_of_a_tick_do_not_overlap_and_add_up_to_it():
     parts = parts_of_tick(1.0, {"worker": 0.9, "target_forward": 0.5, "draft_forward": 0.3})
     assert parts == {
         "target_forward": 0.5,

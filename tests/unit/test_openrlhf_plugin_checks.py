@@ -4,7 +4,6 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ class _EndOfParsing(Exception):
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> dict[str, str]:
+def job(tmp_path) -> dict[str, str]:
     """Arguments of a job whose policy is only looked at, never loaded."""
     from transformers import Qwen3Config
 
@@ -65,7 +64,7 @@ def job(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def prepare(job: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def prepare(job, monkeypatch) -> Callable[..., Any]:
     """OpenRLHF's entry point up to where it starts Ray, with this package's checks in the midst."""
 
     def prepare(*theirs: str, ours: tuple[str, ...] = ()) -> Any:
@@ -94,9 +93,7 @@ def prepare(job: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return prepare
 
 
-def test_a_stock_script_is_taken_with_what_needs_a_gpu_changed(
-    prepare: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_stock_script_is_taken_with_what_needs_a_gpu_changed(prepare, caplog):
     args = prepare()
     assert args.ds.attn_implementation == "sdpa"
     changed = (args.ds.packing_samples, args.train.dynamic_batch_enable, args.vllm.enable_sleep, args.ds.enable_sleep)
@@ -116,9 +113,7 @@ def test_a_stock_script_is_taken_with_what_needs_a_gpu_changed(
     assert args.algo.advantage.is_correction_threshold == [0.5, 5.0]
 
 
-def test_the_run_directory_gets_the_configuration_without_secrets(
-    prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_directory_gets_the_configuration_without_secrets(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["efficient-rollout", "openrlhf", "--", "--logger.wandb.key", "a-secret"])
     prepare("--logger.wandb.key", "a-secret")
     written = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
@@ -143,37 +138,37 @@ def test_the_run_directory_gets_the_configuration_without_secrets(
         ("--eval.dataset ./none", "--eval.dataset: none does not exist"),
     ],
 )
-def test_what_cannot_work_is_one_message(prepare: Callable[..., Any], theirs: str, message: str) -> None:
+def test_what_cannot_work_is_one_message(prepare, theirs, message):
     with pytest.raises(EfficientRolloutError) as raised:
         prepare(*theirs.split())
     assert message in str(raised.value)
 
 
-def test_the_baseline_takes_what_only_drafting_cannot(prepare: Callable[..., Any]) -> None:
+def test_the_baseline_takes_what_only_drafting_cannot(prepare):
     assert prepare("--ds.lora.rank", "8", ours=("--efficient_rollout.enabled=false",)).ds.lora.rank == 8
 
 
-def test_a_reward_file_without_the_function_is_named(prepare: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_reward_file_without_the_function_is_named(prepare, tmp_path):
     file = tmp_path / "reward.py"
     file.write_text("def score(): ...")
     with pytest.raises(InputFileError, match="defines no 'reward_func'"):
         prepare("--reward.remote_url", str(file))
 
 
-def test_a_data_file_without_the_key_is_named(prepare: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_data_file_without_the_key_is_named(prepare, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"input": "1+1"}\n')
     with pytest.raises(InputFileError, match=r"has no 'prompt' .it has input.; set --data.input_key"):
         prepare("--data.prompt_dataset", str(file))
 
 
-def test_a_policy_must_be_named(prepare: Callable[..., Any], job: dict[str, str]) -> None:
+def test_a_policy_must_be_named(prepare, job):
     del job["--actor.model_name_or_path"]
     with pytest.raises(ConfigError, match=r"--actor.model_name_or_path is not set"):
         prepare()
 
 
-def test_openrlhfs_own_refusal_ends_the_command_before_ray(job: dict[str, str], tmp_path: Path) -> None:
+def test_openrlhfs_own_refusal_ends_the_command_before_ray(job, tmp_path):
     arguments = [part for pair in job.items() for part in pair]
     command = [sys.executable, "-m", "efficient_rollout.openrlhf_plugin", "--", *PRORL_V2.split(), *arguments]
     ended = subprocess.run(
@@ -187,7 +182,7 @@ def test_openrlhfs_own_refusal_ends_the_command_before_ray(job: dict[str, str], 
 
 
 @pytest.mark.parametrize("runs_already", [False, True])
-def test_a_cluster_that_runs_is_joined_with_its_own_slots(prepare: Callable[..., Any], runs_already: bool) -> None:
+def test_a_cluster_that_runs_is_joined_with_its_own_slots(prepare, runs_already):
     calls = []
 
     def init(**given: Any) -> str:
@@ -205,7 +200,7 @@ def test_a_cluster_that_runs_is_joined_with_its_own_slots(prepare: Callable[...,
     assert ("num_gpus" in calls[-1]) is not runs_already
 
 
-def test_code_that_has_drifted_is_named() -> None:
+def test_code_that_has_drifted_is_named():
     seams.check_seams()
     owner, names = next(iter(seams.SHA256.items()))
     changed = next(iter(names))
@@ -215,14 +210,14 @@ def test_code_that_has_drifted_is_named() -> None:
     assert f"at {owner}{changed}, openrlhf.utils.config:none: install" in str(raised.value)
 
 
-def test_every_patch_is_documented(repository: Path) -> None:
+def test_every_patch_is_documented(repository):
     text = (repository / "docs" / "openrlhf.md").read_text(encoding="utf-8")
     assert [patch.name for patch in stand_ins.PATCHES if f"| `{patch.name}` |" not in text] == []
     assert text.count("| `openrlhf-") == len(stand_ins.PATCHES)
 
 
 @pytest.fixture
-def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def head_of_a_gpu_cluster(monkeypatch) -> None:
     """A build for CUDA, where vLLM finds no GPU."""
     import torch
     from vllm import platforms
@@ -234,9 +229,7 @@ def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
-def test_on_gpus_a_stock_script_is_taken_as_it_is(
-    prepare: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_gpus_a_stock_script_is_taken_as_it_is(prepare, caplog, monkeypatch):
     monkeypatch.setattr("efficient_rollout.openrlhf_plugin.stand_ins.has_flash_attention", lambda: True)
     check_versions("openrlhf")
     args = prepare("--vllm.tensor_parallel_size", "2", "--actor.num_gpus_per_node", "8", "--vllm.num_engines", "4")
@@ -256,7 +249,7 @@ assert not stand_ins.has_flash_attention()
 """
 
 
-def test_names_that_stand_in_for_flash_attn_are_not_taken_for_it() -> None:
+def test_names_that_stand_in_for_flash_attn_are_not_taken_for_it():
     subprocess.run([sys.executable, "-c", WITHOUT_FLASH], check=True)
 
 
@@ -271,9 +264,7 @@ def test_names_that_stand_in_for_flash_attn_are_not_taken_for_it() -> None:
         ("--vllm.tensor_parallel_size 3", ("--efficient_rollout.enabled=false",), "tensor_parallel_size"),
     ],
 )
-def test_what_cannot_work_on_gpus_is_one_message(
-    prepare: Callable[..., Any], theirs: str, ours: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_work_on_gpus_is_one_message(prepare, theirs, ours, message, monkeypatch):
     has_flash = "flash-attn" not in message
     monkeypatch.setattr("efficient_rollout.openrlhf_plugin.stand_ins.has_flash_attention", lambda: has_flash)
     with pytest.raises(EfficientRolloutError) as raised:
@@ -307,7 +298,7 @@ raise SystemExit(launch(sys.argv[1:]))
 """
 
 
-def test_a_driver_without_a_gpu_starts_ray_as_stock_does(job: dict[str, str]) -> None:
+def test_a_driver_without_a_gpu_starts_ray_as_stock_does(job):
     """With this package's engines and OpenRLHF's trainers, whose processes get nothing of a CPU's stand-ins."""
     theirs = [*PRORL_V2.split(), *(part for pair in job.items() for part in pair)]
     theirs = [part for part in theirs if part not in ("--ds.packing_samples", "--train.dynamic_batch_enable")]

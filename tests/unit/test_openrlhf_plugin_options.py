@@ -1,7 +1,5 @@
 """The command line of an OpenRLHF job."""
 
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("omegaconf")
@@ -12,14 +10,14 @@ from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.openrlhf_plugin.options import parse_options
 
 
-def test_openrlhfs_arguments_are_not_touched() -> None:
+def test_openrlhfs_arguments_are_not_touched():
     theirs = ["--actor.model_name_or_path", "policy", "--efficient_rollout.enabled=false", "--", "-h"]
     options = parse_options(["--", *theirs])
     assert options.openrlhf == tuple(theirs)
     assert options.settings == Settings().for_training()
 
 
-def test_a_setting_is_an_option_and_wins_over_the_file(tmp_path: Path) -> None:
+def test_a_setting_is_an_option_and_wins_over_the_file(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("drafter: {scheme: int4, group_size: 32}\nenabled: false\n")
     options = parse_options(
@@ -46,21 +44,21 @@ def test_a_setting_is_an_option_and_wins_over_the_file(tmp_path: Path) -> None:
         (["--efficient_rollout.drafter.scheme=${oops}", "--"], "the settings cannot be read"),
     ],
 )
-def test_what_is_wrong_is_one_message(argv: list[str], message: str) -> None:
+def test_what_is_wrong_is_one_message(argv, message):
     with pytest.raises((ConfigError, InputFileError)) as raised:
         parse_options(argv)
     assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(("text", "message"), [("- a\n", "holds a list"), ("a: [", "is not yaml")])
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
     file = tmp_path / "settings.yaml"
     file.write_text(text)
     with pytest.raises(InputFileError, match=message):
         parse_options(["--efficient_rollout", str(file), "--"])
 
 
-def test_the_command_passes_everything_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_passes_everything_on(capsys):
     assert main(["openrlhf", "--efficient_rollout.drafter.scheme=int3", "--", "--anything"]) == 2
     assert "drafter.scheme" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:

@@ -120,7 +120,7 @@ class Run:
 
 
 @pytest.fixture(autouse=True)
-def _ray_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def _ray_in_this_process(monkeypatch) -> None:
     local = SimpleNamespace(get=lambda refs: [] if refs and isinstance(refs[0], str) else refs,
                             wait=lambda refs, **_: (refs, []))  # fmt: skip
     monkeypatch.setattr(stock, "ray", local)
@@ -128,7 +128,7 @@ def _ray_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("own_seed", [None, 42])
 @pytest.mark.parametrize("num_engines", [1, 2])
-def test_no_two_requests_of_a_run_share_a_seed(num_engines: int, own_seed: int | None) -> None:
+def test_no_two_requests_of_a_run_share_a_seed(num_engines, own_seed):
     run = Run(num_engines=num_engines, own_seed=own_seed)
     prompts = ["a", "b", "a", "a"]  # of a data set that holds one three times
     found = []
@@ -139,7 +139,7 @@ def test_no_two_requests_of_a_run_share_a_seed(num_engines: int, own_seed: int |
     assert len(set(found)) == len(found) == 3 * 4 * 4 * NUM_SAMPLES * 3
 
 
-def test_seeds_do_not_depend_on_how_many_engines_there_are() -> None:
+def test_seeds_do_not_depend_on_how_many_engines_there_are():
     prompts = ["a", "b", "a", "c"]
     one, other = (Run(num_engines=number) for number in (1, 3))
     for _ in range(2):
@@ -147,7 +147,7 @@ def test_seeds_do_not_depend_on_how_many_engines_there_are() -> None:
         assert one.evaluate(prompts) == other.evaluate(prompts)
 
 
-def test_a_run_that_resumes_has_the_seeds_that_it_would_have_had() -> None:
+def test_a_run_that_resumes_has_the_seeds_that_it_would_have_had():
     prompts = ["a", "b", "a", "c"]
     whole = Run()
     first, second = whole.ask(prompts), whole.ask(prompts)
@@ -157,7 +157,7 @@ def test_a_run_that_resumes_has_the_seeds_that_it_would_have_had() -> None:
 
 
 @pytest.mark.parametrize("rollout_seed", [None, 7])
-def test_evaluations_alone_have_their_longest_draft(rollout_seed: int | None) -> None:
+def test_evaluations_alone_have_their_longest_draft(rollout_seed):
     run = Run(rollout_seed=rollout_seed, longest=0)
     (actor,) = run.actors
     for ask, word in ((run.ask, None), (run.evaluate, {"efficient_rollout": {"max_draft_tokens": 0}}), (run.ask, None)):
@@ -167,21 +167,21 @@ def test_evaluations_alone_have_their_longest_draft(rollout_seed: int | None) ->
 
 
 @pytest.mark.parametrize("settings", [(7, None), (None, 0)])
-def test_a_prompt_that_did_not_go_out_through_this_package_is_refused(settings: Any) -> None:
+def test_a_prompt_that_did_not_go_out_through_this_package_is_refused(settings):
     actor = Recorded({False: [], True: []}, None, *settings)
     given = {"prompt": "a", "label": "", "sampling_params": SamplingParams(), "max_length": 8, "hf_tokenizer": None}
     with pytest.raises(PluginInactiveError, match="did not go out through this package"):
         asyncio.run(actor.generate_responses(**given))
 
 
-def test_without_the_setting_no_request_has_a_seed() -> None:
+def test_without_the_setting_no_request_has_a_seed():
     actor = Recorded({False: [], True: []}, None, None)
     given = {"prompt": "a", "label": "", "sampling_params": SamplingParams(), "max_length": 8, "hf_tokenizer": None}
     assert asyncio.run(actor.generate_responses(**given, num_samples=2)) == ["a", "a"]
     assert actor.seeds[False] == [None] * 6
 
 
-def test_a_steps_groups_are_put_in_order_and_stay_whole() -> None:
+def test_a_steps_groups_are_put_in_order_and_stay_whole():
     def group(prompt: str, *tokens: int) -> list[Any]:
         return [SimpleNamespace(prompts=[prompt], labels=[""], sequences=torch.tensor([[token]])) for token in tokens]
 

@@ -4,12 +4,10 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from efficient_rollout import provenance
 
 
-def test_certificate_is_complete_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_is_complete_and_json(monkeypatch):
     monkeypatch.setattr("sys.argv", ["efficient-rollout", "train", "x=1"])
     certificate = json.loads(json.dumps(provenance.provenance()))
     assert certificate["argv"] == ["efficient-rollout", "train", "x=1"]
@@ -24,7 +22,7 @@ def git(directory: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_commit_of_a_checkout(tmp_path: Path) -> None:
+def test_commit_of_a_checkout(tmp_path):
     package = tmp_path / "package"
     package.mkdir()
     assert provenance.git_commit(package) is None

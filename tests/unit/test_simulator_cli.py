@@ -14,7 +14,7 @@ from efficient_rollout.simulator.cli import add_simulate_command
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
+def profile(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("profile") / "p.json"
     save_profile(a100_profile(), path)
     return str(path)
@@ -28,7 +28,7 @@ def simulated(profile: str, out: Path, *argv: str) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-def test_every_rule_replays_the_same_work(profile: str, tmp_path: Path) -> None:
+def test_every_rule_replays_the_same_work(profile, tmp_path):
     data = simulated(profile, tmp_path / "s.json", "--lengths", "lognormal:100,1.0,800", "--requests", "16",
                      "--engines", "2", "--rule", "never,always:4,batch_threshold:4,8,cost_model")  # fmt: skip
     assert set(data["rules"]) == {"never", "always:4", "cost_model", "batch_threshold:4,8"}
@@ -38,7 +38,7 @@ def test_every_rule_replays_the_same_work(profile: str, tmp_path: Path) -> None:
         assert sum(result["seconds_by_draft_tokens"].values()) == pytest.approx(2 * result["mean_engine_s"])
 
 
-def test_a_trace_is_read_from_a_file(profile: str, tmp_path: Path) -> None:
+def test_a_trace_is_read_from_a_file(profile, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"response_tokens": 5}\n{"response_tokens": 7}\n')
     data = simulated(profile, tmp_path / "s.json", "--trace", str(tmp_path / "t.jsonl"), "--rule", "never")
     assert data["rules"]["never"]["num_tokens"] == 12
@@ -48,6 +48,6 @@ def test_a_trace_is_read_from_a_file(profile: str, tmp_path: Path) -> None:
     ("option", "value"),
     [("--max-draft-tokens", "0"), ("--acceptance", "1.1"), ("--jitter", "-0.1")],
 )
-def test_a_number_out_of_range_is_named(profile: str, tmp_path: Path, option: str, value: str) -> None:
+def test_a_number_out_of_range_is_named(profile, tmp_path, option, value):
     with pytest.raises(ConfigError, match=option):
         simulated(profile, tmp_path / "s.json", "--lengths", "lognormal:9,1,20", "--rule", "never", option, value)

@@ -1,7 +1,6 @@
 """Copies save passes of the drafter where texts repeat, by the seconds of a latency model, and change no text."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,13 +25,13 @@ def simulator(acceptance: float = 1.0) -> CopySimulator:
 
 
 @pytest.mark.parametrize("source", ["off", "own"])
-def test_every_token_is_decoded_once(source: str) -> None:
+def test_every_token_is_decoded_once(source):
     done = simulator(0.8).decode([repeating()], 1, 4, source)
     assert done.num_tokens == 79
     assert done.num_ticks < 79
 
 
-def test_without_copies_seconds_are_those_of_the_model() -> None:
+def test_without_copies_seconds_are_those_of_the_model():
     done = simulator().decode([random_text(1)], 1, 4, "off")
     plain, _, verify = a100_ticks().model.pass_seconds(4, 1, np.array([1024.0]))
     assert done.num_draft_passes == 4 * done.num_ticks
@@ -41,7 +40,7 @@ def test_without_copies_seconds_are_those_of_the_model() -> None:
     assert done.plain_seconds == pytest.approx(done.num_tokens * float(plain[0]))
 
 
-def test_a_text_that_repeats_takes_a_pass_a_tick_and_a_random_one_what_it_took() -> None:
+def test_a_text_that_repeats_takes_a_pass_a_tick_and_a_random_one_what_it_took():
     sets = {"repeats": [repeating()], "random": [random_text(2)]}
     rows = {(row.set, row.source): row for row in compare_sources(sets, simulator(), [1, 2], [4, 8])}
     assert rows["repeats", "own"].over_off > 1.2
@@ -50,13 +49,13 @@ def test_a_text_that_repeats_takes_a_pass_a_tick_and_a_random_one_what_it_took()
     assert {row.batch for row in rows.values()} == {1}, "no set has two responses"
 
 
-def test_a_group_s_responses_are_copied_from() -> None:
+def test_a_group_s_responses_are_copied_from():
     twins = [random_text(3), random_text(3), random_text(4)]
     rows = {row.source: row for row in compare_sources({"twins": twins}, simulator(), [1], [8])}
     assert rows["group"].over_off > rows["own"].over_off
 
 
-def test_the_command_prints_a_row_for_each_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_row_for_each_source(tmp_path, capsys):
     texts, profile = tmp_path / "texts.jsonl", tmp_path / "profile.json"
     row = {"set": "one", "prompt_token_ids": [1, 2], "response_token_ids": [3, 4] * 20}
     texts.write_text(json.dumps(row), encoding="utf-8")
@@ -73,7 +72,7 @@ def test_the_command_prints_a_row_for_each_source(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("line", ["", "[]", "{", '{"set": "a", "prompt_token_ids": [], "response_token_ids": [1]}',
                                   '{"set": "a", "prompt_token_ids": ["x"], "response_token_ids": [1]}',
                                   '{"set": "a", "prompt_token_ids": [1e99], "response_token_ids": [1]}'])  # fmt: skip
-def test_a_file_that_holds_no_responses_is_refused(line: str, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_responses_is_refused(line, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text(line, encoding="utf-8")
     with pytest.raises(InputFileError, match="response"):

@@ -1,7 +1,6 @@
 """Traces, drawn and read, and which engine serves what."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from efficient_rollout.errors import ConfigError, InputFileError
 from efficient_rollout.simulator.trace import draw_trace, read_trace
 
 
-def test_lengths_are_drawn_with_the_mean_and_spread_they_had_before_the_cut() -> None:
+def test_lengths_are_drawn_with_the_mean_and_spread_they_had_before_the_cut():
     drawn = draw_trace("lognormal:640,0.5,1000000", 128, 64, seed=0).response_tokens
     assert drawn.mean() == pytest.approx(640, rel=0.02)
     assert np.log(drawn).std() == pytest.approx(0.5, rel=0.02)
@@ -18,7 +17,7 @@ def test_lengths_are_drawn_with_the_mean_and_spread_they_had_before_the_cut() ->
     np.testing.assert_array_equal(cut, np.minimum(drawn, 1000))
 
 
-def test_a_trace_is_json_lines_or_a_list(tmp_path: Path) -> None:
+def test_a_trace_is_json_lines_or_a_list(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"prompt_tokens": 9, "response_tokens": 5}\n{"response_tokens": 7}\n')
     read = read_trace(path)
@@ -28,7 +27,7 @@ def test_a_trace_is_json_lines_or_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"tokens": 5}', '[{"response_tokens": 0}]', "nonsense", "[]", None])
-def test_a_malformed_trace_is_refused(tmp_path: Path, text: str | None) -> None:
+def test_a_malformed_trace_is_refused(tmp_path, text):
     path = tmp_path / "t.jsonl"
     if text is not None:
         path.write_text(text)
@@ -37,12 +36,12 @@ def test_a_malformed_trace_is_refused(tmp_path: Path, text: str | None) -> None:
 
 
 @pytest.mark.parametrize("lengths", ["normal:1,1,1", "lognormal:640", "lognormal:-1,1,10", "lognormal:1,6,10"])
-def test_malformed_lengths_are_refused(lengths: str) -> None:
+def test_malformed_lengths_are_refused(lengths):
     with pytest.raises(ConfigError, match="lognormal:MEAN,SIGMA,MAX"):
         draw_trace(lengths, 1, 1, 0)
 
 
-def test_engines_are_served_in_turn_and_none_goes_without() -> None:
+def test_engines_are_served_in_turn_and_none_goes_without():
     drawn = draw_trace("lognormal:64,1.0,100", 5, 1, seed=0)
     assert drawn.assigned(2).tolist() == [0, 1, 0, 1, 0]
     assert drawn.assigned(5).tolist() == [0, 1, 2, 3, 4]

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,11 +69,11 @@ def run(*argv: str) -> int:
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.85, 0.99])
 @pytest.mark.parametrize("k", [1, 4, 11])
-def test_acceptance_is_found_from_the_mean_accepted_length(acceptance: float, k: int) -> None:
+def test_acceptance_is_found_from_the_mean_accepted_length(acceptance, k):
     assert acceptance_from(expected_tokens(acceptance, k), k) == pytest.approx(acceptance, abs=1e-6)
 
 
-def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table: TickTable, tmp_path: Path) -> None:
+def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table, tmp_path):
     path = tmp_path / "bench.json"
     for slowness, expected in ((1.0, 1.0), (1.25, 0.8)):
         path.write_text(json.dumps(document(table, slowness=slowness)))
@@ -88,9 +87,7 @@ def test_a_world_like_the_profile_is_predicted_and_a_slower_one_is_told(table: T
             assert arm["is_within_tolerance"] == (slowness == 1.0)
 
 
-def test_the_command_prints_and_writes_a_ratio_per_arm(
-    table: TickTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_and_writes_a_ratio_per_arm(table, tmp_path, capsys):
     save_profile(a100_profile(), tmp_path / "p.json")
     (tmp_path / "bench.json").write_text(json.dumps(document(table, slowness=1.25)))
     base = ("--profile", str(tmp_path / "p.json"), "--against", str(tmp_path / "bench.json"))
@@ -108,7 +105,7 @@ def test_the_command_prints_and_writes_a_ratio_per_arm(
 @pytest.mark.parametrize(
     ("simulated_s", "within"), [([1.09, 5.0, 1.0], True), ([1.11, 5.0, 1.0], False), ([0.89], False)]
 )
-def test_the_median_round_must_be_predicted_within_ten_per_cent(simulated_s: list[float], within: bool) -> None:
+def test_the_median_round_must_be_predicted_within_ten_per_cent(simulated_s, within):
     compared = judged([1.0] * len(simulated_s), simulated_s, [])
     assert compared["is_within_tolerance"] == within
     ordered = sorted(simulated_s)
@@ -117,14 +114,14 @@ def test_the_median_round_must_be_predicted_within_ten_per_cent(simulated_s: lis
     }  # fmt: skip
 
 
-def test_the_report_marks_the_arms_that_are_off() -> None:
+def test_the_report_marks_the_arms_that_are_off():
     arms = {name: judged([2.0], [s], []) for name, s in (("a", 2.1), ("b", 3.0))}
     _, near, far = report(arms).splitlines()
     assert near.split() == ["a", "2.00", "2.10", "1.050", "[1.050,", "1.050]"]
     assert far.endswith("1.500 [1.500, 1.500]  off by more than 10%")
 
 
-def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_round(table: TickTable) -> None:
+def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_round(table):
     def rounds(*acceptances: float | None) -> list[MeasuredRound]:
         return [
             MeasuredRound(trace=Trace(np.array([8]), np.array([8])), seconds=1.0, acceptance=a) for a in acceptances
@@ -140,7 +137,7 @@ def test_an_arm_without_drafts_takes_the_mean_acceptance_of_the_others_in_its_ro
 
 
 @pytest.mark.parametrize("name", ["published", "cost_model"])
-def test_a_rule_keeps_what_it_learned_and_is_told_of_the_sync_between_rounds(table: TickTable, name: str) -> None:
+def test_a_rule_keeps_what_it_learned_and_is_told_of_the_sync_between_rounds(table, name):
     played = MeasuredRound(trace=TRACE, seconds=1.0, acceptance=ACCEPTANCE)
     compared = compare({name: [played] * 3}, table)[name]
     rule, world = make_rule(name, RuleInputs(max_draft_tokens=MAX_K, table=table)), World(table=table, acceptance=0.85)
@@ -151,7 +148,7 @@ def test_a_rule_keeps_what_it_learned_and_is_told_of_the_sync_between_rounds(tab
     assert compared["simulated_s"] == expected
 
 
-def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: TickTable, tmp_path: Path) -> None:
+def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table, tmp_path):
     raw = document(table, rounds=1)
     whole = [64] * len(TRACE.response_tokens)
     raw["work"] = [[[n, 100_000] for n in whole]]
@@ -160,7 +157,7 @@ def test_responses_count_as_they_were_emitted_not_as_they_were_allowed(table: Ti
     assert compare(read_measured(path)[1], table)["never"]["ratio"]["median"] == pytest.approx(1.0, rel=0.05)
 
 
-def test_drafts_of_which_none_was_accepted_are_an_acceptance_of_zero(table: TickTable, tmp_path: Path) -> None:
+def test_drafts_of_which_none_was_accepted_are_an_acceptance_of_zero(table, tmp_path):
     raw = document(table, rounds=1)
     for result in raw["arms"]["always:4"]["rounds"]:
         result["metrics"] |= {"efficient_rollout/acceptance_rate": 0.0, "efficient_rollout/mean_accepted_length": 1.0}
@@ -185,7 +182,7 @@ NO_ROUND = NO_ARM.replace("plain", "never")
         (NO_ROUND, "no round of an arm that can be simulated"),
     ],
 )
-def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str | None, fault: str) -> None:
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text, fault):
     path = tmp_path / "bench.json"
     if text is not None:
         path.write_text(text)

@@ -34,7 +34,7 @@ def by_label(own: Run, baseline: Run) -> dict[str, Estimate]:
     return {estimate.label: estimate for estimate in speedups(own, baseline)}
 
 
-def test_ratios_are_of_sums_over_shared_steps_after_the_first() -> None:
+def test_ratios_are_of_sums_over_shared_steps_after_the_first():
     own = run_of([50.0, 1.0, 2.0, 3.0], [1.0, 200.0, 200.0, 200.0])
     found = by_label(own, run_of([1.0, 4.0, 4.0]))
     assert found["Rollout seconds"].value == pytest.approx((4.0 + 4.0) / (1.0 + 2.0))
@@ -43,7 +43,7 @@ def test_ratios_are_of_sums_over_shared_steps_after_the_first() -> None:
     assert {estimate.num_steps for estimate in found.values()} == {2}
 
 
-def test_too_few_steps_tell_nothing_however_far_apart() -> None:
+def test_too_few_steps_tell_nothing_however_far_apart():
     few = by_label(run_of([1.0] * MIN_STEPS), run_of([9.0] * MIN_STEPS))["Rollout seconds"]
     enough = by_label(run_of([1.0] * (MIN_STEPS + 1)), run_of([9.0] * (MIN_STEPS + 1)))["Rollout seconds"]
     assert (few.num_steps, few.has_interval, few.side(1.0)) == (MIN_STEPS - 1, False, 0)
@@ -51,7 +51,7 @@ def test_too_few_steps_tell_nothing_however_far_apart() -> None:
     assert by_label(run_of([9.0] * 9), run_of([1.0] * 9))["Rollout seconds"].side(1.0) == -1
 
 
-def test_two_runs_of_one_speed_are_told_apart_about_as_often_as_an_interval_of_95_percent_may() -> None:
+def test_two_runs_of_one_speed_are_told_apart_about_as_often_as_an_interval_of_95_percent_may():
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(100):
@@ -60,13 +60,13 @@ def test_two_runs_of_one_speed_are_told_apart_about_as_often_as_an_interval_of_9
     assert wrong <= 12
 
 
-def test_a_gap_in_either_run_leaves_its_step_out() -> None:
+def test_a_gap_in_either_run_leaves_its_step_out():
     own = run_of([1.0, 1.0, float("nan"), 1.0, 1.0])
     assert by_label(own, run_of([2.0] * 5))["Rollout seconds"].num_steps == 3
     assert speedups(run_of([1.0]), run_of([1.0])) == []
 
 
-def test_a_difference_is_of_means_of_shared_steps(tmp_path: Path) -> None:
+def test_a_difference_is_of_means_of_shared_steps(tmp_path):
     own = read_run(write_run(tmp_path / "own", num_steps=30))
     other = read_run(write_run(tmp_path / "other", num_steps=30, seed=5))
     found = difference(own, other, REWARD_MEAN)
@@ -93,7 +93,7 @@ def busy_run(slowdown: float, tokens: float = 100.0, *, ticks: float = 10.0) -> 
     return Run(directory=Path("run"), records=records)
 
 
-def test_a_machine_that_was_busier_for_one_run_lets_nothing_be_told_of_seconds() -> None:
+def test_a_machine_that_was_busier_for_one_run_lets_nothing_be_told_of_seconds():
     own, other = busy_run(1.0), busy_run(3.3)
     assert speedups(own, other)[0].side(1.0) == 1, "chance between the steps does not explain it"
     assert unequal_load(own, other) == pytest.approx(3.3)
@@ -105,13 +105,13 @@ def test_a_machine_that_was_busier_for_one_run_lets_nothing_be_told_of_seconds()
     assert ticks.startswith("Whatever else ran: 10.00 tokens in an engine's tick against 10.00, 1.00")
 
 
-def test_what_is_trained_in_proportion_to_longer_responses_is_no_load() -> None:
+def test_what_is_trained_in_proportion_to_longer_responses_is_no_load():
     assert unequal_load(busy_run(1.0, tokens=50.0), busy_run(1.0)) is None
     assert unequal_load(busy_run(1.1), busy_run(1.0)) is None
     assert unequal_load(run_of([1.0] * 9), run_of([9.0] * 9)) is None, "not known"
 
 
-def test_tokens_per_tick_are_the_same_however_busy_the_machine() -> None:
+def test_tokens_per_tick_are_the_same_however_busy_the_machine():
     found = tokens_per_tick(busy_run(9.0, ticks=5.0), busy_run(1.0))
     assert found is not None
     assert (found.value, found.own, found.baseline) == (2.0, 20.0, 10.0)

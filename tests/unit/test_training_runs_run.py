@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from efficient_rollout.metrics import names
 from efficient_rollout.training_runs.run import as_number, read_run
 
 
-def test_a_half_written_last_line_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_half_written_last_line_is_left_out_and_said(tmp_path):
     run = write_run(tmp_path / "run", num_steps=4)
     text = (run / "metrics.jsonl").read_text()
     for end in (len(text) - 2, len(text) - 400):
@@ -24,14 +23,14 @@ def test_a_half_written_last_line_is_left_out_and_said(tmp_path: Path) -> None:
         assert "half written" in " ".join(read.notes)
 
 
-def test_a_last_line_that_lacks_only_its_end_of_line_counts(tmp_path: Path) -> None:
+def test_a_last_line_that_lacks_only_its_end_of_line_counts(tmp_path):
     run = write_run(tmp_path / "run", num_steps=4)
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:-1])
     assert read_run(run).steps == [1, 2, 3, 4]
     assert read_run(run).notes == []
 
 
-def test_the_newest_record_of_a_step_counts_in_the_order_of_steps(tmp_path: Path) -> None:
+def test_the_newest_record_of_a_step_counts_in_the_order_of_steps(tmp_path):
     run = write_run(tmp_path / "run", num_steps=3)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 2, names.ROLLOUT_SECONDS: 99.0}) + "\n")
@@ -42,11 +41,11 @@ def test_the_newest_record_of_a_step_counts_in_the_order_of_steps(tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "1.0", True, [1.0], 10**400])
-def test_what_is_no_finite_number_is_a_gap(value: object) -> None:
+def test_what_is_no_finite_number_is_a_gap(value):
     assert math.isnan(as_number(value))
 
 
-def test_a_metric_that_some_steps_lack_has_gaps_there(tmp_path: Path) -> None:
+def test_a_metric_that_some_steps_lack_has_gaps_there(tmp_path):
     run = write_run(tmp_path / "run", num_steps=3)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     del records[1][names.ROLLOUT_SECONDS]
@@ -55,7 +54,7 @@ def test_a_metric_that_some_steps_lack_has_gaps_there(tmp_path: Path) -> None:
     assert list(np.isnan(read_run(run).values(names.ROLLOUT_SECONDS))) == [False, True, True]
 
 
-def test_timelines_of_steps_of_this_run_are_read_and_others_are_said(tmp_path: Path) -> None:
+def test_timelines_of_steps_of_this_run_are_read_and_others_are_said(tmp_path):
     run = write_run(tmp_path / "run", num_steps=4)
     lines = [json.dumps(step_timelines(step).to_dict()) for step in (2, 50)]
     (run / "timeline.jsonl").write_text("\n".join([*lines, "{}", '{"step": 4, "num_']) + "\n")
@@ -65,9 +64,7 @@ def test_timelines_of_steps_of_this_run_are_read_and_others_are_said(tmp_path: P
     assert read.notes == ["2 lines of timeline.jsonl are no timelines and are left out."]
 
 
-def test_what_looks_like_a_date_is_text_whatever_else_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_looks_like_a_date_is_text_whatever_else_is_imported(tmp_path, monkeypatch):
     import yaml
 
     run = write_run(tmp_path / "run", num_steps=2)

@@ -29,7 +29,7 @@ PROFILE = "actor_rollout_ref.rollout.custom.efficient_rollout.controller.profile
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> list[str]:
+def job(tmp_path) -> list[str]:
     """Overrides of a job whose policy is only looked at, never loaded."""
     from transformers import Qwen3Config
 
@@ -53,21 +53,21 @@ def job(tmp_path: Path) -> list[str]:
         ("hf_overrides={num_experts:8}", "num_experts=8"),
     ],
 )
-def test_options_for_vllm_beside_which_nothing_drafts_stop_the_job(job: list[str], option: str, said: str) -> None:
+def test_options_for_vllm_beside_which_nothing_drafts_stop_the_job(job, option, said):
     unfit = f"+actor_rollout_ref.rollout.engine_kwargs.vllm.{option}"
     with pytest.raises(UnsupportedModelError, match=f"{said}.*enabled=false") as raised:
         check_job(compose_config([*job, unfit]))
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_profile_stops_the_job_in_one_line(job: list[str], tmp_path: Path) -> None:
+def test_a_missing_profile_stops_the_job_in_one_line(job, tmp_path):
     with pytest.raises(ProfileError) as raised:
         check_job(compose_config([*job, f"{PROFILE}={tmp_path / 'none.json'}"]))
     assert "\n" not in str(raised.value)
     assert f"efficient-rollout calibrate --model {tmp_path / 'policy'}" in str(raised.value)
 
 
-def test_a_profile_of_another_machine_stops_the_job_and_is_named(job: list[str], tmp_path: Path) -> None:
+def test_a_profile_of_another_machine_stops_the_job_and_is_named(job, tmp_path):
     path = tmp_path / "p.json"
     measured = calibrate_from_table(read_table(SWEEP), max_points=12)
     save_profile(dataclasses.replace(measured, key=ProfileKey(hardware="another", scheme="int8")), path)
@@ -76,9 +76,7 @@ def test_a_profile_of_another_machine_stops_the_job_and_is_named(job: list[str],
     assert "scheme" not in str(raised.value).split("make a new one")[0], "what fits is not complained of"
 
 
-def test_a_relative_path_means_the_same_in_ray_s_processes(
-    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_means_the_same_in_ray_s_processes(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose_config([*job, f"{PROFILE}=p.json"])
     prepare(config)
@@ -95,7 +93,7 @@ def test_an_error_of_ours_is_found_behind_what_ray_carried():
 
 
 @pytest.fixture
-def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def head_of_a_gpu_cluster(monkeypatch) -> None:
     """A build for CUDA, where vLLM finds no GPU."""
     import torch
     from vllm import platforms
@@ -106,7 +104,7 @@ def head_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
-def test_a_driver_without_a_gpu_checks_the_job_and_not_the_device(job: list[str]) -> None:
+def test_a_driver_without_a_gpu_checks_the_job_and_not_the_device(job):
     check_build()
     with pytest.raises(UnsupportedDeviceError):
         check_device()
@@ -115,14 +113,12 @@ def test_a_driver_without_a_gpu_checks_the_job_and_not_the_device(job: list[str]
 
 
 @pytest.mark.usefixtures("head_of_a_gpu_cluster")
-def test_a_driver_without_a_gpu_measures_no_profile(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_gpu_measures_no_profile(job, monkeypatch):
     monkeypatch.setattr("efficient_rollout.training_job.with_profile", lambda *_, **__: pytest.fail("measured"))
     prepare_profile(compose_config(job))
 
 
-def test_a_build_for_no_device_is_refused_on_a_driver_too(
-    head_of_a_gpu_cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_for_no_device_is_refused_on_a_driver_too(head_of_a_gpu_cluster, monkeypatch):
     monkeypatch.setattr("torch.version.cuda", None)
     with pytest.raises(UnsupportedDeviceError, match="a device that it does not find here"):
         check_build()

@@ -1,7 +1,6 @@
 """A job's configuration, and the Ray cluster it runs in."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +14,14 @@ from efficient_rollout.verl_plugin.compose import compose_config, job_hydra
 ADDRESS = "ray_kwargs.ray_init.address"
 
 
-def test_on_a_cpu_a_job_starts_a_cluster_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_a_job_starts_a_cluster_of_its_own(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ray_init = compose_config(["size=nano"]).ray_kwargs.ray_init
     assert ray_init.address == "local"
     assert ray_init.num_cpus == 16
 
 
-def test_a_submitted_job_runs_in_the_cluster_it_was_submitted_to(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_submitted_job_runs_in_the_cluster_it_was_submitted_to(monkeypatch, caplog):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     ray_init = compose_config(["size=nano"]).ray_kwargs.ray_init
     # Ray refuses all of these where it joins a cluster.
@@ -33,12 +30,12 @@ def test_a_submitted_job_runs_in_the_cluster_it_was_submitted_to(
 
 
 @pytest.mark.parametrize("address", ["local", "10.0.0.2:6379"])
-def test_an_address_of_the_users_own_stands(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_the_users_own_stands(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert compose_config(["size=nano", f"{ADDRESS}={address}"]).ray_kwargs.ray_init.address == address
 
 
-def test_a_cluster_of_its_own_by_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_its_own_by_the_variable(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     ray_init = compose_config(["size=nano"]).ray_kwargs.ray_init
     assert ray_init.address == "local"
@@ -58,7 +55,7 @@ def test_a_cluster_of_its_own_by_the_variable(monkeypatch: pytest.MonkeyPatch) -
         ("trainer.nnodes=[", ["no viable alternative"]),
     ],
 )
-def test_a_misspelt_override_is_one_line_with_what_there_is(override: str, words: list[str]) -> None:
+def test_a_misspelt_override_is_one_line_with_what_there_is(override, words):
     with pytest.raises(ConfigError) as raised:
         compose_config([override])
     told = str(raised.value)
@@ -67,7 +64,7 @@ def test_a_misspelt_override_is_one_line_with_what_there_is(override: str, words
     assert "site-packages" not in told
 
 
-def test_groups_of_the_users_own_add_to_these(tmp_path: Path) -> None:
+def test_groups_of_the_users_own_add_to_these(tmp_path):
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "mine.yaml").write_text(
         "# @package _global_\ndefaults: [grpo, _self_]\ntrainer: {total_training_steps: 7}\n"

@@ -19,7 +19,7 @@ TRAINED = "training/global_step"
 
 
 @pytest.fixture(autouse=True)
-def _engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def _engines(monkeypatch) -> None:
     segments = [[Segment(RolloutStats(num_engines=1, timelines={"a": BINS}), 1.0, 3.0), Segment()]]
     monkeypatch.setattr(metrics, "collect_segments", lambda: segments)
 
@@ -47,7 +47,7 @@ def train(logger: StepLogger, *steps: int, directory: Path, save_every: int) -> 
         logger.log(data, step)
 
 
-def test_a_logged_step_writes_its_metrics_and_its_timeline(tmp_path: Path) -> None:
+def test_a_logged_step_writes_its_metrics_and_its_timeline(tmp_path):
     StepLogger(tmp_path).log({}, 7)
     assert [row["step"] for row in rows(tmp_path)] == [7]
     line = json.loads((tmp_path / "timeline.jsonl").read_text())
@@ -55,7 +55,7 @@ def test_a_logged_step_writes_its_metrics_and_its_timeline(tmp_path: Path) -> No
     assert line["engines"] == [[[0.0, 1.0, 4.0, 1.0]]]
 
 
-def test_jobs_that_resume_by_themselves_are_one_run(tmp_path: Path) -> None:
+def test_jobs_that_resume_by_themselves_are_one_run(tmp_path):
     first = job(tmp_path)
     first.log({"val-core/acc": 0.5}, 0)
     train(first, 1, 2, 3, directory=tmp_path, save_every=2)
@@ -69,7 +69,7 @@ def test_jobs_that_resume_by_themselves_are_one_run(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_job_that_does_not_resume_is_another_run(tmp_path: Path) -> None:
+def test_a_job_that_does_not_resume_is_another_run(tmp_path):
     first = job(tmp_path)
     train(first, 1, 2, directory=tmp_path, save_every=2)
     second = job(tmp_path, resume_mode="disable")
@@ -82,7 +82,7 @@ def test_a_job_that_does_not_resume_is_another_run(tmp_path: Path) -> None:
     assert [(row["step"], row["run_id"]) for row in rows(tmp_path)] == [(3, first.run_id)]
 
 
-def test_a_checkpoint_that_is_named_belongs_to_its_own_run(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_named_belongs_to_its_own_run(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         train(job(tmp_path / name), 1, 2, directory=tmp_path / name, save_every=2)

@@ -17,7 +17,7 @@ from efficient_rollout.verl_plugin.multirun import Job, jobs_of, run_jobs
 SETTINGS = "actor_rollout_ref.rollout.custom.efficient_rollout"
 
 
-def test_every_combination_is_a_job() -> None:
+def test_every_combination_is_a_job():
     overrides = ["recipe=grpo_quickstart", "efficient_rollout=off,on", "~trainer.logger", "+trainer.x='a b'"]
     jobs = jobs_of(overrides, job_hydra())
     shared = ("~trainer.logger=null", "+trainer.x='a b'")  # hydra's own way to write them
@@ -27,7 +27,7 @@ def test_every_combination_is_a_job() -> None:
     assert [job.directory.name for job in jobs] == ["grpo_quickstart_off", "grpo_quickstart_on"], "the recipe's own"
 
 
-def test_jobs_with_one_directory_get_one_each(tmp_path: Path) -> None:
+def test_jobs_with_one_directory_get_one_each(tmp_path):
     overrides = ["size=nano,small", "efficient_rollout=off,on", f"trainer.default_local_dir={tmp_path}/it's"]
     overrides[-1] = f'trainer.default_local_dir="{tmp_path}/it\'s"'
     jobs = jobs_of(overrides, job_hydra())
@@ -48,7 +48,7 @@ def test_jobs_with_one_directory_get_one_each(tmp_path: Path) -> None:
         (["hydra.sweep.dir=x"], "without hydra's sweepers"),
     ],
 )
-def test_a_fault_in_any_of_them_is_told_before_the_first_runs(overrides: list[str], words: str) -> None:
+def test_a_fault_in_any_of_them_is_told_before_the_first_runs(overrides, words):
     with pytest.raises(ConfigError, match=f"(?s){words}"):
         jobs_of(overrides, job_hydra())
 
@@ -62,14 +62,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("codes", "first", "ran"), [((0, 0), 0, 2), ((0, 3, 0, 2), 3, 4), ((0, 130, 0), 130, 2)])
-def test_one_that_fails_is_told_and_an_interrupted_one_ends_all(
-    codes: tuple[int, ...],
-    first: int,
-    ran: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_one_that_fails_is_told_and_an_interrupted_one_ends_all(codes, first, ran, tmp_path, monkeypatch, capfd):
     jobs = [Job((f"code={code}",), f"job{number}", tmp_path / str(number)) for number, code in enumerate(codes)]
     with monkeypatch.context() as patched:
         stub(tmp_path, patched)

@@ -36,7 +36,7 @@ PLAIN = "starts without the preloaded modules"
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Path:
+def script(tmp_path) -> Path:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     return path
@@ -51,7 +51,7 @@ def run(command: str, script: Path, *arguments: str, **variables: str) -> tuple[
     return json.loads(result.stdout), result.stderr
 
 
-def test_a_script_finds_what_it_would_in_a_python_of_its_own_and_the_imports_done(script: Path) -> None:
+def test_a_script_finds_what_it_would_in_a_python_of_its_own_and_the_imports_done(script):
     with preloaded_python(MODULES, os.environ) as command:
         first, errors = run(command, script, "a", "--b", VARIABLE="1")
         second, _ = run(command, script, VARIABLE="2")
@@ -64,14 +64,14 @@ def test_a_script_finds_what_it_would_in_a_python_of_its_own_and_the_imports_don
     assert second == same | {"arguments": [], "variable": "2"}
 
 
-def test_a_process_that_needs_another_start_gets_a_python_of_its_own(script: Path) -> None:
+def test_a_process_that_needs_another_start_gets_a_python_of_its_own(script):
     with preloaded_python(MODULES, os.environ) as command:
         found, errors = run(command, script, OMP_NUM_THREADS="3")
     assert not found["imported"]
     assert PLAIN in errors
 
 
-def test_a_server_that_is_gone_is_done_without_and_said(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_gone_is_done_without_and_said(script, monkeypatch):
     with preloaded_python(MODULES, os.environ) as command:
         pass
     found, errors = run(command, script, "a")
@@ -84,7 +84,7 @@ def test_a_server_that_is_gone_is_done_without_and_said(script: Path, monkeypatc
     assert PLAIN in errors
 
 
-def test_modules_that_start_a_thread_are_not_forked(script: Path) -> None:
+def test_modules_that_start_a_thread_are_not_forked(script):
     (script.parent / "threaded.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
@@ -95,7 +95,7 @@ def test_modules_that_start_a_thread_are_not_forked(script: Path) -> None:
     assert PLAIN in errors
 
 
-def test_the_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
+def test_the_server_ends_with_the_process_that_started_it_however_that_ends():
     code = (
         "import os, psutil; from efficient_rollout.verl_plugin.preloading import preloaded_python\n"
         "with preloaded_python(['wave'], os.environ):\n"
@@ -120,13 +120,13 @@ def job(device: str = "cpu", address: str = "local", **environment: Any) -> Any:
 @pytest.mark.parametrize(
     "changed", [{"device": "cuda"}, {"address": "auto"}, {"py_executable": "python3"}, {"pip": ["x"]}]
 )
-def test_a_job_elsewhere_or_with_a_python_of_its_own_keeps_it(changed: dict[str, Any]) -> None:
+def test_a_job_elsewhere_or_with_a_python_of_its_own_keeps_it(changed):
     config = job(**changed)
     with preloading.preloaded(config):
         assert config == job(**changed)
 
 
-def test_a_job_on_this_machine_s_cpu_gets_the_preloaded_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_on_this_machine_s_cpu_gets_the_preloaded_python(monkeypatch):
     monkeypatch.setattr(preloading, "_MODULES", ("wave",))
     config = job()
     with preloading.preloaded(config):

@@ -34,7 +34,7 @@ def settings(config: DictConfig):
 @pytest.mark.parametrize(
     ("recipe", "arm"), [*((name, "on") for name in RECIPES), *(("dapo_qwen2_5_32b", arm) for arm in ("off", *RULES))]
 )
-def test_it_composes_and_verl_accepts_it(recipe: str, arm: str, a_model: str) -> None:
+def test_it_composes_and_verl_accepts_it(recipe, arm, a_model):
     config = compose_config([f"recipe={recipe}", f"efficient_rollout={arm}", a_model])
     chosen = settings(config)
     assert chosen.enabled is (arm != "off")
@@ -45,7 +45,7 @@ def test_it_composes_and_verl_accepts_it(recipe: str, arm: str, a_model: str) ->
 
 
 @pytest.mark.parametrize("recipe", cases(RECIPES, rare=PUBLISHED))
-def test_one_step_of_it_fits_a_cpu(recipe: str, a_model: str) -> None:
+def test_one_step_of_it_fits_a_cpu(recipe, a_model):
     config = compose_config([f"recipe={recipe}", "smoke=nano"])
     assert (config.trainer.device, config.embedded_task.size) == ("cpu", "nano")
     assert config.actor_rollout_ref.model.path is None, "the embedded policy"
@@ -63,7 +63,7 @@ def test_one_step_of_it_fits_a_cpu(recipe: str, a_model: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
-def test_the_published_settings_are_the_published_ones(recipe: str) -> None:
+def test_the_published_settings_are_the_published_ones(recipe):
     config = compose_config([f"recipe={recipe}"])
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert (config.data.train_batch_size, rollout.n, rollout.temperature) == (128, 8, 1.0)
@@ -71,24 +71,24 @@ def test_the_published_settings_are_the_published_ones(recipe: str) -> None:
     assert (actor.optim.lr, actor.use_kl_loss, actor.kl_loss_coef) == (5e-7, True, 1e-4)
 
 
-def test_a_controller_of_the_users_own_stands() -> None:
+def test_a_controller_of_the_users_own_stands():
     config = compose_config(["recipe=grpo_quickstart", "efficient_rollout=on", "controller=always"])
     assert settings(config).controller.rule == "always"
 
 
-def test_dynamic_sampling_runs_on_verls_own_replay_buffer() -> None:
+def test_dynamic_sampling_runs_on_verls_own_replay_buffer():
     sampler = compose_config(["recipe=dapo_qwen2_5_32b", "smoke=nano"]).trainer.v1.sampler.custom_sampler
     assert sampler.path is None
     assert compose_config(["recipe=grpo"]).trainer.v1.sampler.custom_sampler.path is not None
 
 
-def test_a_recipes_own_code_is_found() -> None:
+def test_a_recipes_own_code_is_found():
     multi_turn = compose_config(["recipe=grpo_multi_turn_tool"]).actor_rollout_ref.rollout.multi_turn
     assert Path(multi_turn.function_tool_path).is_file()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_readme_says_what_ran(recipe: str) -> None:
+def test_the_readme_says_what_ran(recipe):
     text = (recipe_folders()[recipe] / "README.md").read_text(encoding="utf-8")
     first_lines = " ".join(text.splitlines()[:8])
     is_for_gpus = compose_config([f"recipe={recipe}"]).trainer.device == "cuda"

@@ -50,7 +50,7 @@ def imported(*modules: str, loads: type) -> list[str]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_first_process_a_load_balancer_and_an_agent_loop_import_no_vllm() -> None:
+def test_a_first_process_a_load_balancer_and_an_agent_loop_import_no_vllm():
     first = ("checks", "main", "preloading")
     modules = (
         "verl.trainer.main_ppo",
@@ -76,7 +76,7 @@ class Actual:
     def _hidden(self) -> None: ...
 
 
-def test_a_deferred_class_answers_as_the_one_it_makes() -> None:
+def test_a_deferred_class_answers_as_the_one_it_makes():
     made: Any = deferred(Actual)(3, factor=2)
     assert made.doubled(times=2) == 24
     assert asyncio.run(made.waited(more=1)) == 7

@@ -40,14 +40,14 @@ def chosen(*overrides: str) -> str | None:
 
 
 @pytest.mark.parametrize(("use_v1", "manager"), [(True, SeededManagerTQ), (False, SeededManager)])
-def test_each_trainer_has_its_own(use_v1: bool, manager: type) -> None:
+def test_each_trainer_has_its_own(use_v1, manager):
     name = f"{manager.__module__}.{manager.__name__}"
     wanted = (f"{SETTINGS_PATH}.rollout_seed=0", f"trainer.use_v1={use_v1}")
     assert chosen(*wanted) == name
     assert chosen(*wanted, f"{MANAGER}={name}") == name
 
 
-def test_a_validations_longest_draft_takes_the_manager_and_leaves_the_replay_buffer() -> None:
+def test_a_validations_longest_draft_takes_the_manager_and_leaves_the_replay_buffer():
     wanted = f"{SETTINGS_PATH}.{LONGEST}"
     config = compose_config(["size=nano", wanted])
     buffer = config.trainer.v1.sampler.custom_sampler.name
@@ -58,19 +58,19 @@ def test_a_validations_longest_draft_takes_the_manager_and_leaves_the_replay_buf
         chosen(wanted, f"{MANAGER}=mine.Manager")
 
 
-def test_the_replay_buffer_that_is_named_exists() -> None:
+def test_the_replay_buffer_that_is_named_exists():
     config = compose_config(["size=nano", f"{SETTINGS_PATH}.rollout_seed=0"])
     name_agent_loops(config, job_settings(config))
     sampler = config.trainer.v1.sampler.custom_sampler
     assert load_extern_type(sampler.path, sampler.name) is OrderedReplayBuffer
 
 
-def test_a_job_without_a_seed_keeps_its_own() -> None:
+def test_a_job_without_a_seed_keeps_its_own():
     assert chosen() is None
     assert chosen(f"{MANAGER}=mine.Manager") == "mine.Manager"
 
 
-def test_a_manager_of_the_users_own_is_refused() -> None:
+def test_a_manager_of_the_users_own_is_refused():
     with pytest.raises(ConfigError, match=r"rollout_seed is set, and so is .*mine\.Manager"):
         chosen(f"{SETTINGS_PATH}.rollout_seed=1", f"{MANAGER}=mine.Manager")
 
@@ -186,7 +186,7 @@ async def _nothing(**_: Any) -> None:
 
 
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+def job(monkeypatch) -> Jobs:
     def make(
         *, use_v1: bool, num_workers: int = 2, own_seed: int | None = None, setting: str = "rollout_seed=0"
     ) -> Job:
@@ -200,7 +200,7 @@ PROMPTS = ["a", "b", "a", "a"]  # of a data set that holds one three times, all 
 
 @pytest.mark.parametrize("use_v1", [True, False], ids=["current-trainer", "legacy-trainer"])
 @pytest.mark.parametrize("own_seed", [None, 42])
-def test_no_two_requests_of_a_job_share_a_seed(job: Jobs, use_v1: bool, own_seed: int | None) -> None:
+def test_no_two_requests_of_a_job_share_a_seed(job, use_v1, own_seed):
     running = job(use_v1=use_v1, own_seed=own_seed)
     found = []
     for step in (1, 2):
@@ -212,7 +212,7 @@ def test_no_two_requests_of_a_job_share_a_seed(job: Jobs, use_v1: bool, own_seed
 
 
 @pytest.mark.parametrize("use_v1", [True, False], ids=["current-trainer", "legacy-trainer"])
-def test_seeds_depend_on_the_place_alone(job: Jobs, use_v1: bool) -> None:
+def test_seeds_depend_on_the_place_alone(job, use_v1):
     asked = [(1, False), (1, True), (2, False), (2, False), (2, True)]
     one = job(use_v1=use_v1, num_workers=1)
     wanted = [sorted(one.ask(step, PROMPTS, validate=validate)) for step, validate in asked]
@@ -223,7 +223,7 @@ def test_seeds_depend_on_the_place_alone(job: Jobs, use_v1: bool) -> None:
 
 
 @pytest.mark.parametrize("use_v1", [True, False], ids=["current-trainer", "legacy-trainer"])
-def test_a_validations_requests_alone_have_its_longest_draft(job: Jobs, use_v1: bool) -> None:
+def test_a_validations_requests_alone_have_its_longest_draft(job, use_v1):
     OrderedReplayBuffer.places.clear()
     running = job(use_v1=use_v1, num_workers=1, setting=LONGEST)
     for validate, word in ((False, None), (True, {"efficient_rollout": {"max_draft_tokens": 0}}), (False, None)):

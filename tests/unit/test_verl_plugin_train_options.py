@@ -35,14 +35,14 @@ print("code", code, "imported", [name for name in {LARGE} if name in sys.modules
         (["--cfg", "job"], 0, ""),
     ],
 )
-def test_it_is_answered_alone_and_before_anything_large_is_imported(arguments: list[str], code: int, told: str) -> None:
+def test_it_is_answered_alone_and_before_anything_large_is_imported(arguments, code, told):
     command = [sys.executable, "-c", ALONE, "train", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == f"code {code} imported []"
     assert re.fullmatch(f"efficient-rollout train: {told}" if told else "", result.stderr, re.DOTALL), result.stderr
 
 
-def test_the_composed_configuration_is_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_composed_configuration_is_the_jobs(capsys):
     assert train(["trainer.nnodes=3", "--cfg", "job", "actor_rollout_ref.model.path=/own"]) == 0
     composed = yaml.safe_load(capsys.readouterr().out)
     assert composed["trainer"]["nnodes"] == 3
@@ -50,14 +50,14 @@ def test_the_composed_configuration_is_the_jobs(capsys: pytest.CaptureFixture[st
     assert "hydra" not in composed
 
 
-def test_a_part_of_it_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_it_resolved(capsys):
     assert train(["--cfg", "job", "--resolve", "--package", "trainer", "recipe=grpo_quickstart"]) == 0
     trainer = yaml.safe_load(capsys.readouterr().out)
     assert trainer["experiment_name"] == "grpo_quickstart_threshold"
     assert trainer["default_local_dir"] == "outputs/efficient_rollout/grpo_quickstart_threshold"
 
 
-def test_help_lists_every_recipe_and_marks_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_recipe_and_marks_what_is_chosen(capsys):
     assert train(["--help"]) == 0
     words = re.split(r"[\s,]+", capsys.readouterr().out)
     assert {*recipe_folders(), "grpo*", "nano*", "batch_threshold*", "cost_model", "--multirun"} <= set(words)
@@ -73,12 +73,12 @@ def test_help_lists_every_recipe_and_marks_what_is_chosen(capsys: pytest.Capture
         (["-cn", "x"], "--config-name has no meaning here"),
     ],
 )
-def test_flags_that_make_no_sense_together_are_refused(arguments: list[str], words: str) -> None:
+def test_flags_that_make_no_sense_together_are_refused(arguments, words):
     with pytest.raises(ConfigError, match=words):
         parse_options(arguments)
 
 
-def test_a_flag_that_hydra_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_that_hydra_lacks_is_refused(capsys):
     with pytest.raises(SystemExit) as end:
         parse_options(["--dry-run"])
     assert end.value.code == 2

@@ -13,7 +13,7 @@ from efficient_rollout.verl_plugin.worker_extension import EfficientWorkerExtens
 
 @pytest.mark.parametrize("is_gpu", [False, True])
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-def test_every_worker_has_a_socket_of_its_own(is_gpu: bool, tensor_parallel_size: int) -> None:
+def test_every_worker_has_a_socket_of_its_own(is_gpu, tensor_parallel_size):
     handles = []
     for engine in range(2):
         for rank in range(tensor_parallel_size):
@@ -31,12 +31,12 @@ def test_every_worker_has_a_socket_of_its_own(is_gpu: bool, tensor_parallel_size
     assert [handle.rpartition("-rank-")[2] for handle in handles] == [f"{n}.sock" for n in range(len(handles))]
 
 
-def test_a_socket_s_name_gets_the_node_s_id() -> None:
+def test_a_socket_s_name_gets_the_node_s_id():
     handle = "ipc:///tmp/rl-colocate-zmq-0100-replica-0-rank-1.sock"
     assert on_this_node(handle, "0100", "0100-ab") == "ipc:///tmp/rl-colocate-zmq-0100-ab-replica-0-rank-1.sock"
 
 
 @pytest.mark.parametrize("handle", ["ipc:///tmp/zmq-replica-0-rank-1.sock", "ipc:///tmp/zmq-0100-of-0100-rank-1.sock"])
-def test_a_socket_named_otherwise_is_an_error_with_both_names(handle: str) -> None:
+def test_a_socket_named_otherwise_is_an_error_with_both_names(handle):
     with pytest.raises(UnsupportedVersionError, match=rf"{handle}.*0100"):
         on_this_node(handle, "0100", "0100-ab")
