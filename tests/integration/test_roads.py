@@ -21,7 +21,8 @@ def test_a_tick_passes_few_files(engine):
     params = SamplingParams(max_tokens=60, ignore_eos=True, detokenize=False)
     files = files_of_a_tick(engine, params)
     assert {"controller/tick.py", "engine/cpu/proposer.py", "drafter/cpu/layers.py"} <= set(files)
-    assert len(files) <= 21, files
+    # An engine before it in this process may have registered the native kernel's attention.
+    assert len(set(files) - {"engine/cpu/native_attention.py"}) <= 21, files
 
 
 def test_a_weight_sync_passes_few_files(engine):
