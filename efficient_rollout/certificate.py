@@ -151,7 +151,12 @@ def certificate_gap(machine: Machine, path: str | None = None) -> str | None:
 
 
 def require_certificate(machine: Machine, path: str | None = None) -> None:
-    """Raise UnsupportedDeviceError, with the command, where there is a `certificate_gap`."""
+    """Refuse a machine without a certificate.
+
+    Raises:
+        UnsupportedDeviceError: There is a `certificate_gap`, said with the command; or the check failed there.
+        InputFileError: The file is no certificate.
+    """
     gap = certificate_gap(machine, path)
     if gap is not None:
         raise UnsupportedDeviceError(

@@ -83,11 +83,11 @@ def explain(
     """Predict every choice of k, in ascending order.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or there is no choice.
     """
     if batch < 1 or context_tokens < 1:
         raise ConfigError(f"batch is {batch} and context {context_tokens}; both must be at least 1")
-    if min(choices) < 0:
+    if not choices or min(choices) < 0:
         raise ConfigError(f"choices are {list(choices)}; give numbers of draft tokens, each at least 0")
     seconds = model.tick_seconds(max(choices), batch, np.array([float(context_tokens)]))[:, 0].tolist()
     tokens = {k: expected_tokens(acceptance, k) for k in sorted(set(choices))}

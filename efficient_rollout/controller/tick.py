@@ -134,7 +134,7 @@ class VerifiedDrafts:
 class TickSpan:
     """Says when one tick ended, how many seconds after the one before it, and with what it ran."""
 
-    end_s: float
+    end_s: float  # by a clock that never runs backwards
     seconds: float
     num_requests: int
     num_draft_tokens: int

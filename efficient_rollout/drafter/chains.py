@@ -81,7 +81,7 @@ class Chains:
         few_chains: int = FEW_CHAINS,
     ) -> None:
         self._newest, self._most, self._text_of = newest, most, cache(text_of)
-        self.drafts: list[list[int]] = [[] for _ in newest]
+        self.drafts: list[list[int]] = [[] for _, _ in zip(newest, most, strict=True)]
         self.counts = DraftCounts()
         self._num_left, self._max_copies, self._few_chains = num_tokens, max_copies, few_chains
 

@@ -64,7 +64,12 @@ def check_build() -> None:
 
 
 def check_certificate(settings: Settings) -> None:
-    """Raise UnsupportedDeviceError where engines may not draft on this kind of GPU, as `gpu_certificate` says."""
+    """Check that engines may draft on this kind of GPU, as `gpu_certificate` says; do nothing on a CPU.
+
+    Raises:
+        UnsupportedDeviceError: There is no certificate for this machine, and the settings require one; or its check
+            failed.
+    """
     from vllm.platforms import current_platform
 
     if settings.enabled and current_platform.is_cuda():
@@ -260,6 +265,9 @@ def check_drafting_engine(vllm_config: "VllmConfig", settings: Settings, device:
 
     Raises:
         ConfigError: A setting is for engines on another device.
+        UnsupportedVersionError: vLLM chose another model runner than the self-drafter has on this device.
+        UnsupportedModelError: As `check_engine`.
+        SchemeUnavailableError: As `check_engine`.
     """
     runner, wanted = "V2" if vllm_config.use_v2_model_runner else "V1", _RUNNERS[device]
     if runner != wanted:

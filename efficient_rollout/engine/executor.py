@@ -92,8 +92,9 @@ class OfRanks(Reporting):
     def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """Do as stock does; what the call does to a rank is asked before the next tick.
 
-        Where it fails on one, what the ranks after it answered is read too: stock leaves that for the next call, which
-        would take it for its own.
+        Raises:
+            RuntimeError: It failed on a rank. What the ranks after it answered is read too: stock leaves that for the
+                next call, which would take it for its own.
         """
         if method in _TICK:
             return super().collective_rpc(method, *args, **kwargs)

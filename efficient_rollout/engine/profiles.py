@@ -36,6 +36,9 @@ def profile_key(model: str, scheme: str, *, tensor_parallel_size: int = 1) -> Pr
     """Return what a latency profile must have been measured on to describe an engine on this machine.
 
     It is the same in an engine's process and in the one that starts it. `scheme` is from `profiled_scheme`.
+
+    Raises:
+        InputFileError: The policy has no readable `config.json`.
     """
     return ProfileKey(
         hardware=_hardware(tensor_parallel_size),
@@ -76,6 +79,7 @@ def check_profile(settings: Settings, model: str, *, tensor_parallel_size: int =
     Raises:
         ProfileError: `controller.profile` is missing, malformed, or belongs to another machine, policy, scheme or
             version. The message names every difference, and the command that makes a new one.
+        InputFileError: The policy has no readable `config.json`.
     """
     path = settings.controller.profile
     if path is None or not settings.enabled:

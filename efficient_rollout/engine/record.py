@@ -96,7 +96,7 @@ def report_on(output: ModelRunnerOutput) -> WorkerReport | None:
 
 
 def settings_of(vllm_config: "VllmConfig") -> Settings:
-    """Parse the settings an engine was started with; ConfigError names the argument to pass where they are invalid."""
+    """Parse an engine's settings; ConfigError, where they are absent or invalid, names the argument to pass."""
     return Settings.parse(vllm_config.additional_config.get(CONFIG_KEY), where=f"additional_config[{CONFIG_KEY!r}]")
 
 
@@ -114,7 +114,11 @@ _records: "WeakValueDictionary[int, EngineRecord]" = WeakValueDictionary()
 
 
 def record_of(vllm_config: "VllmConfig") -> EngineRecord:
-    """Return the record of the engine with this configuration, which its parts share; made at the first call."""
+    """Return the record of the engine with this configuration, which its parts share; made at the first call.
+
+    Raises:
+        ConfigError: As `settings_of`.
+    """
     record = _records.get(id(vllm_config))
     if record is None:
         record = _records[id(vllm_config)] = EngineRecord(vllm_config)

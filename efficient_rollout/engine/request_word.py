@@ -18,7 +18,11 @@ def with_word(extra_args: Mapping[str, Any] | None, longest: int) -> dict[str, A
 
 
 def check_word(extra_args: Mapping[str, Any] | None, most: int) -> None:
-    """Raise ConfigError for a request whose word is none, or no number up to `most`, the engine's largest."""
+    """Check the word of a request that is about to be admitted.
+
+    Raises:
+        ConfigError: It has another key than the one there is, or no whole number from 0 to `most`, the engine's own.
+    """
     given = extra_args or {}
     if CONFIG_KEY not in given and FLAT_KEY not in given:
         return

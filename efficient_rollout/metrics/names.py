@@ -12,7 +12,7 @@ class Metric:
     """Describes one reported number: its key, with `PREFIX`, a line for a tooltip, and which direction is better."""
 
     name: str
-    unit: str
+    unit: str  # of SI, or ratio, tokens, count
     meaning: str
     good: Literal["up", "down"] | None = None
 

@@ -220,7 +220,7 @@ def _combine(choose: Callable[[Any, Any], Any], ours: Any, theirs: Any) -> Any:
 class Tally:
     """Keeps statistics that are taken now and then, and all of them since the start.
 
-    What was counted since `take` was called last is `recent`. No engine is counted of a part of an engine's record.
+    What was counted since `take` was called last is `recent`. `num_engines` is 0 for a part of an engine's record.
     """
 
     def __init__(self, num_engines: int = 0) -> None:

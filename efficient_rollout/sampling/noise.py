@@ -101,6 +101,8 @@ def draw(logits: torch.Tensor, streams: Sequence[NoiseStream], positions: Sequen
     Raises:
         ValueError: There are more rows, or fewer.
     """
+    if len(streams) != len(logits):
+        raise ValueError(f"{len(logits)} rows of logits, and {len(streams)} streams")
     tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     for kind, draw_rows in ((CountedNoise, _draw_counted), (GeneratorNoise, _draw_generated)):
         rows = [row for row, stream in enumerate(streams) if isinstance(stream, kind)]

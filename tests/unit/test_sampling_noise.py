@@ -123,7 +123,7 @@ def test_what_is_not_allowed_is_not_drawn():
 @needs_kernel
 @pytest.mark.parametrize("num_keys", [0, 2, 4])
 def test_a_key_for_each_row(num_keys):
-    with pytest.raises(ValueError, match=f"3 rows of logits, and keys for {num_keys}"):
+    with pytest.raises(ValueError, match=f"3 rows of logits, and {num_keys} streams"):
         draw(torch.zeros(3, 5), [CountedNoise(1)] * num_keys, [0] * num_keys)
 
 
@@ -158,6 +158,12 @@ def test_rows_of_both_kinds_beside_each_other():
     counted = CountedNoise(11)
     counted.advance(3)
     assert draw(logits[1:2], [counted], [0]).item() == together[1]
+
+
+def test_every_row_has_a_stream_of_its_own():
+    for streams in ([CountedNoise(1)], [GeneratorNoise(torch.Generator().manual_seed(0), torch.float32)]):
+        with pytest.raises(ValueError, match="2 rows of logits, and 1 streams"):
+            draw(torch.zeros(2, 5), streams, [0])
 
 
 def test_names_of_streams_do_not_run_together():

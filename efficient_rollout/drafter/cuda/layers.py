@@ -21,6 +21,7 @@ class _FixedLinear(PackedLinear):
         super().__init__(weight, bias)
 
     def requantize(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """Take new values in place, as `PackedLinear.requantize`; ValueError also where a bias comes or goes."""
         if (bias is not None) != self._has_bias:
             raise ValueError(f"this layer was made {'with' if self._has_bias else 'without'} a bias: make another one")
         super().requantize(weight, bias)

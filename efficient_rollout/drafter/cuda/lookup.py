@@ -257,7 +257,14 @@ class CopyingChains:
         )  # fmt: skip
 
     def keep(self, num_requests: int, drawn: torch.Tensor, input_ids: torch.Tensor, slots: torch.Tensor) -> None:
-        """Append what stands of a pass that was fed `input_ids`, by the token drawn at each row, int64, as many."""
+        """Append what stands of a pass.
+
+        Args:
+            num_requests: As in `feed`.
+            drawn: int64 [requests * num_rows], the token drawn at each row.
+            input_ids: int32 [requests * num_rows], what the pass was fed.
+            slots: [requests], as in `begin`.
+        """
         keep_kernel[(num_requests,)](
             self._texts, self.firsts, self._lengths, self._best, self.counts, drawn, input_ids, slots,
             self._texts.stride(0), self._max_tokens, **self._shape,

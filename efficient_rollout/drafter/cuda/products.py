@@ -61,7 +61,9 @@ def multiply_int4_reference(rows: torch.Tensor, pack: MarlinPack) -> torch.Tenso
 def multiply_channels(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute rows W^T + bias, [n, wide] of the rows' dtype, of a weight in int8 or e4m3, as which rows are rounded.
+    """Compute rows W^T + bias, [n, wide] of the rows' dtype, of a weight in int8 or e4m3.
+
+    Rows get a scale each, and values of the weight's dtype.
 
     A NaN among the rows is lost: the kernel makes a number of it.
 

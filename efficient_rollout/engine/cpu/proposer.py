@@ -41,6 +41,7 @@ class SelfDraftProposer(DraftModelProposer):
         num_drafted: Draft tokens per request of the last call; 0 where no request can use one, or after a fault. The
             same on every rank, as are the next two.
         drafts: Of each request, where `num_drafted` is not 0.
+        drafting: What passes did for them.
     """
 
     def __init__(

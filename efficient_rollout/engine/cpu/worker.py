@@ -31,7 +31,11 @@ class CpuWorker(ReportingWorker, CPUWorker):
     _is_plain_tick = False
 
     def init_device(self) -> None:
-        """Check everything, start stock, and put the self-drafter in the place of the stock draft model."""
+        """Check everything, start stock, and put the self-drafter in the place of the stock draft model.
+
+        Raises:
+            EfficientRolloutError: Something this package needs is not there; nothing is started then.
+        """
         self.begin()
         check_engine(self.vllm_config, self.settings)
         scheme = make_scheme(self.settings.drafter, "cpu") if self.settings.enabled else None
@@ -78,7 +82,7 @@ class CpuWorker(ReportingWorker, CPUWorker):
             return super().get_kv_cache_spec()
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Run stock, unless the weights are no policy's."""
+        """Run stock, unless the weights are no policy's; WeightSyncError as `take_in`."""
         if not self.take_in(scheduler_output):
             return None
         if self.noise is not None:

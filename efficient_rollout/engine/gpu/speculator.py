@@ -54,6 +54,10 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         num_drafted: Those drafted in the last tick.
         steps: What the passes of the chain that runs do.
         most_rows: Rows of a request in a pass that looks copies up; 1 where none does.
+        drafting: What passes did since it was taken.
+
+    Raises:
+        UnsupportedModelError: Copies are to be looked up in an engine whose passes are those of several.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class SelfDraftSpeculator(DraftModelSpeculator):
         return counts
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
-        """Build the drafter, whose attention layers get the policy's KV cache."""
+        """Build the drafter, whose attention layers get the policy's KV cache; errors are those of `build_drafter`."""
         parallel = replace(self.speculative_config.draft_parallel_config, rank=self.vllm_config.parallel_config.rank)
         # The policy's own model config: stock's for the drafter is without `hf_overrides` and `model_impl`.
         config = replace(self.vllm_config, quant_config=None, parallel_config=parallel)

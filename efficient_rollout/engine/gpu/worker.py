@@ -51,7 +51,11 @@ class V2Worker(ReportingWorker):
     self_drafter: SelfDraftSpeculator | None = None
 
     def init_device(self) -> None:
-        """Check everything, start stock, and put the self-drafter in the place of stock's."""
+        """Check everything, start stock, and put the self-drafter in the place of stock's.
+
+        Raises:
+            EfficientRolloutError: Something this package needs is not there; nothing is started then.
+        """
         self.begin()
         self.check()
         scheme = make_scheme(self.settings.drafter, "cuda") if self.settings.enabled else None
@@ -101,7 +105,7 @@ class V2Worker(ReportingWorker):
         return result
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
-        """Run stock with the scheduler's decision, unless the weights are no policy's."""
+        """Run stock with the scheduler's decision; WeightSyncError as `take_in`."""
         if not self.take_in(scheduler_output):
             return None
         if self.self_drafter is not None:
@@ -152,14 +156,18 @@ class GpuWorker(V2Worker, Worker):
     """Is the `worker_cls` of an engine on a GPU, with or without drafting."""
 
     def look_for_certificate(self, settings: Settings) -> None:
-        """Find this machine's certificate; without one, warn or refuse as the settings say."""
+        """Find this machine's certificate; without one, warn, or raise UnsupportedDeviceError, as the settings say."""
         look = require_certificate if settings.gpu_certificate == "required" else certificate_gap
         self.certificate_gap = look(this_machine(), settings.gpu_certificate_path)
         if self.certificate_gap is not None and self.rank == 0:
             logger.warning("this engine drafts without a certificate: %s", self.certificate_gap)
 
     def check(self) -> None:
-        """Check what `engine_args` could not: the engine's options as vLLM has resolved them."""
+        """Check what `engine_args` could not: the engine's options as vLLM has resolved them.
+
+        Raises:
+            EfficientRolloutError: As `look_for_certificate` and `check_drafting_engine`.
+        """
         if self.settings.enabled:
             self.look_for_certificate(self.settings)
             check_drafting_engine(self.vllm_config, self.settings, "cuda")
