@@ -14,12 +14,13 @@ from efficient_rollout.engine.checks import check_build, check_device
 from efficient_rollout.errors import (
     ConfigError,
     InputFileError,
+    PluginInactiveError,
     ProfileError,
     UnsupportedDeviceError,
     UnsupportedModelError,
     ours_behind,
 )
-from efficient_rollout.verl_plugin.checks import check_job, prepare_profile
+from efficient_rollout.verl_plugin.checks import check_job, explain, prepare_profile
 from efficient_rollout.verl_plugin.compose import compose_config
 from efficient_rollout.verl_plugin.prepare import prepare
 from efficient_rollout.verl_plugin.settings import job_settings
@@ -122,3 +123,23 @@ def test_a_build_for_no_device_is_refused_on_a_driver_too(head_of_a_gpu_cluster,
     monkeypatch.setattr("torch.version.cuda", None)
     with pytest.raises(UnsupportedDeviceError, match="a device that it does not find here"):
         check_build()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ValueError: Unknown rollout mode: efficient_vllm. Available: ['vllm']",
+        "AssertionError: Rollout efficient_vllm with mode async not found",
+    ],
+)
+def test_verl_without_the_plugin_is_called_what_it_is(words):
+    assert isinstance(explain(RuntimeError(words)), PluginInactiveError)
+    assert explain(RuntimeError("something else")) is None
+
+
+def test_a_file_of_verls_own_reader_is_left_to_it(job, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('\n{"x": 1}\n{"prompt": []}\n', encoding="utf-8")
+    for file, at_fault in ((rows, "data.val_files"), (tmp_path / "none.jsonl", "data.train_files")):
+        with pytest.raises(InputFileError, match=f"{at_fault}: .* does not exist"):
+            check_job(compose_config([*job, f"data.train_files={file}"]))
