@@ -62,14 +62,14 @@ def run_explain(args: argparse.Namespace) -> int:
     cases = _cases(batches, contexts, acceptances)
     predicted = [explain(model, *case, choices) for case in cases]
     if args.json:
-        data = [{"choice": _best(ks).k, "speedup": {str(one.k): one.speedup for one in ks}} for ks in predicted]
+        data = [{"choice": best_of(ks).k, "speedup": {str(one.k): one.speedup for one in ks}} for ks in predicted]
         is_list = any("," in text for text in (args.batch, args.context, args.acceptance))
         sys.stdout.write(json.dumps(data if is_list else data[0]) + "\n")
         return 0
     for (batch, context, acceptance), ks in zip(cases, predicted, strict=True):
         lines = [["k", "tick ms", "tokens", "speed-up", ""]]
         for one in ks:
-            mark = "<- choice" if one is _best(ks) else ""
+            mark = "<- choice" if one is best_of(ks) else ""
             lines.append([str(one.k), f"{one.tick_seconds * 1e3:.2f}", f"{one.tokens:.2f}", f"{one.speedup:.3f}", mark])
         sys.stdout.write(
             f"batch {batch}, context {context} tokens, acceptance {acceptance}\n{aligned(lines, left=(4,))}"
@@ -94,7 +94,8 @@ def explain(
     return [Prediction(k, seconds[k], tokens[k], speedup(tokens[k], seconds[0], seconds[k])) for k in tokens]
 
 
-def _best(predictions: Sequence[Prediction]) -> Prediction:
+def best_of(predictions: Sequence[Prediction]) -> Prediction:
+    """Return that of the highest speed-up; of equal ones the first."""
     return max(predictions, key=lambda one: one.speedup)
 
 

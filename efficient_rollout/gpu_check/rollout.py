@@ -20,7 +20,7 @@ from efficient_rollout.bench.acceptance import acceptance
 from efficient_rollout.bench.report import say, summarize
 from efficient_rollout.bench.rollout import PLAIN, ROLLOUT, BenchPlan, parse_arms, run_plan
 from efficient_rollout.bench.work import RandomPrompts, Request, TaskPrompts, eos_token_ids, requests_of
-from efficient_rollout.controller.cli import explain
+from efficient_rollout.controller.cli import best_of, explain
 from efficient_rollout.cost_model.model_shape import read_model_shape
 from efficient_rollout.cost_model.profile import Profile, save_profile
 from efficient_rollout.engine.statistics import take_rollout_stats
@@ -124,12 +124,12 @@ def _summary(profile: Profile, batch: int) -> Measured:
     told = {p: explain(profile.model, batch, _SHOWN_CONTEXT, p, range(MOST_DRAFTS + 1)) for p in _ACCEPTANCES}
     plain, draft, _ = profile.model.pass_seconds(1, batch, np.array([float(_SHOWN_CONTEXT)]))
     return {
-        "tick_ms": {str(k): round(1000 * seconds, 4) for k, seconds in told[_ACCEPTANCES[0]].tick_seconds.items()},
+        "tick_ms": {str(one.k): round(1000 * one.tick_seconds, 4) for one in told[_ACCEPTANCES[0]]},
         "draft_step_ms": round(1000 * float(draft[0, 0]), 4),
         "draft_over_target": round(float(draft[0, 0] / plain[0]), 4),
         "speedup_at_acceptance": {
-            f"{p:g}": {"speedup": round(best.speedup[best.choice], 3), "num_draft_tokens": best.choice}
-            for p, best in told.items()
+            f"{p:g}": {"speedup": round(best.speedup, 3), "num_draft_tokens": best.k}
+            for p, best in ((p, best_of(predicted)) for p, predicted in told.items())
         },
     }
 
