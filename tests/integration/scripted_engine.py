@@ -211,6 +211,25 @@ class FaultyWorker(CpuWorker):
             for start in range(0, len(weights), bucket_size):
                 sync.load(weights[start : start + bucket_size])
 
+    def sync_with_a_stale_head(self, path: str) -> None:
+        """A weight sync after which a head that has the embedding's weight computes with a pack of another one."""
+        while not columns.is_due("model.embed_tokens.weight", self.health.weights_version):
+            self.sync_from(path)
+        head = self.model_runner.get_model().lm_head
+        pack = head.quant_method.process_weights_after_loading
+
+        def stale(layer: Any) -> None:
+            weight = layer.weight
+            layer.weight = torch.nn.Parameter(-weight.data, requires_grad=False)
+            pack(layer)
+            layer.weight = weight
+
+        try:
+            head.quant_method.process_weights_after_loading = stale
+            self.sync_from(path)
+        finally:
+            del head.quant_method.process_weights_after_loading
+
     def sync_with_a_row_flipped(self, path: str, of: str) -> None:
         """A weight sync after which one row of a layer has the other sign: the policy's, or the drafter's alone."""
         named = {"policy": "{}.weight", "drafter": "{}"}[of]

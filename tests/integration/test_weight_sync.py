@@ -92,6 +92,15 @@ def test_a_row_of_the_policy_that_is_not_what_came_ends_the_sync(engine, policie
     assert (logprobs(engine), fingerprints(engine)) == of_a_fresh_engine
 
 
+def test_a_tied_head_that_was_not_packed_again_ends_the_sync(engine, policies, of_a_fresh_engine, case):
+    if not POLICIES[case]["tied"]:
+        pytest.skip("this policy's head has a tensor of its own")
+    with pytest.raises(Exception, match=r"computes with other values than came, in 1 columns: model.embed_tokens"):
+        engine.collective_rpc("sync_with_a_stale_head", args=(str(policies[0]),))
+    sync(engine, policies[1])
+    assert (logprobs(engine), fingerprints(engine)) == of_a_fresh_engine
+
+
 def test_a_row_of_the_drafter_that_is_not_the_policy_s_turns_it_off(engine, policies, of_a_fresh_engine):
     engine.collective_rpc("sync_with_a_row_flipped", args=(str(policies[1]), "drafter"))
     assert "1 of its 9 layers are not the policy's, quantized: " in status(engine)["drafter_fault"]
