@@ -100,6 +100,7 @@ def apply_patches(patches: Sequence[Patch], *, leave_drifted: bool = False) -> N
             continue
         owner, attribute, original = resolve(patch.target)
         replacement = patch.make_replacement(original)
+        replacement.__name__ = attribute  # in tracebacks, as upstream calls it
         setattr(replacement, _MARKER, patch.name)
         setattr(owner, attribute, replacement)
         logger.info("applied patch '%s' to %s", patch.name, patch.target)
