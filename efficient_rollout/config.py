@@ -49,7 +49,7 @@ class DrafterSettings(_Group):
         "cache; unset, to all. The policy always attends to all.",
     )
     quantize_output_head: bool = Field(
-        default=True, description="Quantize the drafter's output head too; the target's own head stays untouched."
+        default=True, description="Quantize the drafter's output head too; the policy's own head stays untouched."
     )
 
     def lookup_on(self, device: str) -> Lookup:

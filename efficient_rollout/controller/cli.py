@@ -22,9 +22,9 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Holds what a profile predicts for one k."""
+    """Holds what a profile predicts for one number of draft tokens."""
 
-    k: int
+    num_draft_tokens: int
     tick_seconds: float
     tokens: float  # per request and tick
     speedup: float  # of tokens per second, over plain decoding
@@ -62,7 +62,10 @@ def run_explain(args: argparse.Namespace) -> int:
     cases = _cases(batches, contexts, acceptances)
     predicted = [explain(model, *case, choices) for case in cases]
     if args.json:
-        data = [{"choice": best_of(ks).k, "speedup": {str(one.k): one.speedup for one in ks}} for ks in predicted]
+        data = [
+            {"choice": best_of(ks).num_draft_tokens, "speedup": {str(one.num_draft_tokens): one.speedup for one in ks}}
+            for ks in predicted
+        ]
         is_list = any("," in text for text in (args.batch, args.context, args.acceptance))
         sys.stdout.write(json.dumps(data if is_list else data[0]) + "\n")
         return 0
@@ -70,7 +73,15 @@ def run_explain(args: argparse.Namespace) -> int:
         lines = [["k", "tick ms", "tokens", "speed-up", ""]]
         for one in ks:
             mark = "<- choice" if one is best_of(ks) else ""
-            lines.append([str(one.k), f"{one.tick_seconds * 1e3:.2f}", f"{one.tokens:.2f}", f"{one.speedup:.3f}", mark])
+            lines.append(
+                [
+                    str(one.num_draft_tokens),
+                    f"{one.tick_seconds * 1e3:.2f}",
+                    f"{one.tokens:.2f}",
+                    f"{one.speedup:.3f}",
+                    mark,
+                ]
+            )
         sys.stdout.write(
             f"batch {batch}, context {context} tokens, acceptance {acceptance}\n{aligned(lines, left=(4,))}"
         )

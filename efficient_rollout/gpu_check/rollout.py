@@ -124,11 +124,11 @@ def _summary(profile: Profile, batch: int) -> Measured:
     told = {p: explain(profile.model, batch, _SHOWN_CONTEXT, p, range(MOST_DRAFTS + 1)) for p in _ACCEPTANCES}
     plain, draft, _ = profile.model.pass_seconds(1, batch, np.array([float(_SHOWN_CONTEXT)]))
     return {
-        "tick_ms": {str(one.k): round(1000 * one.tick_seconds, 4) for one in told[_ACCEPTANCES[0]]},
+        "tick_ms": {str(one.num_draft_tokens): round(1000 * one.tick_seconds, 4) for one in told[_ACCEPTANCES[0]]},
         "draft_step_ms": round(1000 * float(draft[0, 0]), 4),
         "draft_over_target": round(float(draft[0, 0] / plain[0]), 4),
         "speedup_at_acceptance": {
-            f"{p:g}": {"speedup": round(best.speedup, 3), "num_draft_tokens": best.k}
+            f"{p:g}": {"speedup": round(best.speedup, 3), "num_draft_tokens": best.num_draft_tokens}
             for p, best in ((p, best_of(predicted)) for p, predicted in told.items())
         },
     }

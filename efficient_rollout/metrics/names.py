@@ -77,7 +77,7 @@ PACKED_WEIGHT_SHARE = _declare(
     "packed_weight_share", "ratio", "Smallest share of an engine's weights that its drafter reads quantized.", "up"
 )
 DRAFTER_FAULTS = _declare("drafter_faults", "count", "Faults that turned an engine's drafter off.", "down")
-STALE_DRAFTER = _declare("stale_drafter", "count", "Engines whose drafter does not follow the target.", "down")
+STALE_DRAFTER = _declare("stale_drafter", "count", "Engines whose drafter does not follow the policy.", "down")
 UNCERTIFIED = _declare(
     "uncertified", "yes or no", "1 where an engine drafts on a GPU without a certificate of its kind.", "down"
 )

@@ -75,7 +75,7 @@ def test_the_profile_is_one_that_can_be_explained(profile):
     assert {point.kind for point in loaded.measured} == {PLAIN, DRAFT, VERIFY}
     assert len(loaded.measured) == 15
     assert all(seconds > 0.0 for seconds in loaded.measured.values())
-    answer = {one.k: one.speedup for one in explain(loaded.model, 1, 64, 0.9, [0, 1, 2, 3])}
+    answer = {one.num_draft_tokens: one.speedup for one in explain(loaded.model, 1, 64, 0.9, [0, 1, 2, 3])}
     assert set(answer) == {0, 1, 2, 3}
     assert np.isfinite(list(answer.values())).all()
 
