@@ -7,10 +7,13 @@ Each answers one question: how many tokens to draft now? On a command line a nam
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from efficient_rollout.cost_model.latency import TickTable
 from efficient_rollout.errors import ConfigError
 from efficient_rollout.rule_table import RULES
+
+if TYPE_CHECKING:  # who counts ticks, in whatever process, needs no numpy for it
+    from efficient_rollout.cost_model.latency import TickTable
 
 # How a benchmark calls a rule on its command line, and in its results.
 ALIASES = {"table": "batch_table"}
@@ -136,7 +139,7 @@ class RuleInputs:
     max_draft_tokens: int
     num_draft_tokens: int | None = None
     max_running_requests: int = 8
-    table: TickTable | None = None
+    table: "TickTable | None" = None
     prior_acceptance: float = 0.9
 
     @property
@@ -144,7 +147,7 @@ class RuleInputs:
         """Return `num_draft_tokens`, or `max_draft_tokens` where that is unset."""
         return self.num_draft_tokens or self.max_draft_tokens
 
-    def require_table(self, rule: str) -> TickTable:
+    def require_table(self, rule: str) -> "TickTable":
         """Return the latency table; raise ConfigError where there is none, or it stops below `max_draft_tokens`."""
         if self.table is None:
             raise ConfigError(f"rule {rule} needs a latency profile; make one with: efficient-rollout calibrate")

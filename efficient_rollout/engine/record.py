@@ -21,11 +21,12 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from efficient_rollout.config import CONFIG_KEY, Settings
 from efficient_rollout.controller.rule import DraftCounts
 from efficient_rollout.controller.tick import DrafterReport
-from efficient_rollout.drafter.packed_weights import PackedWeights
 from efficient_rollout.metrics.rollout_stats import Tally
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from efficient_rollout.drafter.packed_weights import PackedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class Ranks:
         device: For what ranks tell one another: vLLM's collectives of a GPU take tensors of a GPU.
     """
 
-    def __init__(self, packed: PackedWeights, device: torch.device | None = None) -> None:
+    def __init__(self, packed: "PackedWeights", device: torch.device | None = None) -> None:
         self._device = device
         self._size, self._rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
         self._faults: list[str] = []

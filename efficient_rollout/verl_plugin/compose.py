@@ -55,10 +55,12 @@ class _JobConfigLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Do as stock does, and complete the configuration."""
         config = super().load_configuration(config_name, _brought_along(overrides), *args, **kwargs)
+        if config_name is None:
+            return config
         chosen = _chosen(overrides)
-        if config_name is not None and f"{_RAY_INIT}.address" not in chosen:
+        if f"{_RAY_INIT}.address" not in chosen:
             _join_running_cluster(config)
-        if config_name is not None and f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
+        if f"{_SAMPLER}.path" not in chosen and needs_stock_replay_buffer(config):
             OmegaConf.update(config, _SAMPLER, {"path": None, "name": None})
         return config
 
